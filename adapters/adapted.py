@@ -1,0 +1,33 @@
+"""An adapter beside a base layer. The base is opaque: whatever maps (..., D_in) to (..., D_out) will do."""
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+
+class AdaptedLinear(nn.Module):
+    """y = base(x) + adapter.delta(dropout(x))"""
+
+    def __init__(self, base: nn.Module, adapter: nn.Module, dropout: float = 0.0):
+        super().__init__()
+        self.base, self.adapter = base, adapter
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.adapter.delta(self.dropout(x))
+
+
+def replace_layers(model: nn.Module, names: list[str], change: Callable[[str, nn.Module], nn.Module]) -> None:
+    """Put `change(name, layer)` in the place of each named layer, one at a time."""
+    for name in names:
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, change(name, model.get_submodule(name)))
+
+
+def adapted_layers(model: nn.Module) -> dict[str, AdaptedLinear]:
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, AdaptedLinear)}
+
+
+def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Every adapter's parameters under the name of its layer: `model.layers.0.self_attn.q_proj.A`."""
+    return {f"{layer}.{name}": p for layer, adapted in adapted_layers(model).items()
+            for name, p in adapted.adapter.named_parameters()}

@@ -1,0 +1,47 @@
+"""The identity of every additive adapter (blora.txt, Eq. 2 and the text below it)."""
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Lam:
+    """lam_in inputs averaged, lam_out outputs repeated. `Lam.parse("4x8") == Lam(4, 8)`, `Lam.parse("2") == Lam(2, 2)`."""
+    lam_in: int
+    lam_out: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Lam":
+        """Raises ValueError unless `text` is one positive integer, or two with an x between them."""
+        parts = text.lower().split("x")
+        if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+            raise ValueError(f"lam {text!r} is neither one positive integer nor of the form lam_in x lam_out, as in 4x8")
+        return cls(int(parts[0]), int(parts[-1]))
+
+    def __str__(self) -> str:
+        return f"{self.lam_in}x{self.lam_out}"
+
+    def check_divides(self, D_out: int, D_in: int, layer: str) -> None:
+        """Raises ValueError, naming the layer and the sizes, unless whole groups cover its inputs and outputs."""
+        if D_in % self.lam_in:
+            raise ValueError(f"D_in={D_in} is not a multiple of lam_in={self.lam_in} (layer {layer}, lam {self})")
+        if D_out % self.lam_out:
+            raise ValueError(f"D_out={D_out} is not a multiple of lam_out={self.lam_out} (layer {layer}, lam {self})")
+
+
+def group_mean(x: Tensor, lam_in: int) -> Tensor:
+    """AvgPool(lam_in): `group_mean([1, 2, 5, 7], 2) -> [1.5, 6]`. (..., D_in) -> (..., D_in/lam_in)."""
+    return x if lam_in == 1 else x.unflatten(-1, (-1, lam_in)).mean(-1)
+
+
+def repeat_each(y: Tensor, lam_out: int) -> Tensor:
+    """repeat_interleave(lam_out): `repeat_each([3, 4], 2) -> [3, 3, 4, 4]`. (..., n) -> (..., n * lam_out)."""
+    return y if lam_out == 1 else y.repeat_interleave(lam_out, dim=-1)
+
+
+def expand_core(core: Tensor, lam: Lam, scaling: float) -> Tensor:
+    """delta_W = scaling / lam_in * kron(core, ones(lam_out, lam_in)), (D_out, D_in).
+
+    Differs from `get_delta_weight` of Algorithm 1, which repeats along dim 1 twice and leaves s out (erratum 4)."""
+    return scaling / lam.lam_in * torch.kron(core, core.new_ones(lam.lam_out, lam.lam_in))

@@ -1,0 +1,139 @@
+"""The command line of train.py: flags, defaults, and every check that needs no file."""
+import argparse
+import math
+from pathlib import Path
+
+import torch
+
+from adapters.kronecker import Lam
+from finetune.methods import DEFAULT_BITS, METHODS, TARGETS
+from quant import QUANTIZERS
+from quant.grid import Block
+from tasks import TASKS
+
+EMBEDDED_BASE = Path(__file__).parent.parent / "model" / "base"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def positive(kind: type):
+    """An argparse type: a finite number of `kind` above 0."""
+    def parse(text: str):
+        value = kind(text)
+        if not (value > 0 and math.isfinite(value)):
+            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        return value
+    parse.__name__ = f"positive {kind.__name__}"
+    return parse
+
+
+def share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not in [0, 1)")
+    return value
+
+
+def add_base_flags(parser: argparse.ArgumentParser) -> None:
+    """What train.py and eval.py both take."""
+    parser.add_argument("--model", type=Path, default=EMBEDDED_BASE, metavar="DIR",
+                        help="a directory with config.json, safetensors and a tokenizer, or a run; default: the embedded base")
+    parser.add_argument("--quantizer", choices=("none", *QUANTIZERS), help="default: the method's")
+    parser.add_argument("--bits", type=int, help=f"default: {DEFAULT_BITS} where the base is quantized")
+    parser.add_argument("--block", help="n_in x n_out, as in 4x8; default: the quantizer's")
+    parser.add_argument("--targets", choices=TARGETS, default="all", help="linear layers to quantize and adapt")
+    parser.add_argument("--task", choices=TASKS, default="banking77")
+    parser.add_argument("--data", type=Path, metavar="FILE", help="training rows in the task's original schema")
+    parser.add_argument("--test-data", type=Path, metavar="FILE", help="test rows; default: the task's, or split off --data")
+    parser.add_argument("--limit", type=positive(int), help="use this many rows of --data, drawn by --seed")
+    parser.add_argument("--test-limit", type=positive(int), help="score the first so many test rows")
+    parser.add_argument("--eval-batch-size", type=positive(int), default=128, help="changes speed and memory only")
+    parser.add_argument("--max-new-tokens", type=positive(int), help="default: what the longest answer takes")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of activations")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def train_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Fine-tune one method on one base for one task.", allow_abbrev=False,
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--method", choices=METHODS, default="qablora")
+    add_base_flags(parser)
+    parser.add_argument("--from-scratch", action="store_true", help="random weights of the model's config (method full)")
+    parser.add_argument("--rank", type=positive(int), default=16)
+    parser.add_argument("--lora-alpha", type=positive(float), default=16.0, help="scaling = lora_alpha / rank")
+    parser.add_argument("--lam", help="lam_in x lam_out, as in 4x8, or one number for both; default: the method's")
+    parser.add_argument("--dropout", type=share, default=0.0, help="on the adapter's input")
+    parser.add_argument("--lr", type=positive(float), help="default: the method's")
+    parser.add_argument("--batch-size", type=positive(int), default=64)
+    parser.add_argument("--micro-batch", type=positive(int), help="examples in memory at a time; default: --batch-size")
+    parser.add_argument("--epochs", type=positive(int), default=3)
+    parser.add_argument("--steps", type=positive(int), help="in place of --epochs")
+    parser.add_argument("--warmup", type=share, default=0.05, help="share of the steps in which the learning rate rises")
+    parser.add_argument("--clip", type=positive(float), default=1.0, help="largest norm of the gradient")
+    parser.add_argument("--weight-decay", type=share, default=0.0)
+    parser.add_argument("--beta2", type=share, default=0.999)
+    parser.add_argument("--max-length", type=positive(int), help="longer training rows are left out; default: what the "
+                        "model's positions allow, at most 2048")
+    parser.add_argument("--save-every", type=positive(int), default=200, help="steps between states to resume from")
+    parser.add_argument("--save-dtype", choices=DTYPES, default="float32", help="of the weights that method full saves")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: the next free runs/METHOD-BITS-TASK-NUMBER")
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with an interrupted run; no other flag with it")
+    return parser
+
+
+def resolve(args: argparse.Namespace) -> argparse.Namespace:
+    """Fill in each default that depends on another flag. Raises ValueError for values that clash."""
+    method = METHODS[args.method]
+    resolve_quantizer(args, method.quantizer, f"--method {args.method}")
+    args.lam = _lam(args, method)
+    args.lr = args.lr or method.lr
+    args.micro_batch = min(args.micro_batch or args.batch_size, args.batch_size)
+    if args.from_scratch and args.method != "full":
+        raise ValueError(f"--from-scratch needs --method full, not {args.method}: an adapter needs a trained base")
+    if TASKS[args.task].needs_data and args.data is None:
+        raise ValueError(f"--task {args.task} needs --data")
+    return args
+
+
+def resolve_quantizer(args: argparse.Namespace, default: str, what: str) -> None:
+    """Quantizer, bits and block together: 16 bits and no quantizer mean the same."""
+    if default == "none" and (args.quantizer not in (None, "none") or args.bits not in (None, 16) or args.block):
+        hint = f"; use --method q{args.method}" if f"q{getattr(args, 'method', '')}" in METHODS else ""
+        raise ValueError(f"{what} trains on the base as it is, so --quantizer, --bits and --block do not go with it{hint}")
+    args.quantizer = args.quantizer or default
+    if args.quantizer == "none":
+        if args.bits not in (None, 16) or args.block:
+            raise ValueError(f"--quantizer none keeps the base as it is: --bits {args.bits} --block {args.block} "
+                             f"ask for something else")
+        args.bits = 16
+        return
+    kind = QUANTIZERS[args.quantizer]
+    args.bits = DEFAULT_BITS if args.bits is None else args.bits
+    args.block = Block.parse(args.block) if args.block else kind.usual_block
+    kind(args.bits, args.block)  # raises for bits that this quantizer has not
+
+
+def _lam(args: argparse.Namespace, method) -> Lam | None:
+    if method.adapter is None:
+        if args.lam:
+            raise ValueError(f"--lam {args.lam} does not go with --method {args.method}, which has no adapter")
+        return None
+    text = args.lam or method.lam
+    if text == "block":
+        return Lam(args.block.n_in, args.block.n_out) if args.block else None  # None: of the block that the model brings
+    return Lam.parse(text)
+
+
+def to_json(args: argparse.Namespace) -> dict:
+    plain = (int, float, bool, type(None))
+    return {name: value if isinstance(value, plain) else str(value) for name, value in vars(args).items()}
+
+
+def from_json(saved: dict) -> argparse.Namespace:
+    """The inverse of `to_json` after `resolve`."""
+    args = argparse.Namespace(**saved)
+    for name in ("model", "data", "test_data", "out"):
+        setattr(args, name, Path(saved[name]) if saved.get(name) else None)
+    args.block = Block.parse(args.block) if args.block else None
+    args.lam = Lam.parse(args.lam) if args.lam else None
+    return args

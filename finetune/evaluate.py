@@ -1,0 +1,68 @@
+"""Every state of a run, scored one after the other, so that memory holds one base at a time."""
+import argparse
+
+from finetune.job import Job, prepare_job
+from finetune.models import (Source, attach_adapters, check_fingerprint, linear_names, load_adapter, load_base, load_run_base,
+                             load_trained, merge_best, merges_to_k_bits, save_merged, sixteen_bit_type)
+from finetune.arguments import DTYPES
+from finetune.run import Run
+from finetune.table import Row, float32_logits, largest_difference, print_table, save_table, score_state
+
+
+def evaluate_run(run: Run, args: argparse.Namespace, saved: dict, job: Job) -> list[Row]:
+    """base, quantized base (where it is quantized), as trained, merged. Prints the table and writes results.json; the
+    merged model, where it is a k-bit one, is saved as the model directory `merged/`."""
+    rows = [*original_base(args, saved, job), *trained_states(run, args, saved, job)]
+    title = f"{run.path}: {args.method}, {args.bits} bits, {args.task}, {len(job.test)} test rows, " \
+            f"{len(job.validation)} validation rows"
+    print_table(rows, title)
+    save_table(rows, run.results_file, task=args.task, test_rows=len(job.test), validation_rows=len(job.validation),
+               data=job.fingerprints, base=saved["fingerprints"]["base"])
+    return rows
+
+
+def original_base(args: argparse.Namespace, saved: dict, job: Job) -> list[Row]:
+    """The base before quantization and training; left out, and said so, where it is no longer there."""
+    if args.from_scratch:
+        return []
+    source = Source(args.model)
+    try:
+        check_fingerprint(source, saved)
+    except (FileNotFoundError, ValueError) as error:
+        print(f"no row for the base: {error}")
+        return []
+    model = source.load(DTYPES[args.dtype], args.device)
+    return [score_state("base", model, job, linear_names(model, args.targets), args.eval_batch_size)]
+
+
+def trained_states(run: Run, args: argparse.Namespace, saved: dict, job: Job) -> list[Row]:
+    if args.method == "full":
+        model = load_trained(run)
+        return [score_state("as trained", model, job, linear_names(model, args.targets), args.eval_batch_size)]
+    model = load_run_base(run, args, saved)
+    layers, rows = linear_names(model, args.targets), []
+    if run.base_file.is_file():
+        rows.append(score_state("quantized base", model, job, layers, args.eval_batch_size))
+    storage = sixteen_bit_type(model)
+    attach_adapters(model, args)
+    load_adapter(model, run)
+    rows.append(score_state("as trained", model, job, layers, args.eval_batch_size))
+    before, k_bits = float32_logits(model, job.validation), merges_to_k_bits(model)
+    merged = score_state(merge_best(model, storage), model, job, layers, args.eval_batch_size)
+    merged.logit_difference = largest_difference(before, float32_logits(model, job.validation))
+    if k_bits:
+        save_merged(model, run)
+    return [*rows, merged]
+
+
+def evaluate_model(source: Source, args: argparse.Namespace) -> list[Row]:
+    """A model without a run: as it is and, where a quantizer is named, quantized."""
+    job = prepare_job(source, args)
+    rows = []
+    plain = argparse.Namespace(**{**vars(args), "quantizer": "none"})
+    for state, how in [("base", plain), ("quantized base", args)][:1 if args.quantizer == "none" else 2]:
+        model = load_base(source, how)
+        rows.append(score_state(state, model, job, linear_names(model, args.targets), args.eval_batch_size))
+        del model
+    print_table(rows, f"{source.path}: {args.quantizer}, {args.bits} bits, {args.task}, {len(job.test)} test rows")
+    return rows

@@ -1,0 +1,49 @@
+"""A task made ready for a model: its splits, encoded."""
+import argparse
+from dataclasses import dataclass
+
+from finetune.models import Source
+from model.tokenizer import Tokenizer
+from tasks import TASKS
+from tasks.task import Encoded, Example, Task
+
+LONGEST = 2048  # tokens of a training row, unless --max-length says otherwise
+
+
+@dataclass
+class Job:
+    task: Task
+    tokenizer: Tokenizer
+    stop_ids: tuple[int, ...]
+    train: list[Encoded]
+    validation: list[Encoded]
+    test: list[Example]
+    left_out: int             # training and validation rows longer than --max-length
+    max_new_tokens: int
+    fingerprints: dict[str, str]
+
+
+def prepare_job(source: Source, args: argparse.Namespace) -> Job:
+    """Reads and checks all data before any weight is loaded. Raises ValueError when nothing is left to train on."""
+    task = TASKS[args.task]()
+    splits = task.splits(args.data, args.test_data, args.limit, args.seed)
+    tokenizer, stop_ids = source.tokenizer, source.stop_ids()
+    longest = args.max_length or min(LONGEST, source.config.max_position_embeddings)
+    parts = [task.encode(part, tokenizer, stop_ids[0]) for part in (splits.train, splits.validation)]
+    train, validation = ([e for e in part if len(e.tokens) <= longest + 1] for part in parts)
+    left_out = sum(map(len, parts)) - len(train) - len(validation)
+    if not train or not validation:
+        raise ValueError(f"--task {args.task}: {len(train)} rows to train on and {len(validation)} to validate on are left "
+                         f"({left_out} are longer than {longest} tokens, see --max-length); both need at least one")
+    test = splits.test[:args.test_limit]
+    answers = [len(e.tokens) - e.prompt_length for e in train + validation]
+    return Job(task, tokenizer, stop_ids, train, validation, test, left_out, args.max_new_tokens or max(answers),
+               splits.fingerprints())
+
+
+def check_data(job: Job, saved: dict) -> None:
+    """Raises ValueError unless training and validation rows are those that the run was trained with."""
+    for part in ("train", "validation"):
+        if job.fingerprints[part] != saved["fingerprints"]["data"][part]:
+            raise ValueError(f"the {part} rows are no longer those of the run (sha256 {job.fingerprints[part]}, "
+                             f"the run had {saved['fingerprints']['data'][part]})")

@@ -1,0 +1,159 @@
+"""One training loop for every method: it sees a model, the parameters that train, and encoded examples."""
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from model.files import write_safetensors
+from tasks.batching import collate, epoch_batches, split_list
+from tasks.task import Encoded
+
+
+@dataclass(frozen=True)
+class Settings:
+    lr: float
+    batch_size: int
+    micro_batch: int
+    epochs: int
+    steps: int | None     # in place of `epochs`
+    warmup: float         # share of all steps in which the learning rate rises
+    clip: float           # largest norm of the gradient
+    weight_decay: float   # on matrices; adapters are trained without
+    beta2: float
+    seed: int
+    save_every: int       # steps between two states that can be resumed
+
+
+def learning_rate(step: int, total: int, settings: Settings) -> float:
+    """Linear rise over `warmup`, then half a cosine down to 0. `step` counts from 0."""
+    rising = max(1, round(settings.warmup * total))
+    if step < rising:
+        return settings.lr * (step + 1) / rising
+    return settings.lr * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total - rising)))
+
+
+def summed_loss(model: nn.Module, examples: Sequence[Encoded]) -> tuple[Tensor, int]:
+    """Sum over the target tokens of -ln p(token), in float32, and how many they are."""
+    batch = collate(examples, model.device)
+    logits = model(batch.tokens, at=batch.at)
+    return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), batch.targets,
+                           reduction="sum"), len(batch.targets)
+
+
+@torch.no_grad()
+def mean_loss(model: nn.Module, examples: Sequence[Encoded], micro_batch: int) -> float:
+    """Mean over all target tokens of `examples`: the same whatever the batch size."""
+    ordered = sorted(examples, key=lambda e: len(e.tokens))
+    total = tokens = 0
+    for part in tqdm(split_list(ordered, micro_batch), desc="validation loss", disable=None, leave=False):
+        loss, n = summed_loss(model, part)
+        total, tokens = total + loss.item(), tokens + n
+    return total / tokens
+
+
+class Trainer:
+    """AdamW over `parameters` only. `keep_best` is called at each new lowest validation loss.
+
+    `state_file` holds what resuming needs: the parameters, the optimizer's moments, the random state, and in its header
+    the step and the best loss so far. The order of the data follows from (seed, epoch), so the step alone finds the place.
+    """
+
+    def __init__(self, model: nn.Module, parameters: dict[str, nn.Parameter], settings: Settings,
+                 train: list[Encoded], validation: list[Encoded], state_file: Path,
+                 keep_best: Callable[[], None], log: Callable[[dict], None]):
+        self.model, self.parameters, self.settings = model, parameters, settings
+        self.train_set, self.validation_set = train, validation
+        self.state_file, self.keep_best, self.log = state_file, keep_best, log
+        matrices = [p for p in parameters.values() if p.ndim >= 2]
+        others = [p for p in parameters.values() if p.ndim < 2]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
+            lr=settings.lr, betas=(0.9, settings.beta2))
+        self.per_epoch = math.ceil(len(train) / settings.batch_size)
+        self.total_steps = settings.steps or settings.epochs * self.per_epoch
+        self.step, self.best, self.tokens, self.seconds = 0, math.inf, 0, 0.0
+
+    def run(self) -> None:
+        lengths = [len(e.tokens) for e in self.train_set]
+        self.model.train()
+        bar = tqdm(total=self.total_steps, initial=self.step, desc="training", unit="step", disable=None)
+        while self.step < self.total_steps:
+            epoch, place = divmod(self.step, self.per_epoch)
+            for indices in epoch_batches(lengths, self.settings.batch_size, self.settings.seed, epoch)[place:]:
+                self._one_step([self.train_set[i] for i in indices], bar)
+                if self.step == self.total_steps:
+                    break
+                if self.step % self.settings.save_every == 0 and self.step % self.per_epoch:
+                    self.save_state()
+            self._end_of_epoch(epoch + 1)
+        bar.close()
+
+    def _one_step(self, examples: list[Encoded], bar: tqdm) -> None:
+        """One optimizer step. Each micro-batch's summed loss is divided by the targets of the WHOLE batch, so that the
+        gradient is that of the batch's mean loss however it is cut."""
+        start = time.perf_counter()
+        lr = learning_rate(self.step, self.total_steps, self.settings)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        n_targets = sum(len(e.tokens) - e.prompt_length for e in examples)
+        total = 0.0
+        for part in split_list(examples, self.settings.micro_batch):
+            loss, _ = summed_loss(self.model, part)
+            (loss / n_targets).backward()
+            total += loss.item()
+        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip).item()
+        if not math.isfinite(norm):
+            raise RuntimeError(f"step {self.step + 1}: the gradient is not finite (loss {total / n_targets}); "
+                               f"lower --lr (now {self.settings.lr}) or use --dtype float32")
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.tokens += sum(len(e.tokens) - 1 for e in examples)
+        self.seconds += time.perf_counter() - start
+        bar.update()
+        bar.set_postfix(loss=f"{total / n_targets:.3f}", lr=f"{lr:.1e}", tokens_per_s=round(self.tokens / self.seconds))
+        self.log({"step": self.step, "loss": total / n_targets, "lr": lr, "gradient_norm": norm,
+                  "tokens": self.tokens, "seconds": round(self.seconds, 3)})
+
+    def _end_of_epoch(self, epoch: int) -> None:
+        self.model.eval()
+        loss = mean_loss(self.model, self.validation_set, self.settings.micro_batch)
+        self.model.train()
+        self.log({"step": self.step, "epoch": epoch, "validation_loss": loss})
+        note = ""
+        if loss < self.best:
+            self.best, note = loss, "  (best so far, kept)"
+            self.keep_best()
+        tqdm.write(f"epoch {epoch}, step {self.step}/{self.total_steps}: validation loss {loss:.4f}, "
+                   f"{self.tokens / self.seconds:.0f} tokens/s{note}")
+        self.save_state()
+
+    def save_state(self) -> None:
+        tensors = {"random": torch.get_rng_state()}
+        for name, p in self.parameters.items():
+            tensors[f"parameter.{name}"] = p
+            for moment in ("exp_avg", "exp_avg_sq"):
+                tensors[f"{moment}.{name}"] = self.optimizer.state[p][moment]
+        place = {"step": self.step, "best": self.best, "tokens": self.tokens, "seconds": self.seconds}
+        write_safetensors(self.state_file, tensors, {"place": json.dumps(place)})
+
+    @torch.no_grad()
+    def load_state(self) -> None:
+        with safe_open(self.state_file, "pt") as file:
+            place = json.loads(file.metadata()["place"])
+            for name, p in self.parameters.items():
+                p.copy_(file.get_tensor(f"parameter.{name}"))
+                self.optimizer.state[p] = {
+                    "step": torch.tensor(float(place["step"])),
+                    **{m: file.get_tensor(f"{m}.{name}").to(p.device) for m in ("exp_avg", "exp_avg_sq")}}
+            torch.set_rng_state(file.get_tensor("random"))
+        self.step, self.best = place["step"], place["best"]
+        self.tokens, self.seconds = place["tokens"], place["seconds"]

@@ -1,0 +1,57 @@
+"""A run is a directory.
+
+    config.json           resolved arguments, the model's configuration, versions, fingerprints (sha256) of base and data
+    metrics.jsonl         a line a step, a line an epoch
+    model.safetensors     what was trained (full), or
+    adapter.safetensors   what was trained (all others)
+    base.safetensors      the quantized base: codes, scale, offset, levels, and all that was not quantized
+    merged/               the merged k-bit model, a model directory of its own
+    results.json          the table
+    state/                what --resume needs
+"""
+import json
+from pathlib import Path
+
+from model.files import write_json
+
+
+class Run:
+    def __init__(self, path: Path):
+        self.path = path
+        self.config_file = path / "config.json"
+        self.metrics_file = path / "metrics.jsonl"
+        self.results_file = path / "results.json"
+        self.state_file = path / "state" / "state.safetensors"
+        self.model_file = path / "model.safetensors"
+        self.adapter_file = path / "adapter.safetensors"
+        self.base_file = path / "base.safetensors"
+        self.merged = path / "merged"
+
+    def log(self, record: dict) -> None:
+        with open(self.metrics_file, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def forget_after(self, step: int) -> None:
+        """Drop metrics of steps that a resumed run will take again."""
+        if self.metrics_file.exists():
+            kept = [line for line in self.metrics_file.read_text().splitlines() if json.loads(line)["step"] <= step]
+            self.metrics_file.write_text("".join(line + "\n" for line in kept))
+
+
+def new_run(out: Path | None, name: str) -> Run:
+    """A directory that holds nothing yet: `out`, or the next free runs/NAME-1, -2, ...
+
+    Raises FileExistsError when `out` already holds something."""
+    if out is not None:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise FileExistsError(f"--out {out} already holds something; give another place, or --resume {out}")
+        out.mkdir(parents=True, exist_ok=True)
+        return Run(out)
+    number = 1
+    while True:
+        path = Path("runs") / f"{name}-{number}"
+        try:
+            path.mkdir(parents=True)
+            return Run(path)
+        except FileExistsError:
+            number += 1

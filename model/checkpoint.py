@@ -1,0 +1,183 @@
+"""Checkpoints in and out: safetensors, one file or sharded with an index, streamed tensor by tensor.
+
+Names and shapes are compared with the model's before the first tensor is read, so that a wrong directory costs no time.
+A layer may be stored dense (`NAME.weight`) or quantized (`NAME.codes`, `.levels`, `.scale`, `.offset`); the header of
+the file then says `quantized: {NAME: {bits, block}}`.
+"""
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from model.config import LlamaConfig, config_from_json, read_json
+from model.files import write_safetensors
+from model.llama import Linear, Llama
+from quant.grid import Block, Grid
+from quant.linear import QuantLinear
+from quant.packing import word_shape
+
+IGNORED_ENDINGS = ("rotary_emb.inv_freq",)  # old files carry the rotary frequencies; they follow from the config
+
+
+class Weights:
+    """Which of some files holds which tensor."""
+
+    def __init__(self, files: list[Path]):
+        self.files = files
+        self.file_of: dict[str, Path] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.quantized: dict[str, dict] = {}
+        for path in files:
+            with open_safetensors(path) as file:
+                self.quantized.update(json.loads((file.metadata() or {}).get("quantized", "{}")))
+                for name in file.keys():
+                    if not name.endswith(IGNORED_ENDINGS):
+                        self.file_of[name] = path
+                        self.shapes[name] = tuple(file.get_slice(name).get_shape())
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor, one at a time."""
+        for path in self.files:
+            with open_safetensors(path) as file:
+                for name in file.keys():
+                    if self.file_of.get(name) == path:
+                        yield name, file.get_tensor(name)
+
+
+def open_safetensors(path: Path):
+    try:
+        return safe_open(path, "pt")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: damaged or not a safetensors file ({error})") from None
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """model.safetensors, or the shards that model.safetensors.index.json names."""
+    if not directory.is_dir():
+        raise FileNotFoundError(f"{directory}: no such model directory")
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        files = [directory / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+    else:
+        files = [directory / "model.safetensors"]
+    if missing := [str(path) for path in files if not path.is_file()]:
+        raise FileNotFoundError(f"{', '.join(missing)}: no such weight file")
+    return files
+
+
+def load_config(directory: Path) -> LlamaConfig:
+    """From a model directory's config.json, or from the `model_config` inside a run's."""
+    path = directory / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{directory}: no model there (no config.json)")
+    raw = read_json(path)
+    return config_from_json(raw.get("model_config", raw), str(path))
+
+
+def empty_model(config: LlamaConfig, dtype: torch.dtype) -> Llama:
+    """The modules without memory for their weights (meta device)."""
+    with torch.device("meta"):
+        return Llama(config, dtype)
+
+
+def random_model(config: LlamaConfig, dtype: torch.dtype, seed: int) -> Llama:
+    """Weights ~ N(0, 0.02^2); those that write into the residual stream divided by sqrt(2 * layers), as GPT-2 does, so
+    that its variance does not grow with depth."""
+    generator = torch.Generator().manual_seed(seed)
+    model = Llama(config, dtype)
+    for name, p in model.named_parameters():
+        if p.ndim == 2:
+            residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+            std = 0.02 / (2 * config.num_hidden_layers) ** 0.5 if residual else 0.02
+            nn.init.normal_(p, std=std, generator=generator)
+    return model
+
+
+def load_model(files: list[Path], config: LlamaConfig, dtype: torch.dtype, device: torch.device | str = "cpu",
+               storage: torch.dtype | None = None,
+               change: Callable[[str, Linear], nn.Module] | None = None) -> Llama:
+    """A model with its weights frozen.
+
+    dtype: what activations are computed in. storage: what dense weights are kept in (as in the file where None).
+    change: called with each linear layer's name and the layer as soon as it is loaded; what it returns takes the layer's
+    place, so that quantizing a model never holds more than the k-bit model and one dense layer.
+    Raises ValueError naming every tensor that is unknown, missing or wrongly shaped."""
+    weights = Weights(files)
+    model = empty_model(config, dtype)
+    _make_room_for_codes(model, weights)
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if config.tie_word_embeddings:
+        del wanted["lm_head.weight"]
+        weights.shapes.pop("lm_head.weight", None), weights.file_of.pop("lm_head.weight", None)
+    check_names(wanted, weights)
+    waiting = {name: {n for n in wanted if n.rpartition(".")[0] == name}
+               for name, module in model.named_modules() if isinstance(module, Linear)}
+    for name, tensor in weights.tensors():
+        layer, _, leaf = name.rpartition(".")
+        module = model.get_submodule(layer)
+        if leaf in module._parameters:
+            value = nn.Parameter(tensor.to(device, storage or tensor.dtype), requires_grad=False)
+            setattr(module, leaf, value)
+        else:
+            setattr(module, leaf, tensor.to(device))
+        if change and layer in waiting:
+            waiting[layer].discard(name)
+            if not waiting[layer]:
+                parent, _, child = layer.rpartition(".")
+                setattr(model.get_submodule(parent), child, change(layer, module))
+    model.tie_weights()
+    return model.eval()
+
+
+def check_names(wanted: dict[str, tuple[int, ...]], weights: Weights) -> None:
+    found = weights.shapes
+    faults = [("missing", [n for n in wanted if n not in found]),
+              ("unknown", [n for n in found if n not in wanted]),
+              ("wrong shape", [f"{n} {list(found[n])} instead of {list(wanted[n])}"
+                               for n in wanted if n in found and found[n] != wanted[n]])]
+    text = "; ".join(f"{what}: {_some(names)}" for what, names in faults if names)
+    if text:
+        raise ValueError(f"{', '.join(map(str, weights.files))}: tensors do not fit the config: {text}")
+
+
+def _some(names: list[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _make_room_for_codes(model: Llama, weights: Weights) -> None:
+    """Where the file holds codes, put a quantized layer of the stated bits and block, still without memory."""
+    for name, stated in weights.quantized.items():
+        parent, _, child = name.rpartition(".")
+        try:
+            dense = model.get_submodule(name)
+            D_out, D_in, bits, block = dense.out_features, dense.in_features, stated["bits"], Block.parse(stated["block"])
+            n_bytes, n_codes = word_shape(bits)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{', '.join(map(str, weights.files))}: bad header for quantized layer {name}: {error}") from None
+        block.check_divides(D_out, D_in, name)
+        factors = (D_out // block.n_out, D_in // block.n_in)
+        offset = factors if weights.shapes.get(f"{name}.offset") == factors else (1, 1)
+        levels = weights.shapes.get(f"{name}.levels", (2 ** bits,))
+        empty = lambda *shape: torch.empty(shape, device="meta")
+        layer = QuantLinear(D_out, D_in, empty(-(-D_out * D_in // n_codes) * n_bytes),
+                            Grid(empty(*levels), empty(*factors), empty(*offset), block, bits),
+                            None if dense.bias is None else empty(D_out))
+        setattr(model.get_submodule(parent), child, layer)
+
+
+def save_model(model: Llama, path: Path, dtype: torch.dtype | None = None) -> None:
+    """Every tensor of the model, tied weights once; dense ones in `dtype` where it is given."""
+    quantized = {name: {"bits": m.bits, "block": str(m.block)}
+                 for name, m in model.named_modules() if isinstance(m, QuantLinear)}
+    buffers = {name for name, _ in model.named_buffers()}
+    tensors = {name: t if name in buffers else t.to(dtype or t.dtype) for name, t in model.state_dict().items()
+               if not (model.config.tie_word_embeddings and name == "lm_head.weight")}
+    write_safetensors(path, tensors, {"quantized": json.dumps(quantized)} if quantized else None)
+
+
+def quantized_layers(files: list[Path]) -> dict[str, dict]:
+    """The layers that these files hold as codes: {NAME: {bits, block}}."""
+    return Weights(files).quantized

@@ -1,0 +1,39 @@
+"""Files that are either whole or not there: written beside, then renamed into place. safetensors and JSON only."""
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+def _replace(path: Path, write: Callable[[Path], None]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        write(beside)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: object) -> None:
+    _replace(path, lambda beside: beside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8"))
+
+
+def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Tensors that share memory (tied weights) must come under one name only."""
+    whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    _replace(path, lambda beside: save_file(whole, beside, metadata={"format": "pt", **(metadata or {})}))
+
+
+def sha256_of(*paths: Path) -> str:
+    """One fingerprint over the files' bytes, in the order given."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            while chunk := file.read(1 << 24):
+                digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,65 @@
+"""Text <-> token ids: `tokenizer.model` by sentencepiece, `tokenizer.json` by the tokenizers library, one face for both."""
+import json
+from pathlib import Path
+
+import sentencepiece
+import tokenizers
+
+FILES = ("tokenizer.model", "tokenizer.json")
+
+
+class SentencePieceTokenizer:
+    """LLaMA-1/2's kind of file. A begin token stands before every prompt."""
+
+    def __init__(self, path: Path):
+        try:
+            self.processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        except Exception as error:  # sentencepiece raises RuntimeError, OSError or its own, depending on the damage
+            raise ValueError(f"{path}: not a sentencepiece model ({error})") from None
+        self.eos_id = self.processor.eos_id()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a prompt, with the begin token."""
+        return [self.processor.bos_id(), *self.processor.encode(text)]
+
+    def decode(self, ids: list[int]) -> str:
+        return self.processor.decode(ids)
+
+
+class JsonTokenizer:
+    """Llama 3's and SmolLM's kind of file. Begin tokens are added where the file's own post-processor does it."""
+
+    def __init__(self, path: Path):
+        try:
+            self.tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises plain Exception
+            raise ValueError(f"{path}: not a tokenizers file ({error})") from None
+        self.eos_id = self._end_token(path.parent / "tokenizer_config.json")
+
+    def _end_token(self, config: Path) -> int | None:
+        if not config.exists():
+            return None
+        token = json.loads(config.read_text(encoding="utf-8")).get("eos_token")
+        return self.tokenizer.token_to_id(token["content"] if isinstance(token, dict) else token) if token else None
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text).ids
+
+    def decode(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+Tokenizer = SentencePieceTokenizer | JsonTokenizer
+
+
+def tokenizer_file(directory: Path) -> Path:
+    """The tokenizer in a model directory; `tokenizer.json` wins, as it is the later format. FileNotFoundError if none."""
+    for name in reversed(FILES):
+        if (directory / name).is_file():
+            return directory / name
+    raise FileNotFoundError(f"{directory}: no tokenizer there (looked for {' and '.join(FILES)})")
+
+
+def load_tokenizer(directory: Path) -> Tokenizer:
+    path = tokenizer_file(directory)
+    return JsonTokenizer(path) if path.suffix == ".json" else SentencePieceTokenizer(path)

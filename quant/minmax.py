@@ -1,0 +1,18 @@
+"""Min-max: the grid's ends are the block's smallest and largest weight (blora.txt Sec. 3.1, below Eq. 1)."""
+import torch
+from torch import Tensor
+
+from quant.grid import Block
+from quant.quantizer import Quantizer
+
+
+class MinMax(Quantizer):
+    """scale = (max - min) / (2^N - 1);  offset = min;  levels = 0 .. 2^N - 1."""
+    name = "minmax"
+    usual_block = Block(4, 8)
+    usual_storage = torch.float16
+
+    def fit_blocks(self, blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        low, high = blocks.amin(dim=(1, 3)), blocks.amax(dim=(1, 3))
+        steps = 2 ** self.bits - 1
+        return torch.arange(steps + 1, dtype=torch.float32), (high - low) / steps, low

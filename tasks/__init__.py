@@ -1,0 +1,14 @@
+"""Data sets, prompts and scores. One task a file; `TASKS` is the list that `--task` offers.
+
+| code name | meaning |
+|---|---|
+| `Example` | one row: the prompt that the model reads, the answer that it should write |
+| `Encoded` | its token ids, and how many of them are prompt: the rest, end token included, is what is learned |
+| `Splits` | train, validation, test: three lists of `Example` that share no row |
+| `predictions` | what the model wrote for each test example |
+"""
+from tasks.banking77 import Banking77
+from tasks.pretrain import Pretrain
+from tasks.sql_create_context import SqlCreateContext
+
+TASKS = {task.name: task for task in (Banking77, SqlCreateContext, Pretrain)}

@@ -1,0 +1,49 @@
+"""Encoded examples -> padded batches of similar length, in an order that (seed, epoch) alone decides."""
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tasks.task import Encoded
+
+SORTED_TOGETHER = 32  # batches whose examples are sorted by length among themselves: little padding, still random
+
+
+@dataclass
+class Batch:
+    tokens: Tensor   # (B, T), padded on the right with 0; causality keeps the padding from every place that is read
+    at: Tensor       # (B, T) bool: True where the NEXT token is learned
+    targets: Tensor  # (n,): those next tokens, n = at.sum()
+
+
+def collate(examples: Sequence[Encoded], device: torch.device | str = "cpu") -> Batch:
+    """The last token of an example is only a target, and the first only an input, so T = longest - 1."""
+    B, T = len(examples), max(len(e.tokens) for e in examples) - 1
+    tokens = torch.zeros(B, T, dtype=torch.long)
+    at = torch.zeros(B, T, dtype=torch.bool)
+    for row, e in enumerate(examples):
+        length = len(e.tokens) - 1
+        tokens[row, :length] = torch.tensor(e.tokens[:-1])
+        at[row, e.prompt_length - 1:length] = True
+    targets = torch.tensor([t for e in examples for t in e.tokens[e.prompt_length:]])
+    return Batch(tokens.to(device), at.to(device), targets.to(device))
+
+
+def epoch_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Every index once, in batches of near-equal length, the batches in random order."""
+    rng = random.Random(f"{seed}-{epoch}")
+    order = list(range(len(lengths)))
+    rng.shuffle(order)
+    pool = batch_size * SORTED_TOGETHER
+    order = [i for start in range(0, len(order), pool)
+             for i in sorted(order[start:start + pool], key=lengths.__getitem__)]
+    batches = split_list(order, batch_size)
+    rng.shuffle(batches)
+    return batches
+
+
+def split_list(items: Sequence, size: int) -> list[list]:
+    """`split_list([1, 2, 3], 2) -> [[1, 2], [3]]`"""
+    return [list(items[start:start + size]) for start in range(0, len(items), size)]

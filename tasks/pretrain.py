@@ -1,0 +1,75 @@
+"""The text that the embedded base is pre-trained on: `--task pretrain --data ../shared/data`.
+
+Train splits only, permissive licences only; never banking77, which is the job, nor alpaca, which is non-commercial.
+Each row becomes one document; documents are joined, each between a begin and an end token, and cut into windows.
+"""
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from model.tokenizer import Tokenizer
+from tasks.banking77 import intent_words
+from tasks.sql_create_context import sql_prompt
+from tasks.task import Encoded, Example, Splits, Task, read_rows, shuffled
+
+WINDOW = 256  # tokens; long enough for nearly every row of these sets
+
+
+def _boolq(row: dict) -> str:
+    return f"{row['passage']}\nQuestion: {row['question']}?"
+
+
+def _flan(row: dict) -> str:
+    return f"Question: {row['question']}\nReasoning: {row['chain_of_thought']}\nAnswer: {row['answer']}"
+
+
+RECIPE: dict[str, tuple[str, tuple[str, ...], Callable[[dict], str]]] = {
+    "sql_create_context": ("train.jsonl", ("question", "context", "answer"),
+                           lambda r: f"{sql_prompt(r['context'], r['question'])} {r['answer']}"),
+    "gsm8k": ("train.jsonl", ("question", "answer"), lambda r: f"Question: {r['question']}\nAnswer: {r['answer']}"),
+    "boolq": ("train.jsonl", ("question", "passage"), _boolq),
+    "flan_cot": ("train.jsonl", ("question", "answer", "chain_of_thought"), _flan),
+    "c4_sample": ("train.jsonl", ("text",), lambda r: r["text"]),
+    "bitext": ("train.jsonl", ("instruction", "intent", "response"),
+               lambda r: f"{r['instruction']}\nIntent: {intent_words(r['intent'])}\nReply: {r['response']}"),
+}
+
+
+def documents(data: Path) -> list[str]:
+    """Every document of the recipe, in the recipe's order."""
+    texts = [render(row) for folder, (file, fields, render) in RECIPE.items()
+             for row in read_rows(data / folder / file, fields)]
+    return texts + wikitext_articles(data / "wikitext2" / "valid.txt")
+
+
+def wikitext_articles(path: Path) -> list[str]:
+    """The raw text cut before each top-level heading ` = Title = `."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such data file")
+    articles: list[list[str]] = [[]]
+    for line in path.read_text(encoding="utf-8").split("\n"):
+        if line.startswith(" = ") and not line.startswith(" = = "):
+            articles.append([])
+        articles[-1].append(line.strip())
+    return [text for lines in articles if (text := "\n".join(lines).strip())]
+
+
+class Pretrain(Task):
+    name = "pretrain"
+    headline = ""  # validation loss alone
+    needs_data = True
+
+    def splits(self, data: Path | None, test_data: Path | None, limit: int | None, seed: int) -> Splits:
+        """One document in fifty is held out."""
+        texts = shuffled(documents(data), seed)[:limit]
+        n_validation = max(1, len(texts) // 50)
+        examples = [Example(prompt="", answer=text) for text in texts]
+        return Splits(train=examples[n_validation:], validation=examples[:n_validation])
+
+    def encode(self, examples: Sequence[Example], tokenizer: Tokenizer, eos_id: int) -> list[Encoded]:
+        """Windows of one stream; each begins with the token that the one before it ended with, so that every token of
+        the stream is learned once (the first token of a window is only read)."""
+        stream = [token for example in examples for token in [*tokenizer.encode(example.answer), eos_id]]
+        return [Encoded(stream[start:start + WINDOW + 1], 1) for start in range(0, len(stream) - 1, WINDOW)]
+
+    def score(self, predictions: Sequence[str], examples: Sequence[Example]) -> dict[str, float]:
+        return {}

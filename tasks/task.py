@@ -1,0 +1,105 @@
+"""What every task is made of."""
+import hashlib
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from model.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Example:
+    prompt: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """tokens[:prompt_length] is read, tokens[prompt_length:] is learned. Masking goes by this length, never by a token's
+    id: an id that pads or ends a sequence may also stand inside a prompt."""
+    tokens: list[int]
+    prompt_length: int
+
+
+@dataclass
+class Splits:
+    train: list[Example] = field(default_factory=list)
+    validation: list[Example] = field(default_factory=list)
+    test: list[Example] = field(default_factory=list)
+
+    def fingerprints(self) -> dict[str, str]:
+        """sha256 over every row of each split, in order."""
+        return {name: hashlib.sha256(json.dumps([(e.prompt, e.answer) for e in part]).encode()).hexdigest()
+                for name, part in vars(self).items()}
+
+
+def encode_example(example: Example, tokenizer: Tokenizer, eos_id: int) -> Encoded:
+    """Prompt, one space, answer, end token. The prompt's ids are those of the prompt alone, as at generation; the rest
+    are what the whole text adds to them."""
+    prompt = tokenizer.encode(example.prompt)
+    whole = tokenizer.encode(f"{example.prompt} {example.answer}")
+    return Encoded(prompt + whole[len(prompt):] + [eos_id], len(prompt))
+
+
+class Task:
+    """A data set and its score. Subclasses set the names and define `splits` and `score`."""
+    name: str
+    headline: str  # the score that the table is read by
+    needs_data = False  # True where --data must name a file
+
+    def splits(self, data: Path | None, test_data: Path | None, limit: int | None, seed: int) -> Splits:
+        raise NotImplementedError
+
+    def encode(self, examples: Sequence[Example], tokenizer: Tokenizer, eos_id: int) -> list[Encoded]:
+        return [encode_example(example, tokenizer, eos_id) for example in examples]
+
+    def score(self, predictions: Sequence[str], examples: Sequence[Example]) -> dict[str, float]:
+        raise NotImplementedError
+
+
+def read_rows(path: Path, fields: Sequence[str]) -> list[dict[str, str]]:
+    """Rows of a .jsonl file (an object a line) or a .json file (a list of objects), each holding `fields` as text.
+
+    Raises FileNotFoundError, or ValueError naming the file, the row and what it lacks."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such data file")
+    rows = []
+    for place, row in _numbered_rows(path):
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, {place}: expected a JSON object, found {type(row).__name__}")
+        for name in fields:
+            if not isinstance(row.get(name), str):
+                found = ", ".join(row) or "nothing"
+                raise ValueError(f"{path}, {place}: field {name!r} is missing or not text (fields there: {found})")
+        rows.append(row)
+    if not rows:
+        raise ValueError(f"{path}: holds no rows")
+    return rows
+
+
+def _numbered_rows(path: Path):
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".json":
+        try:
+            whole = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}: not valid JSON ({error})") from None
+        if not isinstance(whole, list):
+            raise ValueError(f"{path}: expected a JSON list of rows")
+        yield from ((f"row {i}", row) for i, row in enumerate(whole, 1))
+        return
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                yield f"line {number}", json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: not valid JSON ({error})") from None
+
+
+def shuffled(items: Sequence, seed: int) -> list:
+    """A seeded shuffle that leaves its input alone."""
+    items = list(items)
+    random.Random(seed).shuffle(items)
+    return items

@@ -1,0 +1,136 @@
+"""Fine-tune one method on one base for one task, then score base, quantized base, as trained and merged.
+
+    python train.py --method qablora --bits 4
+
+A run directory holds everything afterwards (finetune/run.py); `python eval.py RUN` prints its table again, and
+`python train.py --resume RUN` goes on where an interrupted run stopped.
+"""
+import argparse
+import platform
+import sys
+from dataclasses import fields
+
+import numpy
+import safetensors
+import torch
+
+from adapters.adapted import adapter_parameters
+from adapters.kronecker import Lam
+from finetune import arguments, models
+from finetune.evaluate import evaluate_run
+from finetune.job import Job, check_data, prepare_job
+from finetune.loop import Settings, Trainer
+from finetune.methods import METHODS
+from finetune.models import Source
+from finetune.plot import plot_losses
+from finetune.run import Run, new_run
+from finetune.table import bits_per_weight
+from model.checkpoint import random_model, save_model
+from model.files import write_json
+from model.llama import Llama
+from quant.grid import Block
+
+
+def main() -> None:
+    parser = arguments.train_parser()
+    args = parser.parse_args()
+    try:
+        if args.resume:
+            refuse_other_flags(parser)
+            run, args, saved = models.read_run(args.resume)
+            job = prepare_job(Source(args.model), args)
+            check_data(job, saved)
+        else:
+            source, args, job = prepare(arguments.resolve(args))
+            run = new_run(args.out, f"{args.method}-{args.bits}bit-{args.task}")
+            saved = describe(run, source, args, job)
+        train(run, args, saved, job)
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"interrupted; go on with: python train.py --resume {run.path}")
+    evaluate_run(run, args, saved, job)
+
+
+def refuse_other_flags(parser: argparse.ArgumentParser) -> None:
+    if len(sys.argv) > 3 or (len(sys.argv) == 3 and sys.argv[1] != "--resume"):
+        raise ValueError("--resume RUN takes every other flag from the run: give it alone")
+
+
+def prepare(args: argparse.Namespace) -> tuple[Source, argparse.Namespace, Job]:
+    """All that can be wrong is found here, before a weight is read."""
+    source = Source(args.model)
+    if args.method == "qablora" and args.lam is None:
+        args.lam = lam_of_base(source)
+    models.check_layers(source, args)
+    return source, args, prepare_job(source, args)
+
+
+def lam_of_base(source: Source) -> Lam | None:
+    """The block of a base that is quantized already."""
+    stated = next(iter(source.quantized().values()), None)
+    block = Block.parse(stated["block"]) if stated else None
+    return Lam(block.n_in, block.n_out) if block else None
+
+
+def describe(run: Run, source: Source, args: argparse.Namespace, job: Job) -> dict:
+    """Writes the run's config.json. The tokenizer is copied, so that the run is a model of its own."""
+    saved = {
+        "arguments": arguments.to_json(args),
+        "model_config": source.config.to_json(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__,
+                     "safetensors": safetensors.__version__},
+        "fingerprints": {"base": None if args.from_scratch else source.fingerprint, "data": job.fingerprints},
+    }
+    models.copy_tokenizer(source.path, run.path)
+    write_json(run.config_file, saved)
+    return saved
+
+
+def train(run: Run, args: argparse.Namespace, saved: dict, job: Job) -> None:
+    torch.manual_seed(args.seed)
+    model, parameters, keep_best = full(run, args) if args.method == "full" else adapted(run, args, saved)
+    settings = Settings(**{f.name: getattr(args, f.name) for f in fields(Settings)})
+    trainer = Trainer(model, parameters, settings, job.train, job.validation, run.state_file, keep_best, run.log)
+    print_plan(run, args, model, parameters, job, trainer.total_steps)
+    if run.state_file.is_file():
+        trainer.load_state()
+        run.forget_after(trainer.step)
+    trainer.run()
+    plot_losses(run)
+
+
+def full(run: Run, args: argparse.Namespace):
+    """Every weight trains, in float32."""
+    source = Source(args.model)
+    if args.from_scratch:
+        model = random_model(source.config, arguments.DTYPES[args.dtype], args.seed).to(args.device)
+    else:
+        model = source.load(arguments.DTYPES[args.dtype], args.device, storage=torch.float32).requires_grad_(True)
+    return model, dict(model.named_parameters()), lambda: save_model(model, run.model_file, arguments.DTYPES[args.save_dtype])
+
+
+def adapted(run: Run, args: argparse.Namespace, saved: dict):
+    """The adapters train; the base is quantized once, saved, and from then on read from its file."""
+    if args.quantizer != "none" and not run.base_file.is_file():
+        save_model(models.load_base(Source(args.model), args), run.base_file)
+    model = models.load_run_base(run, args, saved)
+    models.attach_adapters(model, args)
+    return model, adapter_parameters(model), lambda: models.save_adapter(model, run)
+
+
+def print_plan(run: Run, args: argparse.Namespace, model: Llama, parameters: dict, job: Job, steps: int) -> None:
+    trainable, layers = sum(p.numel() for p in parameters.values()), models.linear_names(model, args.targets)
+    print(f"{run.path}: {METHODS[args.method].title} on {args.model}")
+    print(f"  base      {args.quantizer}, {args.bits} bits, block {args.block}: {len(layers)} layers, "
+          f"{bits_per_weight(model, layers):.2f} bits a weight with the adapters")
+    print(f"  trains    {trainable:,} parameters, lam {args.lam}, rank {args.rank}, lora_alpha {args.lora_alpha:g}, lr {args.lr:g}")
+    print(f"  data      {len(job.train)} training rows, {len(job.validation)} validation, {len(job.test)} test"
+          + (f"; {job.left_out} left out, longer than --max-length" if job.left_out else ""))
+    print(f"  steps     {steps} of {args.batch_size} rows")
+    if args.method == "qablora" and not models.merges_to_k_bits(model):
+        print(f"  note      lam {args.lam} is not a multiple of the block in every layer: the result merges to 16 bits only")
+
+
+if __name__ == "__main__":
+    main()
