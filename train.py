@@ -17,6 +17,7 @@ import torch
 from adapters.adapted import adapter_parameters
 from adapters.kronecker import Lam
 from finetune import arguments, models
+from finetune.arguments import DTYPES
 from finetune.evaluate import evaluate_run
 from finetune.job import Job, check_data, prepare_job
 from finetune.loop import Settings, Trainer
@@ -101,13 +102,16 @@ def train(run: Run, args: argparse.Namespace, saved: dict, job: Job) -> None:
 
 
 def full(run: Run, args: argparse.Namespace):
-    """Every weight trains, in float32."""
-    source = Source(args.model)
+    """Every weight trains, in float32; what is saved has the checkpoint's own type unless --save-dtype says otherwise."""
+    source, dtype = Source(args.model), DTYPES[args.dtype]
     if args.from_scratch:
-        model = random_model(source.config, arguments.DTYPES[args.dtype], args.seed).to(args.device)
+        model, kept = random_model(source.config, dtype, args.seed).to(args.device), torch.float32
     else:
-        model = source.load(arguments.DTYPES[args.dtype], args.device, storage=torch.float32).requires_grad_(True)
-    return model, dict(model.named_parameters()), lambda: save_model(model, run.model_file, arguments.DTYPES[args.save_dtype])
+        model = source.load(dtype, args.device)
+        kept = model.model.embed_tokens.weight.dtype
+        model.float().requires_grad_(True)
+    kept = DTYPES[args.save_dtype] if args.save_dtype else kept
+    return model, dict(model.named_parameters()), lambda: save_model(model, run.model_file, kept)
 
 
 def adapted(run: Run, args: argparse.Namespace, saved: dict):

@@ -46,7 +46,7 @@ def add_base_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--test-data", type=Path, metavar="FILE", help="test rows; default: the task's, or split off --data")
     parser.add_argument("--limit", type=positive(int), help="use this many rows of --data, drawn by --seed")
     parser.add_argument("--test-limit", type=positive(int), help="score the first so many test rows")
-    parser.add_argument("--eval-batch-size", type=positive(int), default=128, help="changes speed and memory only")
+    parser.add_argument("--eval-batch-size", type=positive(int), default=512, help="changes speed and memory only")
     parser.add_argument("--max-new-tokens", type=positive(int), help="default: what the longest answer takes")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of activations")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -66,7 +66,7 @@ def train_parser() -> argparse.ArgumentParser:
     parser.add_argument("--lr", type=positive(float), help="default: the method's")
     parser.add_argument("--batch-size", type=positive(int), default=64)
     parser.add_argument("--micro-batch", type=positive(int), help="examples in memory at a time; default: --batch-size")
-    parser.add_argument("--epochs", type=positive(int), default=3)
+    parser.add_argument("--epochs", type=positive(int), default=2)
     parser.add_argument("--steps", type=positive(int), help="in place of --epochs")
     parser.add_argument("--warmup", type=share, default=0.05, help="share of the steps in which the learning rate rises")
     parser.add_argument("--clip", type=positive(float), default=1.0, help="largest norm of the gradient")
@@ -75,7 +75,7 @@ def train_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-length", type=positive(int), help="longer training rows are left out; default: what the "
                         "model's positions allow, at most 2048")
     parser.add_argument("--save-every", type=positive(int), default=200, help="steps between states to resume from")
-    parser.add_argument("--save-dtype", choices=DTYPES, default="float32", help="of the weights that method full saves")
+    parser.add_argument("--save-dtype", choices=DTYPES, help="of the weights that method full saves; default: the checkpoint's")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: the next free runs/METHOD-BITS-TASK-NUMBER")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with an interrupted run; no other flag with it")
     return parser

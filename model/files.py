@@ -24,9 +24,12 @@ def write_json(path: Path, value: object) -> None:
 
 
 def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Tensors that share memory (tied weights) must come under one name only."""
+    """Tensors that share memory (tied weights) must come under one name only.
+
+    `metadata` of at most one key: the library writes several in random order, and equal runs should give equal bytes.
+    `format: pt` is what transformers asks of a dense checkpoint."""
     whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    _replace(path, lambda beside: save_file(whole, beside, metadata={"format": "pt", **(metadata or {})}))
+    _replace(path, lambda beside: save_file(whole, beside, metadata=metadata or {"format": "pt"}))
 
 
 def sha256_of(*paths: Path) -> str:

@@ -1,0 +1,51 @@
+"""What hypothesis draws: layers that fall into whole blocks and tiles, and weights with the awkward values in them."""
+import torch
+from hypothesis import strategies as st
+
+from adapters.kronecker import Lam
+from quant.grid import Block
+from quant.packing import SUPPORTED_BITS
+
+bits = st.sampled_from(SUPPORTED_BITS)
+blocks = st.builds(Block, st.sampled_from([1, 2, 4, 8]), st.sampled_from([1, 2, 3, 8]))
+seeds = st.integers(0, 2 ** 31)
+
+
+@st.composite
+def weights(draw, block: Block, dtype=torch.float64):
+    """(D_out, D_in) in whole blocks: normal weights, with a constant, a zero, a subnormal and an outlier block put in."""
+    rows, columns = draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    generator = torch.Generator().manual_seed(draw(seeds))
+    weight = torch.randn(rows * block.n_out, columns * block.n_in, generator=generator, dtype=torch.float64)
+    weight = weight * draw(st.sampled_from([1.0, 0.02, 100.0]))
+    corner = weight[:block.n_out, :block.n_in]
+    kind = draw(st.sampled_from(["plain", "constant", "zero", "subnormal", "outlier"]))
+    if kind == "constant":
+        corner.fill_(draw(st.floats(-100, 100, width=16)))
+    elif kind == "zero":
+        corner.zero_()
+    elif kind == "subnormal":
+        corner.mul_(1e-42)
+    elif kind == "outlier":
+        corner[0, 0] = 1000.0
+    return weight.to(dtype)
+
+
+@st.composite
+def tiled_layers(draw, square: bool = False):
+    """(lam, D_out, D_in), D_in and D_out multiples of lam and different from each other where they can be."""
+    lam_in = draw(st.sampled_from([1, 2, 4]))
+    lam = Lam(lam_in, lam_in if square else draw(st.sampled_from([1, 2, 8])))
+    return lam, lam.lam_out * draw(st.integers(1, 4)), lam.lam_in * draw(st.integers(1, 5))
+
+
+def random(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def nonzero_adapter(kind, D_out, D_in, lam, rank=2, lora_alpha=3.0, seed=0):
+    """A float64 adapter whose every factor is random and not zero: a fresh one computes nothing."""
+    adapter = kind(D_out, D_in, lam, rank, lora_alpha).double()
+    for i, p in enumerate(adapter.parameters()):
+        p.data = random(*p.shape, seed=seed + i) + 0.1
+    return adapter

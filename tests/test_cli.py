@@ -1,0 +1,216 @@
+"""train.py and eval.py as a user runs them, on a very small model."""
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import eval as eval_script
+import train as train_script
+from finetune.arguments import EMBEDDED_BASE
+from finetune.loop import Trainer
+from model.checkpoint import load_config, load_model, random_model, save_model, weight_files
+from model.config import LlamaConfig
+from model.files import write_json
+from model.llama import Llama
+from quant.linear import QuantLinear
+
+SMALL = LlamaConfig(vocab_size=4096, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+                    num_key_value_heads=1, head_dim=16, max_position_embeddings=160, tie_word_embeddings=True,
+                    bos_token_id=1, eos_token_ids=(2,))
+FEW = ["--limit", "40", "--test-limit", "6", "--steps", "3", "--batch-size", "8", "--block", "16x1", "--max-new-tokens", "3"]
+
+
+@pytest.fixture(scope="session")
+def small_base(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    write_json(path / "config.json", SMALL.to_json())
+    save_model(random_model(SMALL, torch.float32, seed=1), path / "model.safetensors", torch.float16)
+    shutil.copy(EMBEDDED_BASE / "tokenizer.model", path / "tokenizer.model")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def call(script, *arguments):
+    """Run a script's main as if from the shell; its exit message, or None."""
+    kept, sys.argv = sys.argv, [script.__name__, *map(str, arguments)]
+    try:
+        script.main()
+    except SystemExit as exit:
+        return str(exit.code)
+    finally:
+        sys.argv = kept
+
+
+def rows_of(run: Path) -> dict[str, dict]:
+    return {row["state"]: row for row in json.loads((run / "results.json").read_text())["rows"]}
+
+
+def few(method):
+    """The flags of FEW that go with a method; block 16x1 divides every layer of the small base."""
+    return FEW if method.startswith("q") else [f for f in FEW if f not in ("--block", "16x1")]
+
+
+@pytest.mark.parametrize("method,states", [
+    ("full", ["base", "as trained"]), ("lora", ["base", "as trained", "merged, 16 bits (float16)"]),
+    ("blora", ["base", "as trained", "merged, 16 bits (float16)"]),
+    ("qlora", ["base", "quantized base", "as trained", "merged, 16 bits (float16)"]),
+    ("qblora", ["base", "quantized base", "as trained", "merged, 16 bits (float16)"]),
+    ("qablora", ["base", "quantized base", "as trained", "merged, 4 bits"])])
+def test_a_run_of_every_method_ends_with_its_table(small_base, tmp_path, capsys, method, states):
+    assert call(train_script, "--method", method, "--model", small_base, "--lr", "0.01", *few(method), "--out", "x") is None
+    run = tmp_path / "x"
+    rows = rows_of(run)
+    assert list(rows) == states
+    assert rows["as trained"]["validation_loss"] != rows["base"]["validation_loss"]
+    printed = capsys.readouterr().out
+    assert all(state in printed for state in states) and "accuracy" in printed
+    assert (run / ("model" if method == "full" else "adapter")).with_suffix(".safetensors").is_file()
+    assert len([line for line in (run / "metrics.jsonl").read_text().splitlines() if "gradient_norm" in line]) == 3
+    if "merged, 4 bits" in rows:
+        assert rows["merged, 4 bits"]["logit_difference"] < 1e-5
+        assert rows["merged, 4 bits"]["scores"] == rows["as trained"]["scores"]
+    call(eval_script, "x")
+    again = rows_of(run)
+    for state in states:
+        assert {k: v for k, v in again[state].items() if k != "seconds"} == {k: v for k, v in rows[state].items() if k != "seconds"}
+
+
+def test_the_same_command_twice_gives_the_next_free_name_and_the_same_numbers(small_base, tmp_path):
+    for _ in range(2):
+        assert call(train_script, "--model", small_base, *FEW) is None
+    first, second = (tmp_path / "runs" / f"qablora-4bit-banking77-{i}" for i in (1, 2))
+    assert (first / "adapter.safetensors").read_bytes() == (second / "adapter.safetensors").read_bytes()
+    assert (first / "merged" / "model.safetensors").read_bytes() == (second / "merged" / "model.safetensors").read_bytes()
+
+
+def test_the_merged_model_is_a_model_directory_with_the_bases_own_codes(small_base, tmp_path):
+    call(train_script, "--model", small_base, *FEW, "--out", "x")
+    merged = load_model(weight_files(tmp_path / "x" / "merged"), load_config(tmp_path / "x" / "merged"), torch.float32)
+    base, tensors = load_file(tmp_path / "x" / "base.safetensors"), merged.state_dict()
+    codes = [name for name in base if name.endswith((".codes", ".scale", ".levels"))]
+    assert len(codes) == 3 * 7 and all(torch.equal(base[name], tensors[name]) for name in codes)
+    assert all(isinstance(merged.get_submodule(n[:-6]), QuantLinear) for n in codes if n.endswith(".codes"))
+    assert call(eval_script, "--model", "x/merged", "--limit", "40", "--test-limit", "4", "--max-new-tokens", "2") is None
+    assert call(train_script, "--model", "x/merged", "--quantizer", "none", *few("full"), "--out", "y") is None
+    assert "merged, 4 bits" in rows_of(tmp_path / "y")  # QA-BLoRA on codes as they are, with the block they bring
+
+
+def test_a_run_is_a_model(small_base, tmp_path):
+    """SFT, then quantized fine-tuning from it; then a start from that adapter run, merged."""
+    call(train_script, "--method", "full", "--model", small_base, *few("full"), "--out", "sft")
+    assert call(train_script, "--method", "qlora", "--model", "sft", *FEW, "--out", "q") is None
+    assert rows_of(tmp_path / "q")["base"]["validation_loss"] == pytest.approx(
+        rows_of(tmp_path / "sft")["as trained"]["validation_loss"], abs=1e-6)
+    assert call(train_script, "--method", "lora", "--model", "q", *few("lora"), "--out", "l") is None
+    assert rows_of(tmp_path / "l")["base"]["validation_loss"] == pytest.approx(
+        rows_of(tmp_path / "q")["merged, 16 bits (float16)"]["validation_loss"], abs=1e-2)
+
+
+def test_a_q_blora_run_whose_lam_is_a_multiple_of_the_block_merges_into_k_bits(small_base, tmp_path):
+    arguments = [a if a != "16x1" else "4x8" for a in FEW]
+    assert call(train_script, "--method", "qblora", "--lam", "8", "--model", small_base, *arguments, "--out", "x") is None
+    assert rows_of(tmp_path / "x")["merged, 4 bits"]["logit_difference"] < 1e-5
+
+
+@pytest.mark.parametrize("method", ["full", "qablora"])
+def test_an_interrupted_run_is_resumed_by_name(small_base, tmp_path, monkeypatch, method):
+    arguments = ["--method", method, "--model", small_base, *few(method), "--steps", "5", "--save-every", "2"]
+    call(train_script, *arguments, "--out", "whole")
+    one_step = Trainer._one_step
+
+    def interrupted(self, *rest):
+        if self.step == 3:
+            raise KeyboardInterrupt
+        one_step(self, *rest)
+    monkeypatch.setattr(Trainer, "_one_step", interrupted)
+    assert "train.py --resume cut" in call(train_script, *arguments, "--out", "cut")
+    monkeypatch.setattr(Trainer, "_one_step", one_step)
+    assert call(train_script, "--resume", "cut") is None
+    name = "model.safetensors" if method == "full" else "adapter.safetensors"
+    assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
+    steps = [json.loads(line)["step"] for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 5, 5]  # no step twice; the last line is the epoch's
+
+
+BAD = [
+    (["--method", "qlra"], "2"), (["--bits", "5"], "bits=5 is not possible with quantizer minmax; allowed: 2, 3, 4, 8"),
+    (["--method", "qlora", "--bits", "8"], "bits=8 is not possible with quantizer nf; allowed: 2, 3, 4"),
+    (["--method", "lora", "--bits", "4"], "use --method qlora"), (["--method", "full", "--lam", "2"], "which has no adapter"),
+    (["--block", "5x8"], "block 5x8 .* does not divide layer model.layers.0.self_attn.q_proj with D_in=32, D_out=32"),
+    (["--block", "4x3"], "block 4x3 .* does not divide layer"), (["--block", "four"], "block 'four' is not of the form"),
+    (["--method", "qblora", "--block", "16x1", "--lam", "24"], r"D_in=32 is not a multiple of lam_in=24 \(layer model.layers.0.self_attn.q_proj"),
+    (["--method", "qlora", "--block", "16x1", "--lam", "2"], "use blora"), (["--lam", "0"], "lam '0'"),
+    (["--model", "nowhere"], "nowhere: no such model directory"), (["--data", "nowhere.jsonl"], "nowhere.jsonl: no such data file"),
+    (["--task", "sql-create-context"], "--task sql-create-context needs --data"), (["--resume", "nowhere"], "no run there"),
+    (["--from-scratch"], "--from-scratch needs --method full"), (["--max-length", "3"], "rows to train on"),
+    (["--rank", "0"], "2"), (["--lr", "nan"], "2"), (["--dropout", "1"], "2"), (["--quantizer", "none", "--block", "4x8"], "keeps the base")]
+
+
+@pytest.mark.parametrize("arguments,message", BAD, ids=[" ".join(a) for a, _ in BAD])
+def test_bad_input_is_one_clear_line_before_anything_is_written(small_base, tmp_path, arguments, message):
+    model = [] if "--model" in arguments or "--resume" in arguments else ["--model", small_base]
+    said = call(train_script, *model, *arguments)
+    assert said and "\n" not in said
+    pytest.importorskip("re").search(message, said) or pytest.fail(f"{said!r} does not say {message!r}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_out_that_holds_another_run_is_left_alone(small_base, tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "precious").write_text("mine")
+    assert "already holds something" in call(train_script, "--model", small_base, *FEW, "--out", "x")
+    assert [p.name for p in (tmp_path / "x").iterdir()] == ["precious"]
+
+
+def test_a_damaged_base_is_named_before_training(small_base, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(small_base, broken)
+    whole = (broken / "model.safetensors").read_bytes()
+    (broken / "model.safetensors").write_bytes(whole[:5000])
+    assert "model.safetensors: damaged or not a safetensors file" in call(train_script, "--model", broken, *FEW, "--out", "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_base_that_is_no_longer_what_the_run_was_trained_from_is_not_used(small_base, tmp_path, capsys):
+    base = tmp_path / "base"
+    shutil.copytree(small_base, base)
+    call(train_script, "--method", "lora", "--model", base, *few("lora"), "--out", "x")
+    save_model(random_model(SMALL, torch.float32, seed=2), base / "model.safetensors", torch.float16)
+    assert "is not what the run was trained from: its sha256 is" in call(eval_script, "x")
+
+
+def test_eval_refuses_to_change_what_the_run_decides(small_base):
+    call(train_script, "--model", small_base, *FEW, "--out", "x")
+    assert "--bits comes from the run" in call(eval_script, "x", "--bits", "3")
+
+
+def test_eval_scores_a_model_and_its_quantized_twin(small_base, capsys):
+    assert call(eval_script, "--model", small_base, "--quantizer", "nf", "--block", "16x1", "--bits", "2", "--limit", "40",
+                "--test-limit", "4", "--max-new-tokens", "2") is None
+    assert "quantized base" in capsys.readouterr().out
+
+
+def test_a_tokenizer_json_model_and_sql_work_end_to_end(small_base, tmp_path):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    from tests.test_tasks import sql_file
+    base = tmp_path / "base"
+    shutil.copytree(small_base, base)
+    (base / "tokenizer.model").unlink()
+    vocabulary = {c: i + 3 for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.save(str(base / "tokenizer.json"))
+    sql_file(tmp_path / "train.jsonl")
+    sql_file(tmp_path / "test.jsonl", 5)
+    assert call(train_script, "--method", "qlora", "--model", base, "--task", "sql-create-context", "--data", "train.jsonl",
+                "--test-data", "test.jsonl", *FEW, "--out", "x") is None
+    assert "exact_match" in rows_of(tmp_path / "x")["as trained"]["scores"]
