@@ -17,7 +17,7 @@ FROM_RUN = ("test_data", "test_limit", "eval_batch_size", "max_new_tokens", "dty
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+    parser = arguments.OneLineParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, nargs="?", help="a run directory")
     arguments.add_base_flags(parser)
@@ -27,7 +27,7 @@ def main() -> None:
             score_run(parser, args)
         else:
             score_model(args)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
@@ -46,7 +46,7 @@ def score_run(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Non
 
 def score_model(args: argparse.Namespace) -> None:
     arguments.resolve_quantizer(args, args.quantizer or ("none" if args.bits in (None, 16) else "minmax"), "eval.py")
-    args.method, args.lam, args.max_length = "full", None, None
+    args.method, args.lam, args.max_length, args.from_scratch = "full", None, None, False
     source = Source(args.model)
     check_layers(source, args)
     evaluate_model(source, args)

@@ -20,7 +20,7 @@ from finetune import arguments, models
 from finetune.arguments import DTYPES
 from finetune.evaluate import evaluate_run
 from finetune.job import Job, check_data, prepare_job
-from finetune.loop import Settings, Trainer
+from finetune.loop import Settings, Trainer, TrainingDiverged
 from finetune.methods import METHODS
 from finetune.models import Source
 from finetune.plot import plot_losses
@@ -35,22 +35,22 @@ from quant.grid import Block
 def main() -> None:
     parser = arguments.train_parser()
     args = parser.parse_args()
+    run = None
     try:
         if args.resume:
             refuse_other_flags(parser)
             run, args, saved = models.read_run(args.resume)
-            job = prepare_job(Source(args.model), args)
-            check_data(job, saved)
+            job = reopen(run, args, saved)
         else:
             source, args, job = prepare(arguments.resolve(args))
             run = new_run(args.out, f"{args.method}-{args.bits}bit-{args.task}")
             saved = describe(run, source, args, job)
         train(run, args, saved, job)
-    except (ValueError, OSError, RuntimeError) as error:
+        evaluate_run(run, args, saved, job)
+    except (ValueError, OSError, TrainingDiverged) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit(f"interrupted; go on with: python train.py --resume {run.path}")
-    evaluate_run(run, args, saved, job)
+        sys.exit(f"interrupted; go on with: python train.py --resume {run.path}" if run else "interrupted")
 
 
 def refuse_other_flags(parser: argparse.ArgumentParser) -> None:
@@ -65,6 +65,16 @@ def prepare(args: argparse.Namespace) -> tuple[Source, argparse.Namespace, Job]:
         args.lam = lam_of_base(source)
     models.check_layers(source, args)
     return source, args, prepare_job(source, args)
+
+
+def reopen(run: Run, args: argparse.Namespace, saved: dict) -> Job:
+    """The job of an interrupted run, whose data and base must be what they were."""
+    source = Source(args.model)
+    if not args.from_scratch and not run.base_file.is_file():
+        models.check_fingerprint(source, saved)
+    job = prepare_job(source, args)
+    check_data(job, saved)
+    return job
 
 
 def lam_of_base(source: Source) -> Lam | None:
@@ -96,7 +106,7 @@ def train(run: Run, args: argparse.Namespace, saved: dict, job: Job) -> None:
     print_plan(run, args, model, parameters, job, trainer.total_steps)
     if run.state_file.is_file():
         trainer.load_state()
-        run.forget_after(trainer.step)
+    run.forget_after(trainer.step)
     trainer.run()
     plot_losses(run)
 

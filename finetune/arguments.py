@@ -1,6 +1,7 @@
 """The command line of train.py: flags, defaults, and every check that needs no file."""
 import argparse
 import math
+import sys
 from pathlib import Path
 
 import torch
@@ -13,6 +14,13 @@ from tasks import TASKS
 
 EMBEDDED_BASE = Path(__file__).parent.parent / "model" / "base"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Errors in one line; the flags are listed by --help."""
+
+    def error(self, message: str):
+        sys.exit(f"error: {message} (see {self.prog} --help)")
 
 
 def positive(kind: type):
@@ -33,6 +41,15 @@ def share(text: str) -> float:
     return value
 
 
+def device(text: str) -> str:
+    """A device that is there."""
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError) as error:
+        raise argparse.ArgumentTypeError(f"{text} is not available here ({str(error).splitlines()[0]})") from None
+    return text
+
+
 def add_base_flags(parser: argparse.ArgumentParser) -> None:
     """What train.py and eval.py both take."""
     parser.add_argument("--model", type=Path, default=EMBEDDED_BASE, metavar="DIR",
@@ -49,13 +66,13 @@ def add_base_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--eval-batch-size", type=positive(int), default=512, help="changes speed and memory only")
     parser.add_argument("--max-new-tokens", type=positive(int), help="default: what the longest answer takes")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of activations")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
 
 
 def train_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Fine-tune one method on one base for one task.", allow_abbrev=False,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = OneLineParser(description="Fine-tune one method on one base for one task.", allow_abbrev=False,
+                           formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--method", choices=METHODS, default="qablora")
     add_base_flags(parser)
     parser.add_argument("--from-scratch", action="store_true", help="random weights of the model's config (method full)")

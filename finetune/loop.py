@@ -17,6 +17,10 @@ from tasks.batching import collate, epoch_batches, split_list
 from tasks.task import Encoded
 
 
+class TrainingDiverged(RuntimeError):
+    """A gradient is not finite."""
+
+
 @dataclass(frozen=True)
 class Settings:
     lr: float
@@ -111,8 +115,8 @@ class Trainer:
             total += loss.item()
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip).item()
         if not math.isfinite(norm):
-            raise RuntimeError(f"step {self.step + 1}: the gradient is not finite (loss {total / n_targets}); "
-                               f"lower --lr (now {self.settings.lr}) or use --dtype float32")
+            raise TrainingDiverged(f"step {self.step + 1}: the gradient is not finite (loss {total / n_targets}); "
+                                   f"lower --lr (now {self.settings.lr}) or use --dtype float32")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1

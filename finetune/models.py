@@ -82,7 +82,7 @@ def linear_names(model: Llama, targets: str) -> list[str]:
 def check_layers(source: Source, args: argparse.Namespace) -> None:
     """Raises ValueError, naming the layer and the sizes, for a block, lam or rank that does not suit every target layer,
     and for quantization asked of a base that is quantized already. Reads headers only."""
-    quantized = source.quantized()
+    quantized = {} if args.from_scratch else source.quantized()
     if quantized and args.quantizer != "none":
         name, stated = next(iter(quantized.items()))
         raise ValueError(f"{source.path} is quantized already ({name}: {stated['bits']} bits, block {stated['block']}): "

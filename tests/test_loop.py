@@ -12,7 +12,7 @@ from adapters.adapted import AdaptedLinear, adapter_parameters, replace_layers
 from adapters.kronecker import Lam
 from adapters.lora import LoRA
 from adapters.qablora import QABLoRA
-from finetune.loop import Settings, Trainer, learning_rate, mean_loss, summed_loss
+from finetune.loop import Settings, Trainer, TrainingDiverged, learning_rate, mean_loss, summed_loss
 from tasks.task import Encoded
 from tests.test_model import tiny, tokens
 
@@ -132,7 +132,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path):
     model = adapted_model()
     with torch.no_grad():
         next(iter(adapter_parameters(model).values()))[0, 0] = float("nan")
-    with pytest.raises(RuntimeError, match="step 1: the gradient is not finite"):
+    with pytest.raises(TrainingDiverged, match="step 1: the gradient is not finite"):
         trainer(tmp_path, model).run()
 
 
