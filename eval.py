@@ -41,7 +41,7 @@ def score_run(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Non
             setattr(args, name, value)
     job = prepare_job(Source(run.path), args)
     check_data(job, saved)
-    evaluate_run(run, args, saved, job)
+    evaluate_run(run, args, saved, job, run.eval_file)
 
 
 def score_model(args: argparse.Namespace) -> None:

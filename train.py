@@ -46,7 +46,7 @@ def main() -> None:
             run = new_run(args.out, f"{args.method}-{args.bits}bit-{args.task}")
             saved = describe(run, source, args, job)
         train(run, args, saved, job)
-        evaluate_run(run, args, saved, job)
+        evaluate_run(run, args, saved, job, run.results_file)
     except (ValueError, OSError, TrainingDiverged) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -41,6 +41,10 @@ def share(text: str) -> float:
     return value
 
 
+def default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def device(text: str) -> str:
     """A device that is there."""
     try:
@@ -66,7 +70,7 @@ def add_base_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--eval-batch-size", type=positive(int), default=512, help="changes speed and memory only")
     parser.add_argument("--max-new-tokens", type=positive(int), help="default: what the longest answer takes")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of activations")
-    parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", type=device, default=default_device())
     parser.add_argument("--seed", type=int, default=0)
 
 
@@ -147,8 +151,8 @@ def to_json(args: argparse.Namespace) -> dict:
 
 
 def from_json(saved: dict) -> argparse.Namespace:
-    """The inverse of `to_json` after `resolve`."""
-    args = argparse.Namespace(**saved)
+    """The inverse of `to_json` after `resolve`, but for the device, which is this machine's."""
+    args = argparse.Namespace(**{**saved, "device": default_device()})
     for name in ("model", "data", "test_data", "out"):
         setattr(args, name, Path(saved[name]) if saved.get(name) else None)
     args.block = Block.parse(args.block) if args.block else None

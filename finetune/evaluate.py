@@ -1,5 +1,6 @@
 """Every state of a run, scored one after the other, so that memory holds one base at a time."""
 import argparse
+from pathlib import Path
 
 from finetune.job import Job, prepare_job
 from finetune.models import (Source, attach_adapters, check_fingerprint, linear_names, load_adapter, load_base, load_run_base,
@@ -9,14 +10,14 @@ from finetune.run import Run
 from finetune.table import Row, float32_logits, largest_difference, print_table, save_table, score_state
 
 
-def evaluate_run(run: Run, args: argparse.Namespace, saved: dict, job: Job) -> list[Row]:
-    """base, quantized base (where it is quantized), as trained, merged. Prints the table and writes results.json; the
+def evaluate_run(run: Run, args: argparse.Namespace, saved: dict, job: Job, results: Path) -> list[Row]:
+    """base, quantized base (where it is quantized), as trained, merged. Prints the table and writes it to `results`; the
     merged model, where it is a k-bit one, is saved as the model directory `merged/`."""
     rows = [*original_base(args, saved, job), *trained_states(run, args, saved, job)]
     title = f"{run.path}: {args.method}, {args.bits} bits, {args.task}, {len(job.test)} test rows, " \
             f"{len(job.validation)} validation rows"
     print_table(rows, title)
-    save_table(rows, run.results_file, task=args.task, test_rows=len(job.test), validation_rows=len(job.validation),
+    save_table(rows, results, task=args.task, test_rows=len(job.test), validation_rows=len(job.validation),
                data=job.fingerprints, base=saved["fingerprints"]["base"])
     return rows
 

@@ -67,7 +67,8 @@ class Source:
         if not self.is_adapter_run:
             return load_model(weight_files(self.path), self.config, dtype, device, storage, change)
         model = load_trained(Run(self.path), dtype, device)
-        merge_all(model, lambda name, layer: merge_to_dense(layer, storage or torch.bfloat16))
+        kept = sixteen_bit_type(model)
+        merge_all(model, lambda name, layer: merge_to_dense(layer, storage or kept))
         if change:
             replace_layers(model, linear_names(model, ""), change)
         return model

@@ -6,7 +6,8 @@
     adapter.safetensors   what was trained (all others)
     base.safetensors      the quantized base: codes, scale, offset, levels, and all that was not quantized
     merged/               the merged k-bit model, a model directory of its own
-    results.json          the table
+    results.json          the table that train.py ended with
+    eval.json             the table that eval.py made last
     state/                what --resume needs
 """
 import json
@@ -21,6 +22,7 @@ class Run:
         self.config_file = path / "config.json"
         self.metrics_file = path / "metrics.jsonl"
         self.results_file = path / "results.json"
+        self.eval_file = path / "eval.json"
         self.state_file = path / "state" / "state.safetensors"
         self.model_file = path / "model.safetensors"
         self.adapter_file = path / "adapter.safetensors"

@@ -50,8 +50,8 @@ def call(script, *arguments):
         sys.argv = kept
 
 
-def rows_of(run: Path) -> dict[str, dict]:
-    return {row["state"]: row for row in json.loads((run / "results.json").read_text())["rows"]}
+def rows_of(run: Path, file="results.json") -> dict[str, dict]:
+    return {row["state"]: row for row in json.loads((run / file).read_text())["rows"]}
 
 
 def few(method):
@@ -79,7 +79,7 @@ def test_a_run_of_every_method_ends_with_its_table(small_base, tmp_path, capsys,
         assert rows["merged, 4 bits"]["logit_difference"] < 1e-5
         assert rows["merged, 4 bits"]["scores"] == rows["as trained"]["scores"]
     call(eval_script, "x")
-    again = rows_of(run)
+    again = rows_of(run, "eval.json")
     for state in states:
         assert {k: v for k, v in again[state].items() if k != "seconds"} == {k: v for k, v in rows[state].items() if k != "seconds"}
 
