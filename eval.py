@@ -11,9 +11,9 @@ from pathlib import Path
 from finetune import arguments
 from finetune.evaluate import evaluate_model, evaluate_run
 from finetune.job import check_data, prepare_job
-from finetune.models import Source, check_layers, read_run
+from finetune.models import Source, check_quantization, check_trained, read_run
 
-FROM_RUN = ("test_data", "test_limit", "eval_batch_size", "max_new_tokens", "dtype", "device")  # flags a run may be given
+MAY_CHANGE = ("test_data", "test_limit", "eval_batch_size", "max_new_tokens", "dtype", "device")  # of a run
 
 
 def main() -> None:
@@ -24,31 +24,34 @@ def main() -> None:
     args = parser.parse_args()
     try:
         if args.run:
-            score_run(parser, args)
+            given = arguments.given_flags(parser)
+            score_run(given.pop("run"), given)
         else:
             score_model(args)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
 
 
-def score_run(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
-    run, args, saved = read_run(given.run)
-    for name, value in vars(given).items():
-        if name != "run" and value != parser.get_default(name):
-            if name not in FROM_RUN:
-                raise ValueError(f"--{name.replace('_', '-')} comes from the run and cannot be changed; a run takes "
-                                 + ", ".join(f"--{n.replace('_', '-')}" for n in FROM_RUN))
-            setattr(args, name, value)
+def score_run(path: Path, given: dict) -> None:
+    run, args, saved = read_run(path)
+    check_trained(run, args)
+    for name, value in given.items():
+        if name not in MAY_CHANGE:
+            raise ValueError(f"--{name.replace('_', '-')} comes from the run and cannot be changed; a run takes "
+                             + ", ".join(f"--{n.replace('_', '-')}" for n in MAY_CHANGE))
+        setattr(args, name, value)
     job = prepare_job(Source(run.path), args)
     check_data(job, saved)
     evaluate_run(run, args, saved, job, run.eval_file)
 
 
 def score_model(args: argparse.Namespace) -> None:
-    arguments.resolve_quantizer(args, args.quantizer or ("none" if args.bits in (None, 16) else "minmax"), "eval.py")
-    args.method, args.lam, args.max_length, args.from_scratch = "full", None, None, False
+    asks_for_codes = args.block or args.bits not in (None, 16)
+    arguments.resolve_quantizer(args, "minmax" if asks_for_codes else "none")
     source = Source(args.model)
-    check_layers(source, args)
+    check_quantization(source, args)
     evaluate_model(source, args)
 
 

@@ -15,7 +15,6 @@ import safetensors
 import torch
 
 from adapters.adapted import adapter_parameters
-from adapters.kronecker import Lam
 from finetune import arguments, models
 from finetune.arguments import DTYPES
 from finetune.evaluate import evaluate_run
@@ -29,40 +28,41 @@ from finetune.table import bits_per_weight
 from model.checkpoint import random_model, save_model
 from model.files import write_json
 from model.llama import Llama
-from quant.grid import Block
 
 
 def main() -> None:
     parser = arguments.train_parser()
     args = parser.parse_args()
-    run = None
+    run, fresh = None, False
     try:
         if args.resume:
-            refuse_other_flags(parser)
+            refuse_other_flags(arguments.given_flags(parser))
             run, args, saved = models.read_run(args.resume)
             job = reopen(run, args, saved)
         else:
-            source, args, job = prepare(arguments.resolve(args))
+            source, args, job = prepare(arguments.resolve(args, arguments.given_flags(parser)))
             run = new_run(args.out, f"{args.method}-{args.bits}bit-{args.task}")
+            fresh = True
             saved = describe(run, source, args, job)
         train(run, args, saved, job)
         evaluate_run(run, args, saved, job, run.results_file)
     except (ValueError, OSError, TrainingDiverged) as error:
+        if fresh and not run.has_progress():
+            run.discard()
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(f"interrupted; go on with: python train.py --resume {run.path}" if run else "interrupted")
 
 
-def refuse_other_flags(parser: argparse.ArgumentParser) -> None:
-    if len(sys.argv) > 3 or (len(sys.argv) == 3 and sys.argv[1] != "--resume"):
-        raise ValueError("--resume RUN takes every other flag from the run: give it alone")
+def refuse_other_flags(given: dict) -> None:
+    if others := [f"--{name.replace('_', '-')}" for name in given if name != "resume"]:
+        raise ValueError(f"--resume takes every other flag from the run, {', '.join(others)} too: give it alone")
 
 
 def prepare(args: argparse.Namespace) -> tuple[Source, argparse.Namespace, Job]:
     """All that can be wrong is found here, before a weight is read."""
     source = Source(args.model)
-    if args.method == "qablora" and args.lam is None:
-        args.lam = lam_of_base(source)
+    models.take_block_of_base(source, args)
     models.check_layers(source, args)
     return source, args, prepare_job(source, args)
 
@@ -75,13 +75,6 @@ def reopen(run: Run, args: argparse.Namespace, saved: dict) -> Job:
     job = prepare_job(source, args)
     check_data(job, saved)
     return job
-
-
-def lam_of_base(source: Source) -> Lam | None:
-    """The block of a base that is quantized already."""
-    stated = next(iter(source.quantized().values()), None)
-    block = Block.parse(stated["block"]) if stated else None
-    return Lam(block.n_in, block.n_out) if block else None
 
 
 def describe(run: Run, source: Source, args: argparse.Namespace, job: Job) -> dict:
@@ -142,8 +135,8 @@ def print_plan(run: Run, args: argparse.Namespace, model: Llama, parameters: dic
     print(f"  data      {len(job.train)} training rows, {len(job.validation)} validation, {len(job.test)} test"
           + (f"; {job.left_out} left out, longer than --max-length" if job.left_out else ""))
     print(f"  steps     {steps} of {args.batch_size} rows")
-    if args.method == "qablora" and not models.merges_to_k_bits(model):
-        print(f"  note      lam {args.lam} is not a multiple of the block in every layer: the result merges to 16 bits only")
+    if reason := models.why_not_k_bits(model):
+        print(f"  note      merges to 16 bits only: {reason}")
 
 
 if __name__ == "__main__":

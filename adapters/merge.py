@@ -31,18 +31,17 @@ def check_merges_into_offset(lam: Lam, block: Block, layer: str) -> None:
             f"lam_out={lam.lam_out}, n_out={block.n_out}. Merge to 16 bits instead, or train with --lam a multiple of --block")
 
 
-def merge_into_offset(weight: QuantizedWeight, adapter: nn.Module, layer: str = "weight",
-                      storage: torch.dtype | None = None) -> QuantizedWeight:
+def merge_into_offset(weight: QuantizedWeight, adapter: nn.Module, layer: str = "weight") -> QuantizedWeight:
     """offset_merged = offset + delta_W on that block; codes, levels and scale are the base's own.
 
     Differs from `get_new_beta` of Algorithm 2, which expands beta to the full matrix: it stays one a block (erratum 5).
-    `storage`: the type of the new offsets, by default the wider of the old ones' and float32, so that the sum is not
-    rounded back to float16. Raises MergeRefused."""
+    The new offsets have the wider of the two types, float32 as a rule: rounding the sum back to float16 would be a second
+    quantization. Raises MergeRefused."""
     block = weight.grid.block
     check_merges_into_offset(adapter.lam, block, layer)
     delta_of_block = adapter.delta_weight().detach()[::block.n_out, ::block.n_in]
     wide = torch.promote_types(weight.grid.offset.dtype, delta_of_block.dtype)
-    offset = (weight.grid.offset.to(wide) + delta_of_block).to(storage or wide)
+    offset = weight.grid.offset.to(wide) + delta_of_block
     return QuantizedWeight(weight.codes, replace(weight.grid, offset=offset))
 
 
@@ -58,9 +57,15 @@ def merge_to_dense(adapted: AdaptedLinear, dtype: torch.dtype) -> Linear:
     return merged
 
 
-def merge_to_k_bits(adapted: AdaptedLinear, layer: str) -> QuantLinear:
-    """The k-bit layer that is the base with the adapter in its offsets. Raises MergeRefused."""
+def check_merges_to_k_bits(adapted: AdaptedLinear, layer: str) -> None:
+    """Raises MergeRefused where the base has no codes, or the rule does not hold."""
     if not isinstance(adapted.base, QuantLinear):
         raise MergeRefused(f"layer {layer}: its base is not quantized, so there are no offsets to merge into")
+    check_merges_into_offset(adapted.adapter.lam, adapted.base.block, layer)
+
+
+def merge_to_k_bits(adapted: AdaptedLinear, layer: str) -> QuantLinear:
+    """The k-bit layer that is the base with the adapter in its offsets. Raises MergeRefused."""
+    check_merges_to_k_bits(adapted, layer)
     merged = merge_into_offset(adapted.base.quantized_weight(), adapted.adapter, layer)
     return QuantLinear.from_weight(merged, adapted.base.bias)

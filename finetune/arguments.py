@@ -14,6 +14,8 @@ from tasks import TASKS
 
 EMBEDDED_BASE = Path(__file__).parent.parent / "model" / "base"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+COMPUTE = ("float32", "bfloat16")  # float16 activations would need loss scaling
+ADAPTER_FLAGS, FULL_FLAGS = ("lam", "rank", "lora_alpha", "dropout"), ("from_scratch", "save_dtype")
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -39,6 +41,20 @@ def share(text: str) -> float:
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not in [0, 1)")
     return value
+
+
+def seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2 ** 63:
+        raise argparse.ArgumentTypeError(f"{text} is not in [0, 2^63)")
+    return value
+
+
+def given_flags(parser: argparse.ArgumentParser) -> dict:
+    """What the command line itself says, defaults left out."""
+    unset = object()  # argparse puts defaults only where nothing stands yet
+    namespace = argparse.Namespace(**dict.fromkeys(vars(parser.parse_args()), unset))
+    return {name: value for name, value in vars(parser.parse_args(namespace=namespace)).items() if value is not unset}
 
 
 def default_device() -> str:
@@ -69,9 +85,11 @@ def add_base_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--test-limit", type=positive(int), help="score the first so many test rows")
     parser.add_argument("--eval-batch-size", type=positive(int), default=512, help="changes speed and memory only")
     parser.add_argument("--max-new-tokens", type=positive(int), help="default: what the longest answer takes")
-    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of activations")
+    parser.add_argument("--max-length", type=positive(int), help="longer training rows are left out; default: what the "
+                        "model's positions allow, at most 2048")
+    parser.add_argument("--dtype", choices=COMPUTE, default="bfloat16", help="of activations")
     parser.add_argument("--device", type=device, default=default_device())
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=seed, default=0)
 
 
 def train_parser() -> argparse.ArgumentParser:
@@ -93,8 +111,6 @@ def train_parser() -> argparse.ArgumentParser:
     parser.add_argument("--clip", type=positive(float), default=1.0, help="largest norm of the gradient")
     parser.add_argument("--weight-decay", type=share, default=0.0)
     parser.add_argument("--beta2", type=share, default=0.999)
-    parser.add_argument("--max-length", type=positive(int), help="longer training rows are left out; default: what the "
-                        "model's positions allow, at most 2048")
     parser.add_argument("--save-every", type=positive(int), default=200, help="steps between states to resume from")
     parser.add_argument("--save-dtype", choices=DTYPES, help="of the weights that method full saves; default: the checkpoint's")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: the next free runs/METHOD-BITS-TASK-NUMBER")
@@ -102,25 +118,32 @@ def train_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def resolve(args: argparse.Namespace) -> argparse.Namespace:
-    """Fill in each default that depends on another flag. Raises ValueError for values that clash."""
+def resolve(args: argparse.Namespace, given: dict) -> argparse.Namespace:
+    """Fill in each default that depends on another flag; paths become absolute, so that a run can be scored from anywhere.
+    Raises ValueError for values that clash."""
     method = METHODS[args.method]
-    resolve_quantizer(args, method.quantizer, f"--method {args.method}")
+    for name in FULL_FLAGS if method.adapter else ADAPTER_FLAGS:
+        if name in given:
+            raise ValueError(f"--{name.replace('_', '-')} does not go with --method {args.method}, which "
+                             + ("keeps its base as it is" if method.adapter else "has no adapter"))
+    if method.quantizer == "none" and (args.quantizer not in (None, "none") or args.bits not in (None, 16) or args.block):
+        hint = f"; use --method q{args.method}" if f"q{args.method}" in METHODS else ""
+        raise ValueError(f"--method {args.method} trains on the base as it is, so --quantizer, --bits and --block do not go "
+                         f"with it{hint}")
+    resolve_quantizer(args, method.quantizer)
     args.lam = _lam(args, method)
     args.lr = args.lr or method.lr
     args.micro_batch = min(args.micro_batch or args.batch_size, args.batch_size)
-    if args.from_scratch and args.method != "full":
-        raise ValueError(f"--from-scratch needs --method full, not {args.method}: an adapter needs a trained base")
     if TASKS[args.task].needs_data and args.data is None:
         raise ValueError(f"--task {args.task} needs --data")
+    for name in ("model", "data", "test_data"):
+        if getattr(args, name):
+            setattr(args, name, getattr(args, name).resolve())
     return args
 
 
-def resolve_quantizer(args: argparse.Namespace, default: str, what: str) -> None:
+def resolve_quantizer(args: argparse.Namespace, default: str) -> None:
     """Quantizer, bits and block together: 16 bits and no quantizer mean the same."""
-    if default == "none" and (args.quantizer not in (None, "none") or args.bits not in (None, 16) or args.block):
-        hint = f"; use --method q{args.method}" if f"q{getattr(args, 'method', '')}" in METHODS else ""
-        raise ValueError(f"{what} trains on the base as it is, so --quantizer, --bits and --block do not go with it{hint}")
     args.quantizer = args.quantizer or default
     if args.quantizer == "none":
         if args.bits not in (None, 16) or args.block:
@@ -136,8 +159,6 @@ def resolve_quantizer(args: argparse.Namespace, default: str, what: str) -> None
 
 def _lam(args: argparse.Namespace, method) -> Lam | None:
     if method.adapter is None:
-        if args.lam:
-            raise ValueError(f"--lam {args.lam} does not go with --method {args.method}, which has no adapter")
         return None
     text = args.lam or method.lam
     if text == "block":
@@ -151,8 +172,13 @@ def to_json(args: argparse.Namespace) -> dict:
 
 
 def from_json(saved: dict) -> argparse.Namespace:
-    """The inverse of `to_json` after `resolve`, but for the device, which is this machine's."""
-    args = argparse.Namespace(**{**saved, "device": default_device()})
+    """The inverse of `to_json` after `resolve`. A device that is not on this machine gives way to one that is."""
+    args = argparse.Namespace(**saved)
+    try:
+        device(args.device)
+    except argparse.ArgumentTypeError as error:
+        args.device = default_device()
+        print(f"{error}: {args.device} instead")
     for name in ("model", "data", "test_data", "out"):
         setattr(args, name, Path(saved[name]) if saved.get(name) else None)
     args.block = Block.parse(args.block) if args.block else None

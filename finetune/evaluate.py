@@ -4,7 +4,7 @@ from pathlib import Path
 
 from finetune.job import Job, prepare_job
 from finetune.models import (Source, attach_adapters, check_fingerprint, linear_names, load_adapter, load_base, load_run_base,
-                             load_trained, merge_best, merges_to_k_bits, save_merged, sixteen_bit_type)
+                             load_trained, merge_best, save_merged, sixteen_bit_type, why_not_k_bits)
 from finetune.arguments import DTYPES
 from finetune.run import Run
 from finetune.table import Row, float32_logits, largest_difference, print_table, save_table, score_state
@@ -38,7 +38,7 @@ def original_base(args: argparse.Namespace, saved: dict, job: Job) -> list[Row]:
 
 def trained_states(run: Run, args: argparse.Namespace, saved: dict, job: Job) -> list[Row]:
     if args.method == "full":
-        model = load_trained(run)
+        model = load_trained(run, DTYPES[args.dtype], args.device)
         return [score_state("as trained", model, job, linear_names(model, args.targets), args.eval_batch_size)]
     model = load_run_base(run, args, saved)
     layers, rows = linear_names(model, args.targets), []
@@ -48,7 +48,7 @@ def trained_states(run: Run, args: argparse.Namespace, saved: dict, job: Job) ->
     attach_adapters(model, args)
     load_adapter(model, run)
     rows.append(score_state("as trained", model, job, layers, args.eval_batch_size))
-    before, k_bits = float32_logits(model, job.validation), merges_to_k_bits(model)
+    before, k_bits = float32_logits(model, job.validation), why_not_k_bits(model) is None
     merged = score_state(merge_best(model, storage), model, job, layers, args.eval_batch_size)
     merged.logit_difference = largest_difference(before, float32_logits(model, job.validation))
     if k_bits:

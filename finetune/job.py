@@ -35,10 +35,22 @@ def prepare_job(source: Source, args: argparse.Namespace) -> Job:
     if not train or not validation:
         raise ValueError(f"--task {args.task}: {len(train)} rows to train on and {len(validation)} to validate on are left "
                          f"({left_out} are longer than {longest} tokens, see --max-length); both need at least one")
-    test = splits.test[:args.test_limit]
-    answers = [len(e.tokens) - e.prompt_length for e in train + validation]
-    return Job(task, tokenizer, stop_ids, train, validation, test, left_out, args.max_new_tokens or max(answers),
+    check_ids(train + validation, source)
+    max_new_tokens = args.max_new_tokens or max(len(e.tokens) - e.prompt_length for e in train + validation)
+    positions = source.config.max_position_embeddings
+    if max(longest, max_new_tokens + 1) > positions:
+        raise ValueError(f"{source.path} has {positions} positions: too few for --max-length {longest} or --max-new-tokens "
+                         f"{max_new_tokens} and a prompt")
+    return Job(task, tokenizer, stop_ids, train, validation, splits.test[:args.test_limit], left_out, max_new_tokens,
                splits.fingerprints())
+
+
+def check_ids(rows: list[Encoded], source: Source) -> None:
+    """Raises ValueError where the tokenizer is not the one that the model's vocabulary was made for."""
+    largest = max(max(e.tokens) for e in rows)
+    if largest >= source.config.vocab_size:
+        raise ValueError(f"{source.path}: its tokenizer gives token id {largest}, but config.json says "
+                         f"vocab_size {source.config.vocab_size}")
 
 
 def check_data(job: Job, saved: dict) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from model.checkpoint import open_safetensors
 from model.files import write_safetensors
 from tasks.batching import collate, epoch_batches, split_list
 from tasks.task import Encoded
@@ -30,7 +30,7 @@ class Settings:
     steps: int | None     # in place of `epochs`
     warmup: float         # share of all steps in which the learning rate rises
     clip: float           # largest norm of the gradient
-    weight_decay: float   # on matrices; adapters are trained without
+    weight_decay: float   # on matrices
     beta2: float
     seed: int
     save_every: int       # steps between two states that can be resumed
@@ -142,6 +142,8 @@ class Trainer:
 
     def save_state(self) -> None:
         tensors = {"random": torch.get_rng_state()}
+        if self.model.device.type == "cuda":
+            tensors["random_cuda"] = torch.cuda.get_rng_state(self.model.device)
         for name, p in self.parameters.items():
             tensors[f"parameter.{name}"] = p
             for moment in ("exp_avg", "exp_avg_sq"):
@@ -151,7 +153,7 @@ class Trainer:
 
     @torch.no_grad()
     def load_state(self) -> None:
-        with safe_open(self.state_file, "pt") as file:
+        with open_safetensors(self.state_file) as file:
             place = json.loads(file.metadata()["place"])
             for name, p in self.parameters.items():
                 p.copy_(file.get_tensor(f"parameter.{name}"))
@@ -159,5 +161,7 @@ class Trainer:
                     "step": torch.tensor(float(place["step"])),
                     **{m: file.get_tensor(f"{m}.{name}").to(p.device) for m in ("exp_avg", "exp_avg_sq")}}
             torch.set_rng_state(file.get_tensor("random"))
+            if self.model.device.type == "cuda" and "random_cuda" in file.keys():
+                torch.cuda.set_rng_state(file.get_tensor("random_cuda"), self.model.device)
         self.step, self.best = place["step"], place["best"]
         self.tokens, self.seconds = place["tokens"], place["seconds"]

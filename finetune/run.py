@@ -11,6 +11,7 @@
     state/                what --resume needs
 """
 import json
+import shutil
 from pathlib import Path
 
 from model.files import write_json
@@ -28,6 +29,13 @@ class Run:
         self.adapter_file = path / "adapter.safetensors"
         self.base_file = path / "base.safetensors"
         self.merged = path / "merged"
+
+    def has_progress(self) -> bool:
+        return self.state_file.is_file() or self.metrics_file.is_file()
+
+    def discard(self) -> None:
+        """Remove a run that failed before it had made anything worth keeping, so that its name is free again."""
+        shutil.rmtree(self.path)
 
     def log(self, record: dict) -> None:
         with open(self.metrics_file, "a", encoding="utf-8") as file:

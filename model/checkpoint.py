@@ -32,7 +32,7 @@ class Weights:
         self.quantized: dict[str, dict] = {}
         for path in files:
             with open_safetensors(path) as file:
-                self.quantized.update(json.loads((file.metadata() or {}).get("quantized", "{}")))
+                self.quantized.update(_quantized_header(file.metadata(), path))
                 for name in file.keys():
                     if not name.endswith(IGNORED_ENDINGS):
                         self.file_of[name] = path
@@ -54,13 +54,23 @@ def open_safetensors(path: Path):
         raise ValueError(f"{path}: damaged or not a safetensors file ({error})") from None
 
 
+def _quantized_header(metadata: dict[str, str] | None, path: Path) -> dict[str, dict]:
+    try:
+        return dict(json.loads((metadata or {}).get("quantized", "{}")))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: damaged header, its list of quantized layers is not JSON ({error})") from None
+
+
 def weight_files(directory: Path) -> list[Path]:
     """model.safetensors, or the shards that model.safetensors.index.json names."""
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory}: no such model directory")
     index = directory / "model.safetensors.index.json"
     if index.is_file():
-        files = [directory / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+        shards = read_json(index).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise ValueError(f"{index}: holds no weight_map")
+        files = [directory / name for name in sorted(set(shards.values()))]
     else:
         files = [directory / "model.safetensors"]
     if missing := [str(path) for path in files if not path.is_file()]:
@@ -96,30 +106,37 @@ def random_model(config: LlamaConfig, dtype: torch.dtype, seed: int) -> Llama:
     return model
 
 
-def load_model(files: list[Path], config: LlamaConfig, dtype: torch.dtype, device: torch.device | str = "cpu",
-               storage: torch.dtype | None = None,
-               change: Callable[[str, Linear], nn.Module] | None = None) -> Llama:
-    """A model with its weights frozen.
+def open_weights(files: list[Path], config: LlamaConfig, dtype: torch.dtype) -> tuple[Llama, Weights, dict]:
+    """The model without memory for its weights, the files, and the shape of every tensor that it wants from them.
 
-    dtype: what activations are computed in. storage: what dense weights are kept in (as in the file where None).
-    change: called with each linear layer's name and the layer as soon as it is loaded; what it returns takes the layer's
-    place, so that quantizing a model never holds more than the k-bit model and one dense layer.
     Raises ValueError naming every tensor that is unknown, missing or wrongly shaped."""
     weights = Weights(files)
     model = empty_model(config, dtype)
     _make_room_for_codes(model, weights)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    if config.tie_word_embeddings:
-        del wanted["lm_head.weight"]
-        weights.shapes.pop("lm_head.weight", None), weights.file_of.pop("lm_head.weight", None)
+    if config.tie_word_embeddings:  # some files carry a second copy of the embeddings
+        for names in (wanted, weights.shapes, weights.file_of):
+            names.pop("lm_head.weight", None)
     check_names(wanted, weights)
+    return model, weights, wanted
+
+
+def load_model(files: list[Path], config: LlamaConfig, dtype: torch.dtype, device: torch.device | str = "cpu",
+               change: Callable[[str, Linear], nn.Module] | None = None) -> Llama:
+    """A model with its weights frozen.
+
+    dtype: what activations are computed in; weights are kept in the file's own type.
+    change: called with each linear layer's name and the layer as soon as it is loaded; what it returns takes the layer's
+    place, so that quantizing a model never holds more than the k-bit model and one dense layer.
+    Raises ValueError as `open_weights` does."""
+    model, weights, wanted = open_weights(files, config, dtype)
     waiting = {name: {n for n in wanted if n.rpartition(".")[0] == name}
                for name, module in model.named_modules() if isinstance(module, Linear)}
     for name, tensor in weights.tensors():
         layer, _, leaf = name.rpartition(".")
         module = model.get_submodule(layer)
         if leaf in module._parameters:
-            value = nn.Parameter(tensor.to(device, storage or tensor.dtype), requires_grad=False)
+            value = nn.Parameter(tensor.to(device), requires_grad=False)
             setattr(module, leaf, value)
         else:
             setattr(module, leaf, tensor.to(device))
@@ -160,10 +177,10 @@ def _make_room_for_codes(model: Llama, weights: Weights) -> None:
         block.check_divides(D_out, D_in, name)
         factors = (D_out // block.n_out, D_in // block.n_in)
         offset = factors if weights.shapes.get(f"{name}.offset") == factors else (1, 1)
-        levels = weights.shapes.get(f"{name}.levels", (2 ** bits,))
+        n_levels = 2 ** bits - (weights.shapes.get(f"{name}.levels") == (2 ** bits - 1,))  # symmetric grids have one fewer
         empty = lambda *shape: torch.empty(shape, device="meta")
         layer = QuantLinear(D_out, D_in, empty(-(-D_out * D_in // n_codes) * n_bytes),
-                            Grid(empty(*levels), empty(*factors), empty(*offset), block, bits),
+                            Grid(empty(n_levels), empty(*factors), empty(*offset), block, bits),
                             None if dense.bias is None else empty(D_out))
         setattr(model.get_submodule(parent), child, layer)
 

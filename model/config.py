@@ -44,6 +44,10 @@ def config_from_json(raw: dict, where: str) -> LlamaConfig:
     missing = [key for key in REQUIRED if key not in raw]
     if missing:
         raise ValueError(f"{where}: config lacks {', '.join(missing)}")
+    for key in (*REQUIRED, "num_key_value_heads", "head_dim", "max_position_embeddings"):
+        value = raw.get(key)
+        if (value is not None or key in REQUIRED) and not (isinstance(value, int) and value > 0):
+            raise ValueError(f"{where}: {key} is {value!r}, not a positive integer")
     if raw.get("model_type", "llama") != "llama":
         raise ValueError(f"{where}: model_type {raw['model_type']!r} is not supported; only 'llama' is")
     if raw.get("hidden_act", "silu") != "silu":

@@ -1,9 +1,10 @@
 """Text <-> token ids: `tokenizer.model` by sentencepiece, `tokenizer.json` by the tokenizers library, one face for both."""
-import json
 from pathlib import Path
 
 import sentencepiece
 import tokenizers
+
+from model.config import read_json
 
 FILES = ("tokenizer.model", "tokenizer.json")
 
@@ -16,11 +17,12 @@ class SentencePieceTokenizer:
             self.processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
         except Exception as error:  # sentencepiece raises RuntimeError, OSError or its own, depending on the damage
             raise ValueError(f"{path}: not a sentencepiece model ({error})") from None
-        self.eos_id = self.processor.eos_id()
+        self.eos_id = self.processor.eos_id() if self.processor.eos_id() >= 0 else None  # -1: the file has none
+        self.begin = [self.processor.bos_id()] if self.processor.bos_id() >= 0 else []
 
     def encode(self, text: str) -> list[int]:
         """Ids of a prompt, with the begin token."""
-        return [self.processor.bos_id(), *self.processor.encode(text)]
+        return self.begin + self.processor.encode(text)
 
     def decode(self, ids: list[int]) -> str:
         return self.processor.decode(ids)
@@ -34,12 +36,14 @@ class JsonTokenizer:
             self.tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception
             raise ValueError(f"{path}: not a tokenizers file ({error})") from None
+        self.tokenizer.no_truncation()  # a file may carry its last user's settings
+        self.tokenizer.no_padding()
         self.eos_id = self._end_token(path.parent / "tokenizer_config.json")
 
     def _end_token(self, config: Path) -> int | None:
         if not config.exists():
             return None
-        token = json.loads(config.read_text(encoding="utf-8")).get("eos_token")
+        token = read_json(config).get("eos_token")
         return self.tokenizer.token_to_id(token["content"] if isinstance(token, dict) else token) if token else None
 
     def encode(self, text: str) -> list[int]:

@@ -52,10 +52,5 @@ class QuantLinear(nn.Module):
         y = DequantizedMatmul.apply(x, self)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
-    def bits_per_weight(self) -> float:
-        """Stored bits of codes, levels, scale and offset over the number of weights."""
-        stored = sum(t.numel() * t.element_size() for t in (self.codes, self.levels, self.scale, self.offset))
-        return 8 * stored / (self.out_features * self.in_features)
-
     def extra_repr(self) -> str:
         return f"{self.in_features} -> {self.out_features}, {self.bits} bits, block {self.block}"

@@ -1,7 +1,8 @@
 """The text that the embedded base is pre-trained on: `--task pretrain --data ../shared/data`.
 
-Train splits only, permissive licences only; never banking77, which is the job, nor alpaca, which is non-commercial.
-Each row becomes one document; documents are joined, each between a begin and an end token, and cut into windows.
+Train splits only (of wikitext2, which has none here, the validation file; its test file stays unseen), permissive licences
+only; never banking77, which is the job, nor alpaca, which is non-commercial. Each row becomes one document; documents are
+joined, each with the tokenizer's begin token, if it has one, and an end token, and cut into windows.
 """
 from collections.abc import Callable, Sequence
 from pathlib import Path

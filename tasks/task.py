@@ -80,7 +80,10 @@ def read_rows(path: Path, fields: Sequence[str]) -> list[dict[str, str]]:
 
 
 def _numbered_rows(path: Path):
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text ({error})") from None
     if path.suffix == ".json":
         try:
             whole = json.loads(text)
