@@ -14,7 +14,7 @@ LONGEST = 2048  # tokens of a training row, unless --max-length says otherwise
 class Job:
     task: Task
     tokenizer: Tokenizer
-    stop_ids: tuple[int, ...]
+    stop_ids: tuple[int, ...]  # end tokens and the line break
     train: list[Encoded]
     validation: list[Encoded]
     test: list[Example]
@@ -41,8 +41,14 @@ def prepare_job(source: Source, args: argparse.Namespace) -> Job:
     if max(longest, max_new_tokens + 1) > positions:
         raise ValueError(f"{source.path} has {positions} positions: too few for --max-length {longest} or --max-new-tokens "
                          f"{max_new_tokens} and a prompt")
-    return Job(task, tokenizer, stop_ids, train, validation, splits.test[:args.test_limit], left_out, max_new_tokens,
+    return Job(task, tokenizer, (*stop_ids, *newline_ids(tokenizer)), train, validation, splits.test[:args.test_limit], left_out, max_new_tokens,
                splits.fingerprints())
+
+
+def newline_ids(tokenizer: Tokenizer) -> list[int]:
+    """The token that ends a line, where the tokenizer has one of its own. Every task's answer is one line: what a model
+    writes after it does not count, and need not be generated."""
+    return tokenizer.encode("a\n")[len(tokenizer.encode("a")):][:1]
 
 
 def check_ids(rows: list[Encoded], source: Source) -> None:

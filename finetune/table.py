@@ -37,10 +37,15 @@ def score_state(state: str, model: Llama, job: Job, layers: list[str], batch_siz
     if job.test:
         prompts = [job.tokenizer.encode(example.prompt) for example in job.test]
         written = generate(model, prompts, job.max_new_tokens, job.stop_ids, batch_size, desc=state)
-        scores = job.task.score([job.tokenizer.decode(ids).strip() for ids in written], job.test)
+        scores = job.task.score([first_line(job.tokenizer.decode(ids)) for ids in written], job.test)
     loss = mean_loss(model, job.validation, batch_size)
     return Row(state, scores, loss, bits_per_weight(model, layers), stored_bytes([model]) / 1e6,
                seconds=time.perf_counter() - start)
+
+
+def first_line(text: str) -> str:
+    """`first_line(" card arrival\\nReply: ...") == "card arrival"`"""
+    return text.strip().partition("\n")[0].rstrip()
 
 
 def stored_bytes(modules: list[torch.nn.Module]) -> int:
