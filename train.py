@@ -7,6 +7,7 @@ A run directory holds everything afterwards (finetune/run.py); `python eval.py R
 """
 import argparse
 import platform
+import resource
 import sys
 from dataclasses import fields
 
@@ -101,6 +102,9 @@ def train(run: Run, args: argparse.Namespace, saved: dict, job: Job) -> None:
         trainer.load_state()
     run.forget_after(trainer.step)
     trainer.run()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3  # ru_maxrss is in kB on Linux
+    print(f"trained {trainer.tokens} tokens in {trainer.seconds:.0f} s, {trainer.tokens / trainer.seconds:.0f} tokens/s, "
+          f"peak memory of the process {peak:.0f} MB")
     plot_losses(run)
 
 

@@ -17,7 +17,7 @@ METHODS = {
     "blora": Method("blora", "none", "2", 5e-3, "BLoRA"),
     "qlora": Method("lora", "nf", "1", 5e-3, "QLoRA"),
     "qblora": Method("blora", "nf", "2", 5e-3, "Q-BLoRA"),
-    "qablora": Method("qablora", "minmax", "block", 5e-3, "QA-BLoRA"),
+    "qablora": Method("qablora", "minmax", "block", 2e-2, "QA-BLoRA"),
 }
 DEFAULT_BITS = 4
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")

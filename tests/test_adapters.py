@@ -130,6 +130,25 @@ def test_any_base_layer_will_do():
     torch.testing.assert_close(AdaptedLinear(base, adapter)(x), base(x) + x @ adapter.delta_weight().T, rtol=0, atol=1e-10)
 
 
+def test_dropout_acts_on_the_adapters_input_alone_and_only_in_training():
+    adapter = nonzero_adapter(QABLoRA, 16, 8, Lam(4, 8))
+    layer, x = AdaptedLinear(Linear(8, 16).double(), adapter, dropout=0.5), random(64, 8)
+    torch.manual_seed(0)
+    dropped = layer.train()(x) - layer.base(x)
+    torch.manual_seed(0)
+    by_hand = adapter.delta(torch.nn.functional.dropout(x, 0.5))
+    torch.testing.assert_close(dropped, by_hand, rtol=0, atol=1e-10)
+    assert (dropped - adapter.delta(x)).abs().max() > 1e-3
+    torch.testing.assert_close(layer.eval()(x), layer.base(x) + adapter.delta(x), rtol=0, atol=1e-10)
+
+
+def test_factors_are_outputs_by_inputs():
+    """Erratum 3: the pseudo-code's nn.Linear arguments are swapped."""
+    adapter = BLoRA(64, 32, Lam(2, 2), 4, 8.0)
+    assert adapter.A.shape == (2 * 4, 32 // 2) and adapter.B.shape == (64 // 2, 2 * 4)
+    assert QABLoRA(64, 32, Lam(4, 8), 4, 8.0).H.shape == (64 // 8, 32 // 4)
+
+
 def test_a_size_that_lam_does_not_divide_is_named():
     with pytest.raises(ValueError, match=r"D_in=10 is not a multiple of lam_in=4 \(layer k_proj"):
         Lam(4, 8).check_divides(16, 10, "k_proj")

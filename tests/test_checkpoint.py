@@ -62,6 +62,18 @@ def test_a_missing_shard_is_named(tmp_path):
         weight_files(tmp_path)
 
 
+def test_an_index_without_its_map_is_named(tmp_path):
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(ValueError, match="index.json: holds no weight_map"):
+        weight_files(tmp_path)
+
+
+def test_a_damaged_list_of_quantized_layers_is_named(tmp_path):
+    write_safetensors(tmp_path / "m.safetensors", {"x": torch.zeros(1)}, {"quantized": "{"})
+    with pytest.raises(ValueError, match="m.safetensors: damaged header"):
+        load([tmp_path / "m.safetensors"], TINY)
+
+
 def test_a_directory_without_a_tokenizer_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no tokenizer there"):
         load_tokenizer(tmp_path)

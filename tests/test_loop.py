@@ -72,6 +72,38 @@ def test_only_the_adapters_change(tmp_path):
         assert torch.equal(before[name], tensor) == (".adapter." not in name), name
 
 
+def test_a_run_is_adamw_with_clipping_and_decay_written_out(tmp_path):
+    """Three steps by hand: learning rate of each step, clipped gradient, decay of matrices, both moments."""
+    settings = replace(SETTINGS, steps=3, batch_size=18, micro_batch=18, clip=0.05, weight_decay=0.3, beta2=0.9, warmup=0.4)
+    model = adapted_model()
+    by_hand = adapted_model()
+    trainer(tmp_path, model, settings).run()
+    parameters = adapter_parameters(by_hand)
+    moments = {n: (torch.zeros_like(p), torch.zeros_like(p)) for n, p in parameters.items()}
+    for step in range(3):
+        lr, (loss, n) = learning_rate(step, 3, settings), summed_loss(by_hand, DATA[:18])
+        grads = dict(zip(parameters, torch.autograd.grad(loss / n, list(parameters.values()))))
+        norm = torch.cat([g.flatten() for g in grads.values()]).norm()
+        assert norm > settings.clip
+        for name, p in parameters.items():
+            g, (m, v) = grads[name] * settings.clip / norm, moments[name]
+            m.mul_(0.9).add_(0.1 * g)
+            v.mul_(0.9).add_(0.1 * g * g)
+            direction = (m / (1 - 0.9 ** (step + 1))) / ((v / (1 - 0.9 ** (step + 1))).sqrt() + 1e-8)
+            p.data = p.data - lr * settings.weight_decay * p.data - lr * direction
+    for name, p in adapter_parameters(model).items():
+        torch.testing.assert_close(p, parameters[name], rtol=0, atol=1e-6)  # the library adds 1e-6 to the norm
+        assert p.abs().max() > 0
+
+
+def test_validation_is_without_dropout(tmp_path):
+    records, model = [], adapted_model(dropout=0.5)
+    trainer(tmp_path, model, replace(SETTINGS, steps=2), records.append).run()
+    assert model.training
+    assert records[-1]["validation_loss"] == pytest.approx(mean_loss(model.eval(), DATA[18:], 4), abs=1e-12)
+    assert records[-1]["validation_loss"] != pytest.approx(mean_loss(model.train(), DATA[18:], 4), abs=1e-9)
+
+
 def test_training_lowers_the_loss_and_the_best_epoch_is_kept(tmp_path):
     records, kept, model = [], [], adapted_model()
     run = trainer(tmp_path, model, replace(SETTINGS, epochs=6), records.append, lambda: kept.append(run.step))

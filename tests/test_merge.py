@@ -1,5 +1,6 @@
 """Merging: exact where the rule of DESIGN.md Section 2 holds, refused where it does not."""
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from adapters.merge import MergeRefused, check_merges_into_offset, merge_into_of
 from adapters.qablora import QABLoRA
 from model.llama import Linear
 from quant import QUANTIZERS
-from quant.grid import Block, dequantize
+from quant.grid import Block, QuantizedWeight, dequantize
 from quant.linear import QuantLinear
 from tests.strategies import nonzero_adapter, random
 
@@ -110,15 +111,14 @@ def test_the_merge_test_would_notice(fault, spoil):
     assert (merged(x) - layer(x)).abs().max() > 1e-3, fault
 
 
-def test_a_float16_offset_keeps_float32_after_the_merge_unless_asked_otherwise():
-    """Rounding the merged offset back to float16 would be a second quantization; it has to be asked for."""
+def test_a_float16_offset_is_float32_after_the_merge():
+    """Rounding the merged offset back to float16 would be a second quantization."""
     weight = QUANTIZERS["minmax"](4, Block(4, 8)).quantize(random(D_OUT, D_IN, dtype=torch.float32))
     adapter = nonzero_adapter(QABLoRA, D_OUT, D_IN, Lam(4, 8)).float()
     exact = weight.dequantize() + adapter.delta_weight()
     kept = merge_into_offset(weight, adapter)
-    rounded = merge_into_offset(weight, adapter, storage=torch.float16)
+    rounded = QuantizedWeight(kept.codes, replace(kept.grid, offset=kept.grid.offset.half()))
     assert weight.grid.offset.dtype == torch.float16 and kept.grid.offset.dtype == torch.float32
-    assert rounded.grid.offset.dtype == torch.float16
     assert (kept.dequantize() - exact).abs().max() < 1e-6 < (rounded.dequantize() - exact).abs().max()
 
 

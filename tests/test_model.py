@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from model.checkpoint import load_config, load_model, random_model, weight_files
 from model.config import LlamaConfig, config_from_json
 from model.generate import generate
-from model.llama import KVCache, Llama
+from model.llama import KVCache, Llama, rotary_frequencies
 
 FIXTURES = Path(__file__).parent / "fixtures"
 CASES = ["grouped_tied", "multi_head_untied_bias", "llama3_rope", "linear_rope_sharded"]
@@ -53,6 +53,21 @@ def test_greedy_generation_equals_the_published_implementation(case):
     assert generate(model, [prompt], 24, (), batch_size=1) == [expected]
 
 
+def test_the_llama3_fixture_keeps_blends_and_divides_frequencies():
+    """Else the golden comparison would leave part of the formula untested."""
+    config = load_config(FIXTURES / "llama3_rope")
+    plain, scaled = rotary_frequencies(replace(config, rope_scaling=None)), rotary_frequencies(config)
+    ratio = scaled / plain
+    assert ratio.max() == 1 and ratio.min() == 1 / 8 and ((ratio > 1 / 8) & (ratio < 1)).sum() == 2
+
+
+def test_a_config_survives_being_written_and_read():
+    for case in CASES:
+        config = load_config(FIXTURES / case)
+        assert config_from_json(config.to_json(), "again") == config
+    assert load_config(FIXTURES / "grouped_tied").rms_norm_eps == 1e-2  # the golden logits depend on it
+
+
 def test_classic_and_newer_config_keys_mean_the_same():
     newer = json.loads((FIXTURES / "llama3_rope" / "config.json").read_text())
     classic = {k: v for k, v in newer.items() if k not in ("rope_parameters", "dtype")}
@@ -70,7 +85,8 @@ def test_absent_keys_take_the_first_llamas_values():
 @pytest.mark.parametrize("changes,message", [
     ({"model_type": "gpt2"}, "model_type 'gpt2'"), ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
     ({"rope_scaling": {"type": "yarn", "factor": 2}}, "rotary scaling 'yarn'"), ({"num_key_value_heads": 3}, "not a multiple"),
-    ({"rope_scaling": {"rope_type": "llama3", "factor": 2}}, "lacks low_freq_factor")])
+    ({"rope_scaling": {"rope_type": "llama3", "factor": 2}}, "lacks low_freq_factor"),
+    ({"hidden_size": "32"}, "hidden_size is '32', not a positive integer"), ({"num_attention_heads": 0}, "num_attention_heads is 0")])
 def test_a_config_that_this_forward_cannot_compute_is_refused(changes, message):
     raw = dict(vocab_size=8, hidden_size=16, intermediate_size=8, num_hidden_layers=1, num_attention_heads=4)
     with pytest.raises(ValueError, match=message):

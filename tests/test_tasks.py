@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.arguments import EMBEDDED_BASE
+from finetune.job import newline_ids
+from finetune.table import first_line
 from model.tokenizer import load_tokenizer
 from tasks.banking77 import Banking77, macro_f1
 from tasks.batching import collate, epoch_batches, split_list
@@ -75,6 +77,12 @@ def test_a_row_without_its_field_is_named_with_file_and_line(tmp_path):
         SqlCreateContext().splits(path, None, None, 0)
 
 
+def test_a_file_that_is_not_text_is_named(tmp_path):
+    (tmp_path / "x.jsonl").write_bytes(b'{"a": "\xe9"}')
+    with pytest.raises(ValueError, match="x.jsonl: not UTF-8 text"):
+        read_rows(tmp_path / "x.jsonl", ("a",))
+
+
 @pytest.mark.parametrize("text,message", [("{", "line 1: not valid JSON"), ("[1]\n", "line 1: expected a JSON object"), ("\n", "holds no rows")])
 def test_a_file_that_is_not_rows_is_named(tmp_path, text, message):
     (tmp_path / "x.jsonl").write_text(text)
@@ -104,6 +112,16 @@ def test_masking_goes_by_length_and_the_end_token_is_learned(prompt, answer):
     batch = collate([encoded])
     assert batch.targets.tolist() == encoded.tokens[encoded.prompt_length:]
     assert batch.at[0].nonzero().flatten().tolist() == list(range(encoded.prompt_length - 1, len(encoded.tokens) - 1))
+
+
+@pytest.mark.parametrize("prompt,answer", [("a question?\nIntent:", "card arrival"), ("CREATE TABLE t (a INTEGER)\nSQL:", "SELECT a FROM t")])
+def test_an_encoded_example_reads_as_prompt_space_answer(prompt, answer):
+    assert TOKENIZER.decode(encode_example(Example(prompt, answer), TOKENIZER, EOS).tokens[1:-1]) == f"{prompt} {answer}"
+
+
+def test_only_the_first_line_of_what_was_written_counts():
+    assert first_line(" card arrival\nReply: we are sorry") == "card arrival"
+    assert TOKENIZER.decode(newline_ids(TOKENIZER)) == "\n"
 
 
 def test_an_end_token_inside_the_prompt_is_not_learned_and_one_inside_the_answer_is():
