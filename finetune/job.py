@@ -36,8 +36,9 @@ def prepare_job(source: Source, args: argparse.Namespace) -> Job:
         raise ValueError(f"--task {args.task}: {len(train)} rows to train on and {len(validation)} to validate on are left "
                          f"({left_out} are longer than {longest} tokens, see --max-length); both need at least one")
     check_ids(train + validation, source)
-    max_new_tokens = args.max_new_tokens or max(len(e.tokens) - e.prompt_length for e in train + validation)
     positions = source.config.max_position_embeddings
+    longest_answer = max(len(e.tokens) - e.prompt_length for e in train + validation)
+    max_new_tokens = args.max_new_tokens or min(longest_answer, positions - 1)
     if max(longest, max_new_tokens + 1) > positions:
         raise ValueError(f"{source.path} has {positions} positions: too few for --max-length {longest} or --max-new-tokens "
                          f"{max_new_tokens} and a prompt")
