@@ -139,7 +139,7 @@ def print_plan(run: Run, args: argparse.Namespace, model: Llama, parameters: dic
     print(f"  data      {len(job.train)} training rows, {len(job.validation)} validation, {len(job.test)} test"
           + (f"; {job.left_out} left out, longer than --max-length" if job.left_out else ""))
     print(f"  steps     {steps} of {args.batch_size} rows")
-    if reason := models.why_not_k_bits(model):
+    if args.bits < 16 and (reason := models.why_not_k_bits(model)):
         print(f"  note      merges to 16 bits only: {reason}")
 
 
