@@ -21,14 +21,14 @@ def plot_losses(run: Run) -> None:
     axes.plot(*zip(*training), color="tab:blue", alpha=0.3, linewidth=0.8, label="training, each step")
     axes.plot(*zip(*running_mean(training)), color="tab:blue", label="training, running mean")
     axes.plot(*zip(*validation), "o-", color="tab:orange", label="validation")
-    axes.set(xlabel="step", ylabel="loss (nats a target token)", title=run.path.name, ylim=(0, None))
+    axes.set(xlabel="step", ylabel="loss (nats a target token)", title=run.path.name, yscale="log")
     axes.legend()
     figure.tight_layout()
     figure.savefig(run.path / "loss.png", dpi=120)
     pyplot.close(figure)
 
 
-def running_mean(points: list[tuple[int, float]], keep: float = 0.95) -> list[tuple[int, float]]:
+def running_mean(points: list[tuple[int, float]], keep: float = 0.8) -> list[tuple[int, float]]:
     """Exponentially weighted mean of the values so far, started at the first."""
     out, mean = [], points[0][1]
     for step, value in points:
