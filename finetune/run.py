@@ -14,8 +14,6 @@ import json
 import shutil
 from pathlib import Path
 
-from model.files import write_json
-
 
 class Run:
     def __init__(self, path: Path):

@@ -1,5 +1,4 @@
 """The table that train.py ends with and eval.py prints: one row a state of the model."""
-import json
 import time
 from dataclasses import asdict, dataclass, field
 
@@ -12,7 +11,6 @@ from finetune.loop import mean_loss
 from model.files import write_json
 from model.generate import generate
 from model.llama import Llama
-from quant.linear import QuantLinear
 from tasks.batching import collate, split_list
 from tasks.task import Encoded
 

@@ -2,7 +2,7 @@
 import torch
 from torch import Tensor, nn
 
-from quant.grid import Block, Grid, QuantizedWeight
+from quant.grid import Grid, QuantizedWeight
 from quant.packing import pack, unpack
 
 

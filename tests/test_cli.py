@@ -17,7 +17,6 @@ from finetune.loop import Trainer
 from model.checkpoint import load_config, load_model, random_model, save_model, weight_files
 from model.config import LlamaConfig
 from model.files import write_json
-from model.llama import Llama
 from quant.linear import QuantLinear
 
 SMALL = LlamaConfig(vocab_size=4096, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,

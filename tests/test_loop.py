@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from adapters.adapted import AdaptedLinear, adapter_parameters, replace_layers
 from adapters.kronecker import Lam
 from adapters.lora import LoRA
-from adapters.qablora import QABLoRA
 from finetune.loop import Settings, Trainer, TrainingDiverged, learning_rate, mean_loss, summed_loss
 from tasks.task import Encoded
 from tests.test_model import tiny, tokens
