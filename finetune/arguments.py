@@ -83,7 +83,7 @@ def add_base_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--test-data", type=Path, metavar="FILE", help="test rows; default: the task's, or split off --data")
     parser.add_argument("--limit", type=positive(int), help="use this many rows of --data, drawn by --seed")
     parser.add_argument("--test-limit", type=positive(int), help="score the first so many test rows")
-    parser.add_argument("--eval-batch-size", type=positive(int), default=128, help="changes speed and memory only")
+    parser.add_argument("--eval-batch-size", type=positive(int), default=128, help="speed and memory; in bfloat16 also the rounding, so that near ties may fall otherwise")
     parser.add_argument("--max-new-tokens", type=positive(int), help="default: what the longest answer takes")
     parser.add_argument("--max-length", type=positive(int), help="longer training rows are left out; default: what the "
                         "model's positions allow, at most 2048")
