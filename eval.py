@@ -24,7 +24,7 @@ def main() -> None:
     args = parser.parse_args()
     try:
         if args.run:
-            given = arguments.given_flags(parser)
+            given = arguments.given_flags(parser, args)
             score_run(given.pop("run"), given)
         else:
             score_model(args)

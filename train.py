@@ -37,11 +37,11 @@ def main() -> None:
     run, fresh = None, False
     try:
         if args.resume:
-            refuse_other_flags(arguments.given_flags(parser))
+            refuse_other_flags(arguments.given_flags(parser, args))
             run, args, saved = models.read_run(args.resume)
             job = reopen(run, args, saved)
         else:
-            source, args, job = prepare(arguments.resolve(args, arguments.given_flags(parser)))
+            source, args, job = prepare(arguments.resolve(args, arguments.given_flags(parser, args)))
             run = new_run(args.out, f"{args.method}-{args.bits}bit-{args.task}")
             fresh = True
             saved = describe(run, source, args, job)

@@ -50,10 +50,10 @@ def seed(text: str) -> int:
     return value
 
 
-def given_flags(parser: argparse.ArgumentParser) -> dict:
-    """What the command line itself says, defaults left out."""
+def given_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict:
+    """What the command line itself says, defaults left out; `args` is what it came to with them."""
     unset = object()  # argparse puts defaults only where nothing stands yet
-    namespace = argparse.Namespace(**dict.fromkeys(vars(parser.parse_args()), unset))
+    namespace = argparse.Namespace(**dict.fromkeys(vars(args), unset))
     return {name: value for name, value in vars(parser.parse_args(namespace=namespace)).items() if value is not unset}
 
 
@@ -83,7 +83,8 @@ def add_base_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--test-data", type=Path, metavar="FILE", help="test rows; default: the task's, or split off --data")
     parser.add_argument("--limit", type=positive(int), help="use this many rows of --data, drawn by --seed")
     parser.add_argument("--test-limit", type=positive(int), help="score the first so many test rows")
-    parser.add_argument("--eval-batch-size", type=positive(int), default=128, help="speed and memory; in bfloat16 also the rounding, so that near ties may fall otherwise")
+    parser.add_argument("--eval-batch-size", type=positive(int), default=128, help="speed and memory; in bfloat16 also the "
+                        "rounding, so that near ties may fall otherwise")
     parser.add_argument("--max-new-tokens", type=positive(int), help="default: what the longest answer takes")
     parser.add_argument("--max-length", type=positive(int), help="longer training rows are left out; default: what the "
                         "model's positions allow, at most 2048")

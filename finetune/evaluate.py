@@ -2,10 +2,10 @@
 import argparse
 from pathlib import Path
 
+from finetune.arguments import DTYPES
 from finetune.job import Job, prepare_job
 from finetune.models import (Source, attach_adapters, check_fingerprint, linear_names, load_adapter, load_base, load_run_base,
-                             load_trained, merge_best, save_merged, sixteen_bit_type, why_not_k_bits)
-from finetune.arguments import DTYPES
+                             load_trained, merge_best, save_merged, sixteen_bit_type)
 from finetune.run import Run
 from finetune.table import Row, float32_logits, largest_difference, print_table, save_table, score_state
 
@@ -48,8 +48,9 @@ def trained_states(run: Run, args: argparse.Namespace, saved: dict, job: Job) ->
     attach_adapters(model, args)
     load_adapter(model, run)
     rows.append(score_state("as trained", model, job, layers, args.eval_batch_size))
-    before, k_bits = float32_logits(model, job.validation), why_not_k_bits(model) is None
-    merged = score_state(merge_best(model, storage), model, job, layers, args.eval_batch_size)
+    before = float32_logits(model, job.validation)
+    state, k_bits = merge_best(model, storage)
+    merged = score_state(state, model, job, layers, args.eval_batch_size)
     merged.logit_difference = largest_difference(before, float32_logits(model, job.validation))
     if k_bits:
         save_merged(model, run)

@@ -42,8 +42,8 @@ def prepare_job(source: Source, args: argparse.Namespace) -> Job:
     if max(longest, max_new_tokens + 1) > positions:
         raise ValueError(f"{source.path} has {positions} positions: too few for --max-length {longest} or --max-new-tokens "
                          f"{max_new_tokens} and a prompt")
-    return Job(task, tokenizer, (*stop_ids, *newline_ids(tokenizer)), train, validation, splits.test[:args.test_limit], left_out, max_new_tokens,
-               splits.fingerprints())
+    return Job(task, tokenizer, (*stop_ids, *newline_ids(tokenizer)), train, validation, splits.test[:args.test_limit],
+               left_out, max_new_tokens, splits.fingerprints())
 
 
 def newline_ids(tokenizer: Tokenizer) -> list[int]:

@@ -186,14 +186,15 @@ def why_not_k_bits(model: Llama) -> str | None:
     return None
 
 
-def merge_best(model: Llama, storage: torch.dtype) -> str:
-    """Into the k-bit codes' offsets where the rule allows it in every layer, else to 16 bits; says which."""
+def merge_best(model: Llama, storage: torch.dtype) -> tuple[str, bool]:
+    """Into the k-bit codes' offsets where the rule allows it in every layer, else to 16 bits: a name for what came out, and
+    whether it is the former."""
     if why_not_k_bits(model) is None:
         bits = {layer.base.bits for layer in adapted_layers(model).values()}
         merge_all(model, lambda name, layer: merge_to_k_bits(layer, name))
-        return f"merged, {'/'.join(map(str, sorted(bits)))} bits"
+        return f"merged, {'/'.join(map(str, sorted(bits)))} bits", True
     merge_all(model, lambda name, layer: merge_to_dense(layer, storage))
-    return f"merged, 16 bits ({str(storage).removeprefix('torch.')})"
+    return f"merged, 16 bits ({str(storage).removeprefix('torch.')})", False
 
 
 def sixteen_bit_type(model: Llama) -> torch.dtype:
@@ -258,17 +259,17 @@ def check_fingerprint(source: Source, saved: dict) -> None:
                          f"the run's base had {expected}")
 
 
-def load_trained(run: Run, dtype: torch.dtype | None = None, device: str | None = None) -> Llama:
+def load_trained(run: Run, dtype: torch.dtype, device: str) -> Llama:
     """The model as trained: base and adapters side by side, or all weights for method full."""
     run, args, saved = read_run(run.path)
-    args.device = device or args.device
+    args.device = device
     if args.method == "full":
         model = load_model(weight_files(run.path), load_config(run.path), DTYPES[args.dtype], args.device)
     else:
         model = load_run_base(run, args, saved)
         attach_adapters(model, args)
         load_adapter(model, run)
-    model.dtype = dtype or model.dtype
+    model.dtype = dtype
     return model.eval()
 
 

@@ -3,6 +3,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -33,9 +34,15 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str
 
 
 def sha256_of(*paths: Path) -> str:
-    """One fingerprint over the files' bytes, in the order given."""
+    """One fingerprint over the files' bytes, in the order given. Files that have not changed since are not read again: a run
+    asks for its base's fingerprint when it starts, loads and scores it."""
+    return _sha256(*((path, path.stat().st_size, path.stat().st_mtime_ns) for path in paths))
+
+
+@cache
+def _sha256(*files: tuple[Path, int, int]) -> str:
     digest = hashlib.sha256()
-    for path in paths:
+    for path, _, _ in files:
         with open(path, "rb") as file:
             while chunk := file.read(1 << 24):
                 digest.update(chunk)

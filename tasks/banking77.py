@@ -19,7 +19,6 @@ def intent_words(category: str) -> str:
 
 class Banking77(Task):
     name = "banking77"
-    headline = "accuracy"
 
     def splits(self, data: Path | None, test_data: Path | None, limit: int | None, seed: int) -> Splits:
         """The published train and test files; a tenth of train (plr.txt Sec. 3.1) is held out for validation."""

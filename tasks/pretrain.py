@@ -56,7 +56,6 @@ def wikitext_articles(path: Path) -> list[str]:
 
 class Pretrain(Task):
     name = "pretrain"
-    headline = ""  # validation loss alone
     needs_data = True
 
     def splits(self, data: Path | None, test_data: Path | None, limit: int | None, seed: int) -> Splits:

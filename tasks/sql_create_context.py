@@ -22,7 +22,6 @@ def normalise_sql(query: str) -> str:
 
 class SqlCreateContext(Task):
     name = "sql-create-context"
-    headline = "exact_match"
     needs_data = True
 
     def splits(self, data: Path | None, test_data: Path | None, limit: int | None, seed: int) -> Splits:

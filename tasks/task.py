@@ -46,7 +46,6 @@ def encode_example(example: Example, tokenizer: Tokenizer, eos_id: int) -> Encod
 class Task:
     """A data set and its score. Subclasses set the names and define `splits` and `score`."""
     name: str
-    headline: str  # the score that the table is read by
     needs_data = False  # True where --data must name a file
 
     def splits(self, data: Path | None, test_data: Path | None, limit: int | None, seed: int) -> Splits:
