@@ -2,18 +2,22 @@
 
     python eval.py runs/x                                                     # base, quantized, as trained, merged
     python eval.py runs/x --test-data test.jsonl --test-limit 200
-    python eval.py --model DIR --quantizer minmax --bits 3 --task banking77   # no run: base and quantized base
+    python eval.py runs/x --requantize gptq                                   # and, lossily, back to k bits
+    python eval.py --model DIR --quantizer gptq --bits 3 --task banking77     # no run: base and quantized base
 """
 import argparse
 import sys
 from pathlib import Path
 
 from finetune import arguments
+from finetune.check import check_quantization
 from finetune.evaluate import evaluate_model, evaluate_run
 from finetune.job import check_data, prepare_job
-from finetune.models import Source, check_quantization, check_trained, read_run
+from finetune.methods import GPTQ
+from finetune.models import Source, check_trained, read_run
 
-MAY_CHANGE = ("test_data", "test_limit", "eval_batch_size", "max_new_tokens", "dtype", "device")  # of a run
+REQUANTIZE = ("requantize", *arguments.REQUANTIZE_FLAGS, *arguments.GPTQ_FLAGS)
+MAY_CHANGE = ("test_data", "test_limit", "eval_batch_size", "max_new_tokens", "dtype", "device", *REQUANTIZE)  # of a run
 
 
 def main() -> None:
@@ -22,12 +26,12 @@ def main() -> None:
     parser.add_argument("run", type=Path, nargs="?", help="a run directory")
     arguments.add_base_flags(parser)
     args = parser.parse_args()
+    given = arguments.given_flags(parser, args)
     try:
         if args.run:
-            given = arguments.given_flags(parser, args)
             score_run(given.pop("run"), given)
         else:
-            score_model(args)
+            score_model(args, given)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -39,17 +43,21 @@ def score_run(path: Path, given: dict) -> None:
     check_trained(run, args)
     for name, value in given.items():
         if name not in MAY_CHANGE:
-            raise ValueError(f"--{name.replace('_', '-')} comes from the run and cannot be changed; a run takes "
-                             + ", ".join(f"--{n.replace('_', '-')}" for n in MAY_CHANGE))
+            raise ValueError(f"{arguments.flag(name)} comes from the run and cannot be changed; a run takes "
+                             + ", ".join(map(arguments.flag, MAY_CHANGE)))
         setattr(args, name, value)
-    job = prepare_job(Source(run.path), args)
+    arguments.resolve_requantization(args, given, REQUANTIZE[1:])
+    job = prepare_job(Source(run.path), args, calibrate=args.requantize == GPTQ)
     check_data(job, saved)
     evaluate_run(run, args, saved, job, run.eval_file)
 
 
-def score_model(args: argparse.Namespace) -> None:
+def score_model(args: argparse.Namespace, given: dict) -> None:
+    for name in ("requantize", *arguments.REQUANTIZE_FLAGS):
+        if name in given:
+            raise ValueError(f"{arguments.flag(name)} needs a run; a model without one is quantized by --quantizer")
     asks_for_codes = args.block or args.bits not in (None, 16)
-    arguments.resolve_quantizer(args, "minmax" if asks_for_codes else "none")
+    arguments.resolve_quantizer(args, given, "minmax" if asks_for_codes else "none")
     source = Source(args.model)
     check_quantization(source, args)
     evaluate_model(source, args)

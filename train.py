@@ -15,15 +15,17 @@ import numpy
 import safetensors
 import torch
 
+from adapters import ADAPTERS
 from adapters.adapted import adapter_parameters
-from finetune import arguments, models
+from finetune import arguments, check, models
 from finetune.arguments import DTYPES
 from finetune.evaluate import evaluate_run
 from finetune.job import Job, check_data, prepare_job
 from finetune.loop import Settings, Trainer, TrainingDiverged
-from finetune.methods import METHODS
+from finetune.methods import GPTQ, METHODS
 from finetune.models import Source
 from finetune.plot import plot_losses
+from finetune.quantize import load_base
 from finetune.run import Run, new_run
 from finetune.table import bits_per_weight
 from model.checkpoint import random_model, save_model
@@ -56,16 +58,16 @@ def main() -> None:
 
 
 def refuse_other_flags(given: dict) -> None:
-    if others := [f"--{name.replace('_', '-')}" for name in given if name != "resume"]:
+    if others := [arguments.flag(name) for name in given if name != "resume"]:
         raise ValueError(f"--resume takes every other flag from the run, {', '.join(others)} too: give it alone")
 
 
 def prepare(args: argparse.Namespace) -> tuple[Source, argparse.Namespace, Job]:
     """All that can be wrong is found here, before a weight is read."""
     source = Source(args.model)
-    models.take_block_of_base(source, args)
-    models.check_layers(source, args)
-    return source, args, prepare_job(source, args)
+    check.take_block_of_base(source, args)
+    check.check_layers(source, args)
+    return source, args, prepare_job(source, args, calibrate=GPTQ in (args.quantizer, args.requantize))
 
 
 def reopen(run: Run, args: argparse.Namespace, saved: dict) -> Job:
@@ -73,7 +75,8 @@ def reopen(run: Run, args: argparse.Namespace, saved: dict) -> Job:
     source = Source(args.model)
     if not args.from_scratch and not run.base_file.is_file():
         models.check_fingerprint(source, saved)
-    job = prepare_job(source, args)
+    needs_base = args.quantizer == GPTQ and not run.base_file.is_file()
+    job = prepare_job(source, args, calibrate=needs_base or args.requantize == GPTQ)
     check_data(job, saved)
     return job
 
@@ -94,7 +97,7 @@ def describe(run: Run, source: Source, args: argparse.Namespace, job: Job) -> di
 
 def train(run: Run, args: argparse.Namespace, saved: dict, job: Job) -> None:
     torch.manual_seed(args.seed)
-    model, parameters, keep_best = full(run, args) if args.method == "full" else adapted(run, args, saved)
+    model, parameters, keep_best = full(run, args) if args.method == "full" else adapted(run, args, saved, job)
     settings = Settings(**{f.name: getattr(args, f.name) for f in fields(Settings)})
     trainer = Trainer(model, parameters, settings, job.train, job.validation, run.state_file, keep_best, run.log)
     print_plan(run, args, model, parameters, job, trainer.total_steps)
@@ -103,6 +106,8 @@ def train(run: Run, args: argparse.Namespace, saved: dict, job: Job) -> None:
     run.forget_after(trainer.step)
     trainer.run()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3  # ru_maxrss is in kB on Linux
+    write_json(run.training_file, {"trainable_parameters": sum(p.numel() for p in parameters.values()), "tokens": trainer.tokens,
+                                   "seconds": round(trainer.seconds, 3), "peak_memory_mb": round(peak)})
     print(f"trained {trainer.tokens} tokens in {trainer.seconds:.0f} s, {trainer.tokens / trainer.seconds:.0f} tokens/s, "
           f"peak memory of the process {peak:.0f} MB")
     plot_losses(run)
@@ -121,21 +126,28 @@ def full(run: Run, args: argparse.Namespace):
     return model, dict(model.named_parameters()), lambda: save_model(model, run.model_file, kept)
 
 
-def adapted(run: Run, args: argparse.Namespace, saved: dict):
+def adapted(run: Run, args: argparse.Namespace, saved: dict, job: Job):
     """The adapters train; the base is quantized once, saved, and from then on read from its file."""
     if args.quantizer != "none" and not run.base_file.is_file():
-        save_model(models.load_base(Source(args.model), args), run.base_file)
+        base, report = load_base(Source(args.model), args, job)
+        if report:
+            write_json(run.quantization_file, report)
+        save_model(base, run.base_file)
     model = models.load_run_base(run, args, saved)
     models.attach_adapters(model, args)
+    models.check_requantization(model, args)
     return model, adapter_parameters(model), lambda: models.save_adapter(model, run)
 
 
 def print_plan(run: Run, args: argparse.Namespace, model: Llama, parameters: dict, job: Job, steps: int) -> None:
     trainable, layers = sum(p.numel() for p in parameters.values()), models.linear_names(model, args.targets)
     print(f"{run.path}: {METHODS[args.method].title} on {args.model}")
-    print(f"  base      {args.quantizer}, {args.bits} bits, block {args.block}: {len(layers)} layers, "
-          f"{bits_per_weight(model, layers):.2f} bits a weight with the adapters")
-    print(f"  trains    {trainable:,} parameters, lam {args.lam}, rank {args.rank}, lora_alpha {args.lora_alpha:g}, lr {args.lr:g}")
+    how = f"{args.quantizer} on {args.grid}" if args.grid else args.quantizer
+    print(f"  base      {how}, {args.bits} bits, block {args.block}: {len(layers)} layers, "
+          f"{bits_per_weight(model, layers):.3f} bits a weight with the adapters")
+    kind = METHODS[args.method].adapter
+    options = "".join(f", {name} {getattr(args, name)}" for name in ADAPTERS[kind].options) if kind else ""
+    print(f"  trains    {trainable:,} parameters{options}, lr {args.lr:g}")
     print(f"  data      {len(job.train)} training rows, {len(job.validation)} validation, {len(job.test)} test"
           + (f"; {job.left_out} left out, longer than --max-length" if job.left_out else ""))
     print(f"  steps     {steps} of {args.batch_size} rows")

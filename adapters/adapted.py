@@ -3,6 +3,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from quant.linear import QuantLinear
+
 
 class AdaptedLinear(nn.Module):
     """y = base(x) + adapter.delta(dropout(x))"""
@@ -14,6 +16,12 @@ class AdaptedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.base(x) + self.adapter.delta(self.dropout(x))
+
+    def weight(self) -> Tensor:
+        """The one matrix that base and adapter are together, in the wider of float32 and the adapter's type, (D_out, D_in)."""
+        delta = self.adapter.delta_weight()
+        base = self.base.dequantize(delta.dtype) if isinstance(self.base, QuantLinear) else self.base.weight.to(delta.dtype)
+        return base + delta
 
 
 def replace_layers(model: nn.Module, names: list[str], change: Callable[[str, nn.Module], nn.Module]) -> None:

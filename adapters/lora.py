@@ -4,7 +4,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from adapters.kronecker import Lam
+from adapters.pooling import Lam
 
 
 def low_rank_factors(n_out: int, n_in: int, rank: int) -> tuple[nn.Parameter, nn.Parameter]:
@@ -17,12 +17,14 @@ def low_rank_factors(n_out: int, n_in: int, rank: int) -> tuple[nn.Parameter, nn
 class LoRA(nn.Module):
     """delta_W = scaling * B A."""
     name = "lora"
+    options = ("lam", "rank", "lora_alpha")
+    tile = Lam(1, 1)
 
     def __init__(self, D_out: int, D_in: int, lam: Lam, rank: int, lora_alpha: float):
         super().__init__()
         if lam != Lam(1, 1):
             raise ValueError(f"lam {lam} is not possible with lora, which pools nothing: use blora, or lam 1x1")
-        self.lam, self.scaling = lam, lora_alpha / rank
+        self.scaling = lora_alpha / rank
         self.A, self.B = low_rank_factors(D_out, D_in, rank)
 
     def delta(self, x: Tensor) -> Tensor:

@@ -2,25 +2,30 @@
 import torch
 from torch import Tensor, nn
 
-from adapters.kronecker import Lam, expand_core, group_mean, repeat_each
+from adapters.pooling import Lam
+from adapters.operators import OPERATORS
 
 
 class QABLoRA(nn.Module):
-    """delta_W = scaling / lam_in * kron(H, ones(lam_out, lam_in)), H one full matrix.
+    """delta_W = scaling * R H C, H one full matrix. With the usual operators (AvgPool, repeat_interleave) that is
+    scaling / lam_in * kron(H, ones(lam_out, lam_in)).
 
     H starts at zero, so that step 0 is the base model; the authors' code starts at random (erratum 6). Only the adapter's
     part is scaled and repeated (erratum 2). `rank` is nominal: it only sets scaling = lora_alpha / rank."""
     name = "qablora"
+    options = ("lam", "rank", "lora_alpha", "operators")
 
-    def __init__(self, D_out: int, D_in: int, lam: Lam, rank: int, lora_alpha: float):
+    def __init__(self, D_out: int, D_in: int, lam: Lam, rank: int, lora_alpha: float, operators: str = "avgpool"):
         super().__init__()
-        self.lam, self.scaling = lam, lora_alpha / rank
+        self.lam, self.scaling, self.operators = lam, lora_alpha / rank, OPERATORS[operators]
+        self.tile = self.operators.tile(lam)
         self.H = nn.Parameter(torch.zeros(D_out // lam.lam_out, D_in // lam.lam_in))
 
     def delta(self, x: Tensor) -> Tensor:
         """(..., D_in) -> (..., D_out)"""
-        return repeat_each(self.scaling * (group_mean(x, self.lam.lam_in) @ self.H.T.to(x.dtype)), self.lam.lam_out)
+        compressed = self.operators.compress(x, self.lam.lam_in)
+        return self.operators.restore(self.scaling * (compressed @ self.H.T.to(x.dtype)), self.lam.lam_out)
 
     def delta_weight(self) -> Tensor:
         """(D_out, D_in)"""
-        return expand_core(self.H, self.lam, self.scaling)
+        return self.scaling * self.operators.expand(self.H, self.lam)

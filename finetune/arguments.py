@@ -6,16 +6,22 @@ from pathlib import Path
 
 import torch
 
-from adapters.kronecker import Lam
-from finetune.methods import DEFAULT_BITS, METHODS, TARGETS
+from adapters import ADAPTERS
+from adapters.operators import OPERATORS
+from adapters.pooling import Lam
+from finetune.methods import DEFAULT_BITS, GPTQ, GPTQ_BLOCK, GPTQ_GRID, METHODS, TARGETS, Method
 from quant import QUANTIZERS
 from quant.grid import Block
+from quant.quantizer import Quantizer
 from tasks import TASKS
 
 EMBEDDED_BASE = Path(__file__).parent.parent / "model" / "base"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 COMPUTE = ("float32", "bfloat16")  # float16 activations would need loss scaling
-ADAPTER_FLAGS, FULL_FLAGS = ("lam", "rank", "lora_alpha", "dropout"), ("from_scratch", "save_dtype")
+ADAPTER_FLAGS, FULL_FLAGS = ("lam", "rank", "lora_alpha", "operators", "dropout"), ("from_scratch", "save_dtype")
+GPTQ_FLAGS = ("calibration", "calibration_rows", "act_order")
+PATHS = ("model", "data", "test_data", "calibration")
+REQUANTIZE_FLAGS = ("requantize_grid", "requantize_bits", "requantize_block")
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -50,15 +56,22 @@ def seed(text: str) -> int:
     return value
 
 
-def given_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict:
-    """What the command line itself says, defaults left out; `args` is what it came to with them."""
+def given_flags(parser: argparse.ArgumentParser, args: argparse.Namespace, command: list[str] | None = None) -> dict:
+    """What the command line itself says, defaults left out; `args` is what it came to with them. None: the process's own."""
     unset = object()  # argparse puts defaults only where nothing stands yet
     namespace = argparse.Namespace(**dict.fromkeys(vars(args), unset))
-    return {name: value for name, value in vars(parser.parse_args(namespace=namespace)).items() if value is not unset}
+    return {name: value for name, value in vars(parser.parse_args(command, namespace)).items() if value is not unset}
 
 
 def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def default_dtype() -> str:
+    """bfloat16 where the processor multiplies it; emulated, it takes several times as long as float32 (measured on a Xeon without
+    avx512_bf16: 26 against 110 GFLOP/s)."""
+    native = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return "bfloat16" if torch.cuda.is_available() or native else "float32"
 
 
 def device(text: str) -> str:
@@ -74,9 +87,19 @@ def add_base_flags(parser: argparse.ArgumentParser) -> None:
     """What train.py and eval.py both take."""
     parser.add_argument("--model", type=Path, default=EMBEDDED_BASE, metavar="DIR",
                         help="a directory with config.json, safetensors and a tokenizer, or a run; default: the embedded base")
-    parser.add_argument("--quantizer", choices=("none", *QUANTIZERS), help="default: the method's")
+    parser.add_argument("--quantizer", choices=("none", *QUANTIZERS, GPTQ), help="default: the method's")
     parser.add_argument("--bits", type=int, help=f"default: {DEFAULT_BITS} where the base is quantized")
-    parser.add_argument("--block", help="n_in x n_out, as in 4x8; default: the quantizer's")
+    parser.add_argument("--block", help="n_in x n_out, as in 4x8, or rowx1 for whole rows; default: the method's or quantizer's")
+    parser.add_argument("--double-quant", action="store_true", help="8-bit scales (nf, icq)")
+    parser.add_argument("--grid", choices=QUANTIZERS, help=f"whose grid gptq rounds to; default: {GPTQ_GRID}, for peqa intminmax")
+    parser.add_argument("--act-order", action="store_true", help="gptq: columns in the order of falling activations")
+    parser.add_argument("--calibration", type=Path, metavar="FILE", help="gptq: a text file; default: the task's training rows")
+    parser.add_argument("--calibration-rows", type=positive(int), default=500, help="gptq: so many rows, or windows of the file")
+    parser.add_argument("--requantize", choices=(GPTQ, "rounding"), help="LOSSY: merge a run that merges to 16 bits only into k "
+                        "bits all the same, as one more row of the table")
+    parser.add_argument("--requantize-grid", choices=QUANTIZERS, help=f"default: {GPTQ_GRID}")
+    parser.add_argument("--requantize-bits", type=int, help=f"default: the run's, or {DEFAULT_BITS}")
+    parser.add_argument("--requantize-block", help=f"default: {GPTQ_BLOCK}")
     parser.add_argument("--targets", choices=TARGETS, default="all", help="linear layers to quantize and adapt")
     parser.add_argument("--task", choices=TASKS, default="banking77")
     parser.add_argument("--data", type=Path, metavar="FILE", help="training rows in the task's original schema")
@@ -88,7 +111,8 @@ def add_base_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=positive(int), help="default: what the longest answer takes")
     parser.add_argument("--max-length", type=positive(int), help="longer training rows are left out; default: what the "
                         "model's positions allow, at most 2048")
-    parser.add_argument("--dtype", choices=COMPUTE, default="bfloat16", help="of activations")
+    parser.add_argument("--dtype", choices=COMPUTE, default=default_dtype(), help="of activations; default: bfloat16 "
+                        "where the machine multiplies it, else float32")
     parser.add_argument("--device", type=device, default=default_device())
     parser.add_argument("--seed", type=seed, default=0)
 
@@ -102,6 +126,8 @@ def train_parser() -> argparse.ArgumentParser:
     parser.add_argument("--rank", type=positive(int), default=16)
     parser.add_argument("--lora-alpha", type=positive(float), default=16.0, help="scaling = lora_alpha / rank")
     parser.add_argument("--lam", help="lam_in x lam_out, as in 4x8, or one number for both; default: the method's")
+    parser.add_argument("--operators", choices=OPERATORS, default="avgpool", help="how blora and qablora compress inputs and "
+                        "restore outputs (blora.txt Table 6)")
     parser.add_argument("--dropout", type=share, default=0.0, help="on the adapter's input")
     parser.add_argument("--lr", type=positive(float), help="default: the method's")
     parser.add_argument("--batch-size", type=positive(int), default=64)
@@ -123,48 +149,98 @@ def resolve(args: argparse.Namespace, given: dict) -> argparse.Namespace:
     """Fill in each default that depends on another flag; paths become absolute, so that a run can be scored from anywhere.
     Raises ValueError for values that clash."""
     method = METHODS[args.method]
-    for name in FULL_FLAGS if method.adapter else ADAPTER_FLAGS:
-        if name in given:
-            raise ValueError(f"--{name.replace('_', '-')} does not go with --method {args.method}, which "
-                             + ("keeps its base as it is" if method.adapter else "has no adapter"))
+    refuse_flags(args, method, given)
     if method.quantizer == "none" and (args.quantizer not in (None, "none") or args.bits not in (None, 16) or args.block):
         hint = f"; use --method q{args.method}" if f"q{args.method}" in METHODS else ""
         raise ValueError(f"--method {args.method} trains on the base as it is, so --quantizer, --bits and --block do not go "
                          f"with it{hint}")
-    resolve_quantizer(args, method.quantizer)
+    resolve_quantizer(args, given, method.quantizer, method)
+    resolve_requantization(args, given)
     args.lam = _lam(args, method)
     args.lr = args.lr or method.lr
     args.micro_batch = min(args.micro_batch or args.batch_size, args.batch_size)
     if TASKS[args.task].needs_data and args.data is None:
         raise ValueError(f"--task {args.task} needs --data")
-    for name in ("model", "data", "test_data"):
+    for name in PATHS:
         if getattr(args, name):
             setattr(args, name, getattr(args, name).resolve())
     return args
 
 
-def resolve_quantizer(args: argparse.Namespace, default: str) -> None:
-    """Quantizer, bits and block together: 16 bits and no quantizer mean the same."""
+def refuse_flags(args: argparse.Namespace, method: Method, given: dict) -> None:
+    """Raises ValueError for a flag that the method has no use for."""
+    if method.adapter is None:
+        useless = {**dict.fromkeys(ADAPTER_FLAGS, "has no adapter"), "requantize": "has nothing to merge"}
+    else:
+        options = ADAPTERS[method.adapter].options
+        taken = (*options, "dropout") if "lam" in options else options
+        useless = {**dict.fromkeys(FULL_FLAGS, "keeps its base as it is"),
+                   **{name: "has no use for it" for name in ADAPTER_FLAGS if name not in taken}}
+    for name, reason in useless.items():
+        if name in given:
+            raise ValueError(f"{flag(name)} does not go with --method {args.method}, which {reason}")
+
+
+def flag(name: str) -> str:
+    """`flag("act_order") == "--act-order"`"""
+    return f"--{name.replace('_', '-')}"
+
+
+def resolve_quantizer(args: argparse.Namespace, given: dict, default: str, method: Method | None = None) -> None:
+    """Quantizer, grid, bits and block together: 16 bits and no quantizer mean the same. Raises ValueError for what does not go
+    together, and for bits that a grid has not."""
     args.quantizer = args.quantizer or default
     if args.quantizer == "none":
-        if args.bits not in (None, 16) or args.block:
+        if args.bits not in (None, 16) or args.block or args.double_quant or args.grid:
             raise ValueError(f"--quantizer none keeps the base as it is: --bits {args.bits} --block {args.block} "
-                             f"ask for something else")
+                             f"--double-quant --grid ask for something else")
         args.bits = 16
+    else:
+        peqa = method is METHODS["peqa"]
+        if args.grid and args.quantizer != GPTQ:
+            raise ValueError(f"--grid {args.grid} goes with --quantizer {GPTQ} only; {args.quantizer} is a grid itself")
+        if args.quantizer == GPTQ:
+            args.grid = args.grid or ("intminmax" if peqa else GPTQ_GRID)
+        if peqa and (args.grid or args.quantizer) != "intminmax":
+            raise ValueError(f"--method peqa trains the scales of a grid with integer zero points, which "
+                             f"{args.grid or args.quantizer} is not: use --quantizer intminmax, or --quantizer {GPTQ} --grid intminmax")
+        args.bits = DEFAULT_BITS if args.bits is None else args.bits
+        usual = GPTQ_BLOCK if args.quantizer == GPTQ else str(QUANTIZERS[args.quantizer].usual_block)
+        args.block = Block.parse(args.block or (method and method.block) or usual)
+        make_quantizer(args)
+    if unused := [name for name in GPTQ_FLAGS if name in given and GPTQ not in (args.quantizer, args.requantize)]:
+        raise ValueError(f"{', '.join(map(flag, unused))} goes with {GPTQ} only, which neither --quantizer nor --requantize asks for")
+
+
+def make_quantizer(args: argparse.Namespace) -> Quantizer:
+    """The grid that the base is quantized on. Raises ValueError for bits that it has not."""
+    return QUANTIZERS[args.grid or args.quantizer](args.bits, args.block, double_quant=args.double_quant)
+
+
+def resolve_requantization(args: argparse.Namespace, given: dict, only_with_it: tuple[str, ...] = REQUANTIZE_FLAGS) -> None:
+    """Grid, bits and block of --requantize. Raises ValueError for bits that the grid has not, and for flags that say nothing
+    without it."""
+    if args.requantize is None:
+        if unused := [name for name in only_with_it if name in given]:
+            raise ValueError(f"{', '.join(map(flag, unused))} goes with --requantize only")
         return
-    kind = QUANTIZERS[args.quantizer]
-    args.bits = DEFAULT_BITS if args.bits is None else args.bits
-    args.block = Block.parse(args.block) if args.block else kind.usual_block
-    kind(args.bits, args.block)  # raises for bits that this quantizer has not
+    args.requantize_grid = args.requantize_grid or GPTQ_GRID
+    args.requantize_bits = args.requantize_bits or (args.bits if args.bits < 16 else DEFAULT_BITS)
+    args.requantize_block = Block.parse(str(args.requantize_block or GPTQ_BLOCK))
+    make_requantizer(args)
 
 
-def _lam(args: argparse.Namespace, method) -> Lam | None:
-    if method.adapter is None:
-        return None
+def make_requantizer(args: argparse.Namespace) -> Quantizer:
+    return QUANTIZERS[args.requantize_grid](args.requantize_bits, args.requantize_block)
+
+
+def _lam(args: argparse.Namespace, method: Method) -> Lam | None:
     text = args.lam or method.lam
     if text == "block":
+        if args.block and args.block.n_in is None:
+            raise ValueError(f"--block {args.block} has no number of inputs that lam could follow: give --lam")
         return Lam(args.block.n_in, args.block.n_out) if args.block else None  # None: of the block that the model brings
-    return Lam.parse(text)
+    return Lam.parse(text) if text else None
 
 
 def to_json(args: argparse.Namespace) -> dict:
@@ -180,8 +256,7 @@ def from_json(saved: dict) -> argparse.Namespace:
     except argparse.ArgumentTypeError as error:
         args.device = default_device()
         print(f"{error}: {args.device} instead")
-    for name in ("model", "data", "test_data", "out"):
-        setattr(args, name, Path(saved[name]) if saved.get(name) else None)
-    args.block = Block.parse(args.block) if args.block else None
-    args.lam = Lam.parse(args.lam) if args.lam else None
+    for name, kind in {**dict.fromkeys((*PATHS, "out"), Path), "block": Block.parse, "requantize_block": Block.parse,
+                       "lam": Lam.parse}.items():
+        setattr(args, name, kind(saved[name]) if saved.get(name) else None)
     return args

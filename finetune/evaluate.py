@@ -4,16 +4,19 @@ from pathlib import Path
 
 from finetune.arguments import DTYPES
 from finetune.job import Job, prepare_job
-from finetune.models import (Source, attach_adapters, check_fingerprint, linear_names, load_adapter, load_base, load_run_base,
-                             load_trained, merge_best, save_merged, sixteen_bit_type)
+from finetune.methods import GPTQ
+from finetune.models import (Source, attach_adapters, check_fingerprint, check_requantization, linear_names, load_adapter, load_run_base, load_trained,
+                             merge_best, save_beside, sixteen_bit_type)
+from finetune.quantize import load_base, requantize
 from finetune.run import Run
 from finetune.table import Row, float32_logits, largest_difference, print_table, save_table, score_state
+from model.files import write_json
 
 
 def evaluate_run(run: Run, args: argparse.Namespace, saved: dict, job: Job, results: Path) -> list[Row]:
-    """base, quantized base (where it is quantized), as trained, merged. Prints the table and writes it to `results`; the
-    merged model, where it is a k-bit one, is saved as the model directory `merged/`."""
-    rows = [*original_base(args, saved, job), *trained_states(run, args, saved, job)]
+    """base, quantized base (where it is quantized), as trained, merged, requantized (where asked for). Prints the table and
+    writes it to `results`; the merged model, where it is a k-bit one, is saved as the model directory `merged/`."""
+    rows = [*original_base(args, saved, job), *quantized_base(run, args, saved, job), *trained_states(run, args, saved, job)]
     title = f"{run.path}: {args.method}, {args.bits} bits, {args.task}, {len(job.test)} test rows, " \
             f"{len(job.validation)} validation rows"
     print_table(rows, title)
@@ -36,34 +39,50 @@ def original_base(args: argparse.Namespace, saved: dict, job: Job) -> list[Row]:
     return [score_state("base", model, job, linear_names(model, args.targets), args.eval_batch_size)]
 
 
+def quantized_base(run: Run, args: argparse.Namespace, saved: dict, job: Job) -> list[Row]:
+    if not run.base_file.is_file():
+        return []
+    model = load_run_base(run, args, saved)
+    return [score_state("quantized base", model, job, linear_names(model, args.targets), args.eval_batch_size)]
+
+
 def trained_states(run: Run, args: argparse.Namespace, saved: dict, job: Job) -> list[Row]:
+    """As trained, merged, and requantized where asked for."""
     if args.method == "full":
         model = load_trained(run, DTYPES[args.dtype], args.device)
         return [score_state("as trained", model, job, linear_names(model, args.targets), args.eval_batch_size)]
     model = load_run_base(run, args, saved)
-    layers, rows = linear_names(model, args.targets), []
-    if run.base_file.is_file():
-        rows.append(score_state("quantized base", model, job, layers, args.eval_batch_size))
-    storage = sixteen_bit_type(model)
+    layers, rows, storage = linear_names(model, args.targets), [], sixteen_bit_type(model)
     attach_adapters(model, args)
+    check_requantization(model, args)
     load_adapter(model, run)
     rows.append(score_state("as trained", model, job, layers, args.eval_batch_size))
     before = float32_logits(model, job.validation)
     state, k_bits = merge_best(model, storage)
-    merged = score_state(state, model, job, layers, args.eval_batch_size)
-    merged.logit_difference = largest_difference(before, float32_logits(model, job.validation))
+    rows.append(score_state(state, model, job, layers, args.eval_batch_size))
+    rows[-1].logit_difference = largest_difference(before, float32_logits(model, job.validation))
     if k_bits:
-        save_merged(model, run)
-    return [*rows, merged]
+        save_beside(model, run, run.merged)
+    elif args.requantize:
+        error, report = requantize(model, args, job)
+        how = f"gptq on {args.requantize_grid}" if args.requantize == GPTQ else f"rounding to {args.requantize_grid}"
+        state = f"requantized, {args.requantize_bits} bits, {how} (lossy)"
+        rows.append(score_state(state, model, job, layers, args.eval_batch_size))
+        rows[-1].logit_difference = largest_difference(before, float32_logits(model, job.validation))
+        rows[-1].weight_error = error
+        save_beside(model, run, run.requantized)
+        if report:
+            write_json(run.requantized / run.quantization_file.name, report)
+    return rows
 
 
 def evaluate_model(source: Source, args: argparse.Namespace) -> list[Row]:
     """A model without a run: as it is and, where a quantizer is named, quantized."""
-    job = prepare_job(source, args)
+    job = prepare_job(source, args, calibrate=args.quantizer == GPTQ)
     rows = []
     plain = argparse.Namespace(**{**vars(args), "quantizer": "none"})
     for state, how in [("base", plain), ("quantized base", args)][:1 if args.quantizer == "none" else 2]:
-        model = load_base(source, how)
+        model, _ = load_base(source, how, job)
         rows.append(score_state(state, model, job, linear_names(model, args.targets), args.eval_batch_size))
         del model
     print_table(rows, f"{source.path}: {args.quantizer}, {args.bits} bits, {args.task}, {len(job.test)} test rows")

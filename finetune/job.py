@@ -1,13 +1,27 @@
 """A task made ready for a model: its splits, encoded."""
 import argparse
+import hashlib
+import json
 from dataclasses import dataclass
 
 from finetune.models import Source
 from model.tokenizer import Tokenizer
 from tasks import TASKS
+from tasks.batching import split_list
 from tasks.task import Encoded, Example, Task
 
 LONGEST = 2048  # tokens of a training row, unless --max-length says otherwise
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What GPTQ sees: token ids, row by row, and where they come from."""
+    rows: list[list[int]]
+    source: str
+
+    def to_json(self) -> dict:
+        return {"source": self.source, "rows": len(self.rows), "tokens": sum(map(len, self.rows)),
+                "sha256": hashlib.sha256(json.dumps(self.rows).encode()).hexdigest()}
 
 
 @dataclass
@@ -21,10 +35,12 @@ class Job:
     left_out: int             # training and validation rows longer than --max-length
     max_new_tokens: int
     fingerprints: dict[str, str]
+    calibration: Calibration | None  # where GPTQ will be asked for
 
 
-def prepare_job(source: Source, args: argparse.Namespace) -> Job:
-    """Reads and checks all data before any weight is loaded. Raises ValueError when nothing is left to train on."""
+def prepare_job(source: Source, args: argparse.Namespace, calibrate: bool) -> Job:
+    """Reads and checks all data before any weight is loaded. Raises ValueError when nothing is left to train on, or to
+    calibrate on."""
     task = TASKS[args.task]()
     splits = task.splits(args.data, args.test_data, args.limit, args.seed)
     tokenizer, stop_ids = source.tokenizer, source.stop_ids()
@@ -43,7 +59,23 @@ def prepare_job(source: Source, args: argparse.Namespace) -> Job:
         raise ValueError(f"{source.path} has {positions} positions: too few for --max-length {longest} or --max-new-tokens "
                          f"{max_new_tokens} and a prompt")
     return Job(task, tokenizer, (*stop_ids, *newline_ids(tokenizer)), train, validation, splits.test[:args.test_limit],
-               left_out, max_new_tokens, splits.fingerprints())
+               left_out, max_new_tokens, splits.fingerprints(), calibration_of(args, tokenizer, train, longest) if calibrate else None)
+
+
+def calibration_of(args: argparse.Namespace, tokenizer: Tokenizer, train: list[Encoded], longest: int) -> Calibration:
+    """The first --calibration-rows training rows (plr.txt Sec. 4.1 calibrates on the task's own data), or windows of a text file
+    of as many tokens as a training row may have."""
+    if args.calibration is None:
+        return Calibration([e.tokens for e in train[:args.calibration_rows]], f"training rows of {args.task}")
+    if not args.calibration.is_file():
+        raise FileNotFoundError(f"--calibration {args.calibration}: no such file")
+    try:
+        tokens = tokenizer.encode(args.calibration.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--calibration {args.calibration}: not UTF-8 text ({error})") from None
+    if not tokens:
+        raise ValueError(f"--calibration {args.calibration}: holds no text")
+    return Calibration(split_list(tokens, longest)[:args.calibration_rows], str(args.calibration))
 
 
 def newline_ids(tokenizer: Tokenizer) -> list[int]:

@@ -4,21 +4,28 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Method:
-    adapter: str | None    # a key of adapters.ADAPTERS; None: all weights train
-    quantizer: str         # a key of quant.QUANTIZERS, or none: the base stays as it is
-    lam: str | None        # lam_in x lam_out, or "block": as the quantization block
-    lr: float              # what serves on the embedded base; --lr overrides it
     title: str
+    adapter: str | None    # a key of adapters.ADAPTERS; None: all weights train
+    quantizer: str         # a key of quant.QUANTIZERS, gptq, or none: the base stays as it is
+    lr: float              # what serves on the embedded base; --lr overrides it
+    lam: str | None = None    # lam_in x lam_out, or "block": as the quantization block
+    block: str | None = None  # n_in x n_out; None: the quantizer's usual one
 
 
 METHODS = {
-    "full": Method(None, "none", None, 1e-3, "full fine-tuning"),
-    "lora": Method("lora", "none", "1", 5e-3, "LoRA"),
-    "blora": Method("blora", "none", "2", 5e-3, "BLoRA"),
-    "qlora": Method("lora", "nf", "1", 5e-3, "QLoRA"),
-    "qblora": Method("blora", "nf", "2", 5e-3, "Q-BLoRA"),
-    "qablora": Method("qablora", "minmax", "block", 2e-2, "QA-BLoRA"),
+    "full": Method("full fine-tuning", None, "none", 1e-3),
+    "lora": Method("LoRA", "lora", "none", 5e-3, lam="1"),
+    "blora": Method("BLoRA", "blora", "none", 5e-3, lam="2"),
+    "qlora": Method("QLoRA", "lora", "nf", 5e-3, lam="1"),
+    "qblora": Method("Q-BLoRA", "blora", "nf", 5e-3, lam="2"),
+    "qalora": Method("QA-LoRA", "qalora", "gptq", 2e-2, lam="block", block="32x1"),
+    "qablora": Method("QA-BLoRA", "qablora", "minmax", 2e-2, lam="block", block="4x8"),
+    "irqlora": Method("IR-QLoRA", "irqlora", "icq", 5e-3, lam="1"),
+    "peqa": Method("PEQA", "peqa", "intminmax", 3e-2),
 }
+GPTQ = "gptq"                # of --quantizer and --requantize: chooses codes on the grid that --grid names
+GPTQ_BLOCK = "32x1"
+GPTQ_GRID = "minmax"
 DEFAULT_BITS = 4
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")

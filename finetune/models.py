@@ -1,6 +1,7 @@
-"""From a place on disk to a model: the base, the quantized base, the model with adapters; and back to disk."""
+"""From a place on disk to a model: the base, the model with adapters, merged; and back to disk."""
 import argparse
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,23 +9,20 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from adapters import ADAPTERS
+from adapters import ADAPTERS, adapted_layer
 from adapters.adapted import AdaptedLinear, adapted_layers, adapter_parameters, replace_layers
-from adapters.kronecker import Lam
 from adapters.merge import MergeRefused, check_merges_to_k_bits, merge_to_dense, merge_to_k_bits
 from finetune import arguments
 from finetune.arguments import DTYPES
 from finetune.methods import METHODS, TARGETS
 from finetune.run import Run
-from model.checkpoint import (empty_model, load_config, load_model, open_safetensors, open_weights, quantized_layers, save_model,
-                              weight_files)
+from model.checkpoint import (empty_model, load_config, load_model, open_safetensors, open_weights, quantized_layers,
+                              read_tensors, save_model, weight_files)
 from model.config import LlamaConfig, read_json
 from model.files import sha256_of, write_json, write_safetensors
 from model.llama import Llama
 from model.tokenizer import Tokenizer, load_tokenizer, tokenizer_file
-from quant import QUANTIZERS
 from quant.grid import Block
-from quant.linear import QuantLinear
 
 
 @dataclass(frozen=True)
@@ -68,6 +66,14 @@ class Source:
             raise ValueError(f"{self.path}: neither config.json nor the tokenizer names an end-of-sequence token")
         return ids
 
+    def open(self, dtype: torch.dtype, device: str) -> tuple[Llama, Callable[[str], None]]:
+        """The model without its weights, and what brings those whose names begin with a prefix. A run with an adapter has to be
+        merged first: it comes whole, and there is nothing left to bring."""
+        if self.is_adapter_run:
+            return self.load(dtype, device), lambda prefix: None
+        model, weights, wanted = open_weights(weight_files(self.path), self.config, dtype)
+        return model.eval(), lambda prefix: read_tensors(model, weights, wanted, device, prefix)
+
     def load(self, dtype: torch.dtype, device: str, change=None) -> Llama:
         """As `load_model`; `change` is called for each linear layer."""
         if not self.is_adapter_run:
@@ -85,89 +91,18 @@ def linear_names(model: Llama, targets: str) -> list[str]:
     return [name for name, _ in model.named_modules() if name.startswith("model.layers.") and name.endswith(TARGETS[targets])]
 
 
-def take_block_of_base(source: Source, args: argparse.Namespace) -> None:
-    """Where the base is codes already and stays as it is, bits and block are the base's own, and a lam that follows the
-    block follows that. ValueError where the target layers differ in block and lam is not given."""
-    if args.from_scratch or args.quantizer != "none":
-        return
-    quantized = source.quantized()
-    stated = [quantized[n] for n in linear_names(empty_model(source.config, torch.float32), args.targets) if n in quantized]
-    if stated:
-        args.bits, args.block = stated[0]["bits"], Block.parse(stated[0]["block"])
-    if METHODS[args.method].lam == "block" and args.lam is None:
-        if not stated or any(s["block"] != stated[0]["block"] for s in stated):
-            raise ValueError(f"{source.path}: the target layers are not quantized in blocks of one size, so lam has no block "
-                             f"to follow: give --lam, or a --quantizer")
-        args.lam = Lam(args.block.n_in, args.block.n_out)
-
-
-def check_quantization(source: Source, args: argparse.Namespace) -> Llama:
-    """The empty model, after checking that the checkpoint's tensors fit the config and that the block divides every target
-    layer. Raises ValueError, also for quantization asked of a base that is codes already. Reads headers only."""
-    quantized = source.quantized()
-    if quantized and args.quantizer != "none":
-        name, stated = next(iter(quantized.items()))
-        raise ValueError(f"{source.path} is quantized already ({name}: {stated['bits']} bits, block {stated['block']}): "
-                         f"give --quantizer none to train on it as it is")
-    if not source.is_adapter_run:
-        open_weights(weight_files(source.path), source.config, torch.float32)
-    model = empty_model(source.config, torch.float32)
-    for name in linear_names(model, args.targets) if args.quantizer != "none" else []:
-        layer = model.get_submodule(name)
-        args.block.check_divides(layer.out_features, layer.in_features, name)
-    return model
-
-
-def check_layers(source: Source, args: argparse.Namespace) -> None:
-    """Raises ValueError, naming the layer and the sizes, for a block, lam or rank that does not suit every target layer."""
-    if args.from_scratch:
-        return
-    model, kind = check_quantization(source, args), METHODS[args.method].adapter
-    if kind is None:
-        if source.quantized():
-            raise ValueError(f"{source.path} is quantized: codes do not train, so --method {args.method} needs a dense base")
-        return
-    for name in linear_names(model, args.targets):
-        layer = model.get_submodule(name)
-        args.lam.check_divides(layer.out_features, layer.in_features, name)
-        with torch.device("meta"):
-            ADAPTERS[kind](layer.out_features, layer.in_features, args.lam, args.rank, args.lora_alpha)
-
-
-def quantizing(args: argparse.Namespace, names: list[str], errors: dict[str, float]):
-    """The `change` of `load_model` that quantizes the named layers, or None where the base stays as it is. Puts each layer's
-    ||W - W_hat|| / ||W|| into `errors`."""
-    if args.quantizer == "none":
-        return None
-    quantizer = QUANTIZERS[args.quantizer](args.bits, args.block)
-
-    def change(name: str, layer: nn.Module) -> nn.Module:
-        if name not in names:
-            return layer
-        weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
-        quantized = quantizer.quantize(weight, name)
-        errors[name] = ((weight.float() - quantized.dequantize()).norm() / weight.float().norm()).item()
-        return QuantLinear.from_weight(quantized, bias)
-    return change
-
-
-def load_base(source: Source, args: argparse.Namespace) -> Llama:
-    """The base of a method: quantized while it loads where `args` says so; then the worst layers are printed."""
-    names, errors = linear_names(empty_model(source.config, torch.float32), args.targets), {}
-    model = source.load(DTYPES[args.dtype], args.device, quantizing(args, names, errors))
-    worst = sorted(errors, key=errors.get, reverse=True)[:3]
-    if worst:
-        print("quantized; largest ||W - W_hat|| / ||W||: " + ", ".join(f"{name} {errors[name]:.3f}" for name in worst))
-    return model
+def new_adapter(args: argparse.Namespace, D_out: int, D_in: int, block: Block | None) -> nn.Module:
+    """The method's adapter for one layer, its numbers drawn by the global seed. `block` is that of the layer's own base; what
+    else the adapter takes, its `options`, comes from the flags. Raises ValueError for what it cannot be."""
+    kind = ADAPTERS[METHODS[args.method].adapter]
+    return kind(D_out, D_in, **{option: block if option == "block" else getattr(args, option) for option in kind.options})
 
 
 def attach_adapters(model: Llama, args: argparse.Namespace) -> None:
-    """An adapter beside every target layer, its numbers drawn by the global seed. The model came frozen."""
-    kind = ADAPTERS[METHODS[args.method].adapter]
-
+    """An adapter beside every target layer. The model came frozen."""
     def adapt(name: str, base: nn.Module) -> AdaptedLinear:
-        adapter = kind(base.out_features, base.in_features, args.lam, args.rank, args.lora_alpha).to(model.device)
-        return AdaptedLinear(base, adapter, args.dropout)
+        adapter = new_adapter(args, base.out_features, base.in_features, getattr(base, "block", None)).to(model.device)
+        return adapted_layer(base, adapter, args.dropout)
     replace_layers(model, linear_names(model, args.targets), adapt)
 
 
@@ -184,6 +119,12 @@ def why_not_k_bits(model: Llama) -> str | None:
         except MergeRefused as reason:
             return str(reason)
     return None
+
+
+def check_requantization(model: Llama, args: argparse.Namespace) -> None:
+    """Raises ValueError where --requantize is asked of a model that merges into k bits without loss."""
+    if args.requantize and why_not_k_bits(model) is None:
+        raise ValueError("--requantize is lossy, and this run merges into k bits exactly: leave it out")
 
 
 def merge_best(model: Llama, storage: torch.dtype) -> tuple[str, bool]:
@@ -273,11 +214,11 @@ def load_trained(run: Run, dtype: torch.dtype, device: str) -> Llama:
     return model.eval()
 
 
-def save_merged(model: Llama, run: Run) -> None:
-    """The merged k-bit model as a model directory of its own."""
-    write_json(run.merged / "config.json", model.config.to_json())
-    copy_tokenizer(run.path, run.merged)
-    save_model(model, run.merged / "model.safetensors")
+def save_beside(model: Llama, run: Run, directory: Path) -> None:
+    """A merged k-bit model as a model directory of its own."""
+    write_json(directory / "config.json", model.config.to_json())
+    copy_tokenizer(run.path, directory)
+    save_model(model, directory / "model.safetensors")
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

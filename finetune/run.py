@@ -5,7 +5,10 @@
     model.safetensors     what was trained (full), or
     adapter.safetensors   what was trained (all others)
     base.safetensors      the quantized base: codes, scale, offset, levels, and all that was not quantized
+    quantization.json     how GPTQ made the base: calibration set, and damping and errors of each layer
+    training.json         trainable parameters, tokens, seconds, peak memory
     merged/               the merged k-bit model, a model directory of its own
+    requantized/          the same, where --requantize asked for it: lossy
     results.json          the table that train.py ended with
     eval.json             the table that eval.py made last
     state/                what --resume needs
@@ -26,7 +29,10 @@ class Run:
         self.model_file = path / "model.safetensors"
         self.adapter_file = path / "adapter.safetensors"
         self.base_file = path / "base.safetensors"
+        self.quantization_file = path / "quantization.json"
+        self.training_file = path / "training.json"
         self.merged = path / "merged"
+        self.requantized = path / "requantized"
 
     def has_progress(self) -> bool:
         return self.state_file.is_file() or self.metrics_file.is_file()

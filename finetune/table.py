@@ -25,6 +25,7 @@ class Row:
     bits_per_weight: float       # of the target layers, adapters included
     megabytes: float             # of the whole model
     logit_difference: float | None = None  # max |merged - as trained|, both computed in float32
+    weight_error: float | None = None      # ||W - W_hat|| / ||W|| that a lossy step cost, over all target layers
     seconds: float = field(default=0.0)
 
 
@@ -78,9 +79,12 @@ def largest_difference(a: list[Tensor], b: list[Tensor]) -> float:
 def print_table(rows: list[Row], title: str) -> None:
     names = list(dict.fromkeys(name for row in rows for name in row.scores))
     head = ["", *names, "validation loss", "bits a weight", "MB", "max |logit difference|"]
+    if any(row.weight_error is not None for row in rows):
+        head.append("weight error")
     body = [[row.state, *(f"{row.scores.get(n, float('nan')):.2%}" for n in names), f"{row.validation_loss:.4f}",
-             f"{row.bits_per_weight:.2f}", f"{row.megabytes:.2f}",
-             "-" if row.logit_difference is None else f"{row.logit_difference:.1e}"] for row in rows]
+             f"{row.bits_per_weight:.3f}", f"{row.megabytes:.2f}",
+             "-" if row.logit_difference is None else f"{row.logit_difference:.1e}",
+             "-" if row.weight_error is None else f"{row.weight_error:.1%}"][:len(head)] for row in rows]
     widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
     print(f"\n{title}")
     for line in [head, ["-" * w for w in widths], *body]:

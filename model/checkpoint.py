@@ -1,8 +1,9 @@
 """Checkpoints in and out: safetensors, one file or sharded with an index, streamed tensor by tensor.
 
 Names and shapes are compared with the model's before the first tensor is read, so that a wrong directory costs no time.
-A layer may be stored dense (`NAME.weight`) or quantized (`NAME.codes`, `.levels`, `.scale`, `.offset`); the header of
-the file then says `quantized: {NAME: {bits, block}}`.
+A layer may be stored dense (`NAME.weight`) or quantized (`NAME.codes`, `.levels`, `.scale`, `.offset`, or what stands for the
+last two: `.scale.codes`, `.scale.absmax`, `.scale.mean`, `.offset.zero`); the header of the file then says
+`quantized: {NAME: {bits, block}}`.
 """
 import json
 from collections.abc import Callable, Iterator
@@ -15,9 +16,10 @@ from torch import Tensor, nn
 from model.config import LlamaConfig, config_from_json, read_json
 from model.files import write_safetensors
 from model.llama import Linear, Llama
+from quant.factors import OUTER_BLOCK, DoubleQuantized, ZeroPoints
 from quant.grid import Block, Grid
 from quant.linear import QuantLinear
-from quant.packing import word_shape
+from quant.packing import packed_bytes, word_shape
 
 IGNORED_ENDINGS = ("rotary_emb.inv_freq",)  # old files carry the rotary frequencies; they follow from the config
 
@@ -38,13 +40,13 @@ class Weights:
                         self.file_of[name] = path
                         self.shapes[name] = tuple(file.get_slice(name).get_shape())
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor, one at a time."""
+    def tensors(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+        """Every tensor whose name begins with `prefix`, one at a time."""
         for path in self.files:
-            with open_safetensors(path) as file:
-                for name in file.keys():
-                    if self.file_of.get(name) == path:
-                        yield name, file.get_tensor(name)
+            names = [name for name, file in self.file_of.items() if file == path and name.startswith(prefix)]
+            if names:
+                with open_safetensors(path) as file:
+                    yield from ((name, file.get_tensor(name)) for name in names)
 
 
 def open_safetensors(path: Path):
@@ -130,9 +132,18 @@ def load_model(files: list[Path], config: LlamaConfig, dtype: torch.dtype, devic
     place, so that quantizing a model never holds more than the k-bit model and one dense layer.
     Raises ValueError as `open_weights` does."""
     model, weights, wanted = open_weights(files, config, dtype)
+    read_tensors(model, weights, wanted, device, change=change)
+    model.tie_weights()
+    return model.eval()
+
+
+def read_tensors(model: Llama, weights: Weights, wanted: dict, device: torch.device | str, prefix: str = "",
+                 change: Callable[[str, Linear], nn.Module] | None = None) -> None:
+    """Those tensors of what `open_weights` returned whose names begin with `prefix`, into the model. `change` as for
+    `load_model`."""
     waiting = {name: {n for n in wanted if n.rpartition(".")[0] == name}
                for name, module in model.named_modules() if isinstance(module, Linear)}
-    for name, tensor in weights.tensors():
+    for name, tensor in weights.tensors(prefix):
         layer, _, leaf = name.rpartition(".")
         module = model.get_submodule(layer)
         if leaf in module._parameters:
@@ -145,8 +156,6 @@ def load_model(files: list[Path], config: LlamaConfig, dtype: torch.dtype, devic
             if not waiting[layer]:
                 parent, _, child = layer.rpartition(".")
                 setattr(model.get_submodule(parent), child, change(layer, module))
-    model.tie_weights()
-    return model.eval()
 
 
 def check_names(wanted: dict[str, tuple[int, ...]], weights: Weights) -> None:
@@ -171,18 +180,30 @@ def _make_room_for_codes(model: Llama, weights: Weights) -> None:
         try:
             dense = model.get_submodule(name)
             D_out, D_in, bits, block = dense.out_features, dense.in_features, stated["bits"], Block.parse(stated["block"])
-            n_bytes, n_codes = word_shape(bits)
+            word_shape(bits)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{', '.join(map(str, weights.files))}: bad header for quantized layer {name}: {error}") from None
         block.check_divides(D_out, D_in, name)
-        factors = (D_out // block.n_out, D_in // block.n_in)
-        offset = factors if weights.shapes.get(f"{name}.offset") == factors else (1, 1)
-        n_levels = 2 ** bits - (weights.shapes.get(f"{name}.levels") == (2 ** bits - 1,))  # symmetric grids have one fewer
-        empty = lambda *shape: torch.empty(shape, device="meta")
-        layer = QuantLinear(D_out, D_in, empty(-(-D_out * D_in // n_codes) * n_bytes),
-                            Grid(empty(n_levels), empty(*factors), empty(*offset), block, bits),
-                            None if dense.bias is None else empty(D_out))
-        setattr(model.get_submodule(parent), child, layer)
+        grid = _empty_grid(name, weights, (D_out // block.n_out, D_in // block.n_in), block, bits)
+        bias = None if dense.bias is None else _empty(D_out)
+        setattr(model.get_submodule(parent), child, QuantLinear(D_out, D_in, _empty(packed_bytes(D_out * D_in, bits)), grid, bias))
+
+
+def _empty(*shape: int) -> Tensor:
+    return torch.empty(shape, device="meta")
+
+
+def _empty_grid(name: str, weights: Weights, factors: tuple[int, int], block: Block, bits: int) -> Grid:
+    """Levels, scale and offset in the forms in which the file holds them."""
+    def factor(kind: str, shape: tuple[int, int]):
+        if f"{name}.{kind}.codes" in weights.shapes:
+            return DoubleQuantized(_empty(*shape), _empty(-(-shape[0] * shape[1] // OUTER_BLOCK)), _empty(1))
+        if f"{name}.{kind}.zero" in weights.shapes:
+            return ZeroPoints(_empty(packed_bytes(shape[0] * shape[1], bits)), bits)
+        return _empty(*shape)
+    n_levels = 2 ** bits - (weights.shapes.get(f"{name}.levels") == (2 ** bits - 1,))  # symmetric grids have one fewer
+    shared_offset = weights.shapes.get(f"{name}.offset") == (1, 1)
+    return Grid(_empty(n_levels), factor("scale", factors), factor("offset", (1, 1) if shared_offset else factors), block, bits)
 
 
 def save_model(model: Llama, path: Path, dtype: torch.dtype | None = None) -> None:

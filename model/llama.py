@@ -134,6 +134,10 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    # Its linear layers in the order of use, those together that read the same input: GPTQ calibrates them in this order.
+    stages = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("self_attn.o_proj",),
+              ("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",))
+
     def __init__(self, config: LlamaConfig, layer: int):
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -184,19 +188,22 @@ class Llama(nn.Module):
         mask: (B, cached + T) boolean, True at real tokens; None where there is no padding, or only on the right of
         sequences whose padded places nobody reads (causality keeps the others untouched).
         """
-        B, T = tokens.shape
-        cached = 0 if cache is None else cache.length
-        positions = token_positions(mask, cached, T, tokens.device)
-        cos, sin = rotary_angles(rotary_frequencies(self.config).to(tokens.device), positions, self.dtype)
-        allowed = None if mask is None and cached == 0 else allowed_keys(mask, cached, T, tokens.device)
-        x = self.model.embed_tokens(tokens).to(self.dtype)
+        x, cos, sin, allowed = self.embed(tokens, mask, 0 if cache is None else cache.length)
         for block in self.model.layers:
             x = block(x, cos, sin, allowed, cache)
         if cache is not None:
-            cache.length += T
+            cache.length += tokens.shape[1]
         if at is not None:
             x = x[at]
         return self.lm_head(self.model.norm(x))
+
+    def embed(self, tokens: Tensor, mask: Tensor | None = None, cached: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """What the first block gets: x (B, T, hidden_size), the rotary cos and sin, and which keys each query may look at."""
+        B, T = tokens.shape
+        positions = token_positions(mask, cached, T, tokens.device)
+        cos, sin = rotary_angles(rotary_frequencies(self.config).to(tokens.device), positions, self.dtype)
+        allowed = None if mask is None and cached == 0 else allowed_keys(mask, cached, T, tokens.device)
+        return self.model.embed_tokens(tokens).to(self.dtype), cos, sin, allowed
 
 
 def token_positions(mask: Tensor | None, cached: int, T: int, device: torch.device) -> Tensor:

@@ -7,27 +7,34 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from quant.factors import DoubleQuantized, ZeroPoints
+
 
 @dataclass(frozen=True)
 class Block:
-    """n_in inputs x n_out outputs: lambda_1 x lambda_2. `Block.parse("4x8") == Block(4, 8)`."""
-    n_in: int
+    """n_in inputs x n_out outputs: lambda_1 x lambda_2. `Block.parse("4x8") == Block(4, 8)`; `Block.parse("rowx1")` has all
+    of a layer's inputs, n_in = None, until `in_layer` says how many these are."""
+    n_in: int | None
     n_out: int
 
     @classmethod
     def parse(cls, text: str) -> "Block":
-        """Raises ValueError unless `text` is two positive integers with an x between them."""
-        parts = text.lower().split("x")
-        if len(parts) != 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-            raise ValueError(f"block {text!r} is not of the form n_in x n_out, as in 4x8 or 64x1")
-        return cls(int(parts[0]), int(parts[1]))
+        """Raises ValueError unless `text` is two positive integers with an x between them; the first may be `row`."""
+        n_in, _, n_out = text.lower().partition("x")
+        if not all(part.isdecimal() and int(part) > 0 for part in (n_in if n_in != "row" else "1", n_out)):
+            raise ValueError(f"block {text!r} is not of the form n_in x n_out, as in 4x8, 64x1, or rowx1 for whole rows")
+        return cls(None if n_in == "row" else int(n_in), int(n_out))
 
     def __str__(self) -> str:
-        return f"{self.n_in}x{self.n_out}"
+        return f"{self.n_in or 'row'}x{self.n_out}"
+
+    def in_layer(self, D_in: int) -> "Block":
+        """The block of a layer with D_in inputs: itself, but for whole rows."""
+        return self if self.n_in else Block(D_in, self.n_out)
 
     def check_divides(self, D_out: int, D_in: int, layer: str) -> None:
         """Raises ValueError, naming the layer and the sizes, unless the layer falls into whole blocks."""
-        if D_in % self.n_in or D_out % self.n_out:
+        if D_in % (self.n_in or D_in) or D_out % self.n_out:
             raise ValueError(f"block {self} (n_in x n_out) does not divide layer {layer} with D_in={D_in}, D_out={D_out}; "
                              f"n_in must divide D_in and n_out must divide D_out")
 
@@ -35,11 +42,18 @@ class Block:
 @dataclass(frozen=True)
 class Grid:
     """What `codes` are rounded to. `bits` says how many bits a code takes, at least log2(len(levels))."""
-    levels: Tensor  # (<= 2^bits,), ascending
-    scale: Tensor   # (D_out/n_out, D_in/n_in)
-    offset: Tensor  # the same, or (1, 1)
+    levels: Tensor                    # (<= 2^bits,), ascending
+    scale: Tensor | DoubleQuantized   # (D_out/n_out, D_in/n_in)
+    offset: Tensor | DoubleQuantized | ZeroPoints  # the same, or (1, 1) where the whole layer has the same one
     block: Block
     bits: int
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """scale and offset as plain tensors, however they are kept."""
+        scale = self.scale() if isinstance(self.scale, DoubleQuantized) else self.scale
+        if isinstance(self.offset, ZeroPoints):
+            return scale, self.offset(scale)
+        return scale, self.offset() if isinstance(self.offset, DoubleQuantized) else self.offset
 
 
 @dataclass(frozen=True)
@@ -67,23 +81,27 @@ def per_block(factor: Tensor) -> Tensor:
     return factor[:, None, :, None]
 
 
-def round_to_grid(weight: Tensor, grid: Grid) -> Tensor:
-    """codes = the nearest level of (w - offset) / scale; a tie goes to the lower code. uint8, (D_out, D_in).
+def normalise(weight: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+    """(w - offset) / scale, in the wider of float32 and the weight's type: where w stands among the levels.
 
-    Normalises by multiplying with 1/scale, in the wider of float32 and the weight's type, as bitsandbytes does.
-    A block without spread (scale 0) takes the level nearest to 0.
-    """
+    Multiplies with 1/scale, as bitsandbytes does. Where there is no spread (scale 0) everything stands at 0."""
     wide = torch.promote_types(weight.dtype, torch.float32)
-    inverse = 1 / per_block(grid.scale.to(wide))
+    inverse = 1 / scale.to(wide)
     inverse = torch.where(inverse.isfinite(), inverse, 0)  # scale 0, or so small that only 0 is left of it
-    normalised = (split_blocks(weight.to(wide), grid.block) - per_block(grid.offset.to(wide))) * inverse
-    midpoints = (grid.levels[1:].to(wide) + grid.levels[:-1].to(wide)) / 2
-    return join_blocks(torch.bucketize(normalised, midpoints, out_int32=True).to(torch.uint8))
+    return (weight.to(wide) - offset.to(wide)) * inverse
+
+
+def round_to_grid(weight: Tensor, grid: Grid) -> Tensor:
+    """codes = the nearest level of (w - offset) / scale; a tie goes to the lower code. uint8, (D_out, D_in)."""
+    scale, offset = map(per_block, grid.factors())
+    normalised = normalise(split_blocks(weight, grid.block), scale, offset)
+    levels = grid.levels.to(normalised.dtype)
+    return join_blocks(torch.bucketize(normalised, (levels[1:] + levels[:-1]) / 2, out_int32=True).to(torch.uint8))
 
 
 def dequantize(codes: Tensor, grid: Grid, dtype: torch.dtype = torch.float32) -> Tensor:
     """W_hat = scale * levels[codes] + offset, (D_out, D_in). Computed in the wider of float32 and `dtype`."""
     wide = torch.promote_types(dtype, torch.float32)
+    scale, offset = (per_block(factor.to(wide)) for factor in grid.factors())
     values = grid.levels.to(wide).index_select(0, codes.flatten().int()).view(codes.shape)
-    blocks = split_blocks(values, grid.block)
-    return join_blocks(torch.addcmul(per_block(grid.offset.to(wide)), per_block(grid.scale.to(wide)), blocks)).to(dtype)
+    return join_blocks(torch.addcmul(offset, scale, split_blocks(values, grid.block))).to(dtype)

@@ -23,7 +23,8 @@ class DequantizedMatmul(torch.autograd.Function):
 class QuantLinear(nn.Module):
     """y = x @ W_hat.T + bias, W_hat = scale * levels[codes] + offset.
 
-    The buffers are what a checkpoint holds: `codes` (packed bytes), `levels`, `scale`, `offset`."""
+    The buffers are what a checkpoint holds: `codes` (packed bytes), `levels`, `scale`, `offset`, the last two as modules with
+    buffers of their own where they are not plain tensors."""
 
     def __init__(self, D_out: int, D_in: int, packed_codes: Tensor, grid: Grid, bias: Tensor | None = None):
         super().__init__()
@@ -31,8 +32,9 @@ class QuantLinear(nn.Module):
         self.bits, self.block = grid.bits, grid.block
         self.register_buffer("codes", packed_codes)
         self.register_buffer("levels", grid.levels)
-        self.register_buffer("scale", grid.scale)
-        self.register_buffer("offset", grid.offset)
+        for name, factor in (("scale", grid.scale), ("offset", grid.offset)):
+            keep = self.register_buffer if isinstance(factor, Tensor) else self.add_module
+            keep(name, factor)
         self.register_buffer("bias", bias)
 
     @classmethod

@@ -18,6 +18,12 @@ def word_shape(bits: int) -> tuple[int, int]:
     return n_bytes, n_bytes * 8 // bits
 
 
+def packed_bytes(n: int, bits: int) -> int:
+    """How many bytes `pack` makes of n codes."""
+    n_bytes, n_codes = word_shape(bits)
+    return -(-n // n_codes) * n_bytes
+
+
 def pack(codes: Tensor, bits: int) -> Tensor:
     """uint8 codes of any shape -> flat uint8 bytes, bits/8 a code (the last word filled up with 0).
 

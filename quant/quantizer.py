@@ -4,24 +4,28 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from quant.factors import DoubleQuantized, ZeroPoints
 from quant.grid import Block, Grid, QuantizedWeight, round_to_grid, split_blocks
 from quant.packing import SUPPORTED_BITS
 
 
 class Quantizer(ABC):
-    """Scale and offset are rounded to `storage` by `fit`, that is before any code is chosen."""
+    """Scale and offset are rounded to `storage` by `fit`, that is before any code is chosen; with `double_quant` to 8 bits and
+    a second level of factors (`DoubleQuantized`)."""
     name: str
     allowed_bits: tuple[int, ...] = SUPPORTED_BITS
     usual_block: Block
+    usual_storage: torch.dtype
 
-    def __init__(self, bits: int, block: Block, storage: torch.dtype | None = None):
+    def __init__(self, bits: int, block: Block, storage: torch.dtype | None = None, double_quant: bool = False):
         if bits not in self.allowed_bits:
             raise ValueError(f"bits={bits} is not possible with quantizer {self.name}; "
                              f"allowed: {', '.join(map(str, self.allowed_bits))}")
-        self.bits, self.block = bits, block
+        if double_quant and self.usual_storage != torch.float32:
+            raise ValueError(f"double quantization is for factors in float32, which quantizer {self.name} does not keep: "
+                             f"use nf or icq")
+        self.bits, self.block, self.double_quant = bits, block, double_quant
         self.storage = storage or self.usual_storage
-
-    usual_storage: torch.dtype
 
     def fit(self, weight: Tensor, layer: str = "weight") -> Grid:
         """The grid of a weight (D_out, D_in).
@@ -29,13 +33,21 @@ class Quantizer(ABC):
         Raises ValueError, naming `layer`, for a block that does not divide it, a weight that is not finite, or one whose
         scale or offset the storage type cannot hold."""
         self.block.check_divides(*weight.shape, layer)
+        block = self.block.in_layer(weight.shape[1])
         wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
-        levels, scale, offset = self.fit_blocks(split_blocks(wide, self.block))
-        scale, offset = scale.to(self.storage), offset.to(self.storage)
-        if not (scale.isfinite().all() and offset.isfinite().all()):
+        levels, scale, offset = self.fit_blocks(split_blocks(wide, block))
+        grid = Grid(levels.to(weight.device), self._kept(scale), self._kept(offset), block, self.bits)
+        if not all(factor.isfinite().all() for factor in grid.factors()):
             raise ValueError(f"layer {layer}: weights between {wide.min():.3g} and {wide.max():.3g} give a scale or "
                              f"offset that {self.storage} cannot hold")
-        return Grid(levels.to(weight.device), scale, offset, self.block, self.bits)
+        return grid
+
+    def _kept(self, factor: Tensor | ZeroPoints) -> Tensor | DoubleQuantized | ZeroPoints:
+        """As it will be stored."""
+        if isinstance(factor, ZeroPoints):
+            return factor
+        factor = factor.to(self.storage)
+        return DoubleQuantized.of(factor) if self.double_quant and factor.numel() > 1 else factor
 
     def quantize(self, weight: Tensor, layer: str = "weight") -> QuantizedWeight:
         """Fit, then round. Raises as `fit` does."""
@@ -43,8 +55,9 @@ class Quantizer(ABC):
         return QuantizedWeight(round_to_grid(weight, grid), grid)
 
     @abstractmethod
-    def fit_blocks(self, blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(rows, n_out, columns, n_in) -> levels (<= 2^bits,), scale (rows, columns), offset (rows, columns) or (1, 1)."""
+    def fit_blocks(self, blocks: Tensor) -> tuple[Tensor, Tensor, Tensor | ZeroPoints]:
+        """(rows, n_out, columns, n_in) -> levels (<= 2^bits,), scale (rows, columns), offset (rows, columns), or (1, 1), or
+        zero points."""
 
 
 def block_absmax(blocks: Tensor) -> Tensor:

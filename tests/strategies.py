@@ -2,7 +2,7 @@
 import torch
 from hypothesis import strategies as st
 
-from adapters.kronecker import Lam
+from adapters.pooling import Lam
 from quant.grid import Block
 from quant.packing import SUPPORTED_BITS
 
@@ -43,9 +43,10 @@ def random(*shape, seed=0, dtype=torch.float64):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def nonzero_adapter(kind, D_out, D_in, lam, rank=2, lora_alpha=3.0, seed=0):
+def nonzero_adapter(kind, D_out, D_in, lam=Lam(1, 1), rank=2, lora_alpha=3.0, seed=0, operators="avgpool", block=None):
     """A float64 adapter whose every factor is random and not zero: a fresh one computes nothing."""
-    adapter = kind(D_out, D_in, lam, rank, lora_alpha).double()
+    values = {"lam": lam, "rank": rank, "lora_alpha": lora_alpha, "operators": operators, "block": block}
+    adapter = kind(D_out, D_in, **{option: values[option] for option in kind.options}).double()
     for i, p in enumerate(adapter.parameters()):
         p.data = random(*p.shape, seed=seed + i) + 0.1
     return adapter

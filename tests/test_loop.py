@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from adapters.adapted import AdaptedLinear, adapter_parameters, replace_layers
-from adapters.kronecker import Lam
+from adapters.pooling import Lam
 from adapters.lora import LoRA
 from finetune.loop import Settings, Trainer, TrainingDiverged, learning_rate, mean_loss, summed_loss
 from tasks.task import Encoded

@@ -1,7 +1,6 @@
-"""The identity of every additive adapter (blora.txt, Eq. 2 and the text below it)."""
+"""What pools inputs and repeats outputs, and in groups of how many (blora.txt, Eq. 2 and the text below it)."""
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 
@@ -38,10 +37,3 @@ def group_mean(x: Tensor, lam_in: int) -> Tensor:
 def repeat_each(y: Tensor, lam_out: int) -> Tensor:
     """repeat_interleave(lam_out): `repeat_each([3, 4], 2) -> [3, 3, 4, 4]`. (..., n) -> (..., n * lam_out)."""
     return y if lam_out == 1 else y.repeat_interleave(lam_out, dim=-1)
-
-
-def expand_core(core: Tensor, lam: Lam, scaling: float) -> Tensor:
-    """delta_W = scaling / lam_in * kron(core, ones(lam_out, lam_in)), (D_out, D_in).
-
-    Differs from `get_delta_weight` of Algorithm 1, which repeats along dim 1 twice and leaves s out (erratum 4)."""
-    return scaling / lam.lam_in * torch.kron(core, core.new_ones(lam.lam_out, lam.lam_in))

@@ -1,0 +1,74 @@
+"""PEQA (Kim et al. 2023; blora.txt Table 1): the scales of a quantized base train, and nothing else."""
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from adapters.adapted import AdaptedLinear
+from quant.factors import ZeroPoints
+from quant.grid import Block, QuantizedWeight, split_blocks
+from quant.linear import QuantLinear
+
+
+class PEQA(nn.Module):
+    """W_hat = (scale + d_scale) * (codes - z);  d_scale = scale * (exp(log_factor) - 1).
+
+    Codes and z are frozen. Trained is the logarithm of what multiplies each block's scale, 0 at the start, so that a scale stays
+    positive whatever the step, and a learning rate means the same for layers of different size. Differs from PEQA, which
+    trains the scale itself and has nothing to keep it positive."""
+    name = "peqa"
+    options = ("block",)
+
+    def __init__(self, D_out: int, D_in: int, block: Block):
+        super().__init__()
+        block = block.in_layer(D_in)
+        self.log_factor = nn.Parameter(torch.zeros(D_out // block.n_out, D_in // block.n_in))
+
+    def scale(self, base_scale: Tensor) -> Tensor:
+        """scale + d_scale, in the parameter's type."""
+        return base_scale.to(self.log_factor.dtype) * self.log_factor.exp()
+
+
+class RescaledMatmul(torch.autograd.Function):
+    """y = x @ W_hat.T with gradients for x and for the scale of W_hat. Saves x and the scale; W_hat is made anew in backward."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, scale: Tensor, base: QuantLinear) -> Tensor:
+        ctx.save_for_backward(x, scale)
+        ctx.base = base
+        return x @ rescaled(base, scale).dequantize(x.dtype).T
+
+    @staticmethod
+    def backward(ctx, grad_y: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, scale = ctx.saved_tensors
+        weight = rescaled(ctx.base, scale)
+        grad_weight = (grad_y.reshape(-1, grad_y.shape[-1]).T @ x.reshape(-1, x.shape[-1])).to(scale.dtype)
+        steps = rescaled(ctx.base, torch.ones_like(scale)).dequantize(scale.dtype)  # codes - z: dW_hat / dscale
+        grad_scale = split_blocks(grad_weight * steps, ctx.base.block).sum(dim=(1, 3))
+        return grad_y @ weight.dequantize(grad_y.dtype), grad_scale, None
+
+
+def rescaled(base: QuantLinear, scale: Tensor) -> QuantizedWeight:
+    """The base's codes and zero points with another scale."""
+    weight = base.quantized_weight()
+    return QuantizedWeight(weight.codes, replace(weight.grid, scale=scale))
+
+
+class RescaledLinear(AdaptedLinear):
+    """y = x @ ((scale + d_scale) * (codes - z)).T: the one adapted layer that is not base plus something."""
+
+    def __init__(self, base: nn.Module, adapter: PEQA):
+        if not (isinstance(base, QuantLinear) and isinstance(base.offset, ZeroPoints)):
+            raise ValueError("peqa trains the scale of a grid with integer zero points: use --quantizer intminmax, or "
+                             "--quantizer gptq --grid intminmax")
+        super().__init__(base, adapter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = RescaledMatmul.apply(x, self._scale(), self.base)
+        return y if self.base.bias is None else y + self.base.bias.to(y.dtype)
+
+    def weight(self) -> Tensor:
+        return rescaled(self.base, self._scale()).dequantize(self.adapter.log_factor.dtype)
+
+    def _scale(self) -> Tensor:
+        return self.adapter.scale(self.base.scale)

@@ -1,0 +1,174 @@
+"""Every method at 4, 3 and 2 bits for the same number of steps on the embedded base and banking77, over several seeds: what
+blora.txt Table 1 (accuracy, merged and not) and Table 5 (time and memory) ask, at a size that two cores manage.
+
+    python -m experiments.methods
+
+Each run is a process of its own, on one thread, so that its peak memory is its own and its numbers do not depend on how many
+run beside it. Runs that are there already are not repeated. Step times come last, all methods in turn on the same batches in
+one process: quote their ratios, not the seconds. Everything lands in --out, the table in --out/table.md and table.json.
+"""
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import train as train_script
+from adapters.adapted import adapter_parameters
+from finetune import arguments, models
+from finetune.evaluate import trained_states
+from finetune.loop import summed_loss
+from finetune.methods import METHODS
+from finetune.run import Run
+from model.files import write_json
+from tasks.banking77 import HERE
+from tasks.batching import epoch_batches
+from tasks.task import shuffled
+
+DENSE = (["lora"], ["blora"])
+QUANTIZED = (["qlora", "--double-quant", "--requantize", "gptq"], ["qblora", "--double-quant"], ["irqlora", "--double-quant"],
+             ["qalora"], ["qablora"], ["peqa"])
+TIMED_BATCHES, WARM_UP = 12, 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/methods"))
+    parser.add_argument("--bits", type=int, nargs="+", default=[4, 3, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--limit", type=int, default=4000, help="rows to train and validate on")
+    parser.add_argument("--test-rows", type=int, default=1000, help="drawn once from banking77's 3080, which are sorted by intent")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time")
+    parser.add_argument("--one", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        return train_and_score(options.one)
+    draw_test_rows(options.out / "test.jsonl", options.test_rows)
+    runs = [(command, seed) for seed in options.seeds for command in commands(options)]
+    folders = [options.out / f"{command[0]}-{command[2]}-seed{seed}" for command, seed in runs]
+    tasks = [(["--method", *command, "--seed", str(seed), "--out", str(folder)], folder)
+             for (command, seed), folder in zip(runs, folders) if not (folder / "states.json").is_file()]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for _ in tqdm(pool.map(lambda task: start(*task), tasks), total=len(tasks), desc="runs", disable=None):
+            pass
+    first = {tuple(command[:3]): folder for (command, seed), folder in zip(runs, folders) if seed == options.seeds[0]}
+    write_table(options, runs, folders, step_times(first))
+
+
+def commands(options: argparse.Namespace) -> list[list[str]]:
+    """[method, --bits, N, ...]: 16-bit methods once, the others at each width."""
+    shared = ["--steps", str(options.steps), "--batch-size", str(options.batch_size), "--limit", str(options.limit),
+              "--test-data", str(options.out / "test.jsonl")]
+    return [[method[0], "--bits", str(bits), *method[1:], *shared]
+            for widths, methods in (([16], DENSE), (options.bits, QUANTIZED)) for bits in widths for method in methods]
+
+
+def draw_test_rows(path: Path, n: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = (HERE / "test.jsonl").read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join(shuffled(lines, 0)[:n]) + "\n", encoding="utf-8")
+
+
+def start(command: list[str], folder: Path) -> None:
+    """One run in a process of its own; what it prints goes to FOLDER.log. Raises RuntimeError where it fails."""
+    shutil.rmtree(folder, ignore_errors=True)  # an interrupted one: too short to be worth resuming
+    log = folder.with_suffix(".log")
+    with open(log, "w", encoding="utf-8") as file:
+        done = subprocess.run([sys.executable, "-m", "experiments.methods", "--one", *command], stdout=file, stderr=file,
+                              env={**os.environ, "OMP_NUM_THREADS": "1"})
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed: see {log}")
+
+
+def train_and_score(command: list[str]) -> None:
+    """What train.py does, without the two rows of the base, which all runs would repeat."""
+    parser = arguments.train_parser()
+    args = parser.parse_args(command)
+    source, args, job = train_script.prepare(arguments.resolve(args, arguments.given_flags(parser, args, command)))
+    run = Run(args.out)
+    saved = train_script.describe(run, source, args, job)
+    train_script.train(run, args, saved, job)
+    rows = trained_states(run, args, saved, job)
+    write_json(run.path / "states.json", {"rows": [asdict(row) for row in rows]})
+
+
+def step_times(folders: dict[tuple[str, ...], Path]) -> dict[tuple[str, ...], list[float]]:
+    """Seconds of forward, backward and optimizer step, a list for each run: all of them in turn on one batch after the other."""
+    torch.set_num_threads(1)
+    steps, batches = {}, None
+    for key, folder in folders.items():
+        run, args, saved = models.read_run(folder)
+        model = models.load_run_base(run, args, saved)
+        models.attach_adapters(model, args)
+        parameters = list(adapter_parameters(model).values())
+        steps[key] = model, parameters, torch.optim.AdamW(parameters, lr=args.lr)
+        if batches is None:
+            job = train_script.reopen(run, args, saved)
+            order = epoch_batches([len(e.tokens) for e in job.train], args.batch_size, 0, 0)[:TIMED_BATCHES + WARM_UP]
+            batches = [[job.train[i] for i in indices] for indices in order]
+    seconds = {key: [] for key in steps}
+    for batch in tqdm(batches, desc="step times", disable=None):
+        for key, (model, parameters, optimizer) in steps.items():
+            begin = time.perf_counter()
+            loss, n = summed_loss(model, batch)
+            (loss / n).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            seconds[key].append(time.perf_counter() - begin)
+    return {key: values[WARM_UP:] for key, values in seconds.items()}
+
+
+def write_table(options: argparse.Namespace, runs: list, folders: list[Path], seconds: dict) -> None:
+    base = seconds[("lora", "--bits", "16")]
+    groups: dict[tuple[str, ...], list[Path]] = {}
+    for (command, _), folder in zip(runs, folders):
+        groups.setdefault(tuple(command[:3]), []).append(folder)
+    rows = []
+    for key, paths in groups.items():
+        ratio = statistics.median(a / b for a, b in zip(seconds[key], base))
+        rows += rows_of(key, paths, ratio)
+    head = ["method", "bits", "as trained, %", "merged, %", "merged into", "bits a weight, merged", "trainable parameters",
+            "step time / LoRA", "peak memory, MB"]
+    lines = [head, ["---"] * len(head), *([str(row[name]) for name in head] for row in rows)]
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    print(text)
+    (options.out / "table.md").write_text(text + "\n", encoding="utf-8")
+    write_json(options.out / "table.json", {"steps": options.steps, "batch_size": options.batch_size, "seeds": options.seeds, "rows": rows,
+                                            "step_seconds": {" ".join(key): values for key, values in seconds.items()}})
+
+
+def rows_of(key: tuple[str, ...], paths: list[Path], ratio: float) -> list[dict]:
+    """The method's row and, where it was requantized, one more for what that made of it."""
+    states = [json.loads((path / "states.json").read_text())["rows"] for path in paths]
+    facts = [json.loads((path / "training.json").read_text()) for path in paths]
+    shared = {"bits": int(key[2]), "as trained, %": accuracies(rows[0] for rows in states),
+              "trainable parameters": f"{facts[0]['trainable_parameters']:,}", "step time / LoRA": f"{ratio:.2f}",
+              "peak memory, MB": max(fact["peak_memory_mb"] for fact in facts)}
+    out = []
+    for i in range(1, len(states[0])):
+        row, name = states[0][i], METHODS[key[0]].title
+        out.append({"method": name if i == 1 else f"{name} w/ GPTQ (lossy)", **shared, "merged, %": accuracies(rows[i] for rows in states),
+                    "merged into": row["state"].removeprefix("merged, ").removeprefix("requantized, "),
+                    "bits a weight, merged": f"{row['bits_per_weight']:.2f}"})
+    return out
+
+
+def accuracies(rows) -> str:
+    """Mean and standard deviation over the seeds."""
+    values = [100 * row["scores"]["accuracy"] for row in rows]
+    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values) if len(values) > 1 else 0:.1f}"
+
+
+if __name__ == "__main__":
+    main()

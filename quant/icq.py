@@ -1,0 +1,66 @@
+"""ICQ, the information calibration quantization of IR-QLoRA (Qin et al. 2024): NormalFloat of w - tau, with the tau whose
+codes carry the most information."""
+from statistics import NormalDist
+
+import torch
+from torch import Tensor
+
+from quant.grid import Block, normalise
+from quant.normal_float import OUTERMOST, NormalFloat, normal_float_levels
+
+SEARCHED = 0.1        # candidates reach this many sigma from the median, in units of the block's absmax
+CANDIDATES = 201
+SIGMA = 1 / NormalDist().inv_cdf(OUTERMOST)  # of the normal distribution whose NF levels end at 1: 0.541087
+AT_A_TIME = 1 << 22   # weights x candidates in memory
+
+
+class ICQ(NormalFloat):
+    """tau0 = median, a = max|w - tau0|, candidates tau = f * a + tau0 with f in linspace(-0.1 sigma, 0.1 sigma, 201);
+    scale = max|w - tau|;  offset = tau;  levels = NF_N. Kept is the tau of largest `code_entropy`, of several the one of
+    smallest |f| (DESIGN.md Section 4).
+
+    tau = 0, plain NormalFloat, is tried last, so that ICQ never carries less information than NF; the published search
+    does not hold it. The search runs when a base is quantized, once, and never again."""
+    name = "icq"
+    usual_block = Block(64, 1)
+
+    def fit_blocks(self, blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        rows, _, columns, _ = blocks.shape
+        flat = blocks.transpose(1, 2).flatten(0, 1).flatten(1)  # (rows * columns, n_out * n_in)
+        levels = normal_float_levels(self.bits).to(flat)
+        parts = flat.split(max(1, AT_A_TIME // (flat.shape[1] * CANDIDATES)))
+        best = [self.best_tau(part, levels) for part in parts]
+        tau, scale = (torch.cat(factor).view(rows, columns) for factor in zip(*best))
+        return levels.float(), scale, tau
+
+    def best_tau(self, w: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, size of a block) -> tau and scale, both (n,), rounded to storage before their codes are judged."""
+        tau = self.candidates(w).to(self.storage).to(w.dtype)                              # (n, candidates)
+        # max|w - tau|, from the block's two ends: the largest of all is at one of them
+        scale = torch.maximum(w.amax(1, keepdim=True) - tau, tau - w.amin(1, keepdim=True)).to(self.storage).to(w.dtype)
+        entropy = code_entropy(w.sort(1).values, levels, scale, tau)
+        best = entropy.argmax(1, keepdim=True)  # the first of several: candidates come in ascending |f|
+        return tau.gather(1, best)[:, 0], scale.gather(1, best)[:, 0]
+
+    def candidates(self, w: Tensor) -> Tensor:
+        """(n, 202) in ascending |f|, tau = 0 last."""
+        half = CANDIDATES // 2  # from whole numbers, so that f = 0, the median itself, is among them exactly
+        f = torch.arange(-half, half + 1, dtype=w.dtype, device=w.device) * (SEARCHED * SIGMA / half)
+        f = f[f.abs().argsort(stable=True)]
+        tau0 = w.median(1, keepdim=True).values
+        a = (w - tau0).abs().amax(1, keepdim=True)
+        return torch.cat((f * a + tau0, torch.zeros_like(tau0)), 1)
+
+
+def code_entropy(ordered: Tensor, levels: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+    """-sum_c p_c log2 p_c in bits, p_c the share of a block's weights that get code c.
+
+    ordered: (n, size) weights, ascending in each block; scale, offset: (n, candidates). Result: (n, candidates).
+    Sorted weights stay sorted on a grid, so the last weight below each midpoint gives the counts, and these are the counts
+    of the very codes that rounding chooses."""
+    values = normalise(ordered[:, None, :], scale[..., None], offset[..., None])  # (n, candidates, size)
+    midpoints = ((levels[1:] + levels[:-1]) / 2).expand(*values.shape[:2], -1).contiguous()
+    below = torch.searchsorted(values, midpoints, right=True)
+    counts = torch.diff(below, dim=-1, prepend=torch.zeros_like(below[..., :1]),
+                        append=torch.full_like(below[..., :1], values.shape[-1]))
+    return torch.special.entr(counts / values.shape[-1]).to(ordered.dtype).sum(-1) / torch.log(ordered.new_tensor(2.0))

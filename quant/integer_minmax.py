@@ -1,0 +1,25 @@
+"""Integer min-max: an offset that is -scale * z with z an integer of the grid, as GPTQ's own code, stock GPTQ files and
+PEQA have it (Frantar et al. 2022; Kim et al. 2023)."""
+import torch
+from torch import Tensor
+
+from quant.factors import ZeroPoints
+from quant.grid import Block
+from quant.quantizer import Quantizer
+
+
+class IntegerMinMax(Quantizer):
+    """The range is widened to hold 0;  scale = (max - min) / (2^N - 1);  z = round(-min / scale);  offset = -scale * z.
+
+    Zero weights come back as exact zeros: z is a level. A block of one constant c has scale |c|, so that c is a level too."""
+    name = "intminmax"
+    usual_block = Block(32, 1)
+    usual_storage = torch.float16
+
+    def fit_blocks(self, blocks: Tensor) -> tuple[Tensor, Tensor, ZeroPoints]:
+        low, high = blocks.amin(dim=(1, 3)), blocks.amax(dim=(1, 3))
+        steps = 2 ** self.bits - 1
+        scale = torch.where(low == high, high.abs(), (high.clamp(min=0) - low.clamp(max=0)) / steps)
+        scale = scale.to(self.storage).to(low.dtype)  # z belongs to the scale that is kept, so that one is rounded first
+        zero = (-low.clamp(max=0) / scale).nan_to_num(0, 0, 0).round().clamp(0, steps)
+        return torch.arange(steps + 1, dtype=torch.float32), scale, ZeroPoints.of(zero, self.bits)

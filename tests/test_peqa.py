@@ -1,0 +1,94 @@
+"""PEQA: the scales train, codes and zero points never change, and the result is an integer-zero-point k-bit model."""
+import pytest
+import torch
+
+from adapters import adapted_layer
+from adapters.merge import merge_to_k_bits
+from adapters.peqa import PEQA
+from model.llama import Linear
+from quant import QUANTIZERS
+from quant.factors import ZeroPoints
+from quant.grid import Block, split_blocks
+from quant.integer_minmax import IntegerMinMax
+from quant.linear import QuantLinear
+from tests.strategies import nonzero_adapter, random
+
+BLOCK, D_OUT, D_IN = Block(8, 2), 6, 16
+
+
+def layer_of(bits=4, trained=True, storage=torch.float64):
+    base = QuantLinear.from_weight(IntegerMinMax(bits, BLOCK, storage).quantize(random(D_OUT, D_IN)), random(D_OUT, seed=1))
+    adapter = nonzero_adapter(PEQA, D_OUT, D_IN, block=BLOCK)
+    if not trained:
+        adapter.log_factor.data.zero_()
+    return adapted_layer(base, adapter)
+
+
+def test_a_fresh_adapter_is_the_base():
+    layer, x = layer_of(trained=False), random(3, D_IN, seed=2)
+    torch.testing.assert_close(layer(x), layer.base(x), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(D_IN,), (1, D_IN), (2, 3, D_IN)])
+def test_output_and_both_gradients_are_those_of_the_plain_formula(shape):
+    """(scale + d_scale) * (codes - z), written out with autograd's own products."""
+    layer = layer_of()
+    x, plain_x = (random(*shape, seed=2).requires_grad_() for _ in range(2))
+    plain_factor = layer.adapter.log_factor.detach().clone().requires_grad_()
+    grid = layer.base.quantized_weight()
+    steps = grid.codes.double() - join(layer.base.offset.integers(layer.base.scale.shape).double())
+    plain_y = plain_x @ (join(layer.base.scale * plain_factor.exp()) * steps).T + layer.base.bias
+    y, grad = layer(x), random(*shape[:-1], D_OUT, seed=3)
+    y.backward(grad), plain_y.backward(grad)
+    torch.testing.assert_close(y, plain_y, rtol=0, atol=1e-10)
+    torch.testing.assert_close(x.grad, plain_x.grad, rtol=0, atol=1e-10)
+    torch.testing.assert_close(layer.adapter.log_factor.grad, plain_factor.grad, rtol=0, atol=1e-10)
+    assert plain_factor.grad.abs().min() > 0
+
+
+def join(factor):
+    return factor.repeat_interleave(BLOCK.n_out, 0).repeat_interleave(BLOCK.n_in, 1)
+
+
+def test_training_moves_scales_only_keeps_them_positive_and_merges_into_them():
+    """A learning rate far too large: a scale trained as itself would have crossed zero, these only shrink and grow."""
+    layer, x, target = layer_of(trained=False), random(32, D_IN, seed=2), random(32, D_OUT, seed=3)
+    before = {name: tensor.clone() for name, tensor in layer.base.state_dict().items()}
+    optimizer = torch.optim.SGD(layer.adapter.parameters(), lr=0.3)
+    smallest_plain_step = layer.base.scale.clone()
+    for _ in range(20):
+        loss = (layer(x) - target).square().mean()
+        optimizer.zero_grad(), loss.backward(), optimizer.step()
+    assert layer.adapter.log_factor.abs().max() > 1
+    scale = layer.adapter.scale(layer.base.scale)
+    assert (scale > 0).all() and not torch.equal(scale, smallest_plain_step)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in layer.base.state_dict().items())  # codes, zero, scale
+    merged = merge_to_k_bits(layer, "layer")
+    assert torch.equal(merged.codes, before["codes"]) and torch.equal(merged.offset.zero, before["offset.zero"])
+    assert isinstance(merged.offset, ZeroPoints) and (merged.scale > 0).all()
+    torch.testing.assert_close(merged(x), layer(x), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_the_merged_model_is_scale_times_code_minus_an_integer_of_the_grid(bits):
+    merged = merge_to_k_bits(layer_of(bits), "layer").quantized_weight()
+    scale, offset = merged.grid.factors()
+    zero = merged.grid.offset.integers(scale.shape)
+    assert int(zero.max()) < 2 ** bits
+    torch.testing.assert_close(offset, -scale * zero, rtol=0, atol=0)
+    codes = split_blocks(merged.codes.double() - join(zero.double()), BLOCK)
+    torch.testing.assert_close(split_blocks(merged.dequantize(torch.float64), BLOCK), scale[:, None, :, None] * codes, rtol=0, atol=1e-12)
+
+
+def test_it_keeps_no_weight_for_backward():
+    layer, kept = layer_of(), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+        layer(random(3, D_IN).requires_grad_())
+    assert (D_OUT, D_IN) not in kept and (3, D_IN) in kept
+
+
+@pytest.mark.parametrize("base", [Linear(D_IN, D_OUT), *(QuantLinear.from_weight(kind(4, BLOCK).quantize(random(D_OUT, D_IN)))
+                                                       for name, kind in QUANTIZERS.items() if name != "intminmax")])
+def test_a_base_without_integer_zero_points_is_refused(base):
+    with pytest.raises(ValueError, match="--quantizer intminmax"):
+        adapted_layer(base, PEQA(D_OUT, D_IN, BLOCK))
