@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from finetune import arguments
-from finetune.check import check_quantization
+from finetune.check import check_quantization, check_requantization_block
 from finetune.evaluate import evaluate_model, evaluate_run
 from finetune.job import check_data, prepare_job
 from finetune.methods import GPTQ
@@ -47,6 +47,7 @@ def score_run(path: Path, given: dict) -> None:
                              + ", ".join(map(arguments.flag, MAY_CHANGE)))
         setattr(args, name, value)
     arguments.resolve_requantization(args, given, REQUANTIZE[1:])
+    check_requantization_block(Source(run.path), args)
     job = prepare_job(Source(run.path), args, calibrate=args.requantize == GPTQ)
     check_data(job, saved)
     evaluate_run(run, args, saved, job, run.eval_file)

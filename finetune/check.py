@@ -44,11 +44,20 @@ def check_quantization(source: Source, args: argparse.Namespace) -> Llama:
     return model
 
 
+def check_requantization_block(source: Source, args: argparse.Namespace) -> None:
+    """Raises ValueError unless the block of --requantize, where it is asked for, divides every target layer."""
+    model = empty_model(source.config, torch.float32)
+    for name in linear_names(model, args.targets) if args.requantize else []:
+        layer = model.get_submodule(name)
+        args.requantize_block.check_divides(layer.out_features, layer.in_features, name)
+
+
 def check_layers(source: Source, args: argparse.Namespace) -> None:
     """Raises ValueError, naming the layer and the sizes, for a block, lam or rank that does not suit every target layer."""
     if args.from_scratch:
         return
     model, kind = check_quantization(source, args), METHODS[args.method].adapter
+    check_requantization_block(source, args)
     if kind is None:
         if source.quantized():
             raise ValueError(f"{source.path} is quantized: codes do not train, so --method {args.method} needs a dense base")

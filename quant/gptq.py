@@ -16,7 +16,7 @@ LAZY = 128                     # columns between two updates of everything to th
 DAMPING = (0.01, 0.1, 1.0)     # shares of mean(diag H); the next one where the Cholesky factorization fails
 
 
-class CalibrationError(RuntimeError):
+class CalibrationError(ValueError):
     """What a layer saw cannot be used: no token, or inputs that are not finite or all zero."""
 
 

@@ -1,5 +1,6 @@
 """ICQ, the information calibration quantization of IR-QLoRA (Qin et al. 2024): NormalFloat of w - tau, with the tau whose
 codes carry the most information."""
+import math
 from statistics import NormalDist
 
 import torch
@@ -39,7 +40,8 @@ class ICQ(NormalFloat):
         # max|w - tau|, from the block's two ends: the largest of all is at one of them
         scale = torch.maximum(w.amax(1, keepdim=True) - tau, tau - w.amin(1, keepdim=True)).to(self.storage).to(w.dtype)
         entropy = code_entropy(w.sort(1).values, levels, scale, tau)
-        best = entropy.argmax(1, keepdim=True)  # the first of several: candidates come in ascending |f|
+        # the first of several, the sum's own rounding apart: candidates come in ascending |f|
+        best = (entropy >= entropy.amax(1, keepdim=True) - 1e-9).int().argmax(1, keepdim=True)
         return tau.gather(1, best)[:, 0], scale.gather(1, best)[:, 0]
 
     def candidates(self, w: Tensor) -> Tensor:
@@ -55,7 +57,7 @@ class ICQ(NormalFloat):
 def code_entropy(ordered: Tensor, levels: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
     """-sum_c p_c log2 p_c in bits, p_c the share of a block's weights that get code c.
 
-    ordered: (n, size) weights, ascending in each block; scale, offset: (n, candidates). Result: (n, candidates).
+    ordered: (n, size) weights, ascending in each block; scale, offset: (n, candidates). Result: (n, candidates), float64.
     Sorted weights stay sorted on a grid, so the last weight below each midpoint gives the counts, and these are the counts
     of the very codes that rounding chooses."""
     values = normalise(ordered[:, None, :], scale[..., None], offset[..., None])  # (n, candidates, size)
@@ -63,4 +65,4 @@ def code_entropy(ordered: Tensor, levels: Tensor, scale: Tensor, offset: Tensor)
     below = torch.searchsorted(values, midpoints, right=True)
     counts = torch.diff(below, dim=-1, prepend=torch.zeros_like(below[..., :1]),
                         append=torch.full_like(below[..., :1], values.shape[-1]))
-    return torch.special.entr(counts / values.shape[-1]).to(ordered.dtype).sum(-1) / torch.log(ordered.new_tensor(2.0))
+    return torch.special.entr(counts.double() / values.shape[-1]).sum(-1) / math.log(2)

@@ -125,9 +125,16 @@ def test_loss_with_strongly_correlated_inputs_is_that_of_groups_fitted_from_upda
     assert abs(losses_beside_the_original(0.1, bits, 32, False)[1] - 1) <= 0.02
 
 
-@pytest.mark.parametrize("bits", [2, 4])
-def test_loss_with_strongly_correlated_inputs_is_never_two_percent_above_the_original_algorithms(bits):
-    assert losses_beside_the_original(0.1, bits, 32, False)[0] <= 1.02
+def test_with_strongly_correlated_inputs_updated_groups_win_at_4_bits_lose_at_2_and_act_order_beats_both():
+    """The 2 % above hold for inputs as correlated as there. Beyond, it matters from which weights groups of 32 are fitted:
+    what `gptq`'s docstring says of it, measured."""
+    two, four = (losses_beside_the_original(0.1, bits, 32, False)[0] for bits in (2, 4))
+    assert four < 0.98 and two > 1.02
+    weight, H = 0.05 * random(256, 512, seed=9, dtype=torch.float32), layer_of_64_directions(0.1)
+    original, in_order, by_activation = (loss(weight, W_hat, H) for W_hat in (
+        original_gptq(weight, H, 2, 32)[1], *(gptq(weight, H, IntegerMinMax(2, Block(32, 1), storage=torch.float32), act_order)[0]
+                                              .dequantize() for act_order in (False, True))))
+    assert by_activation < original < in_order
 
 
 @pytest.mark.parametrize("group,act_order", [(32, False), (96, False), (128, False), (192, False), (384, False), (96, True)])

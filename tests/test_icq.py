@@ -37,7 +37,7 @@ def slow_search(w, bits):
     """DESIGN.md Section 4, one candidate after the other, each really rounded: tau of the block w."""
     tau0 = w.median()
     a = (w - tau0).abs().max()
-    f = torch.linspace(-0.1 * SIGMA, 0.1 * SIGMA, 201, dtype=w.dtype)
+    f = torch.arange(-100, 101, dtype=w.dtype) * (0.1 * SIGMA / 100)
     candidates = [f_i * a + tau0 for f_i in sorted(f, key=abs)] + [torch.zeros_like(tau0)]
     best, best_entropy = None, -1.0
     for tau in candidates:
