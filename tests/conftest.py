@@ -2,10 +2,34 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
+import shutil
+from pathlib import Path
+
+import pytest
 import torch
 from hypothesis import settings
+
+from finetune.arguments import EMBEDDED_BASE
+from model.checkpoint import random_model, save_model
+from model.files import write_json
+from tests.cli import SMALL
 
 torch.manual_seed(0)
 # derandomize: the same examples on every machine and in every run. No deadline: CI machines are noisy.
 settings.register_profile("project", derandomize=True, deadline=None, max_examples=60)
 settings.load_profile("project")
+
+
+@pytest.fixture(scope="session")
+def small_base(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    write_json(path / "config.json", SMALL.to_json())
+    save_model(random_model(SMALL, torch.float32, seed=1), path / "model.safetensors", torch.float16)
+    shutil.copy(EMBEDDED_BASE / "tokenizer.model", path / "tokenizer.model")
+    return path
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """Scripts write runs/ into the directory they are called in."""
+    monkeypatch.chdir(tmp_path)

@@ -72,7 +72,7 @@ def test_the_layer_is_one_matrix_and_its_merge_is_exact_or_refused(kind, base):
     """Identity probe; the 16-bit merge in float64; the k-bit merge, exact with codes and levels bit for bit, wherever delta_W is
     constant on the blocks, and refused everywhere else. The adapted layer is left as it was."""
     for layer in layers(*kind, base):
-        D_out, D_in = layer.base.out_features, layer.base.in_features
+        D_in = layer.base.in_features
         before, x = copy.deepcopy(layer.state_dict()), random(3, D_in, seed=8)
         y = layer(x)
         assert (y - layer.base(x)).abs().max() > 1e-3  # the adapter does something

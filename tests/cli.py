@@ -1,0 +1,31 @@
+"""What the tests of train.py and eval.py share: a very small model, and the scripts called as from the shell."""
+import json
+import sys
+from pathlib import Path
+
+from model.config import LlamaConfig
+
+SMALL = LlamaConfig(vocab_size=4096, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+                    num_key_value_heads=1, head_dim=16, max_position_embeddings=160, tie_word_embeddings=True,
+                    bos_token_id=1, eos_token_ids=(2,))
+FEW = ["--limit", "40", "--test-limit", "6", "--steps", "3", "--batch-size", "8", "--block", "16x1", "--max-new-tokens", "3"]
+
+
+def call(script, *arguments):
+    """Run a script's main as if from the shell; its exit message, or None."""
+    kept, sys.argv = sys.argv, [script.__name__, *map(str, arguments)]
+    try:
+        script.main()
+    except SystemExit as exit:
+        return str(exit.code)
+    finally:
+        sys.argv = kept
+
+
+def rows_of(run: Path, file="results.json") -> dict[str, dict]:
+    return {row["state"]: row for row in json.loads((run / file).read_text())["rows"]}
+
+
+def few(method):
+    """The flags of FEW that go with a method; block 16x1 divides every layer of the small base."""
+    return FEW if method.startswith("q") or method in ("irqlora", "peqa") else [f for f in FEW if f not in ("--block", "16x1")]
