@@ -9,12 +9,15 @@ import argparse
 import sys
 from pathlib import Path
 
+import torch
+
 from finetune import arguments
-from finetune.check import check_quantization, check_requantization_block
+from finetune.check import check_quantization, check_requantization
 from finetune.evaluate import evaluate_model, evaluate_run
 from finetune.job import check_data, prepare_job
-from finetune.methods import GPTQ
+from finetune.methods import GPTQ, METHODS
 from finetune.models import Source, check_trained, read_run
+from model.checkpoint import empty_model
 
 REQUANTIZE = ("requantize", *arguments.REQUANTIZE_FLAGS, *arguments.GPTQ_FLAGS)
 MAY_CHANGE = ("test_data", "test_limit", "eval_batch_size", "max_new_tokens", "dtype", "device", *REQUANTIZE)  # of a run
@@ -46,8 +49,10 @@ def score_run(path: Path, given: dict) -> None:
             raise ValueError(f"{arguments.flag(name)} comes from the run and cannot be changed; a run takes "
                              + ", ".join(map(arguments.flag, MAY_CHANGE)))
         setattr(args, name, value)
-    arguments.resolve_requantization(args, given, REQUANTIZE[1:])
-    check_requantization_block(Source(run.path), args)
+    arguments.refuse_flags(args, METHODS[args.method], given)
+    arguments.resolve_requantization(args, given, (args.requantize,))
+    if args.requantize:
+        check_requantization(empty_model(Source(run.path).config, torch.float32), args)
     job = prepare_job(Source(run.path), args, calibrate=args.requantize == GPTQ)
     check_data(job, saved)
     evaluate_run(run, args, saved, job, run.eval_file)
@@ -59,6 +64,7 @@ def score_model(args: argparse.Namespace, given: dict) -> None:
             raise ValueError(f"{arguments.flag(name)} needs a run; a model without one is quantized by --quantizer")
     asks_for_codes = args.block or args.bits not in (None, 16)
     arguments.resolve_quantizer(args, given, "minmax" if asks_for_codes else "none")
+    arguments.resolve_requantization(args, given, (args.quantizer,))
     source = Source(args.model)
     check_quantization(source, args)
     evaluate_model(source, args)

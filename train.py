@@ -20,7 +20,7 @@ from adapters.adapted import adapter_parameters
 from finetune import arguments, check, models
 from finetune.arguments import DTYPES
 from finetune.evaluate import evaluate_run
-from finetune.job import Job, check_data, prepare_job
+from finetune.job import Job, check_calibration, check_data, prepare_job
 from finetune.loop import Settings, Trainer, TrainingDiverged
 from finetune.methods import GPTQ, METHODS
 from finetune.models import Source
@@ -78,6 +78,8 @@ def reopen(run: Run, args: argparse.Namespace, saved: dict) -> Job:
     needs_base = args.quantizer == GPTQ and not run.base_file.is_file()
     job = prepare_job(source, args, calibrate=needs_base or args.requantize == GPTQ)
     check_data(job, saved)
+    if needs_base:
+        check_calibration(job, saved)
     return job
 
 
@@ -88,7 +90,8 @@ def describe(run: Run, source: Source, args: argparse.Namespace, job: Job) -> di
         "model_config": source.config.to_json(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__,
                      "safetensors": safetensors.__version__},
-        "fingerprints": {"base": None if args.from_scratch else source.fingerprint, "data": job.fingerprints},
+        "fingerprints": {"base": None if args.from_scratch else source.fingerprint, "data": job.fingerprints,
+                         "calibration": job.calibration.fingerprint if args.quantizer == GPTQ else None},
     }
     models.copy_tokenizer(source.path, run.path)
     write_json(run.config_file, saved)
@@ -135,7 +138,6 @@ def adapted(run: Run, args: argparse.Namespace, saved: dict, job: Job):
         save_model(base, run.base_file)
     model = models.load_run_base(run, args, saved)
     models.attach_adapters(model, args)
-    models.check_requantization(model, args)
     return model, adapter_parameters(model), lambda: models.save_adapter(model, run)
 
 

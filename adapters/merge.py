@@ -65,12 +65,26 @@ def merge_to_dense(adapted: AdaptedLinear, dtype: torch.dtype) -> Linear:
     return merged
 
 
+def merges_into_blocks(adapter: nn.Module, block: Block) -> bool:
+    """Whether this adapter on blocks of this size merges into k bits: what `check_merges_to_k_bits` says of a layer, without one."""
+    try:
+        check_adapter_merges(adapter, block, "weight")
+    except MergeRefused:
+        return False
+    return True
+
+
+def check_adapter_merges(adapter: nn.Module, block: Block, layer: str) -> None:
+    """PEQA always does; an additive adapter by the rule. Raises MergeRefused."""
+    if not isinstance(adapter, PEQA):
+        check_merges_into_offset(adapter.tile, block, layer)
+
+
 def check_merges_to_k_bits(adapted: AdaptedLinear, layer: str) -> None:
     """Raises MergeRefused where the base has no codes, or the rule does not hold."""
     if not isinstance(adapted.base, QuantLinear):
         raise MergeRefused(f"layer {layer}: its base is not quantized, so there are no offsets to merge into")
-    if not isinstance(adapted.adapter, PEQA):
-        check_merges_into_offset(adapted.adapter.tile, adapted.base.block, layer)
+    check_adapter_merges(adapted.adapter, adapted.base.block, layer)
 
 
 def merge_to_k_bits(adapted: AdaptedLinear, layer: str) -> QuantLinear:

@@ -21,7 +21,7 @@ class PEQA(nn.Module):
 
     def __init__(self, D_out: int, D_in: int, block: Block):
         super().__init__()
-        block = block.in_layer(D_in)
+        block = block.in_layer(D_in)  # one number for each scale
         self.log_factor = nn.Parameter(torch.zeros(D_out // block.n_out, D_in // block.n_in))
 
     def scale(self, base_scale: Tensor) -> Tensor:
@@ -30,7 +30,8 @@ class PEQA(nn.Module):
 
 
 class RescaledMatmul(torch.autograd.Function):
-    """y = x @ W_hat.T with gradients for x and for the scale of W_hat. Saves x and the scale; W_hat is made anew in backward."""
+    """y = x @ W_hat.T with gradients for x and for the scale of W_hat. Saves x and the scale; W_hat is made anew in backward, where
+    the gradient of one layer's whole weight exists for the time of the sum over its blocks."""
 
     @staticmethod
     def forward(ctx, x: Tensor, scale: Tensor, base: QuantLinear) -> Tensor:

@@ -5,7 +5,8 @@ blora.txt Table 1 (accuracy, merged and not) and Table 5 (time and memory) ask, 
 
 Each run is a process of its own, on one thread, so that its peak memory is its own and its numbers do not depend on how many
 run beside it. Runs that are there already are not repeated. Step times come last, all methods in turn on the same batches in
-one process: quote their ratios, not the seconds. Everything lands in --out, the table in --out/table.md and table.json.
+one process: quote their ratios, not the seconds. Peak memory is that of the whole process, quantizing the base included.
+Everything lands in --out, the table in --out/table.md and table.json.
 """
 import argparse
 import json
@@ -29,6 +30,7 @@ from finetune.evaluate import trained_states
 from finetune.loop import summed_loss
 from finetune.methods import METHODS
 from finetune.run import Run
+from finetune.table import bits_per_weight
 from model.files import write_json
 from tasks.banking77 import HERE
 from tasks.batching import epoch_batches
@@ -54,6 +56,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.one:
         return train_and_score(options.one)
+    keep_settings(options)
     draw_test_rows(options.out / "test.jsonl", options.test_rows)
     runs = [(command, seed) for seed in options.seeds for command in commands(options)]
     folders = [options.out / f"{command[0]}-{command[2]}-seed{seed}" for command, seed in runs]
@@ -63,7 +66,7 @@ def main() -> None:
         for _ in tqdm(pool.map(lambda task: start(*task), tasks), total=len(tasks), desc="runs", disable=None):
             pass
     first = {tuple(command[:3]): folder for (command, seed), folder in zip(runs, folders) if seed == options.seeds[0]}
-    write_table(options, runs, folders, step_times(first))
+    write_table(options, runs, folders, *step_times(first))
 
 
 def commands(options: argparse.Namespace) -> list[list[str]]:
@@ -72,6 +75,15 @@ def commands(options: argparse.Namespace) -> list[list[str]]:
               "--test-data", str(options.out / "test.jsonl")]
     return [[method[0], "--bits", str(bits), *method[1:], *shared]
             for widths, methods in (([16], DENSE), (options.bits, QUANTIZED)) for bits in widths for method in methods]
+
+
+def keep_settings(options: argparse.Namespace) -> None:
+    """Runs of different settings do not go into one table. Exits where --out holds runs of others."""
+    settings = {name: getattr(options, name) for name in ("steps", "batch_size", "limit", "test_rows")}
+    file = options.out / "settings.json"
+    if file.is_file() and json.loads(file.read_text()) != settings:
+        sys.exit(f"error: {options.out} holds runs with {file.read_text().strip()}: give another --out")
+    write_json(file, settings)
 
 
 def draw_test_rows(path: Path, n: int) -> None:
@@ -103,13 +115,15 @@ def train_and_score(command: list[str]) -> None:
     write_json(run.path / "states.json", {"rows": [asdict(row) for row in rows]})
 
 
-def step_times(folders: dict[tuple[str, ...], Path]) -> dict[tuple[str, ...], list[float]]:
-    """Seconds of forward, backward and optimizer step, a list for each run: all of them in turn on one batch after the other."""
+def step_times(folders: dict[tuple[str, ...], Path]) -> tuple[dict[tuple[str, ...], list[float]], dict[tuple[str, ...], float]]:
+    """Seconds of forward, backward and optimizer step, a list for each run, all of them in turn on one batch after the other; and
+    the bits a weight of each run's base."""
     torch.set_num_threads(1)
-    steps, batches = {}, None
+    steps, bits, batches = {}, {}, None
     for key, folder in folders.items():
         run, args, saved = models.read_run(folder)
         model = models.load_run_base(run, args, saved)
+        bits[key] = bits_per_weight(model, models.linear_names(model, args.targets))
         models.attach_adapters(model, args)
         parameters = list(adapter_parameters(model).values())
         steps[key] = model, parameters, torch.optim.AdamW(parameters, lr=args.lr)
@@ -126,10 +140,10 @@ def step_times(folders: dict[tuple[str, ...], Path]) -> dict[tuple[str, ...], li
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             seconds[key].append(time.perf_counter() - begin)
-    return {key: values[WARM_UP:] for key, values in seconds.items()}
+    return {key: values[WARM_UP:] for key, values in seconds.items()}, bits
 
 
-def write_table(options: argparse.Namespace, runs: list, folders: list[Path], seconds: dict) -> None:
+def write_table(options: argparse.Namespace, runs: list, folders: list[Path], seconds: dict, base_bits: dict) -> None:
     base = seconds[("lora", "--bits", "16")]
     groups: dict[tuple[str, ...], list[Path]] = {}
     for (command, _), folder in zip(runs, folders):
@@ -137,8 +151,8 @@ def write_table(options: argparse.Namespace, runs: list, folders: list[Path], se
     rows = []
     for key, paths in groups.items():
         ratio = statistics.median(a / b for a, b in zip(seconds[key], base))
-        rows += rows_of(key, paths, ratio)
-    head = ["method", "bits", "as trained, %", "merged, %", "merged into", "bits a weight, merged", "trainable parameters",
+        rows += rows_of(key, paths, ratio, base_bits[key])
+    head = ["method", "bits", "bits a weight, base", "as trained, %", "merged, %", "merged into", "bits a weight, merged", "trainable parameters",
             "step time / LoRA", "peak memory, MB"]
     lines = [head, ["---"] * len(head), *([str(row[name]) for name in head] for row in rows)]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -148,11 +162,11 @@ def write_table(options: argparse.Namespace, runs: list, folders: list[Path], se
                                             "step_seconds": {" ".join(key): values for key, values in seconds.items()}})
 
 
-def rows_of(key: tuple[str, ...], paths: list[Path], ratio: float) -> list[dict]:
+def rows_of(key: tuple[str, ...], paths: list[Path], ratio: float, base_bits: float) -> list[dict]:
     """The method's row and, where it was requantized, one more for what that made of it."""
     states = [json.loads((path / "states.json").read_text())["rows"] for path in paths]
     facts = [json.loads((path / "training.json").read_text()) for path in paths]
-    shared = {"bits": int(key[2]), "as trained, %": accuracies(rows[0] for rows in states),
+    shared = {"bits": int(key[2]), "bits a weight, base": f"{base_bits:.3f}", "as trained, %": accuracies(rows[0] for rows in states),
               "trainable parameters": f"{facts[0]['trainable_parameters']:,}", "step time / LoRA": f"{ratio:.2f}",
               "peak memory, MB": max(fact["peak_memory_mb"] for fact in facts)}
     out = []
@@ -160,7 +174,7 @@ def rows_of(key: tuple[str, ...], paths: list[Path], ratio: float) -> list[dict]
         row, name = states[0][i], METHODS[key[0]].title
         out.append({"method": name if i == 1 else f"{name} w/ GPTQ (lossy)", **shared, "merged, %": accuracies(rows[i] for rows in states),
                     "merged into": row["state"].removeprefix("merged, ").removeprefix("requantized, "),
-                    "bits a weight, merged": f"{row['bits_per_weight']:.2f}"})
+                    "bits a weight, merged": f"{row['bits_per_weight']:.3f}"})
     return out
 
 

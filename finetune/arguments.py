@@ -150,12 +150,13 @@ def resolve(args: argparse.Namespace, given: dict) -> argparse.Namespace:
     Raises ValueError for values that clash."""
     method = METHODS[args.method]
     refuse_flags(args, method, given)
-    if method.quantizer == "none" and (args.quantizer not in (None, "none") or args.bits not in (None, 16) or args.block):
+    if method.quantizer == "none" and (args.quantizer not in (None, "none") or args.bits not in (None, 16) or args.block
+                                       or args.double_quant or args.grid):
         hint = f"; use --method q{args.method}" if f"q{args.method}" in METHODS else ""
-        raise ValueError(f"--method {args.method} trains on the base as it is, so --quantizer, --bits and --block do not go "
-                         f"with it{hint}")
+        raise ValueError(f"--method {args.method} trains on the base as it is, so --quantizer, --bits, --block, "
+                         f"--grid and --double-quant do not go with it{hint}")
     resolve_quantizer(args, given, method.quantizer, method)
-    resolve_requantization(args, given)
+    resolve_requantization(args, given, (args.quantizer, args.requantize))
     args.lam = _lam(args, method)
     args.lr = args.lr or method.lr
     args.micro_batch = min(args.micro_batch or args.batch_size, args.batch_size)
@@ -191,9 +192,9 @@ def resolve_quantizer(args: argparse.Namespace, given: dict, default: str, metho
     together, and for bits that a grid has not."""
     args.quantizer = args.quantizer or default
     if args.quantizer == "none":
-        if args.bits not in (None, 16) or args.block or args.double_quant or args.grid:
-            raise ValueError(f"--quantizer none keeps the base as it is: --bits {args.bits} --block {args.block} "
-                             f"--double-quant --grid ask for something else")
+        names = [name for name in ("bits", "block", "double_quant", "grid") if name in given and given[name] != 16]
+        if names:
+            raise ValueError(f"--quantizer none keeps the base as it is: {', '.join(map(flag, names))} does not go with it")
         args.bits = 16
     else:
         peqa = method is METHODS["peqa"]
@@ -208,8 +209,6 @@ def resolve_quantizer(args: argparse.Namespace, given: dict, default: str, metho
         usual = GPTQ_BLOCK if args.quantizer == GPTQ else str(QUANTIZERS[args.quantizer].usual_block)
         args.block = Block.parse(args.block or (method and method.block) or usual)
         make_quantizer(args)
-    if unused := [name for name in GPTQ_FLAGS if name in given and GPTQ not in (args.quantizer, args.requantize)]:
-        raise ValueError(f"{', '.join(map(flag, unused))} goes with {GPTQ} only, which neither --quantizer nor --requantize asks for")
 
 
 def make_quantizer(args: argparse.Namespace) -> Quantizer:
@@ -217,15 +216,18 @@ def make_quantizer(args: argparse.Namespace) -> Quantizer:
     return QUANTIZERS[args.grid or args.quantizer](args.bits, args.block, double_quant=args.double_quant)
 
 
-def resolve_requantization(args: argparse.Namespace, given: dict, only_with_it: tuple[str, ...] = REQUANTIZE_FLAGS) -> None:
-    """Grid, bits and block of --requantize. Raises ValueError for bits that the grid has not, and for flags that say nothing
-    without it."""
+def resolve_requantization(args: argparse.Namespace, given: dict, asked: tuple[str | None, ...]) -> None:
+    """Grid, bits and block of --requantize. `asked`: the ways of quantizing that this command will take. Raises ValueError for bits
+    that the grid has not, and for flags that say nothing without --requantize, or without GPTQ."""
+    if unused := [name for name in GPTQ_FLAGS if name in given and GPTQ not in asked]:
+        raise ValueError(f"{', '.join(map(flag, unused))} goes with {GPTQ} only, which is not asked for here")
     if args.requantize is None:
-        if unused := [name for name in only_with_it if name in given]:
+        if unused := [name for name in REQUANTIZE_FLAGS if name in given]:
             raise ValueError(f"{', '.join(map(flag, unused))} goes with --requantize only")
         return
     args.requantize_grid = args.requantize_grid or GPTQ_GRID
-    args.requantize_bits = args.requantize_bits or (args.bits if args.bits < 16 else DEFAULT_BITS)
+    if args.requantize_bits is None:
+        args.requantize_bits = args.bits if args.bits < 16 else DEFAULT_BITS
     args.requantize_block = Block.parse(str(args.requantize_block or GPTQ_BLOCK))
     make_requantizer(args)
 
@@ -250,7 +252,7 @@ def to_json(args: argparse.Namespace) -> dict:
 
 def from_json(saved: dict) -> argparse.Namespace:
     """The inverse of `to_json` after `resolve`. A device that is not on this machine gives way to one that is."""
-    args = argparse.Namespace(**saved)
+    args = argparse.Namespace(**{**vars(train_parser().parse_args([])), **saved})  # an older run lacks the newer flags
     try:
         device(args.device)
     except argparse.ArgumentTypeError as error:

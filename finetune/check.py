@@ -3,6 +3,8 @@ import argparse
 
 import torch
 
+from adapters import ADAPTERS
+from adapters.merge import merges_into_blocks
 from adapters.pooling import Lam
 from finetune.methods import METHODS
 from finetune.models import Source, linear_names, new_adapter
@@ -44,30 +46,41 @@ def check_quantization(source: Source, args: argparse.Namespace) -> Llama:
     return model
 
 
-def check_requantization_block(source: Source, args: argparse.Namespace) -> None:
-    """Raises ValueError unless the block of --requantize, where it is asked for, divides every target layer."""
-    model = empty_model(source.config, torch.float32)
-    for name in linear_names(model, args.targets) if args.requantize else []:
-        layer = model.get_submodule(name)
-        args.requantize_block.check_divides(layer.out_features, layer.in_features, name)
-
-
 def check_layers(source: Source, args: argparse.Namespace) -> None:
-    """Raises ValueError, naming the layer and the sizes, for a block, lam or rank that does not suit every target layer."""
+    """Raises ValueError, naming the layer and the sizes, for a block, lam or rank that does not suit every target layer, and for
+    codes that the method cannot train on."""
     if args.from_scratch:
         return
     model, kind = check_quantization(source, args), METHODS[args.method].adapter
-    check_requantization_block(source, args)
+    quantized = source.quantized()
     if kind is None:
-        if source.quantized():
+        if quantized:
             raise ValueError(f"{source.path} is quantized: codes do not train, so --method {args.method} needs a dense base")
         return
     for name in linear_names(model, args.targets):
         layer = model.get_submodule(name)
         if args.lam:
             args.lam.check_divides(layer.out_features, layer.in_features, name)
+        if "block" in ADAPTERS[kind].options and args.quantizer == "none" and not quantized.get(name, {}).get("zero_points"):
+            raise ValueError(f"layer {name} of {source.path} has no integer zero points, whose scale --method {args.method} trains: "
+                             f"use --quantizer intminmax on a dense base")
+    check_requantization(model, args)
+
+
+def check_requantization(model: Llama, args: argparse.Namespace) -> None:
+    """Raises ValueError, naming the layer, for adapters that cannot be; and, where --requantize is asked for, for a block that does
+    not divide a target layer, or where every layer merges into k bits without loss. `model` has no memory for its weights."""
+    lossless = []
+    for name in linear_names(model, args.targets):
+        layer = model.get_submodule(name)
+        D_out, D_in = layer.out_features, layer.in_features
         try:
             with torch.device("meta"):
-                new_adapter(args, layer.out_features, layer.in_features, args.block)
+                adapter = new_adapter(args, D_out, D_in, args.block)
         except ValueError as error:
             raise ValueError(f"layer {name}: {error}") from None
+        lossless.append(bool(args.block) and merges_into_blocks(adapter, args.block.in_layer(D_in)))
+        if args.requantize:
+            args.requantize_block.check_divides(D_out, D_in, name)
+    if args.requantize and all(lossless):
+        raise ValueError("--requantize is lossy, and this run merges into k bits exactly: leave it out")

@@ -5,7 +5,7 @@ from pathlib import Path
 from finetune.arguments import DTYPES
 from finetune.job import Job, prepare_job
 from finetune.methods import GPTQ
-from finetune.models import (Source, attach_adapters, check_fingerprint, check_requantization, linear_names, load_adapter, load_run_base, load_trained,
+from finetune.models import (Source, attach_adapters, check_fingerprint, linear_names, load_adapter, load_run_base, load_trained,
                              merge_best, save_beside, sixteen_bit_type)
 from finetune.quantize import load_base, requantize
 from finetune.run import Run
@@ -54,7 +54,6 @@ def trained_states(run: Run, args: argparse.Namespace, saved: dict, job: Job) ->
     model = load_run_base(run, args, saved)
     layers, rows, storage = linear_names(model, args.targets), [], sixteen_bit_type(model)
     attach_adapters(model, args)
-    check_requantization(model, args)
     load_adapter(model, run)
     rows.append(score_state("as trained", model, job, layers, args.eval_batch_size))
     before = float32_logits(model, job.validation)

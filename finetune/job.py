@@ -19,9 +19,12 @@ class Calibration:
     rows: list[list[int]]
     source: str
 
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(json.dumps(self.rows).encode()).hexdigest()
+
     def to_json(self) -> dict:
-        return {"source": self.source, "rows": len(self.rows), "tokens": sum(map(len, self.rows)),
-                "sha256": hashlib.sha256(json.dumps(self.rows).encode()).hexdigest()}
+        return {"source": self.source, "rows": len(self.rows), "tokens": sum(map(len, self.rows)), "sha256": self.fingerprint}
 
 
 @dataclass
@@ -68,7 +71,7 @@ def calibration_of(args: argparse.Namespace, tokenizer: Tokenizer, train: list[E
     if args.calibration is None:
         return Calibration([e.tokens for e in train[:args.calibration_rows]], f"training rows of {args.task}")
     if not args.calibration.is_file():
-        raise FileNotFoundError(f"--calibration {args.calibration}: no such file")
+        raise FileNotFoundError(f"--calibration {args.calibration}: no such text file")
     try:
         tokens = tokenizer.encode(args.calibration.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
@@ -90,6 +93,13 @@ def check_ids(rows: list[Encoded], source: Source) -> None:
     if largest >= source.config.vocab_size:
         raise ValueError(f"{source.path}: its tokenizer gives token id {largest}, but config.json says "
                          f"vocab_size {source.config.vocab_size}")
+
+
+def check_calibration(job: Job, saved: dict) -> None:
+    """Raises ValueError unless GPTQ would see what it saw when the run began."""
+    if job.calibration.fingerprint != saved["fingerprints"]["calibration"]:
+        raise ValueError(f"{job.calibration.source} is no longer what the run was calibrated on (sha256 "
+                         f"{job.calibration.fingerprint}, the run had {saved['fingerprints']['calibration']})")
 
 
 def check_data(job: Job, saved: dict) -> None:

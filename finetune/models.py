@@ -51,7 +51,7 @@ class Source:
         return sha256_of(*weight_files(self.path))
 
     def quantized(self) -> dict[str, dict]:
-        """The layers that are codes already, with bits and block: {NAME: {bits, block}}. Reads headers only."""
+        """The layers that are codes already, as `quantized_layers` has them. Reads headers only."""
         if not self.is_adapter_run:
             return quantized_layers(weight_files(self.path))
         run, args, _ = read_run(self.path)
@@ -119,12 +119,6 @@ def why_not_k_bits(model: Llama) -> str | None:
         except MergeRefused as reason:
             return str(reason)
     return None
-
-
-def check_requantization(model: Llama, args: argparse.Namespace) -> None:
-    """Raises ValueError where --requantize is asked of a model that merges into k bits without loss."""
-    if args.requantize and why_not_k_bits(model) is None:
-        raise ValueError("--requantize is lossy, and this run merges into k bits exactly: leave it out")
 
 
 def merge_best(model: Llama, storage: torch.dtype) -> tuple[str, bool]:

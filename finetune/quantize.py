@@ -137,8 +137,10 @@ def collect(block: Block, name: str, batches: list[Batch]) -> Hessian:
     hessian = Hessian(layer.in_features, device=layer.weight.device)
     for batch in batches:
         hook = layer.register_forward_pre_hook(lambda module, inputs: hessian.add(inputs[0][batch.real.to(inputs[0].device)]))
-        batch.through(block)
-        hook.remove()
+        try:
+            batch.through(block)
+        finally:
+            hook.remove()
     return hessian
 
 

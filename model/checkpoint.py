@@ -217,5 +217,6 @@ def save_model(model: Llama, path: Path, dtype: torch.dtype | None = None) -> No
 
 
 def quantized_layers(files: list[Path]) -> dict[str, dict]:
-    """The layers that these files hold as codes: {NAME: {bits, block}}."""
-    return Weights(files).quantized
+    """The layers that these files hold as codes: {NAME: {bits, block, zero_points}}, the last True where zero points are integers."""
+    weights = Weights(files)
+    return {name: {**stated, "zero_points": f"{name}.offset.zero" in weights.shapes} for name, stated in weights.quantized.items()}

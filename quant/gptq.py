@@ -115,7 +115,7 @@ def gptq(weight: Tensor, H: Tensor, quantizer: Quantizer, act_order: bool = Fals
 
 
 def lazy_blocks(D_in: int, group: int) -> list[tuple[int, int]]:
-    """Ranges of at most about LAZY columns. Each group begins one, or lies inside one: `lazy_blocks(512, 32)` has four of 128
+    """Ranges of at most LAZY columns. Each group begins one, or lies inside one: `lazy_blocks(512, 32)` has four of 128
     columns, `lazy_blocks(384, 192)` has 0-128, 128-192, 192-320, 320-384."""
     span = group * max(1, LAZY // group)
     starts = [i for first in range(0, D_in, span) for i in range(first, min(first + span, D_in), LAZY)]

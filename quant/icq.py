@@ -20,8 +20,9 @@ class ICQ(NormalFloat):
     scale = max|w - tau|;  offset = tau;  levels = NF_N. Kept is the tau of largest `code_entropy`, of several the one of
     smallest |f| (DESIGN.md Section 4).
 
-    tau = 0, plain NormalFloat, is tried last, so that ICQ never carries less information than NF; the published search
-    does not hold it. The search runs when a base is quantized, once, and never again."""
+    tau = 0, plain NormalFloat, is tried last, so that no block carries less information than by NF; the published search does
+    not hold it. With double quantization tau and scale are rounded once more after the search, and only the mean over the blocks
+    stays above NF's. The search runs when a base is quantized, once, and never again."""
     name = "icq"
     usual_block = Block(64, 1)
 

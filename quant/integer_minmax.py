@@ -11,7 +11,8 @@ from quant.quantizer import Quantizer
 class IntegerMinMax(Quantizer):
     """The range is widened to hold 0;  scale = (max - min) / (2^N - 1);  z = round(-min / scale);  offset = -scale * z.
 
-    Zero weights come back as exact zeros: z is a level. A block of one constant c has scale |c|, so that c is a level too."""
+    Zero weights come back as exact zeros: z is a level. A block of one constant c has scale |c|, so that c is a level too. Every
+    scale is positive: a block of zeros, or of weights too small for the storage type, has scale 1 and z = 0."""
     name = "intminmax"
     usual_block = Block(32, 1)
     usual_storage = torch.float16
@@ -21,5 +22,6 @@ class IntegerMinMax(Quantizer):
         steps = 2 ** self.bits - 1
         scale = torch.where(low == high, high.abs(), (high.clamp(min=0) - low.clamp(max=0)) / steps)
         scale = scale.to(self.storage).to(low.dtype)  # z belongs to the scale that is kept, so that one is rounded first
-        zero = (-low.clamp(max=0) / scale).nan_to_num(0, 0, 0).round().clamp(0, steps)
+        zero = torch.where(scale > 0, -low.clamp(max=0) / scale, 0).round().clamp(0, steps)
+        scale = torch.where(scale > 0, scale, 1)
         return torch.arange(steps + 1, dtype=torch.float32), scale, ZeroPoints.of(zero, self.bits)

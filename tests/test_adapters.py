@@ -150,6 +150,10 @@ def test_the_pseudo_codes_sum_before_scaling_is_another_function():
     x = random(3, D_IN)
     with pytest.raises(RuntimeError):  # base (3, D_out) + adapter (3, D_out/lam_out) do not even add up
         x @ base.T + group_mean(x, LAM.lam_in) @ adapter.H.T
+    adapter = nonzero_adapter(QABLoRA, D_OUT, D_IN, Lam(4, 1))  # with lam_out 1 the sum exists, and is not base + adapter
+    summed = adapter.scaling * (x @ base.T + group_mean(x, 4) @ adapter.H.T)
+    assert (summed - (x @ base.T + adapter.delta(x))).abs().max() > 1e-2
+    adapter = nonzero_adapter(QABLoRA, D_OUT, D_IN, LAM)
     twice = adapter.H.repeat_interleave(LAM.lam_in, 1).repeat_interleave(LAM.lam_out, 1)
     assert twice.shape != (D_OUT, D_IN)
 

@@ -128,12 +128,14 @@ BAD = [
     (["--method", "qalora", "--block", "4x8"], "layer .*lam 4x8 is not possible with qalora"), (["--double-quant"], "quantizer minmax does not keep: use nf or icq"),
     (["--grid", "nf"], "--grid nf goes with --quantizer gptq only"), (["--act-order"], "--act-order goes with gptq only"),
     (["--quantizer", "gptq", "--grid", "nf", "--bits", "8"], "bits=8 is not possible with quantizer nf"),
-    (["--quantizer", "gptq", "--calibration", "nowhere.txt"], "--calibration .*nowhere.txt: no such file"),
+    (["--quantizer", "gptq", "--calibration", "nowhere.txt"], "--calibration .*nowhere.txt: no such text file"),
     (["--method", "full", "--requantize", "gptq"], "--requantize does not go with --method full"),
     (["--requantize-grid", "nf"], "--requantize-grid goes with --requantize only"),
     (["--method", "qlora", "--block", "16x1", "--requantize", "gptq", "--requantize-bits", "5"], "bits=5 is not possible with quantizer minmax"),
     (["--method", "qlora", "--block", "16x1", "--requantize", "gptq", "--requantize-block", "5x1"], "block 5x1 .* does not divide layer"),
-    (["--block", "rowx1"], "give --lam"), (["--limit", "many"], "--limit: invalid positive int value: 'many'"), (["--quantizer", "none", "--block", "4x8"], "keeps the base")]
+    (["--block", "rowx1"], "give --lam"), (["--method", "lora", "--double-quant"], "--double-quant do not go with it; use --method qlora"),
+    (["--method", "peqa", "--quantizer", "none"], "has no integer zero points"), (["--quantizer", "none", "--grid", "nf"], "--grid does not go with it"),
+    (["--limit", "many"], "--limit: invalid positive int value: 'many'"), (["--quantizer", "none", "--block", "4x8"], "keeps the base as it is: --block does not go with it")]
 
 
 @pytest.mark.parametrize("arguments,message", BAD, ids=[" ".join(a) for a, _ in BAD])

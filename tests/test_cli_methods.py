@@ -1,5 +1,6 @@
 """What train.py and eval.py do for GPTQ bases, PEQA, the operators of Table 6 and --requantize, on a very small model."""
 import json
+import re
 import shutil
 
 import pytest
@@ -8,7 +9,9 @@ from safetensors.torch import load_file
 
 import eval as eval_script
 import train as train_script
+from finetune import models
 from finetune.arguments import EMBEDDED_BASE
+from model.files import write_json
 from tests.cli import FEW, call, few, rows_of
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
@@ -38,11 +41,41 @@ def test_requantizing_can_be_asked_for_when_a_run_is_scored(small_base, tmp_path
     assert "--requantize needs a run" in call(eval_script, "--model", small_base, "--requantize", "gptq")
 
 
-def test_requantizing_what_merges_without_loss_is_refused(small_base, tmp_path):
-    assert "this run merges into k bits exactly" in call(train_script, "--model", small_base, *FEW, "--requantize", "gptq", "--out", "x")
-    assert not (tmp_path / "x").exists()
+def test_requantizing_what_merges_without_loss_is_refused_before_anything_is_loaded(small_base, tmp_path, monkeypatch):
     call(train_script, "--model", small_base, *FEW, "--out", "x")
+    monkeypatch.setattr(models, "load_model", None)  # whoever loads a model now, fails
+    said = call(train_script, "--model", small_base, *FEW, "--requantize", "gptq", "--out", "y")
+    assert "this run merges into k bits exactly" in said and not (tmp_path / "y").exists()
     assert "this run merges into k bits exactly" in call(eval_script, "x", "--requantize", "gptq")
+
+
+@pytest.mark.parametrize("method,flags,message", [
+    ("full", ["--requantize", "gptq"], "--requantize does not go with --method full"),
+    ("qlora", ["--requantize", "rounding", "--act-order"], "--act-order goes with gptq only"),
+    ("qlora", ["--requantize", "gptq", "--requantize-bits", "0"], "bits=0 is not possible"),
+    ("qlora", ["--requantize", "gptq", "--calibration", "."], "no such text file"),
+    ("qlora", ["--requantize", "gptq", "--requantize-block", "5x1"], "block 5x1 .* does not divide layer")])
+def test_flags_that_a_run_cannot_take_are_refused_when_it_is_scored(small_base, method, flags, message):
+    call(train_script, "--method", method, "--model", small_base, *few(method), "--out", "x")
+    assert re.search(message, call(eval_script, "x", *flags))
+
+
+def test_a_run_of_before_these_flags_is_still_scored(small_base, tmp_path):
+    call(train_script, "--model", small_base, *FEW, "--out", "x")
+    config = json.loads((tmp_path / "x" / "config.json").read_text())
+    for name in ("operators", "requantize", "requantize_block", "grid", "double_quant", "act_order", "calibration", "calibration_rows"):
+        del config["arguments"][name]
+    write_json(tmp_path / "x" / "config.json", config)
+    assert call(eval_script, "x") is None
+    assert rows_of(tmp_path / "x", "eval.json").keys() == rows_of(tmp_path / "x").keys()
+
+
+def test_a_base_is_not_made_again_from_another_calibration_text(small_base, tmp_path):
+    (tmp_path / "text.txt").write_text("Some words to calibrate on, and some more. " * 100)
+    call(train_script, "--method", "qalora", "--model", small_base, *FEW, "--calibration", "text.txt", "--out", "x")
+    (tmp_path / "x" / "base.safetensors").unlink()
+    (tmp_path / "text.txt").write_text("Other words. " * 100)
+    assert "text.txt is no longer what the run was calibrated on" in call(train_script, "--resume", "x")
 
 
 @pytest.mark.parametrize("flags", [["--act-order"], ["--grid", "nf", "--double-quant"], ["--calibration", "text.txt"]])
@@ -83,7 +116,9 @@ def test_peqa_goes_on_from_its_own_merged_model(small_base, tmp_path):
     assert call(train_script, "--model", "x/merged", *more, "--out", "y") is None
     assert "merged, 4 bits" in rows_of(tmp_path / "y")
     call(train_script, "--model", small_base, *FEW, "--out", "z")
-    assert "integer zero points" in call(train_script, "--model", "z/merged", *more, "--out", "w")
+    for model in ("z/merged", small_base):
+        assert "has no integer zero points" in call(train_script, "--model", model, *more, "--out", "w")
+        assert not (tmp_path / "w").exists()
 
 
 @pytest.mark.parametrize("operators", ["truncation", "interval"])

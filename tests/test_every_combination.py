@@ -72,13 +72,12 @@ def test_the_layer_is_one_matrix_and_its_merge_is_exact_or_refused(kind, base):
     """Identity probe; the 16-bit merge in float64; the k-bit merge, exact with codes and levels bit for bit, wherever delta_W is
     constant on the blocks, and refused everywhere else. The adapted layer is left as it was."""
     for layer in layers(*kind, base):
-        D_in = layer.base.in_features
-        before, x = copy.deepcopy(layer.state_dict()), random(3, D_in, seed=8)
-        y = layer(x)
+        before, x = copy.deepcopy(layer.state_dict()), torch.eye(layer.base.in_features, dtype=torch.float64)
+        y, bias = layer(x), layer.base.bias
         assert (y - layer.base(x)).abs().max() > 1e-3  # the adapter does something
-        probe = layer(torch.eye(D_in, dtype=torch.float64)).T - layer.base.bias[:, None]
-        torch.testing.assert_close(probe, layer.weight(), rtol=0, atol=1e-10)
+        torch.testing.assert_close(y - bias, layer.weight().T, rtol=0, atol=1e-10)
         torch.testing.assert_close(merge_to_dense(layer, torch.float64)(x), y, rtol=0, atol=1e-10)
+        unchanged(layer, before)
         merges = kind[0] is PEQA or constant_on_blocks(layer.adapter.delta_weight(), layer.base.block)
         try:
             merged = merge_to_k_bits(layer, "layer")
@@ -90,8 +89,12 @@ def test_the_layer_is_one_matrix_and_its_merge_is_exact_or_refused(kind, base):
         kept = ("codes", "levels", "offset.zero") if kind[0] is PEQA else ("codes", "levels", *(n for n in before if ".scale" in n))
         for name in (n.removeprefix("base.") for n in kept):
             assert torch.equal(merged.state_dict()[name], before[f"base.{name}"]), name
-        for name, tensor in layer.state_dict().items():
-            assert torch.equal(tensor, before[name]), f"merging changed {name}"
+        unchanged(layer, before)
+
+
+def unchanged(layer, before):
+    for name, tensor in layer.state_dict().items():
+        assert torch.equal(tensor, before[name]), f"merging changed {name}"
 
 
 @pytest.mark.parametrize("base", BASES, ids=ids)
@@ -109,14 +112,41 @@ def test_which_adapters_merge_into_k_bits(base):
 
 
 @pytest.mark.parametrize("fault,spoil", [
-    ("missing 1/lam_in", lambda moved: 4 * moved), ("flipped sign", lambda moved: -moved), ("shifted block", lambda moved: moved.roll(1, 1)),
-    ("blocks transposed", lambda moved: moved.flip(0))])
+    ("missing 1/lam_in", lambda moved: 4 * moved), ("flipped sign", lambda moved: -moved),
+    ("shifted block", lambda moved: moved.roll(1, 1)), ("blocks in another order", lambda moved: moved.flip(0)),
+    ("blocks transposed", lambda moved: moved.T.reshape(moved.shape))])
 @pytest.mark.parametrize("base", [base for base in BASES if base[1] == 3], ids=ids)
 def test_a_wrong_merge_would_be_noticed(base, fault, spoil):
     layer = adapted_layer(base_layer(base, Block(4, 8), (48, 32)), nonzero_adapter(ADAPTERS["qablora"], 48, 32, Lam(4, 8)))
     merged, (_, offset), x = merge_to_k_bits(layer, "layer"), layer.base.quantized_weight().grid.factors(), random(3, 32, seed=8)
     merged.offset = offset + spoil(merged.offset - offset)
     assert (merged(x) - layer(x)).abs().max() > 1e-3, fault
+
+
+def without(tensor):
+    return torch.zeros_like(tensor)
+
+
+@pytest.mark.parametrize("kind,fault,spoil", [
+    ("lora", "transposed factors", lambda layer: setattr(layer.adapter.B, "data", layer.adapter.B.data.flip(0))),
+    ("irqlora", "B A alone", lambda layer: setattr(layer.adapter.iec_b, "data", without(layer.adapter.iec_b.data))),
+    ("irqlora", "first shortcut lost", lambda layer: setattr(layer.adapter.iec_a, "data", without(layer.adapter.iec_a.data))),
+    ("qalora", "sum in place of mean", lambda layer: setattr(layer.adapter, "scaling", layer.adapter.scaling * 8)),
+    ("peqa", "scale left as it was", lambda layer: setattr(layer.adapter.log_factor, "data", without(layer.adapter.log_factor.data))),
+    ("peqa", "zero points moved", lambda layer: layer.base.offset.zero.add_(1)),
+    ("blora", "bias lost", lambda layer: layer.base.bias.zero_()), ("qablora", "a code changed", lambda layer: layer.base.codes[0].add_(1))])
+def test_a_merge_of_anything_else_would_be_noticed(kind, fault, spoil):
+    """Both merges of a layer with one fault, against the output of the layer without."""
+    lam = {"blora": Lam(8, 8), "qalora": Lam(8, 1), "qablora": Lam(8, 8)}.get(kind, Lam(1, 1))
+    block = Block(8, 1) if kind == "qalora" else Block(4, 8)
+    layer = adapted_layer(copy.deepcopy(base_layer(("intminmax", 3, False, False), block, (48, 32))),
+                          nonzero_adapter(ADAPTERS[kind], 48, 32, lam, block=block))
+    x = random(3, 32, seed=8)
+    y = layer(x)
+    spoil(layer)
+    assert (merge_to_dense(layer, torch.float64)(x) - y).abs().max() > 1e-3, fault
+    if models.why_not_k_bits(torch.nn.ModuleDict({"layer": layer})) is None:
+        assert (merge_to_k_bits(layer, "layer")(x) - y).abs().max() > 1e-3, fault
 
 
 # ---- on disk --------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import torch
 
 from adapters import adapted_layer
 from adapters.merge import merge_to_k_bits
-from adapters.peqa import PEQA
+from adapters.peqa import PEQA, RescaledMatmul
 from model.llama import Linear
 from quant import QUANTIZERS
 from quant.factors import ZeroPoints
@@ -51,22 +51,30 @@ def join(factor):
 
 
 def test_training_moves_scales_only_keeps_them_positive_and_merges_into_them():
-    """A learning rate far too large: a scale trained as itself would have crossed zero, these only shrink and grow."""
+    """A learning rate far too large: the same step on the scale itself crosses zero (control), these only shrink and grow."""
     layer, x, target = layer_of(trained=False), random(32, D_IN, seed=2), random(32, D_OUT, seed=3)
     before = {name: tensor.clone() for name, tensor in layer.base.state_dict().items()}
     optimizer = torch.optim.SGD(layer.adapter.parameters(), lr=0.3)
-    smallest_plain_step = layer.base.scale.clone()
+    plain = layer.base.scale.clone().requires_grad_()
+    (RescaledMatmul.apply(x, plain, layer.base) + layer.base.bias - target).square().mean().backward()
+    assert (plain - 20 * 0.3 * plain.grad).min() < 0
     for _ in range(20):
         loss = (layer(x) - target).square().mean()
         optimizer.zero_grad(), loss.backward(), optimizer.step()
     assert layer.adapter.log_factor.abs().max() > 1
     scale = layer.adapter.scale(layer.base.scale)
-    assert (scale > 0).all() and not torch.equal(scale, smallest_plain_step)
+    assert (scale > 0).all()
     assert all(torch.equal(tensor, before[name]) for name, tensor in layer.base.state_dict().items())  # codes, zero, scale
     merged = merge_to_k_bits(layer, "layer")
     assert torch.equal(merged.codes, before["codes"]) and torch.equal(merged.offset.zero, before["offset.zero"])
     assert isinstance(merged.offset, ZeroPoints) and (merged.scale > 0).all()
     torch.testing.assert_close(merged(x), layer(x), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("weight", [torch.zeros(2, 8), torch.full((2, 8), 1e-9)])
+def test_a_block_without_spread_has_a_positive_scale_as_well(weight):
+    base = QuantLinear.from_weight(IntegerMinMax(4, BLOCK).quantize(weight))
+    assert (base.scale > 0).all() and torch.equal(base.dequantize(), torch.zeros(2, 8))
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
