@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from finetune import arguments
-from finetune.check import check_quantization, check_requantization
+from finetune.check import check_quantization, check_adapters
 from finetune.evaluate import evaluate_model, evaluate_run
 from finetune.job import check_data, prepare_job
 from finetune.methods import GPTQ, METHODS
@@ -52,7 +52,7 @@ def score_run(path: Path, given: dict) -> None:
     arguments.refuse_flags(args, METHODS[args.method], given)
     arguments.resolve_requantization(args, given, (args.requantize,))
     if args.requantize:
-        check_requantization(empty_model(Source(run.path).config, torch.float32), args)
+        check_adapters(empty_model(Source(run.path).config, torch.float32), args)
     job = prepare_job(Source(run.path), args, calibrate=args.requantize == GPTQ)
     check_data(job, saved)
     evaluate_run(run, args, saved, job, run.eval_file)

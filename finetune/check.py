@@ -64,10 +64,10 @@ def check_layers(source: Source, args: argparse.Namespace) -> None:
         if "block" in ADAPTERS[kind].options and args.quantizer == "none" and not quantized.get(name, {}).get("zero_points"):
             raise ValueError(f"layer {name} of {source.path} has no integer zero points, whose scale --method {args.method} trains: "
                              f"use --quantizer intminmax on a dense base")
-    check_requantization(model, args)
+    check_adapters(model, args)
 
 
-def check_requantization(model: Llama, args: argparse.Namespace) -> None:
+def check_adapters(model: Llama, args: argparse.Namespace) -> None:
     """Raises ValueError, naming the layer, for adapters that cannot be; and, where --requantize is asked for, for a block that does
     not divide a target layer, or where every layer merges into k bits without loss. `model` has no memory for its weights."""
     lossless = []
