@@ -152,7 +152,7 @@ def write_table(options: argparse.Namespace, runs: list, folders: list[Path], se
     for key, paths in groups.items():
         ratio = statistics.median(a / b for a, b in zip(seconds[key], base))
         rows += rows_of(key, paths, ratio, base_bits[key])
-    head = ["method", "bits", "bits a weight, base", "as trained, %", "merged, %", "merged into", "bits a weight, merged", "trainable parameters",
+    head = ["method", "bits", "bits a weight, base", "as trained, %", "merged, %", "loss as trained", "loss merged", "merged into", "bits a weight, merged", "trainable parameters",
             "step time / LoRA", "peak memory, MB"]
     lines = [head, ["---"] * len(head), *([str(row[name]) for name in head] for row in rows)]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -167,21 +167,31 @@ def rows_of(key: tuple[str, ...], paths: list[Path], ratio: float, base_bits: fl
     states = [json.loads((path / "states.json").read_text())["rows"] for path in paths]
     facts = [json.loads((path / "training.json").read_text()) for path in paths]
     shared = {"bits": int(key[2]), "bits a weight, base": f"{base_bits:.3f}", "as trained, %": accuracies(rows[0] for rows in states),
+              "loss as trained": losses(rows[0] for rows in states),
               "trainable parameters": f"{facts[0]['trainable_parameters']:,}", "step time / LoRA": f"{ratio:.2f}",
               "peak memory, MB": max(fact["peak_memory_mb"] for fact in facts)}
     out = []
     for i in range(1, len(states[0])):
         row, name = states[0][i], METHODS[key[0]].title
         out.append({"method": name if i == 1 else f"{name} w/ GPTQ (lossy)", **shared, "merged, %": accuracies(rows[i] for rows in states),
+                    "loss merged": losses(rows[i] for rows in states),
                     "merged into": row["state"].removeprefix("merged, ").removeprefix("requantized, "),
                     "bits a weight, merged": f"{row['bits_per_weight']:.3f}"})
     return out
 
 
 def accuracies(rows) -> str:
-    """Mean and standard deviation over the seeds."""
-    values = [100 * row["scores"]["accuracy"] for row in rows]
-    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values) if len(values) > 1 else 0:.1f}"
+    """Test accuracy in percent, mean and standard deviation over the seeds."""
+    return spread([100 * row["scores"]["accuracy"] for row in rows], 1)
+
+
+def losses(rows) -> str:
+    """Validation loss in nats a target token, mean and standard deviation over the seeds."""
+    return spread([row["validation_loss"] for row in rows], 3)
+
+
+def spread(values: list[float], digits: int) -> str:
+    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values) if len(values) > 1 else 0:.{digits}f}"
 
 
 if __name__ == "__main__":
