@@ -152,8 +152,8 @@ def write_table(options: argparse.Namespace, runs: list, folders: list[Path], se
     for key, paths in groups.items():
         ratio = statistics.median(a / b for a, b in zip(seconds[key], base))
         rows += rows_of(key, paths, ratio, base_bits[key])
-    head = ["method", "bits", "bits a weight, base", "as trained, %", "merged, %", "loss as trained", "loss merged", "merged into", "bits a weight, merged", "trainable parameters",
-            "step time / LoRA", "peak memory, MB"]
+    head = ["method", "bits", "bits a weight, base", "as trained, %", "merged, %", "loss as trained", "loss merged", "merged into",
+            "bits a weight, merged", "trainable parameters", "step time / LoRA", "peak memory, MB"]
     lines = [head, ["---"] * len(head), *([str(row[name]) for name in head] for row in rows)]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     print(text)
