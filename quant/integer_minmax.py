@@ -23,5 +23,5 @@ class IntegerMinMax(Quantizer):
         scale = torch.where(low == high, high.abs(), (high.clamp(min=0) - low.clamp(max=0)) / steps)
         scale = scale.to(self.storage).to(low.dtype)  # z belongs to the scale that is kept, so that one is rounded first
         zero = torch.where(scale > 0, -low.clamp(max=0) / scale, 0).round().clamp(0, steps)
-        scale = torch.where(scale > 0, scale, 1)
+        scale = torch.where(scale == 0, 1, scale)
         return torch.arange(steps + 1, dtype=torch.float32), scale, ZeroPoints.of(zero, self.bits)
