@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from finetune import arguments
-from finetune.check import check_quantization, check_adapters
+from finetune.check import check_adapters, check_quantization
 from finetune.evaluate import evaluate_model, evaluate_run
 from finetune.job import check_data, prepare_job
 from finetune.methods import GPTQ, METHODS

@@ -1,9 +1,9 @@
 """BLoRA (blora.txt Sec. 3.2, Algorithm 1). With a quantized base: Q-BLoRA."""
 from torch import Tensor, nn
 
-from adapters.pooling import Lam
 from adapters.lora import low_rank_factors
 from adapters.operators import OPERATORS
+from adapters.pooling import Lam
 
 
 class BLoRA(nn.Module):

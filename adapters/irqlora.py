@@ -2,8 +2,8 @@
 import torch
 from torch import Tensor, nn
 
-from adapters.pooling import Lam, group_mean, repeat_each
 from adapters.lora import low_rank_factors
+from adapters.pooling import Lam, group_mean, repeat_each
 
 
 class IRQLoRA(nn.Module):

@@ -26,7 +26,7 @@ from tqdm import tqdm
 import train as train_script
 from adapters.adapted import adapter_parameters
 from finetune import arguments, models
-from finetune.evaluate import trained_states
+from finetune.evaluate import adapted_states
 from finetune.loop import summed_loss
 from finetune.methods import METHODS
 from finetune.run import Run
@@ -87,7 +87,6 @@ def keep_settings(options: argparse.Namespace) -> None:
 
 
 def draw_test_rows(path: Path, n: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     lines = (HERE / "test.jsonl").read_text(encoding="utf-8").splitlines()
     path.write_text("\n".join(shuffled(lines, 0)[:n]) + "\n", encoding="utf-8")
 
@@ -111,7 +110,7 @@ def train_and_score(command: list[str]) -> None:
     run = Run(args.out)
     saved = train_script.describe(run, source, args, job)
     train_script.train(run, args, saved, job)
-    rows = trained_states(run, args, saved, job)
+    rows = adapted_states(models.load_run_base(run, args, saved), run, args, job)
     write_json(run.path / "states.json", {"rows": [asdict(row) for row in rows]})
 
 

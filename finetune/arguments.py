@@ -197,14 +197,14 @@ def resolve_quantizer(args: argparse.Namespace, given: dict, default: str, metho
             raise ValueError(f"--quantizer none keeps the base as it is: {', '.join(map(flag, names))} does not go with it")
         args.bits = 16
     else:
-        peqa = method is METHODS["peqa"]
+        needed = method and method.grid
         if args.grid and args.quantizer != GPTQ:
             raise ValueError(f"--grid {args.grid} goes with --quantizer {GPTQ} only; {args.quantizer} is a grid itself")
         if args.quantizer == GPTQ:
-            args.grid = args.grid or ("intminmax" if peqa else GPTQ_GRID)
-        if peqa and (args.grid or args.quantizer) != "intminmax":
-            raise ValueError(f"--method peqa trains the scales of a grid with integer zero points, which "
-                             f"{args.grid or args.quantizer} is not: use --quantizer intminmax, or --quantizer {GPTQ} --grid intminmax")
+            args.grid = args.grid or needed or GPTQ_GRID
+        if needed and (args.grid or args.quantizer) != needed:
+            raise ValueError(f"--method {args.method} trains the scales of a grid with integer zero points, which "
+                             f"{args.grid or args.quantizer} is not: use --quantizer {needed}, or --quantizer {GPTQ} --grid {needed}")
         args.bits = DEFAULT_BITS if args.bits is None else args.bits
         usual = GPTQ_BLOCK if args.quantizer == GPTQ else str(QUANTIZERS[args.quantizer].usual_block)
         args.block = Block.parse(args.block or (method and method.block) or usual)

@@ -11,12 +11,13 @@ from finetune.quantize import load_base, requantize
 from finetune.run import Run
 from finetune.table import Row, float32_logits, largest_difference, print_table, save_table, score_state
 from model.files import write_json
+from model.llama import Llama
 
 
 def evaluate_run(run: Run, args: argparse.Namespace, saved: dict, job: Job, results: Path) -> list[Row]:
     """base, quantized base (where it is quantized), as trained, merged, requantized (where asked for). Prints the table and
     writes it to `results`; the merged model, where it is a k-bit one, is saved as the model directory `merged/`."""
-    rows = [*original_base(args, saved, job), *quantized_base(run, args, saved, job), *trained_states(run, args, saved, job)]
+    rows = [*original_base(args, saved, job), *states_of_run(run, args, saved, job)]
     title = f"{run.path}: {args.method}, {args.bits} bits, {args.task}, {len(job.test)} test rows, " \
             f"{len(job.validation)} validation rows"
     print_table(rows, title)
@@ -39,35 +40,37 @@ def original_base(args: argparse.Namespace, saved: dict, job: Job) -> list[Row]:
     return [score_state("base", model, job, linear_names(model, args.targets), args.eval_batch_size)]
 
 
-def quantized_base(run: Run, args: argparse.Namespace, saved: dict, job: Job) -> list[Row]:
-    if not run.base_file.is_file():
-        return []
-    model = load_run_base(run, args, saved)
-    return [score_state("quantized base", model, job, linear_names(model, args.targets), args.eval_batch_size)]
-
-
-def trained_states(run: Run, args: argparse.Namespace, saved: dict, job: Job) -> list[Row]:
-    """As trained, merged, and requantized where asked for."""
+def states_of_run(run: Run, args: argparse.Namespace, saved: dict, job: Job) -> list[Row]:
+    """What the run itself holds: the quantized base, where there is one, and what was trained."""
     if args.method == "full":
         model = load_trained(run, DTYPES[args.dtype], args.device)
         return [score_state("as trained", model, job, linear_names(model, args.targets), args.eval_batch_size)]
-    model = load_run_base(run, args, saved)
-    layers, rows, storage = linear_names(model, args.targets), [], sixteen_bit_type(model)
+    model, rows = load_run_base(run, args, saved), []
+    if run.base_file.is_file():
+        rows.append(score_state("quantized base", model, job, linear_names(model, args.targets), args.eval_batch_size))
+    return rows + adapted_states(model, run, args, job)
+
+
+def adapted_states(model: Llama, run: Run, args: argparse.Namespace, job: Job) -> list[Row]:
+    """As trained, merged, and requantized where asked for, all of them made of `model`, the run's base, in place."""
+    layers, storage = linear_names(model, args.targets), sixteen_bit_type(model)
     attach_adapters(model, args)
     load_adapter(model, run)
-    rows.append(score_state("as trained", model, job, layers, args.eval_batch_size))
+    rows = [score_state("as trained", model, job, layers, args.eval_batch_size)]
     before = float32_logits(model, job.validation)
+
+    def compared(state: str) -> Row:
+        row = score_state(state, model, job, layers, args.eval_batch_size)
+        row.logit_difference = largest_difference(before, float32_logits(model, job.validation))
+        return row
     state, k_bits = merge_best(model, storage)
-    rows.append(score_state(state, model, job, layers, args.eval_batch_size))
-    rows[-1].logit_difference = largest_difference(before, float32_logits(model, job.validation))
+    rows.append(compared(state))
     if k_bits:
         save_beside(model, run, run.merged)
     elif args.requantize:
         error, report = requantize(model, args, job)
         how = f"gptq on {args.requantize_grid}" if args.requantize == GPTQ else f"rounding to {args.requantize_grid}"
-        state = f"requantized, {args.requantize_bits} bits, {how} (lossy)"
-        rows.append(score_state(state, model, job, layers, args.eval_batch_size))
-        rows[-1].logit_difference = largest_difference(before, float32_logits(model, job.validation))
+        rows.append(compared(f"requantized, {args.requantize_bits} bits, {how} (lossy)"))
         rows[-1].weight_error = error
         save_beside(model, run, run.requantized)
         if report:

@@ -10,6 +10,7 @@ class Method:
     lr: float              # what serves on the embedded base; --lr overrides it
     lam: str | None = None    # lam_in x lam_out, or "block": as the quantization block
     block: str | None = None  # n_in x n_out; None: the quantizer's usual one
+    grid: str | None = None   # the only key of quant.QUANTIZERS that it trains on; None: any
 
 
 METHODS = {
@@ -21,7 +22,7 @@ METHODS = {
     "qalora": Method("QA-LoRA", "qalora", "gptq", 2e-2, lam="block", block="32x1"),
     "qablora": Method("QA-BLoRA", "qablora", "minmax", 2e-2, lam="block", block="4x8"),
     "irqlora": Method("IR-QLoRA", "irqlora", "icq", 5e-3, lam="1"),
-    "peqa": Method("PEQA", "peqa", "intminmax", 3e-2),
+    "peqa": Method("PEQA", "peqa", "intminmax", 3e-2, grid="intminmax"),
 }
 GPTQ = "gptq"                # of --quantizer and --requantize: chooses codes on the grid that --grid names
 GPTQ_BLOCK = "32x1"

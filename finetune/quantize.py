@@ -18,7 +18,7 @@ from quant.gptq import Hessian, LayerReport, quantize_by_gptq
 from quant.grid import QuantizedWeight
 from quant.linear import QuantLinear
 from quant.quantizer import Quantizer
-from tasks.batching import split_list
+from tasks.batching import pad_right, split_list
 
 AT_A_TIME = 16  # calibration rows
 SHOWN = 8       # worst layers printed
@@ -121,10 +121,7 @@ class Batch:
     """Calibration rows, padded on the right, on their way through the decoder layers."""
 
     def __init__(self, model: Llama, rows: list[list[int]]):
-        tokens = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
-        self.real = torch.zeros(tokens.shape, dtype=torch.bool)
-        for i, row in enumerate(rows):
-            tokens[i, :len(row)], self.real[i, :len(row)] = torch.tensor(row), True
+        tokens, self.real = pad_right(rows)
         self.x, self.cos, self.sin, self.allowed = model.embed(tokens.to(model.device))
 
     def through(self, block: Block) -> Tensor:

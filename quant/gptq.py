@@ -60,10 +60,10 @@ class LayerReport:
         return self.gptq_error > self.rounding_error
 
 
-def output_error(weight: Tensor, quantized: QuantizedWeight, H: Tensor) -> float:
-    """tr((W - W_hat) H (W - W_hat)^T), in float64."""
-    error = weight.double() - quantized.dequantize(torch.float64)
-    return ((error @ H.double()) * error).sum().item()
+def output_size(weight: Tensor, H: Tensor) -> float:
+    """tr(W H W^T), in float64: twice the mean over the tokens of ||x @ W.T||^2. Of W - W_hat it is the output error."""
+    weight = weight.double()
+    return ((weight @ H.double()) * weight).sum().item()
 
 
 def inverse_factor(H: Tensor, layer: str) -> tuple[Tensor, float]:
@@ -103,12 +103,13 @@ def gptq(weight: Tensor, H: Tensor, quantizer: Quantizer, act_order: bool = Fals
     groups = [group_grid(fixed, column) for column in range(w.shape[1] // group)] if fixed else []
     w, U = w[:, order], U.to(w.dtype)
     codes, fitted = torch.empty_like(w, dtype=torch.uint8), []
+    group_of = (order // group).tolist()
 
     def grid_of(i: int) -> Grid:
         if not fixed and i % group == 0:
             fitted.append(quantizer.fit(w[:, i:i + group], layer))
             groups.append(group_grid(fitted[-1], 0))
-        return groups[int(order[i]) // group]
+        return groups[group_of[i]]
     for start, end in lazy_blocks(len(U), group):
         _lazy_block(w, U, codes, start, end, grid_of)
     return QuantizedWeight(codes[:, order.argsort()], fixed or join_groups(fitted)), damping
@@ -160,7 +161,7 @@ def quantize_by_gptq(weight: Tensor, hessian: Hessian, quantizer: Quantizer, act
     """`gptq` on what a layer has seen, and how it came out beside plain rounding. Raises as `gptq` and `Hessian.mean` do."""
     H = hessian.mean(layer)
     quantized, damping = gptq(weight, H, quantizer, act_order, layer)
-    size = ((weight.double() @ H.double()) * weight.double()).sum().item()
-    rounded = quantizer.quantize(weight, layer)
-    return quantized, LayerReport(layer, hessian.tokens, damping, int((H.diagonal() == 0).sum()),
-                                  output_error(weight, quantized, H) / (size or 1.0), output_error(weight, rounded, H) / (size or 1.0))
+    size = output_size(weight, H) or 1.0
+    gptq_error, rounding_error = (output_size(weight.double() - chosen.dequantize(torch.float64), H) / size
+                                  for chosen in (quantized, quantizer.quantize(weight, layer)))
+    return quantized, LayerReport(layer, hessian.tokens, damping, int((H.diagonal() == 0).sum()), gptq_error, rounding_error)

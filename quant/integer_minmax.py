@@ -5,7 +5,7 @@ from torch import Tensor
 
 from quant.factors import ZeroPoints
 from quant.grid import Block
-from quant.quantizer import Quantizer
+from quant.quantizer import Quantizer, block_ends
 
 
 class IntegerMinMax(Quantizer):
@@ -18,7 +18,7 @@ class IntegerMinMax(Quantizer):
     usual_storage = torch.float16
 
     def fit_blocks(self, blocks: Tensor) -> tuple[Tensor, Tensor, ZeroPoints]:
-        low, high = blocks.amin(dim=(1, 3)), blocks.amax(dim=(1, 3))
+        low, high = block_ends(blocks)
         steps = 2 ** self.bits - 1
         scale = torch.where(low == high, high.abs(), (high.clamp(min=0) - low.clamp(max=0)) / steps)
         scale = scale.to(self.storage).to(low.dtype)  # z belongs to the scale that is kept, so that one is rounded first

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from quant.grid import Block
-from quant.quantizer import Quantizer
+from quant.quantizer import Quantizer, block_ends
 
 
 class MinMax(Quantizer):
@@ -13,6 +13,6 @@ class MinMax(Quantizer):
     usual_storage = torch.float16
 
     def fit_blocks(self, blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        low, high = blocks.amin(dim=(1, 3)), blocks.amax(dim=(1, 3))
+        low, high = block_ends(blocks)
         steps = 2 ** self.bits - 1
         return torch.arange(steps + 1, dtype=torch.float32), (high - low) / steps, low

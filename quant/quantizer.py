@@ -60,6 +60,11 @@ class Quantizer(ABC):
         zero points."""
 
 
+def block_ends(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """min w and max w of each block, (rows, columns) both."""
+    return blocks.amin(dim=(1, 3)), blocks.amax(dim=(1, 3))
+
+
 def block_absmax(blocks: Tensor) -> Tensor:
     """max |w| of each block, (rows, columns)."""
     return blocks.abs().amax(dim=(1, 3))

@@ -20,15 +20,20 @@ class Batch:
 
 def collate(examples: Sequence[Encoded], device: torch.device | str = "cpu") -> Batch:
     """The last token of an example is only a target, and the first only an input, so T = longest - 1."""
-    B, T = len(examples), max(len(e.tokens) for e in examples) - 1
-    tokens = torch.zeros(B, T, dtype=torch.long)
-    at = torch.zeros(B, T, dtype=torch.bool)
+    tokens, at = pad_right([e.tokens[:-1] for e in examples])
     for row, e in enumerate(examples):
-        length = len(e.tokens) - 1
-        tokens[row, :length] = torch.tensor(e.tokens[:-1])
-        at[row, e.prompt_length - 1:length] = True
+        at[row, :e.prompt_length - 1] = False
     targets = torch.tensor([t for e in examples for t in e.tokens[e.prompt_length:]])
     return Batch(tokens.to(device), at.to(device), targets.to(device))
+
+
+def pad_right(rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+    """Token ids as (B, T), padded with 0, and where they are real: `pad_right([[5, 6], [7]]) -> [[5, 6], [7, 0]], [[T, T], [T, F]]`."""
+    tokens = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    real = torch.zeros(tokens.shape, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        tokens[i, :len(row)], real[i, :len(row)] = torch.tensor(row), True
+    return tokens, real
 
 
 def epoch_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
