@@ -62,6 +62,8 @@ def score_model(args: argparse.Namespace, given: dict) -> None:
     for name in ("requantize", *arguments.REQUANTIZE_FLAGS):
         if name in given:
             raise ValueError(f"{arguments.flag(name)} needs a run; a model without one is quantized by --quantizer")
+    if "targets" in given:
+        raise ValueError("--targets says where adapters go, and a model without a run has none: use --quantized-layers")
     asks_for_codes = args.block or args.bits not in (None, 16)
     arguments.resolve_quantizer(args, given, "minmax" if asks_for_codes else "none")
     arguments.resolve_requantization(args, given, (args.quantizer,))

@@ -16,7 +16,7 @@ import safetensors
 import torch
 
 from adapters import ADAPTERS
-from adapters.adapted import adapter_parameters
+from adapters.adapted import adapted_layers, adapter_parameters
 from finetune import arguments, check, models
 from finetune.arguments import DTYPES
 from finetune.evaluate import evaluate_run
@@ -31,6 +31,7 @@ from finetune.table import bits_per_weight
 from model.checkpoint import random_model, save_model
 from model.files import write_json
 from model.llama import Llama
+from quant.linear import QuantLinear
 
 
 def main() -> None:
@@ -142,11 +143,12 @@ def adapted(run: Run, args: argparse.Namespace, saved: dict, job: Job):
 
 
 def print_plan(run: Run, args: argparse.Namespace, model: Llama, parameters: dict, job: Job, steps: int) -> None:
-    trainable, layers = sum(p.numel() for p in parameters.values()), models.linear_names(model, args.targets)
+    trainable = sum(p.numel() for p in parameters.values())
     print(f"{run.path}: {METHODS[args.method].title} on {args.model}")
     how = f"{args.quantizer} on {args.grid}" if args.grid else args.quantizer
-    print(f"  base      {how}, {args.bits} bits, block {args.block}: {len(layers)} layers, "
-          f"{bits_per_weight(model, layers):.3f} bits a weight with the adapters")
+    codes = sum(isinstance(module, QuantLinear) for module in model.modules())
+    print(f"  base      {how}, {args.bits} bits, block {args.block}: {codes} quantized layers, adapters in "
+          f"{len(adapted_layers(model))}, {bits_per_weight(model):.3f} bits a weight with the adapters")
     kind = METHODS[args.method].adapter
     options = "".join(f", {name} {getattr(args, name)}" for name in ADAPTERS[kind].options) if kind else ""
     print(f"  trains    {trainable:,} parameters{options}, lr {args.lr:g}")

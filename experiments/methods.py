@@ -122,7 +122,7 @@ def step_times(folders: dict[tuple[str, ...], Path]) -> tuple[dict[tuple[str, ..
     for key, folder in folders.items():
         run, args, saved = models.read_run(folder)
         model = models.load_run_base(run, args, saved)
-        bits[key] = bits_per_weight(model, models.linear_names(model, args.targets))
+        bits[key] = bits_per_weight(model)
         models.attach_adapters(model, args)
         parameters = list(adapter_parameters(model).values())
         steps[key] = model, parameters, torch.optim.AdamW(parameters, lr=args.lr)

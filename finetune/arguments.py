@@ -100,7 +100,9 @@ def add_base_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--requantize-grid", choices=QUANTIZERS, help=f"default: {GPTQ_GRID}")
     parser.add_argument("--requantize-bits", type=int, help=f"default: the run's, or {DEFAULT_BITS}")
     parser.add_argument("--requantize-block", help=f"default: {GPTQ_BLOCK}")
-    parser.add_argument("--targets", choices=TARGETS, default="all", help="linear layers to quantize and adapt")
+    parser.add_argument("--targets", choices=TARGETS, default="all", help="linear layers that get an adapter")
+    parser.add_argument("--quantized-layers", choices=TARGETS, default="all", help="linear layers that are quantized, those with an "
+                        "adapter among them")
     parser.add_argument("--task", choices=TASKS, default="banking77")
     parser.add_argument("--data", type=Path, metavar="FILE", help="training rows in the task's original schema")
     parser.add_argument("--test-data", type=Path, metavar="FILE", help="test rows; default: the task's, or split off --data")
@@ -192,7 +194,7 @@ def resolve_quantizer(args: argparse.Namespace, given: dict, default: str, metho
     together, and for bits that a grid has not."""
     args.quantizer = args.quantizer or default
     if args.quantizer == "none":
-        names = [name for name in ("bits", "block", "double_quant", "grid") if name in given and given[name] != 16]
+        names = [name for name in ("bits", "block", "double_quant", "grid", "quantized_layers") if name in given and given[name] != 16]
         if names:
             raise ValueError(f"--quantizer none keeps the base as it is: {', '.join(map(flag, names))} does not go with it")
         args.bits = 16
@@ -208,6 +210,9 @@ def resolve_quantizer(args: argparse.Namespace, given: dict, default: str, metho
         args.bits = DEFAULT_BITS if args.bits is None else args.bits
         usual = GPTQ_BLOCK if args.quantizer == GPTQ else str(QUANTIZERS[args.quantizer].usual_block)
         args.block = Block.parse(args.block or (method and method.block) or usual)
+        if method and not set(TARGETS[args.targets]) <= set(TARGETS[args.quantized_layers]):
+            raise ValueError(f"--targets {args.targets} adapts layers that --quantized-layers {args.quantized_layers} leaves in 16 bits: "
+                             f"quantize them too, or adapt fewer")
         make_quantizer(args)
 
 
@@ -252,6 +257,7 @@ def to_json(args: argparse.Namespace) -> dict:
 
 def from_json(saved: dict) -> argparse.Namespace:
     """The inverse of `to_json` after `resolve`. A device that is not on this machine gives way to one that is."""
+    saved = {"quantized_layers": saved["targets"], **saved}  # before that flag, the targets alone were quantized
     args = argparse.Namespace(**{**vars(train_parser().parse_args([])), **saved})  # an older run lacks the newer flags
     try:
         device(args.device)

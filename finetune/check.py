@@ -30,8 +30,8 @@ def take_block_of_base(source: Source, args: argparse.Namespace) -> None:
 
 
 def check_quantization(source: Source, args: argparse.Namespace) -> Llama:
-    """The empty model, after checking that the checkpoint's tensors fit the config and that the block divides every target
-    layer. Raises ValueError, also for quantization asked of a base that is codes already. Reads headers only."""
+    """The empty model, after checking that the checkpoint's tensors fit the config and that the block divides every layer that
+    will be quantized. Raises ValueError, also for quantization asked of a base that is codes already. Reads headers only."""
     quantized = source.quantized()
     if quantized and args.quantizer != "none":
         name, stated = next(iter(quantized.items()))
@@ -40,7 +40,7 @@ def check_quantization(source: Source, args: argparse.Namespace) -> Llama:
     if not source.is_adapter_run:
         open_weights(weight_files(source.path), source.config, torch.float32)
     model = empty_model(source.config, torch.float32)
-    for name in linear_names(model, args.targets) if args.quantizer != "none" else []:
+    for name in linear_names(model, args.quantized_layers) if args.quantizer != "none" else []:
         layer = model.get_submodule(name)
         args.block.check_divides(layer.out_features, layer.in_features, name)
     return model

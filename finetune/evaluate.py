@@ -5,7 +5,7 @@ from pathlib import Path
 from finetune.arguments import DTYPES
 from finetune.job import Job, prepare_job
 from finetune.methods import GPTQ
-from finetune.models import (Source, attach_adapters, check_fingerprint, linear_names, load_adapter, load_run_base, load_trained,
+from finetune.models import (Source, attach_adapters, check_fingerprint, load_adapter, load_run_base, load_trained,
                              merge_best, save_beside, sixteen_bit_type)
 from finetune.quantize import load_base, requantize
 from finetune.run import Run
@@ -37,30 +37,30 @@ def original_base(args: argparse.Namespace, saved: dict, job: Job) -> list[Row]:
         print(f"no row for the base: {error}")
         return []
     model = source.load(DTYPES[args.dtype], args.device)
-    return [score_state("base", model, job, linear_names(model, args.targets), args.eval_batch_size)]
+    return [score_state("base", model, job, args.eval_batch_size)]
 
 
 def states_of_run(run: Run, args: argparse.Namespace, saved: dict, job: Job) -> list[Row]:
     """What the run itself holds: the quantized base, where there is one, and what was trained."""
     if args.method == "full":
         model = load_trained(run, DTYPES[args.dtype], args.device)
-        return [score_state("as trained", model, job, linear_names(model, args.targets), args.eval_batch_size)]
+        return [score_state("as trained", model, job, args.eval_batch_size)]
     model, rows = load_run_base(run, args, saved), []
     if run.base_file.is_file():
-        rows.append(score_state("quantized base", model, job, linear_names(model, args.targets), args.eval_batch_size))
+        rows.append(score_state("quantized base", model, job, args.eval_batch_size))
     return rows + adapted_states(model, run, args, job)
 
 
 def adapted_states(model: Llama, run: Run, args: argparse.Namespace, job: Job) -> list[Row]:
     """As trained, merged, and requantized where asked for, all of them made of `model`, the run's base, in place."""
-    layers, storage = linear_names(model, args.targets), sixteen_bit_type(model)
+    storage = sixteen_bit_type(model)
     attach_adapters(model, args)
     load_adapter(model, run)
-    rows = [score_state("as trained", model, job, layers, args.eval_batch_size)]
+    rows = [score_state("as trained", model, job, args.eval_batch_size)]
     before = float32_logits(model, job.validation)
 
     def compared(state: str) -> Row:
-        row = score_state(state, model, job, layers, args.eval_batch_size)
+        row = score_state(state, model, job, args.eval_batch_size)
         row.logit_difference = largest_difference(before, float32_logits(model, job.validation))
         return row
     state, k_bits = merge_best(model, storage)
@@ -85,7 +85,7 @@ def evaluate_model(source: Source, args: argparse.Namespace) -> list[Row]:
     plain = argparse.Namespace(**{**vars(args), "quantizer": "none"})
     for state, how in [("base", plain), ("quantized base", args)][:1 if args.quantizer == "none" else 2]:
         model, _ = load_base(source, how, job)
-        rows.append(score_state(state, model, job, linear_names(model, args.targets), args.eval_batch_size))
+        rows.append(score_state(state, model, job, args.eval_batch_size))
         del model
     print_table(rows, f"{source.path}: {args.quantizer}, {args.bits} bits, {args.task}, {len(job.test)} test rows")
     return rows

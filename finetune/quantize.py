@@ -53,7 +53,7 @@ def load_base(source: Source, args: argparse.Namespace, job: Job) -> tuple[Llama
     printed. Raises ValueError, naming the layer, for one that cannot be quantized."""
     if args.quantizer == "none":
         return source.load(DTYPES[args.dtype], args.device), None
-    names, errors = linear_names(empty_model(source.config, torch.float32), args.targets), WeightErrors()
+    names, errors = linear_names(empty_model(source.config, torch.float32), args.quantized_layers), WeightErrors()
     if args.quantizer == GPTQ:
         model, bring = source.open(DTYPES[args.dtype], args.device)
         reports = gptq_model(model, bring, names, make_quantizer(args), args.act_order, job.calibration, errors)

@@ -8,6 +8,7 @@ from torch import Tensor
 from adapters.adapted import AdaptedLinear
 from finetune.job import Job
 from finetune.loop import mean_loss
+from finetune.models import linear_names
 from model.files import write_json
 from model.generate import generate
 from model.llama import Llama
@@ -22,14 +23,14 @@ class Row:
     state: str                   # base, quantized base, as trained, merged ...
     scores: dict[str, float]     # the task's, 0 to 1
     validation_loss: float       # nats a target token
-    bits_per_weight: float       # of the target layers, adapters included
+    bits_per_weight: float       # of the decoder's linear layers, adapters included
     megabytes: float             # of the whole model
     logit_difference: float | None = None  # max |merged - as trained|, both computed in float32
     weight_error: float | None = None      # ||W - W_hat|| / ||W|| that a lossy step cost, over all target layers
     seconds: float = field(default=0.0)
 
 
-def score_state(state: str, model: Llama, job: Job, layers: list[str], batch_size: int) -> Row:
+def score_state(state: str, model: Llama, job: Job, batch_size: int) -> Row:
     start = time.perf_counter()
     model.eval()
     scores = {}
@@ -38,7 +39,7 @@ def score_state(state: str, model: Llama, job: Job, layers: list[str], batch_siz
         written = generate(model, prompts, job.max_new_tokens, job.stop_ids, batch_size, desc=state)
         scores = job.task.score([first_line(job.tokenizer.decode(ids)) for ids in written], job.test)
     loss = mean_loss(model, job.validation, batch_size)
-    return Row(state, scores, loss, bits_per_weight(model, layers), stored_bytes([model]) / 1e6,
+    return Row(state, scores, loss, bits_per_weight(model), stored_bytes([model]) / 1e6,
                seconds=time.perf_counter() - start)
 
 
@@ -53,9 +54,9 @@ def stored_bytes(modules: list[torch.nn.Module]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors.values())
 
 
-def bits_per_weight(model: Llama, layers: list[str]) -> float:
-    """Stored bits of the named layers, adapters included, over the number of their weights."""
-    modules = [model.get_submodule(name) for name in layers]
+def bits_per_weight(model: Llama) -> float:
+    """Stored bits of the decoder's linear layers, adapters included, over the number of their weights."""
+    modules = [model.get_submodule(name) for name in linear_names(model, "all")]
     bases = [m.base if isinstance(m, AdaptedLinear) else m for m in modules]
     return 8 * stored_bytes(modules) / sum(m.in_features * m.out_features for m in bases)
 

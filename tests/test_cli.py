@@ -129,6 +129,8 @@ BAD = [
     (["--grid", "nf"], "--grid nf goes with --quantizer gptq only"), (["--act-order"], "--act-order goes with gptq only"),
     (["--quantizer", "gptq", "--grid", "nf", "--bits", "8"], "bits=8 is not possible with quantizer nf"),
     (["--quantizer", "gptq", "--calibration", "nowhere.txt"], "--calibration .*nowhere.txt: no such text file"),
+    (["--quantized-layers", "mlp"], "--targets all adapts layers that --quantized-layers mlp leaves in 16 bits"),
+    (["--method", "lora", "--quantized-layers", "mlp"], "keeps the base as it is: --quantized-layers does not go with it"),
     (["--method", "full", "--requantize", "gptq"], "--requantize does not go with --method full"),
     (["--requantize-grid", "nf"], "--requantize-grid goes with --requantize only"),
     (["--method", "qlora", "--block", "16x1", "--requantize", "gptq", "--requantize-bits", "5"], "bits=5 is not possible with quantizer minmax"),
@@ -185,12 +187,15 @@ def test_layers_that_stay_codes_after_a_merge_are_noticed(small_base, tmp_path):
     assert "is quantized already (model.layers.0.mlp" in said
 
 
-def test_targets_attention_adapts_and_quantizes_attention_alone(small_base, tmp_path):
-    assert call(train_script, "--model", small_base, *FEW, "--targets", "attention", "--out", "x") is None
+@pytest.mark.parametrize("flags,quantized", [([], 7), (["--quantized-layers", "attention"], 4)])
+@pytest.mark.parametrize("quantizer", ["minmax", "gptq"])
+def test_targets_get_adapters_and_quantized_layers_get_codes(small_base, tmp_path, quantizer, flags, quantized):
+    assert call(train_script, "--model", small_base, *FEW, "--quantizer", quantizer, "--targets", "attention", *flags, "--out", "x") is None
     names = {n.rpartition(".")[0] for n in load_file(tmp_path / "x" / "adapter.safetensors")}
     assert names == {f"model.layers.0.self_attn.{p}_proj" for p in "qkvo"}
     codes = {n.removesuffix(".codes") for n in load_file(tmp_path / "x" / "base.safetensors") if n.endswith(".codes")}
-    assert codes == names
+    assert names <= codes and len(codes) == quantized
+    assert "merged, 4 bits" in rows_of(tmp_path / "x")
 
 
 def test_bits_a_weight_and_megabytes_are_what_is_stored(small_base, tmp_path):
