@@ -1,38 +1,59 @@
-"""Score a run in each of its states, or a model as it is and quantized.
+"""Score a run in each of its states, or a model as it is and quantized; compare runs.
 
     python eval.py runs/x                                                     # base, quantized, as trained, merged
     python eval.py runs/x --test-data test.jsonl --test-limit 200
+    python eval.py runs/x --restore 3 4 8 16                                  # and Post-LoRA Restoration: other widths under its adapter
+    python eval.py runs/x --restore 8 --merge                                 # and the adapter folded into the 8-bit base: a model of its own
+    python eval.py runs/q2 runs/q3 runs/q4 --restore 3 4 8 16 --plot plr.png  # plr.txt Table 1 and Figure 2
+    python eval.py runs/sft runs/sft-qlora                                    # every state of both, in one table
+    python eval.py --compare runs/sft "runs/sft-qlora:quantized base"         # paired tests on what was scored last
     python eval.py runs/x --requantize gptq                                   # and, lossily, back to k bits
     python eval.py --model DIR --quantizer gptq --bits 3 --task banking77     # no run: base and quantized base
 """
 import argparse
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from finetune import arguments
 from finetune.check import check_adapters, check_quantization
-from finetune.evaluate import evaluate_model, evaluate_run
-from finetune.job import check_data, prepare_job
+from finetune.evaluate import evaluate_model, evaluate_run, restore_run
+from finetune.job import Job, check_calibration, check_data, prepare_job
 from finetune.methods import GPTQ, METHODS
 from finetune.models import Source, check_trained, read_run
+from finetune.plot import check_picture
+from finetune.predictions import compare
+from finetune.restore import Restoration, add_restore_flags, asked_for, check_restoration
+from finetune.run import Run
+from finetune.table import Row, print_table, save_table
+from finetune.tradeoff import points_of, show_tradeoff
 from model.checkpoint import empty_model
 
 REQUANTIZE = ("requantize", *arguments.REQUANTIZE_FLAGS, *arguments.GPTQ_FLAGS)
 MAY_CHANGE = ("test_data", "test_limit", "eval_batch_size", "max_new_tokens", "dtype", "device", *REQUANTIZE)  # of a run
+OUTPUTS = ("compare", "plot", "json")
 
 
 def main() -> None:
     parser = arguments.OneLineParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, nargs="?", help="a run directory")
+    parser.add_argument("run", type=Path, nargs="*", help="run directories")
+    add_restore_flags(parser)
+    parser.add_argument("--compare", nargs="+", metavar="RUN[:STATE]", help="paired tests of each of the others beside the first, on the "
+                        "predictions of their last scoring; STATE is a row of their tables, 'as trained' unless named")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="with --restore: score against memory as a picture, and FILE.json beside it")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="of several runs or --compare: the joint table")
     arguments.add_base_flags(parser)
     args = parser.parse_args()
-    given = arguments.given_flags(parser, args)
+    given = {name: value for name, value in arguments.given_flags(parser, args).items() if name not in ("run", *OUTPUTS)}
     try:
-        if args.run:
-            score_run(given.pop("run"), given)
+        if args.compare:
+            refuse_beside_compare(args, given)
+            compare(args.compare, args.json)
+        elif args.run:
+            score_runs(args, given)
         else:
             score_model(args, given)
     except (ValueError, OSError) as error:
@@ -41,7 +62,40 @@ def main() -> None:
         sys.exit("interrupted")
 
 
-def score_run(path: Path, given: dict) -> None:
+def refuse_beside_compare(args: argparse.Namespace, given: dict) -> None:
+    if args.run or args.plot or given:
+        raise ValueError("--compare reads what was scored before and takes no other flag than --json: name all runs behind it")
+
+
+@dataclass
+class Prepared:
+    """A run that may be scored: everything that can be refused has been looked at."""
+    run: Run
+    args: argparse.Namespace
+    saved: dict
+    job: Job
+
+
+def score_runs(args: argparse.Namespace, given: dict) -> None:
+    """All runs are checked before the first is scored. With --restore, several runs are scored as trained and restored only."""
+    restoration, several = asked_for(given), len(args.run) > 1
+    if args.plot:
+        if not restoration:
+            raise ValueError("--plot shows what restoring brings: it goes with --restore only")
+        check_picture(args.plot)
+    if args.json and not (several or args.plot):
+        raise ValueError(f"--json is for the joint table of several runs; that of one is in {args.run[0]}/eval.json")
+    prepared = [prepare_run(path, given, restoration) for path in args.run]
+    if restoration and (several or args.plot):
+        points = [point for p in prepared for point in
+                  points_of(p.run.path, p.args, restore_run(p.run, p.args, p.saved, p.job, restoration), restoration.widths)]
+        return show_tradeoff(points, args.plot, args.json)
+    rows = [(p.run.path, row) for p in prepared for row in evaluate_run(p.run, p.args, p.saved, p.job, p.run.eval_file, restoration)]
+    if several:
+        joint_table(rows, args.json)
+
+
+def prepare_run(path: Path, given: dict, restoration: Restoration | None) -> Prepared:
     run, args, saved = read_run(path)
     check_trained(run, args)
     for name, value in given.items():
@@ -50,18 +104,30 @@ def score_run(path: Path, given: dict) -> None:
                              + ", ".join(map(arguments.flag, MAY_CHANGE)))
         setattr(args, name, value)
     arguments.refuse_flags(args, METHODS[args.method], given)
-    arguments.resolve_requantization(args, given, (args.requantize,))
+    restored = {base.quantizer for base in check_restoration(run, args, saved, restoration)} if restoration else set()
+    arguments.resolve_requantization(args, given, (args.requantize, *restored))
     if args.requantize:
         check_adapters(empty_model(Source(run.path).config, torch.float32), args)
-    job = prepare_job(Source(run.path), args, calibrate=args.requantize == GPTQ)
+    job = prepare_job(Source(run.path), args, calibrate=GPTQ in (args.requantize, *restored))
     check_data(job, saved)
-    evaluate_run(run, args, saved, job, run.eval_file)
+    if GPTQ in restored and args.quantizer == GPTQ:
+        check_calibration(job, saved)
+    return Prepared(run, args, saved, job)
+
+
+def joint_table(rows: list[tuple[Path, Row]], json_file: Path | None) -> None:
+    named = [replace(row, state=f"{path}: {row.state}") for path, row in rows]
+    print_table(named, "all runs")
+    if json_file:
+        save_table(named, json_file)
 
 
 def score_model(args: argparse.Namespace, given: dict) -> None:
     for name in ("requantize", *arguments.REQUANTIZE_FLAGS):
         if name in given:
             raise ValueError(f"{arguments.flag(name)} needs a run; a model without one is quantized by --quantizer")
+    if asked_for(given) or args.plot or args.json:
+        raise ValueError("--restore, --plot and --json need runs: give their directories")
     if "targets" in given:
         raise ValueError("--targets says where adapters go, and a model without a run has none: use --quantized-layers")
     asks_for_codes = args.block or args.bits not in (None, 16)

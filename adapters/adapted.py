@@ -1,6 +1,7 @@
 """An adapter beside a base layer. The base is opaque: whatever maps (..., D_in) to (..., D_out) will do."""
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from quant.linear import QuantLinear
@@ -20,8 +21,12 @@ class AdaptedLinear(nn.Module):
     def weight(self) -> Tensor:
         """The one matrix that base and adapter are together, in the wider of float32 and the adapter's type, (D_out, D_in)."""
         delta = self.adapter.delta_weight()
-        base = self.base.dequantize(delta.dtype) if isinstance(self.base, QuantLinear) else self.base.weight.to(delta.dtype)
-        return base + delta
+        return dense_weight(self.base, delta.dtype) + delta
+
+
+def dense_weight(base: nn.Module, dtype: torch.dtype) -> Tensor:
+    """The matrix that a base layer multiplies by, codes or not, (D_out, D_in)."""
+    return base.dequantize(dtype) if isinstance(base, QuantLinear) else base.weight.to(dtype)
 
 
 def replace_layers(model: nn.Module, names: list[str], change: Callable[[str, nn.Module], nn.Module]) -> None:

@@ -17,7 +17,6 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -111,7 +110,7 @@ def train_and_score(command: list[str]) -> None:
     saved = train_script.describe(run, source, args, job)
     train_script.train(run, args, saved, job)
     rows = adapted_states(models.load_run_base(run, args, saved), run, args, job)
-    write_json(run.path / "states.json", {"rows": [asdict(row) for row in rows]})
+    write_json(run.path / "states.json", {"rows": [row.to_json() for row in rows]})
 
 
 def step_times(folders: dict[tuple[str, ...], Path]) -> tuple[dict[tuple[str, ...], list[float]], dict[tuple[str, ...], float]]:

@@ -7,22 +7,37 @@ from finetune.job import Job, prepare_job
 from finetune.methods import GPTQ
 from finetune.models import (Source, attach_adapters, check_fingerprint, load_adapter, load_run_base, load_trained,
                              merge_best, save_beside, sixteen_bit_type)
+from finetune.predictions import TRAINED, save_predictions
 from finetune.quantize import load_base, requantize
+from finetune.restore import Restoration, restored_states
 from finetune.run import Run
 from finetune.table import Row, float32_logits, largest_difference, print_table, save_table, score_state
 from model.files import write_json
 from model.llama import Llama
 
 
-def evaluate_run(run: Run, args: argparse.Namespace, saved: dict, job: Job, results: Path) -> list[Row]:
-    """base, quantized base (where it is quantized), as trained, merged, requantized (where asked for). Prints the table and
-    writes it to `results`; the merged model, where it is a k-bit one, is saved as the model directory `merged/`."""
-    rows = [*original_base(args, saved, job), *states_of_run(run, args, saved, job)]
+def evaluate_run(run: Run, args: argparse.Namespace, saved: dict, job: Job, results: Path,
+                 restoration: Restoration | None = None) -> list[Row]:
+    """base, quantized base (where it is quantized), as trained, merged, requantized and restored (where asked for). Prints the
+    table, writes it to `results` and what was written for each row to predictions.jsonl; the merged model, where it is a k-bit one, is
+    saved as the model directory `merged/`."""
+    rows = [*original_base(args, saved, job), *states_of_run(run, args, saved, job), *restored_states(run, args, job, restoration)]
+    return report(rows, run, args, saved, job, results)
+
+
+def restore_run(run: Run, args: argparse.Namespace, saved: dict, job: Job, restoration: Restoration) -> list[Row]:
+    """What plr.txt compares, and no other state: as trained, and restored."""
+    rows = [trained_state(run, args, job), *restored_states(run, args, job, restoration)]
+    return report(rows, run, args, saved, job, run.eval_file)
+
+
+def report(rows: list[Row], run: Run, args: argparse.Namespace, saved: dict, job: Job, results: Path) -> list[Row]:
     title = f"{run.path}: {args.method}, {args.bits} bits, {args.task}, {len(job.test)} test rows, " \
             f"{len(job.validation)} validation rows"
     print_table(rows, title)
     save_table(rows, results, task=args.task, test_rows=len(job.test), validation_rows=len(job.validation),
                data=job.fingerprints, base=saved["fingerprints"]["base"])
+    save_predictions(run, rows, job)
     return rows
 
 
@@ -43,12 +58,15 @@ def original_base(args: argparse.Namespace, saved: dict, job: Job) -> list[Row]:
 def states_of_run(run: Run, args: argparse.Namespace, saved: dict, job: Job) -> list[Row]:
     """What the run itself holds: the quantized base, where there is one, and what was trained."""
     if args.method == "full":
-        model = load_trained(run, DTYPES[args.dtype], args.device)
-        return [score_state("as trained", model, job, args.eval_batch_size)]
+        return [trained_state(run, args, job)]
     model, rows = load_run_base(run, args, saved), []
     if run.base_file.is_file():
         rows.append(score_state("quantized base", model, job, args.eval_batch_size))
     return rows + adapted_states(model, run, args, job)
+
+
+def trained_state(run: Run, args: argparse.Namespace, job: Job) -> Row:
+    return score_state(TRAINED, load_trained(run, DTYPES[args.dtype], args.device), job, args.eval_batch_size)
 
 
 def adapted_states(model: Llama, run: Run, args: argparse.Namespace, job: Job) -> list[Row]:
@@ -56,7 +74,7 @@ def adapted_states(model: Llama, run: Run, args: argparse.Namespace, job: Job) -
     storage = sixteen_bit_type(model)
     attach_adapters(model, args)
     load_adapter(model, run)
-    rows = [score_state("as trained", model, job, args.eval_batch_size)]
+    rows = [score_state(TRAINED, model, job, args.eval_batch_size)]
     before = float32_logits(model, job.validation)
 
     def compared(state: str) -> Row:

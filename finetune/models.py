@@ -209,7 +209,7 @@ def load_trained(run: Run, dtype: torch.dtype, device: str) -> Llama:
 
 
 def save_beside(model: Llama, run: Run, directory: Path) -> None:
-    """A merged k-bit model as a model directory of its own."""
+    """A merged model as a model directory of its own."""
     write_json(directory / "config.json", model.config.to_json())
     copy_tokenizer(run.path, directory)
     save_model(model, directory / "model.safetensors")

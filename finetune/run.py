@@ -9,6 +9,9 @@
     training.json         trainable parameters, tokens, seconds, peak memory
     merged/               the merged k-bit model, a model directory of its own
     requantized/          the same, where --requantize asked for it: lossy
+    restored-8bit/        the adapter merged into the base at another width, where --restore 8 --merge asked for it
+    restoration.json      how far each restored base is from the one trained on, layer by layer
+    predictions.jsonl     what each state of the model wrote for each test row, with its score
     results.json          the table that train.py ended with
     eval.json             the table that eval.py made last
     state/                what --resume needs
@@ -33,6 +36,11 @@ class Run:
         self.training_file = path / "training.json"
         self.merged = path / "merged"
         self.requantized = path / "requantized"
+        self.restoration_file = path / "restoration.json"
+        self.predictions_file = path / "predictions.jsonl"
+
+    def restored(self, bits: int) -> Path:
+        return self.path / f"restored-{bits}bit"
 
     def has_progress(self) -> bool:
         return self.state_file.is_file() or self.metrics_file.is_file()

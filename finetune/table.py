@@ -1,6 +1,7 @@
 """The table that train.py ends with and eval.py prints: one row a state of the model."""
 import time
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -27,20 +28,27 @@ class Row:
     megabytes: float             # of the whole model
     logit_difference: float | None = None  # max |merged - as trained|, both computed in float32
     weight_error: float | None = None      # ||W - W_hat|| / ||W|| that a lossy step cost, over all target layers
-    seconds: float = field(default=0.0)
+    restoration_ratio: float | None = None  # ||W_l - W_k|| / ||delta_W|| of a restored base
+    seconds: float = 0.0
+    written: list[str] = field(default_factory=list, repr=False)  # what the model wrote for each test row
+
+    def to_json(self) -> dict:
+        """The figures; what was written goes into the run's predictions."""
+        return {name: value for name, value in asdict(self).items() if name != "written"}
 
 
 def score_state(state: str, model: Llama, job: Job, batch_size: int) -> Row:
     start = time.perf_counter()
     model.eval()
-    scores = {}
+    scores, written = {}, []
     if job.test:
         prompts = [job.tokenizer.encode(example.prompt) for example in job.test]
-        written = generate(model, prompts, job.max_new_tokens, job.stop_ids, batch_size, desc=state)
-        scores = job.task.score([first_line(job.tokenizer.decode(ids)) for ids in written], job.test)
+        ids = generate(model, prompts, job.max_new_tokens, job.stop_ids, batch_size, desc=state)
+        written = [first_line(job.tokenizer.decode(answer)) for answer in ids]
+        scores = job.task.score(written, job.test)
     loss = mean_loss(model, job.validation, batch_size)
     return Row(state, scores, loss, bits_per_weight(model), stored_bytes([model]) / 1e6,
-               seconds=time.perf_counter() - start)
+               seconds=time.perf_counter() - start, written=written)
 
 
 def first_line(text: str) -> str:
@@ -77,20 +85,30 @@ def largest_difference(a: list[Tensor], b: list[Tensor]) -> float:
     return max((x - y).abs().max().item() for x, y in zip(a, b, strict=True))
 
 
+OPTIONAL = {"max |logit difference|": ("logit_difference", ".1e"), "weight error": ("weight_error", ".1%"),
+            "||W_l - W_k|| / ||delta_W||": ("restoration_ratio", ".3f")}  # columns that a table has where a row has them
+
+
 def print_table(rows: list[Row], title: str) -> None:
     names = list(dict.fromkeys(name for row in rows for name in row.scores))
-    head = ["", *names, "validation loss", "bits a weight", "MB", "max |logit difference|"]
-    if any(row.weight_error is not None for row in rows):
-        head.append("weight error")
-    body = [[row.state, *(f"{row.scores.get(n, float('nan')):.2%}" for n in names), f"{row.validation_loss:.4f}",
-             f"{row.bits_per_weight:.3f}", f"{row.megabytes:.2f}",
-             "-" if row.logit_difference is None else f"{row.logit_difference:.1e}",
-             "-" if row.weight_error is None else f"{row.weight_error:.1%}"][:len(head)] for row in rows]
-    widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
+    optional = {head: how for head, how in OPTIONAL.items() if any(getattr(row, how[0]) is not None for row in rows)}
+    head = ["", *names, "validation loss", "bits a weight", "MB", *optional]
+    print_columns(title, [head, *([row.state, *(f"{row.scores.get(n, float('nan')):.2%}" for n in names), f"{row.validation_loss:.4f}",
+                                   f"{row.bits_per_weight:.3f}", f"{row.megabytes:.2f}",
+                                   *(optional_cell(getattr(row, name), how) for name, how in optional.values())] for row in rows)])
+
+
+def optional_cell(value: float | None, how: str) -> str:
+    return "-" if value is None else format(value, how)
+
+
+def print_columns(title: str, lines: list[list[str]]) -> None:
+    """Cells under each other, the first line a head; the first column on the left, figures on the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     print(f"\n{title}")
-    for line in [head, ["-" * w for w in widths], *body]:
-        print("  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))))
+    for line in [lines[0], ["-" * w for w in widths], *lines[1:]]:
+        print("  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))).rstrip())
 
 
-def save_table(rows: list[Row], path, **facts) -> None:
-    write_json(path, {**facts, "rows": [asdict(row) for row in rows]})
+def save_table(rows: list[Row], path: Path, **facts) -> None:
+    write_json(path, {**facts, "rows": [row.to_json() for row in rows]})

@@ -142,7 +142,7 @@ def read_tensors(model: Llama, weights: Weights, wanted: dict, device: torch.dev
     """Those tensors of what `open_weights` returned whose names begin with `prefix`, into the model. `change` as for
     `load_model`."""
     waiting = {name: {n for n in wanted if n.rpartition(".")[0] == name}
-               for name, module in model.named_modules() if isinstance(module, Linear)}
+               for name, module in model.named_modules() if isinstance(module, Linear)} if change else {}
     for name, tensor in weights.tensors(prefix):
         layer, _, leaf = name.rpartition(".")
         module = model.get_submodule(layer)
@@ -151,11 +151,22 @@ def read_tensors(model: Llama, weights: Weights, wanted: dict, device: torch.dev
             setattr(module, leaf, value)
         else:
             setattr(module, leaf, tensor.to(device))
-        if change and layer in waiting:
+        if layer in waiting:
             waiting[layer].discard(name)
             if not waiting[layer]:
                 parent, _, child = layer.rpartition(".")
                 setattr(model.get_submodule(parent), child, change(layer, module))
+
+
+def stored_layers(files: list[Path], config: LlamaConfig, names: list[str],
+                  device: torch.device | str) -> Iterator[tuple[str, nn.Module]]:
+    """Each named linear layer as the files hold it, dense or codes, in float32 if asked to compute. The iterator itself holds one at
+    a time. Raises ValueError as `open_weights` does."""
+    model, weights, wanted = open_weights(files, config, torch.float32)
+    for name in names:
+        read_tensors(model, weights, wanted, device, f"{name}.")
+        parent, _, child = name.rpartition(".")
+        yield name, model.get_submodule(parent)._modules.pop(child)
 
 
 def check_names(wanted: dict[str, tuple[int, ...]], weights: Weights) -> None:

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 
-def _replace(path: Path, write: Callable[[Path], None]) -> None:
+def replace_file(path: Path, write: Callable[[Path], None]) -> None:
+    """`write` gets a name beside `path`; what it wrote takes the place of `path` when it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -20,8 +21,12 @@ def _replace(path: Path, write: Callable[[Path], None]) -> None:
         beside.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    replace_file(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+
+
 def write_json(path: Path, value: object) -> None:
-    _replace(path, lambda beside: beside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8"))
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -30,7 +35,7 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str
     `metadata` of at most one key: the library writes several in random order, and equal runs should give equal bytes.
     `format: pt` is what transformers asks of a dense checkpoint."""
     whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    _replace(path, lambda beside: save_file(whole, beside, metadata=metadata or {"format": "pt"}))
+    replace_file(path, lambda beside: save_file(whole, beside, metadata=metadata or {"format": "pt"}))
 
 
 def sha256_of(*paths: Path) -> str:

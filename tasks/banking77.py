@@ -18,7 +18,7 @@ def intent_words(category: str) -> str:
 
 
 class Banking77(Task):
-    name = "banking77"
+    name, metric = "banking77", "accuracy"
 
     def splits(self, data: Path | None, test_data: Path | None, limit: int | None, seed: int) -> Splits:
         """The published train and test files; a tenth of train (plr.txt Sec. 3.1) is held out for validation."""
@@ -31,6 +31,9 @@ class Banking77(Task):
         return [Example(prompt=f"{row['text'].strip()}\nIntent:", answer=intent_words(row["category"]))
                 for row in read_rows(path, ("text", "category"))]
 
+    def example_scores(self, predictions: Sequence[str], examples: Sequence[Example]) -> list[float]:
+        return [float(intent_words(text) == example.answer) for text, example in zip(predictions, examples, strict=True)]
+
     def score(self, predictions: Sequence[str], examples: Sequence[Example]) -> dict[str, float]:
         """accuracy, macro_f1 (mean of F1 over the intents that occur in the gold answers), invalid (share of
         predictions that name no intent)."""
@@ -38,7 +41,7 @@ class Banking77(Task):
         written = [intent_words(text) for text in predictions]
         gold = [example.answer for example in examples]
         n = len(gold)
-        return {"accuracy": sum(w == g for w, g in zip(written, gold)) / n,
+        return {"accuracy": sum(self.example_scores(predictions, examples)) / n,
                 "macro_f1": macro_f1(written, gold),
                 "invalid": sum(w not in intents for w in written) / n}
 

@@ -21,7 +21,7 @@ def normalise_sql(query: str) -> str:
 
 
 class SqlCreateContext(Task):
-    name = "sql-create-context"
+    name, metric = "sql-create-context", "exact_match"
     needs_data = True
 
     def splits(self, data: Path | None, test_data: Path | None, limit: int | None, seed: int) -> Splits:
@@ -37,6 +37,9 @@ class SqlCreateContext(Task):
         return [Example(sql_prompt(row["context"], row["question"]), row["answer"].strip())
                 for row in read_rows(path, ("question", "context", "answer"))]
 
+    def example_scores(self, predictions: Sequence[str], examples: Sequence[Example]) -> list[float]:
+        return [float(normalise_sql(p) == normalise_sql(e.answer)) for p, e in zip(predictions, examples, strict=True)]
+
     def score(self, predictions: Sequence[str], examples: Sequence[Example]) -> dict[str, float]:
-        same = [normalise_sql(p) == normalise_sql(e.answer) for p, e in zip(predictions, examples)]
+        same = self.example_scores(predictions, examples)
         return {"exact_match": sum(same) / len(same)}

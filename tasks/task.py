@@ -44,8 +44,9 @@ def encode_example(example: Example, tokenizer: Tokenizer, eos_id: int) -> Encod
 
 
 class Task:
-    """A data set and its score. Subclasses set the names and define `splits` and `score`."""
+    """A data set and its score. Subclasses set the names and define `splits`, `example_scores` and `score`."""
     name: str
+    metric: str | None = None  # the key of `score` that is the mean of `example_scores`: what curves and paired tests are of
     needs_data = False  # True where --data must name a file
 
     def splits(self, data: Path | None, test_data: Path | None, limit: int | None, seed: int) -> Splits:
@@ -53,6 +54,10 @@ class Task:
 
     def encode(self, examples: Sequence[Example], tokenizer: Tokenizer, eos_id: int) -> list[Encoded]:
         return [encode_example(example, tokenizer, eos_id) for example in examples]
+
+    def example_scores(self, predictions: Sequence[str], examples: Sequence[Example]) -> list[float]:
+        """One number a row; 0 and 1 where an answer is wrong or right."""
+        raise NotImplementedError
 
     def score(self, predictions: Sequence[str], examples: Sequence[Example]) -> dict[str, float]:
         raise NotImplementedError
