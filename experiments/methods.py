@@ -11,12 +11,8 @@ Everything lands in --out, the table in --out/table.md and table.json.
 import argparse
 import json
 import os
-import shutil
 import statistics
-import subprocess
-import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -24,6 +20,7 @@ from tqdm import tqdm
 
 import train as train_script
 from adapters.adapted import adapter_parameters
+from experiments.shared import at_once, draw_test_rows, keep_settings, make_run
 from finetune import arguments, models
 from finetune.evaluate import adapted_states
 from finetune.loop import summed_loss
@@ -31,9 +28,7 @@ from finetune.methods import METHODS
 from finetune.run import Run
 from finetune.table import bits_per_weight
 from model.files import write_json
-from tasks.banking77 import HERE
 from tasks.batching import epoch_batches
-from tasks.task import shuffled
 
 DENSE = (["lora"], ["blora"])
 QUANTIZED = (["qlora", "--double-quant", "--requantize", "gptq"], ["qblora", "--double-quant"], ["irqlora", "--double-quant"],
@@ -55,15 +50,12 @@ def main() -> None:
     options = parser.parse_args()
     if options.one:
         return train_and_score(options.one)
-    keep_settings(options)
+    keep_settings(options, ("steps", "batch_size", "limit", "test_rows"))
     draw_test_rows(options.out / "test.jsonl", options.test_rows)
     runs = [(command, seed) for seed in options.seeds for command in commands(options)]
     folders = [options.out / f"{command[0]}-{command[2]}-seed{seed}" for command, seed in runs]
-    tasks = [(["--method", *command, "--seed", str(seed), "--out", str(folder)], folder)
-             for (command, seed), folder in zip(runs, folders) if not (folder / "states.json").is_file()]
-    with ThreadPoolExecutor(options.jobs) as pool:
-        for _ in tqdm(pool.map(lambda task: start(*task), tasks), total=len(tasks), desc="runs", disable=None):
-            pass
+    at_once(options.jobs, [(make_run, ["-m", "experiments.methods", "--one", "--method", *command, "--seed", str(seed)], folder, "states.json")
+                           for (command, seed), folder in zip(runs, folders)], "runs")
     first = {tuple(command[:3]): folder for (command, seed), folder in zip(runs, folders) if seed == options.seeds[0]}
     write_table(options, runs, folders, *step_times(first))
 
@@ -74,31 +66,6 @@ def commands(options: argparse.Namespace) -> list[list[str]]:
               "--test-data", str(options.out / "test.jsonl")]
     return [[method[0], "--bits", str(bits), *method[1:], *shared]
             for widths, methods in (([16], DENSE), (options.bits, QUANTIZED)) for bits in widths for method in methods]
-
-
-def keep_settings(options: argparse.Namespace) -> None:
-    """Runs of different settings do not go into one table. Exits where --out holds runs of others."""
-    settings = {name: getattr(options, name) for name in ("steps", "batch_size", "limit", "test_rows")}
-    file = options.out / "settings.json"
-    if file.is_file() and json.loads(file.read_text()) != settings:
-        sys.exit(f"error: {options.out} holds runs with {file.read_text().strip()}: give another --out")
-    write_json(file, settings)
-
-
-def draw_test_rows(path: Path, n: int) -> None:
-    lines = (HERE / "test.jsonl").read_text(encoding="utf-8").splitlines()
-    path.write_text("\n".join(shuffled(lines, 0)[:n]) + "\n", encoding="utf-8")
-
-
-def start(command: list[str], folder: Path) -> None:
-    """One run in a process of its own; what it prints goes to FOLDER.log. Raises RuntimeError where it fails."""
-    shutil.rmtree(folder, ignore_errors=True)  # an interrupted one: too short to be worth resuming
-    log = folder.with_suffix(".log")
-    with open(log, "w", encoding="utf-8") as file:
-        done = subprocess.run([sys.executable, "-m", "experiments.methods", "--one", *command], stdout=file, stderr=file,
-                              env={**os.environ, "OMP_NUM_THREADS": "1"})
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed: see {log}")
 
 
 def train_and_score(command: list[str]) -> None:

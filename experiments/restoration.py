@@ -1,0 +1,82 @@
+"""plr.txt Table 1 and Figure 2 on the embedded base and banking77: LoRA on the 16-bit base, QLoRA on GPTQ bases of 8, 4, 3 and 2
+bits (attention layers adapted, all layers quantized, r = alpha = 16, batches of 32, best of the epochs), each restored to 3, 4, 8
+and 16 bits, over several seeds.
+
+    python -m experiments.restoration
+
+Each run and each evaluation is a process of its own on one thread; what is there already is not done again. Everything lands in --out:
+the runs, restoration.png, restoration.json, and table.md with Table 1 and what ||W_l - W_k|| / ||delta_W|| says.
+"""
+import argparse
+import json
+import os
+import statistics
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+
+from experiments.shared import at_once, draw_test_rows, keep_settings, make_run, python
+from finetune.tradeoff import Point, averages, show_tradeoff
+
+RESTORED = (3, 4, 8, 16)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/restoration"))
+    parser.add_argument("--bits", type=int, nargs="+", default=[16, 8, 4, 3, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--test-rows", type=int, default=1000, help="drawn once from banking77's 3080, which are sorted by intent")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at a time")
+    options = parser.parse_args()
+    keep_settings(options, ("epochs", "test_rows"))
+    draw_test_rows(options.out / "test.jsonl", options.test_rows)
+    folders = {(bits, seed): options.out / f"q{bits}-seed{seed}" for seed in options.seeds for bits in options.bits}
+    at_once(options.jobs, [(make_run, ["train.py", *train_command(options, *key)], folder, "results.json") for key, folder in folders.items()], "runs")
+    scored = {seed: options.out / f"seed{seed}.json" for seed in options.seeds}
+    at_once(options.jobs, [(score, options, [folders[bits, seed] for bits in options.bits], file)
+                           for seed, file in scored.items() if not file.is_file()], "evaluations")
+    points = [Point(**point) for file in scored.values() for point in json.loads(file.read_text())["runs"]]
+    with open(options.out / "table.md", "w", encoding="utf-8") as file, redirect_stdout(file):
+        show_tradeoff(points, options.out / "restoration.png", None)
+        print(f"\n{gain_table(points)}")
+    print((options.out / "table.md").read_text(encoding="utf-8"))
+
+
+def train_command(options: argparse.Namespace, bits: int, seed: int) -> list[str]:
+    """Test rows are scored afterwards, by eval.py; one is enough here."""
+    method = ["lora"] if bits == 16 else ["qlora", "--quantizer", "gptq", "--act-order", "--bits", str(bits)]
+    return ["--method", *method, "--targets", "attention", "--rank", "16", "--lora-alpha", "16", "--batch-size", "32", "--epochs",
+            str(options.epochs), "--test-data", str(options.out / "test.jsonl"), "--test-limit", "1", "--seed", str(seed)]
+
+
+def score(options: argparse.Namespace, folders: Sequence[Path], file: Path) -> None:
+    python(["eval.py", *map(str, folders), "--restore", *map(str, RESTORED), "--test-limit", str(options.test_rows), "--json", str(file),
+            "--plot", str(file.with_suffix(".png"))], file.with_suffix(".log"))
+
+
+def gain_table(points: list[Point]) -> str:
+    """What restoring brought each run, in points of the score and in nats, beside how far it moved the base: means over the seeds."""
+    trained = {p.run: p for p in points if not p.restored}
+    lines = ["| trained at | restored to | weights, MB | accuracy, % | gain, points | validation loss | gain, nats | norm(W_l - W_k) / norm(delta_W) |",
+             f"|{' --- |' * 8}"]
+    for mean in averages(points):
+        group = [p for p in points if (p.trained_bits, p.restored, p.bits) == (mean.trained_bits, mean.restored, mean.bits)]
+        loss = f"{statistics.mean(p.validation_loss for p in group):.4f}"
+        cells = [f"{mean.trained_bits} bits", "as trained", f"{mean.megabytes:.2f}", mean.percent, "-", loss, "-", "-"]
+        if mean.restored:
+            cells[1], cells[4] = f"{mean.bits} bits", spread([100 * (p.score - trained[p.run].score) for p in group], 1)
+            cells[6] = spread([trained[p.run].validation_loss - p.validation_loss for p in group], 4)
+            cells[7] = f"{statistics.mean(p.restoration_ratio for p in group):.2f}"
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def spread(values: list[float], digits: int) -> str:
+    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):+.{digits}f}{deviation}"
+
+
+if __name__ == "__main__":
+    main()

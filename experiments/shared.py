@@ -1,0 +1,55 @@
+"""What the experiments share: one fixed draw of test rows, and runs as processes of their own."""
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tqdm import tqdm
+
+from model.files import write_json
+from tasks.banking77 import HERE
+from tasks.task import shuffled
+
+
+def draw_test_rows(path: Path, n: int) -> None:
+    """The same n of banking77's 3080 test rows each time; the file itself is sorted by intent."""
+    lines = (HERE / "test.jsonl").read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join(shuffled(lines, 0)[:n]) + "\n", encoding="utf-8")
+
+
+def keep_settings(options: argparse.Namespace, names: Sequence[str]) -> None:
+    """Runs of different settings do not go into one table. Exits where --out holds runs of others."""
+    settings = {name: getattr(options, name) for name in names}
+    file = options.out / "settings.json"
+    if file.is_file() and json.loads(file.read_text()) != settings:
+        sys.exit(f"error: {options.out} holds runs with {file.read_text().strip()}: give another --out")
+    write_json(file, settings)
+
+
+def python(arguments: Sequence[str], log: Path) -> None:
+    """One process on one thread, so that its peak memory is its own and its numbers do not depend on what runs beside it; what it
+    prints goes to `log`. Raises RuntimeError where it fails."""
+    with open(log, "w", encoding="utf-8") as file:
+        done = subprocess.run([sys.executable, *arguments], stdout=file, stderr=file, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(arguments)} failed: see {log}")
+
+
+def make_run(arguments: Sequence[str], folder: Path, finished: str) -> None:
+    """`python ARGUMENTS --out FOLDER`, unless FOLDER holds the file `finished` already. One that was interrupted begins anew: these runs
+    are too short to be worth resuming."""
+    if not (folder / finished).is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        python([*arguments, "--out", str(folder)], folder.with_suffix(".log"))
+
+
+def at_once(jobs: int, calls: Sequence[tuple], desc: str) -> None:
+    """Each (function, *arguments), `jobs` of them at a time."""
+    with ThreadPoolExecutor(jobs) as pool:
+        for _ in tqdm(pool.map(lambda call: call[0](*call[1:]), calls), total=len(calls), desc=desc, disable=None):
+            pass
