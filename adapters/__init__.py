@@ -29,7 +29,7 @@ that Kronecker product, which is constant on tiles of lam_in inputs x lam_out ou
 
 Each additive file holds `delta(x)`, the cheap path that training uses, and `delta_weight()`, the dense matrix that it
 equals. `operators.py` has the three ways to compress and restore; `adapted.py` puts an adapter beside any base layer; `merge.py` folds
-it in, exactly, or refuses.
+it in, exactly, or refuses; `restore.py` says what putting it beside another base means (plr.txt).
 """
 from torch import nn
 

@@ -6,6 +6,8 @@
 | `Encoded` | its token ids, and how many of them are prompt: the rest, end token included, is what is learned |
 | `Splits` | train, validation, test: three lists of `Example` that share no row |
 | `predictions` | what the model wrote for each test example |
+
+`significance.py` has the paired tests between two models' scores on the same rows.
 """
 from tasks.banking77 import Banking77
 from tasks.pretrain import Pretrain
