@@ -71,7 +71,7 @@ def plot_tradeoff(means: Iterable["Average"], path: Path, metric: str) -> None:
         for mean in group:
             axes.errorbar(mean.megabytes, 100 * mean.score, yerr=100 * (mean.deviation or 0) or None, color=color, capsize=3, marker="o",
                           markersize=6 if mean.restored else 10, fillstyle="full" if mean.in_table_1 else "none")
-            if mean.restored:
+            if mean.restored and mean.in_table_1:
                 axes.annotate(mean.label, (mean.megabytes, 100 * mean.score), xytext=(5, 5), textcoords="offset points", fontsize=8, color=color)
     axes.set(xlabel="memory of the weights, adapter included (MB)", ylabel=f"{metric} (%)", title="Post-LoRA Restoration (plr.txt Figure 2)")
     axes.legend()
