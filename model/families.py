@@ -71,7 +71,7 @@ def read_gemma2(raw: dict) -> dict:
 
 
 def write_gemma2(config: "LlamaConfig") -> dict:
-    return {"hidden_act": config.activation, "attention_bias": config.attention_bias,
+    return {"attention_bias": config.attention_bias,
             "query_pre_attn_scalar": config.query_pre_attn_scalar, "attn_logit_softcapping": config.attention_softcap,
             "final_logit_softcapping": config.final_softcap, "sliding_window": config.sliding_window,
             "layer_types": layer_types(config)}
