@@ -49,7 +49,7 @@ def write_mistral(config: "LlamaConfig") -> dict:
 def read_qwen2(raw: dict) -> dict:
     by_depth = [WINDOWED if i >= raw["max_window_layers"] else FULL for i in range(raw["num_hidden_layers"])]
     window = raw["sliding_window"] if raw["use_sliding_window"] else None
-    return {"attention_bias": True, **windows(window, raw.get("layer_types") or by_depth)}
+    return {"attention_bias": True, **windows(window, stated_types(raw) or by_depth)}
 
 
 def write_qwen2(config: "LlamaConfig") -> dict:
@@ -63,7 +63,7 @@ def read_gemma2(raw: dict) -> dict:
     if raw.get("use_bidirectional_attention"):
         raise ValueError("use_bidirectional_attention is true: this decoder only looks back")
     alternating = [FULL if i % 2 else WINDOWED for i in range(raw["num_hidden_layers"])]
-    return {**windows(raw["sliding_window"], raw.get("layer_types") or alternating),
+    return {**windows(raw["sliding_window"], stated_types(raw) or alternating),
             "attention_bias": raw["attention_bias"], "o_bias": raw["attention_bias"],
             "zero_centered_norms": True, "norms_after": True, "embedding_scale": raw["hidden_size"] ** 0.5,
             "query_pre_attn_scalar": raw["query_pre_attn_scalar"],
@@ -79,11 +79,18 @@ def write_gemma2(config: "LlamaConfig") -> dict:
 
 def windows(window: int | None, types: list[str]) -> dict:
     """The two fields that say which layers look back `window` tokens only. No window, no such layers."""
-    unknown = sorted(set(types) - {WINDOWED, FULL})
-    if unknown:
-        raise ValueError(f"layer_types names {', '.join(map(repr, unknown))}; supported: {WINDOWED!r}, {FULL!r}")
     windowed = tuple(i for i, kind in enumerate(types) if kind == WINDOWED and window is not None)
     return {"sliding_window": window, "windowed_layers": windowed}
+
+
+def stated_types(raw: dict) -> list[str] | None:
+    """`layer_types`, which only newer files have. Raises ValueError for other kinds of attention, or another number of layers."""
+    types = raw.get("layer_types")
+    if unknown := sorted(set(types or ()) - {WINDOWED, FULL}):
+        raise ValueError(f"layer_types names {', '.join(map(repr, unknown))}; supported: {WINDOWED!r}, {FULL!r}")
+    if types and len(types) != raw["num_hidden_layers"]:
+        raise ValueError(f"layer_types names {len(types)} layers, num_hidden_layers is {raw['num_hidden_layers']}")
+    return types
 
 
 def layer_types(config: "LlamaConfig") -> list[str]:
