@@ -1,4 +1,4 @@
-"""The language model itself: a Llama forward, its configuration, tokenizers, checkpoints in and out, generation.
+"""The language model itself: the forward of Llama and its relatives, configurations, tokenizers, checkpoints in and out, generation.
 
 | code name | meaning | shape |
 |---|---|---|
@@ -8,8 +8,11 @@
 | `x` | the residual stream | (B, T, hidden_size) |
 | `q, k, v` | queries, keys, values | (B, heads, T, head_dim) |
 | `cos, sin` | rotary angles of each position | (B, 1, T, head_dim) |
+| `window` | how many keys a query sees, its own included; None: all up to its own | |
+| `allowed` | for each window among the layers: True where a query may look at a key; None: at all up to its own | (B or 1, 1, T, S) |
+| `cap` | c of the soft cap c * tanh(x / c) | |
 
-`llama.py` the forward; `config.py` Hugging Face config.json -> `LlamaConfig`; `checkpoint.py` safetensors in and out,
-tensor by tensor; `tokenizer.py` sentencepiece and tokenizers behind one face; `generate.py` greedy generation;
-`base/` the small embedded Llama and how it was made.
+`llama.py` the forward; `config.py` Hugging Face config.json -> `LlamaConfig`; `families.py` what of it each family has of its own
+(Llama, Mistral, Qwen2, Gemma 2); `checkpoint.py` safetensors in and out, tensor by tensor; `tokenizer.py` sentencepiece and
+tokenizers behind one face; `generate.py` greedy generation; `base/` the small embedded Llama and how it was made.
 """

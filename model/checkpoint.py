@@ -7,13 +7,14 @@ last two: `.scale.codes`, `.scale.absmax`, `.scale.mean`, `.offset.zero`); the h
 """
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from model.config import LlamaConfig, config_from_json, read_json
+from model.config import LlamaConfig, config_from_json, read_json, token_ids
 from model.files import write_safetensors
 from model.llama import Linear, Llama
 from quant.factors import OUTER_BLOCK, DoubleQuantized, ZeroPoints
@@ -81,12 +82,16 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def load_config(directory: Path) -> LlamaConfig:
-    """From a model directory's config.json, or from the `model_config` inside a run's."""
+    """From a model directory's config.json, or from the `model_config` inside a run's. End tokens that only
+    generation_config.json names follow those of config.json: instruction-tuned models keep the end of a turn there."""
     path = directory / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{directory}: no model there (no config.json)")
     raw = read_json(path)
-    return config_from_json(raw.get("model_config", raw), str(path))
+    config = config_from_json(raw.get("model_config", raw), str(path))
+    generation = directory / "generation_config.json"
+    more = token_ids(read_json(generation).get("eos_token_id")) if generation.is_file() else ()
+    return replace(config, eos_token_ids=tuple(dict.fromkeys((*config.eos_token_ids, *more))))
 
 
 def empty_model(config: LlamaConfig, dtype: torch.dtype) -> Llama:
@@ -105,6 +110,8 @@ def random_model(config: LlamaConfig, dtype: torch.dtype, seed: int) -> Llama:
             residual = name.endswith(("o_proj.weight", "down_proj.weight"))
             std = 0.02 / (2 * config.num_hidden_layers) ** 0.5 if residual else 0.02
             nn.init.normal_(p, std=std, generator=generator)
+        elif name.endswith("bias"):
+            nn.init.zeros_(p)
     return model
 
 

@@ -1,15 +1,21 @@
-"""Hugging Face `config.json` -> `LlamaConfig`.
+"""Hugging Face `config.json` -> `LlamaConfig`, and back. What only some families have is in `families.py`.
 
 Two spellings are read: the classic one (`rope_theta`, `rope_scaling`, `torch_dtype`) and the newer one
-(`rope_parameters` holding `rope_theta` and `rope_type`, `dtype`). Absent keys take the values of the first published
-Llama (LLaMA-1 files carry no `rope_theta` and no `num_key_value_heads`).
+(`rope_parameters` holding `rope_theta` and `rope_type`, `layer_types`, `dtype`). Absent keys take the family's published
+defaults (LLaMA-1 files carry no `rope_theta` and no `num_key_value_heads`); an absent `model_type` is a Llama's.
 """
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
+from model.families import FAMILIES
+
 REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+SIZES = (*REQUIRED, "num_key_value_heads", "head_dim", "max_position_embeddings", "sliding_window")
 ROPE_TYPES = ("default", "linear", "llama3")
+# Fields that every family's config.json has under the same name.
+SHARED = (*REQUIRED, "num_key_value_heads", "head_dim", "rms_norm_eps", "rope_theta", "rope_scaling", "max_position_embeddings",
+          "tie_word_embeddings", "bos_token_id")
 
 
 @dataclass(frozen=True)
@@ -26,69 +32,107 @@ class LlamaConfig:
     rope_scaling: dict | None = None  # {"rope_type": "linear" | "llama3", "factor": ..., ...}
     max_position_embeddings: int = 2048
     tie_word_embeddings: bool = False
-    attention_bias: bool = False
-    mlp_bias: bool = False
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
+    model_type: str = "llama"
+    # What families differ in; the defaults are the first Llama's.
+    activation: str = "silu"
+    attention_bias: bool = False                   # of q, k, v
+    o_bias: bool = False
+    mlp_bias: bool = False
+    sliding_window: int | None = None              # a query sees this many keys, its own included, in the windowed layers
+    windowed_layers: tuple[int, ...] = ()
+    query_pre_attn_scalar: float | None = None     # scores are divided by its square root; None: by that of head_dim
+    attention_softcap: float | None = None         # scores become cap * tanh(score / cap); None: they stay
+    final_softcap: float | None = None             # the same of the logits
+    zero_centered_norms: bool = False              # norms multiply by 1 + weight
+    norms_after: bool = False                      # a second norm, after attention and after the MLP
+    embedding_scale: float = 1.0
+
+    def window(self, layer: int) -> int | None:
+        return self.sliding_window if layer in self.windowed_layers else None
+
+    @property
+    def attention_scale(self) -> float:
+        return (self.query_pre_attn_scalar or self.head_dim) ** -0.5
 
     def to_json(self) -> dict:
-        """The same configuration in the classic Hugging Face spelling, so that other tools read it."""
-        fields = asdict(self)
-        eos = list(fields.pop("eos_token_ids"))
-        return {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", **fields,
+        """The same configuration in the family's own keys and the classic spelling, so that other tools read it."""
+        family, eos = FAMILIES[self.model_type], list(self.eos_token_ids)
+        key, activation = family.activation
+        return {"architectures": [family.architecture], "model_type": self.model_type, key: activation,
+                **{name: getattr(self, name) for name in SHARED}, **family.write(self),
                 "eos_token_id": eos[0] if len(eos) == 1 else eos or None}
 
 
 def config_from_json(raw: dict, where: str) -> LlamaConfig:
     """Raises ValueError, naming `where`, for a missing key, another architecture or an unknown rotary scaling."""
-    missing = [key for key in REQUIRED if key not in raw]
-    if missing:
-        raise ValueError(f"{where}: config lacks {', '.join(missing)}")
-    for key in (*REQUIRED, "num_key_value_heads", "head_dim", "max_position_embeddings"):
-        value = raw.get(key)
-        if (value is not None or key in REQUIRED) and not (isinstance(value, int) and value > 0):
-            raise ValueError(f"{where}: {key} is {value!r}, not a positive integer")
-    if raw.get("model_type", "llama") != "llama":
-        raise ValueError(f"{where}: model_type {raw['model_type']!r} is not supported; only 'llama' is")
-    if raw.get("hidden_act", "silu") != "silu":
-        raise ValueError(f"{where}: hidden_act {raw['hidden_act']!r} is not supported; a Llama uses 'silu'")
+    try:
+        return _config(raw)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _config(raw: dict) -> LlamaConfig:
+    model_type = raw.get("model_type", "llama")
+    if model_type not in FAMILIES:
+        raise ValueError(f"model_type {model_type!r} is not supported; supported: {', '.join(FAMILIES)}")
+    family = FAMILIES[model_type]
+    raw = {**family.defaults, **raw}
+    _check(raw, family.activation)
     heads = raw["num_attention_heads"]
     kv_heads = raw.get("num_key_value_heads") or heads
     if heads % kv_heads:
-        raise ValueError(f"{where}: num_attention_heads={heads} is not a multiple of num_key_value_heads={kv_heads}")
-    theta, scaling = _rope(raw, where)
-    eos = raw.get("eos_token_id")
+        raise ValueError(f"num_attention_heads={heads} is not a multiple of num_key_value_heads={kv_heads}")
+    theta, scaling = _rope(raw)
     return LlamaConfig(
-        **{key: raw[key] for key in REQUIRED},
+        **{key: raw[key] for key in (*REQUIRED, "rms_norm_eps", "max_position_embeddings", "tie_word_embeddings")},
         num_key_value_heads=kv_heads,
         head_dim=raw.get("head_dim") or raw["hidden_size"] // heads,
-        rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
         rope_theta=theta,
         rope_scaling=scaling,
-        max_position_embeddings=raw.get("max_position_embeddings", 2048),
-        tie_word_embeddings=raw.get("tie_word_embeddings", False),
-        attention_bias=raw.get("attention_bias", False),
-        mlp_bias=raw.get("mlp_bias", False),
         bos_token_id=raw.get("bos_token_id"),
-        eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
+        eos_token_ids=token_ids(raw.get("eos_token_id")),
+        model_type=model_type,
+        activation=family.activation[1],
+        **family.read(raw),
     )
 
 
-def _rope(raw: dict, where: str) -> tuple[float, dict | None]:
+def _check(raw: dict, activation: tuple[str, str]) -> None:
+    """Raises ValueError for a missing key, a size that is none, or another activation than the family's."""
+    missing = [key for key in REQUIRED if key not in raw]
+    if missing:
+        raise ValueError(f"config lacks {', '.join(missing)}")
+    for key in SIZES:
+        value = raw.get(key)
+        if (value is not None or key in REQUIRED) and not (isinstance(value, int) and value > 0):
+            raise ValueError(f"{key} is {value!r}, not a positive integer")
+    key, usual = activation
+    if (raw.get(key) or usual) != usual:
+        raise ValueError(f"{key} {raw[key]!r} is not supported; this family uses {usual!r}")
+
+
+def token_ids(ids: int | list[int] | None) -> tuple[int, ...]:
+    """However a config spells them: one, several or none."""
+    return tuple(ids) if isinstance(ids, list) else () if ids is None else (ids,)
+
+
+def _rope(raw: dict) -> tuple[float, dict | None]:
     """Base frequency and scaling, from either spelling."""
     newer = raw.get("rope_parameters") or {}
     theta = newer.get("rope_theta", raw.get("rope_theta", 10000.0))
     scaling = newer or raw.get("rope_scaling") or {}
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind not in ROPE_TYPES:
-        raise ValueError(f"{where}: rotary scaling {kind!r} is not supported; supported: {', '.join(ROPE_TYPES)}")
+        raise ValueError(f"rotary scaling {kind!r} is not supported; supported: {', '.join(ROPE_TYPES)}")
     if kind == "default":
         return theta, None
     needed = ("factor",) if kind == "linear" else (
         "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     missing = [key for key in needed if key not in scaling]
     if missing:
-        raise ValueError(f"{where}: rotary scaling {kind!r} lacks {', '.join(missing)}")
+        raise ValueError(f"rotary scaling {kind!r} lacks {', '.join(missing)}")
     return theta, {"rope_type": kind, **{key: scaling[key] for key in needed}}
 
 

@@ -1,4 +1,8 @@
-"""Text <-> token ids: `tokenizer.model` by sentencepiece, `tokenizer.json` by the tokenizers library, one face for both."""
+"""Text <-> token ids: `tokenizer.model` by sentencepiece, `tokenizer.json` by the tokenizers library, one face for both.
+
+`begin` stands before every prompt: one token for Llama, Mistral and Gemma, none for Qwen2. `tokenizer_config.json` beside the file
+names tokens that it does not.
+"""
 from pathlib import Path
 
 import sentencepiece
@@ -10,7 +14,7 @@ FILES = ("tokenizer.model", "tokenizer.json")
 
 
 class SentencePieceTokenizer:
-    """LLaMA-1/2's kind of file. A begin token stands before every prompt."""
+    """LLaMA-1/2's, Mistral's and Gemma's kind of file. The file names the begin token; `add_bos_token: false` beside it drops it."""
 
     def __init__(self, path: Path):
         try:
@@ -18,7 +22,8 @@ class SentencePieceTokenizer:
         except Exception as error:  # sentencepiece raises RuntimeError, OSError or its own, depending on the damage
             raise ValueError(f"{path}: not a sentencepiece model ({error})") from None
         self.eos_id = self.processor.eos_id() if self.processor.eos_id() >= 0 else None  # -1: the file has none
-        self.begin = [self.processor.bos_id()] if self.processor.bos_id() >= 0 else []
+        adds = self.processor.bos_id() >= 0 and beside(path).get("add_bos_token", True)
+        self.begin = [self.processor.bos_id()] if adds else []
 
     def encode(self, text: str) -> list[int]:
         """Ids of a prompt, with the begin token."""
@@ -29,7 +34,8 @@ class SentencePieceTokenizer:
 
 
 class JsonTokenizer:
-    """Llama 3's and SmolLM's kind of file. Begin tokens are added where the file's own post-processor does it."""
+    """Llama 3's, SmolLM's and Qwen2's kind of file. Begin tokens are added where the file's own post-processor does it, as
+    transformers 5 has it; and where it does not but `add_bos_token: true` stands beside, as transformers 4 has it for Llama and Gemma."""
 
     def __init__(self, path: Path):
         try:
@@ -38,19 +44,27 @@ class JsonTokenizer:
             raise ValueError(f"{path}: not a tokenizers file ({error})") from None
         self.tokenizer.no_truncation()  # a file may carry its last user's settings
         self.tokenizer.no_padding()
-        self.eos_id = self._end_token(path.parent / "tokenizer_config.json")
+        stated = beside(path)
+        self.eos_id = self._id(stated.get("eos_token"))
+        bos_id = self._id(stated.get("bos_token")) if stated.get("add_bos_token") else None
+        self.begin = [] if bos_id is None or self.tokenizer.encode("").ids[:1] == [bos_id] else [bos_id]
 
-    def _end_token(self, config: Path) -> int | None:
-        if not config.exists():
-            return None
-        token = read_json(config).get("eos_token")
+    def _id(self, token: str | dict | None) -> int | None:
+        """Of a token as tokenizer_config.json spells it."""
         return self.tokenizer.token_to_id(token["content"] if isinstance(token, dict) else token) if token else None
 
     def encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text).ids
+        """Ids of a prompt, with the begin token."""
+        return self.begin + self.tokenizer.encode(text).ids
 
     def decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def beside(path: Path) -> dict:
+    """tokenizer_config.json in the same directory; {} where there is none."""
+    config = path.parent / "tokenizer_config.json"
+    return read_json(config) if config.is_file() else {}
 
 
 Tokenizer = SentencePieceTokenizer | JsonTokenizer

@@ -2,6 +2,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -318,3 +319,21 @@ def test_a_tokenizer_json_model_and_sql_work_end_to_end(small_base, tmp_path):
     assert call(train_script, "--method", "qlora", "--model", base, "--task", "sql-create-context", "--data", "train.jsonl",
                 "--test-data", "test.jsonl", *FEW, "--out", "x") is None
     assert "exact_match" in rows_of(tmp_path / "x")["as trained"]["scores"]
+
+
+@pytest.mark.parametrize("config", [
+    replace(SMALL, model_type="gemma2", activation="gelu_pytorch_tanh", sliding_window=16, windowed_layers=(0,), attention_softcap=50.0,
+            final_softcap=30.0, query_pre_attn_scalar=16, zero_centered_norms=True, norms_after=True, embedding_scale=32 ** 0.5),
+    replace(SMALL, model_type="qwen2", attention_bias=True), replace(SMALL, model_type="mistral", sliding_window=16, windowed_layers=(0,))],
+    ids=lambda config: config.model_type)
+def test_every_family_trains_and_its_merged_model_is_one_of_that_family(small_base, tmp_path, config):
+    base = tmp_path / "base"
+    shutil.copytree(small_base, base)
+    write_json(base / "config.json", config.to_json())
+    save_model(random_model(config, torch.float32, seed=1), base / "model.safetensors", torch.bfloat16)
+    assert call(train_script, "--model", base, "--quantizer", "gptq", *FEW, "--out", "x") is None
+    rows = rows_of(tmp_path / "x")
+    assert rows["as trained"]["validation_loss"] != rows["quantized base"]["validation_loss"]
+    assert rows["merged, 4 bits"]["logit_difference"] < 1e-5
+    assert load_config(tmp_path / "x") == load_config(tmp_path / "x" / "merged") == config
+    assert call(eval_script, "--model", "x/merged", "--limit", "40", "--test-limit", "4", "--max-new-tokens", "2") is None

@@ -13,7 +13,8 @@ from model.generate import generate
 from model.llama import KVCache, Llama, rotary_frequencies
 
 FIXTURES = Path(__file__).parent / "fixtures"
-CASES = ["grouped_tied", "multi_head_untied_bias", "llama3_rope", "linear_rope_sharded"]
+CASES = ["grouped_tied", "multi_head_untied_bias", "llama3_rope", "linear_rope_sharded", "llama1", "mistral_window",
+         "mistral_sharded", "qwen2", "qwen2_window_bf16", "gemma2"]
 TINY = LlamaConfig(vocab_size=40, hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
                    num_key_value_heads=2, head_dim=6, max_position_embeddings=64, eos_token_ids=(2,))
 
@@ -33,7 +34,7 @@ def tokens(B, T, seed=0):
 
 @pytest.mark.parametrize("case", CASES)
 def test_logits_equal_the_published_implementation(case):
-    """3e-4 in float32, as issue 2 asks; unpadded, padded on the left, padded on the right."""
+    """3e-4 in float32, as issues 2 and 5 ask; unpadded, padded on the left, padded on the right."""
     golden = load_file(FIXTURES / case / "golden.safetensors")
     model = load_model(weight_files(FIXTURES / case), load_config(FIXTURES / case), torch.float32)
     with torch.no_grad():
