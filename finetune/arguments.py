@@ -216,6 +216,12 @@ def resolve_quantizer(args: argparse.Namespace, given: dict, default: str, metho
         make_quantizer(args)
 
 
+def resolve_model_quantizer(args: argparse.Namespace, given: dict) -> None:
+    """Of a model without a run: none, or min-max where --bits or --block ask for codes."""
+    asks_for_codes = args.block or args.bits not in (None, 16)
+    resolve_quantizer(args, given, "minmax" if asks_for_codes else "none")
+
+
 def make_quantizer(args: argparse.Namespace) -> Quantizer:
     """The grid that the base is quantized on. Raises ValueError for bits that it has not."""
     return QUANTIZERS[args.grid or args.quantizer](args.bits, args.block, double_quant=args.double_quant)
