@@ -11,5 +11,5 @@
 
 `llama.py` the forward; `config.py` Hugging Face config.json -> `LlamaConfig`; `checkpoint.py` safetensors in and out,
 tensor by tensor; `tokenizer.py` sentencepiece and tokenizers behind one face; `generate.py` greedy generation and sampling;
-`base/` the small embedded Llama and how it was made.
+`hub.py` models of the Hugging Face hub; `base/` the small embedded Llama and how it was made.
 """
