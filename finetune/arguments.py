@@ -65,8 +65,8 @@ def given_flags(parser: argparse.ArgumentParser, args: argparse.Namespace, comma
 
 
 def model_place(text: str) -> Path | HubModel:
-    """An argparse type. What is here goes before what the hub may hold under the same name."""
-    if Path(text).exists():
+    """An argparse type. What is here goes before what the hub may hold under the same name; an absolute path is never a name there."""
+    if Path(text).is_absolute() or Path(text).exists():
         return Path(text)
     try:
         return HubModel.parse(text)

@@ -186,10 +186,16 @@ def test_what_the_hub_refuses_is_one_line_that_says_what_to_do(fake, tmp_path, s
     assert call(script, "--model", "org/small@v1", *FEWER, *(["--steps", "1"] if script is train_script else [])) is None  # control
 
 
-@pytest.mark.parametrize("name", ["nowhere", "a/b/c", "org/", "/name", "org/name@", "org/na me", "./name", "org/..", "https://huggingface.co/org/name", "org--x/name"])
+@pytest.mark.parametrize("name", ["nowhere", "a/b/c", "org/", "org/name@", "org/na me", "./name", "org/..", "https://huggingface.co/org/name", "org--x/name"])
 def test_what_is_neither_a_directory_nor_a_name_on_the_hub_is_refused_without_asking_the_hub(fake, name):
     said = call(train_script, "--model", name)
     assert f"{name}: no such model directory, and no model of the hub" in said and "\n" not in said
+    assert not fake.asked
+
+
+def test_an_absolute_path_is_never_a_name_on_the_hub(fake, tmp_path):
+    assert arguments.model_place(str(tmp_path / "later")) == tmp_path / "later"
+    assert f"{tmp_path}/later: no such model directory" in call(train_script, "--model", tmp_path / "later")
     assert not fake.asked
 
 
