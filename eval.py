@@ -1,4 +1,4 @@
-"""Score a run in each of its states, or a model as it is and quantized; compare runs.
+"""Score a run in each of its states, or a model as it is and quantized; compare runs; complete prompts.
 
     python eval.py runs/x                                                     # base, quantized, as trained, merged
     python eval.py runs/x --test-data test.jsonl --test-limit 200
@@ -9,6 +9,8 @@
     python eval.py --compare runs/sft "runs/sft-qlora:quantized base"         # paired tests on what was scored last
     python eval.py runs/x --requantize gptq                                   # and, lossily, back to k bits
     python eval.py --model DIR --quantizer gptq --bits 3 --task banking77     # no run: base and quantized base
+    python eval.py runs/x --prompt "..." --temperature 0.7                    # no task: how the model as trained goes on from here
+    python eval.py --model DIR --bits 4 --prompt "..."                        # or a model, here rounded to 4 bits
 """
 import argparse
 import sys
@@ -25,6 +27,7 @@ from finetune.methods import GPTQ, METHODS
 from finetune.models import Source, check_trained, read_run
 from finetune.plot import check_picture
 from finetune.predictions import compare
+from finetune.prompt import add_prompt_flags, complete, refuse_without_prompt
 from finetune.restore import Restoration, add_restore_flags, asked_for, check_restoration
 from finetune.run import Run
 from finetune.table import Row, print_table, save_table
@@ -45,13 +48,17 @@ def main() -> None:
                         "predictions of their last scoring; STATE is a row of their tables, 'as trained' unless named")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="with --restore: score against memory as a picture, and FILE.json beside it")
     parser.add_argument("--json", type=Path, metavar="FILE", help="of several runs or --compare: the joint table")
+    add_prompt_flags(parser)
     arguments.add_base_flags(parser)
     args = parser.parse_args()
     given = {name: value for name, value in arguments.given_flags(parser, args).items() if name not in ("run", *OUTPUTS)}
     try:
+        refuse_without_prompt(given)
         if args.compare:
             refuse_beside_compare(args, given)
             compare(args.compare, args.json)
+        elif args.prompt:
+            complete(args, given)
         elif args.run:
             score_runs(args, given)
         else:
@@ -130,8 +137,7 @@ def score_model(args: argparse.Namespace, given: dict) -> None:
         raise ValueError("--restore, --plot and --json need runs: give their directories")
     if "targets" in given:
         raise ValueError("--targets says where adapters go, and a model without a run has none: use --quantized-layers")
-    asks_for_codes = args.block or args.bits not in (None, 16)
-    arguments.resolve_quantizer(args, given, "minmax" if asks_for_codes else "none")
+    arguments.resolve_model_quantizer(args, given)
     arguments.resolve_requantization(args, given, (args.quantizer,))
     source = Source(args.model)
     check_quantization(source, args)

@@ -30,6 +30,7 @@ from finetune.run import Run, new_run
 from finetune.table import bits_per_weight
 from model.checkpoint import random_model, save_model
 from model.files import write_json
+from model.hub import pinned
 from model.llama import Llama
 from quant.linear import QuantLinear
 
@@ -65,6 +66,7 @@ def refuse_other_flags(given: dict) -> None:
 
 def prepare(args: argparse.Namespace) -> tuple[Source, argparse.Namespace, Job]:
     """All that can be wrong is found here, before a weight is read."""
+    args.model = pinned(args.model)  # the run remembers the commit
     source = Source(args.model)
     check.take_block_of_base(source, args)
     check.check_layers(source, args)

@@ -10,6 +10,7 @@ from adapters import ADAPTERS
 from adapters.operators import OPERATORS
 from adapters.pooling import Lam
 from finetune.methods import DEFAULT_BITS, GPTQ, GPTQ_BLOCK, GPTQ_GRID, METHODS, TARGETS, Method
+from model.hub import HubModel
 from quant import QUANTIZERS
 from quant.grid import Block
 from quant.quantizer import Quantizer
@@ -63,6 +64,16 @@ def given_flags(parser: argparse.ArgumentParser, args: argparse.Namespace, comma
     return {name: value for name, value in vars(parser.parse_args(command, namespace)).items() if value is not unset}
 
 
+def model_place(text: str) -> Path | HubModel:
+    """An argparse type. What is here goes before what the hub may hold under the same name; an absolute path is never a name there."""
+    if Path(text).is_absolute() or Path(text).exists():
+        return Path(text)
+    try:
+        return HubModel.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: no such model directory, and no model of the hub: {error}") from None
+
+
 def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -85,8 +96,9 @@ def device(text: str) -> str:
 
 def add_base_flags(parser: argparse.ArgumentParser) -> None:
     """What train.py and eval.py both take."""
-    parser.add_argument("--model", type=Path, default=EMBEDDED_BASE, metavar="DIR",
-                        help="a directory with config.json, safetensors and a tokenizer, or a run; default: the embedded base")
+    parser.add_argument("--model", type=model_place, default=EMBEDDED_BASE, metavar="DIR|ORG/NAME",
+                        help="a directory with config.json, safetensors and a tokenizer, or a run, or a model of the Hugging Face hub, also "
+                        "ORG/NAME@REVISION; default: the embedded base")
     parser.add_argument("--quantizer", choices=("none", *QUANTIZERS, GPTQ), help="default: the method's")
     parser.add_argument("--bits", type=int, help=f"default: {DEFAULT_BITS} where the base is quantized")
     parser.add_argument("--block", help="n_in x n_out, as in 4x8, or rowx1 for whole rows; default: the method's or quantizer's")
@@ -165,7 +177,7 @@ def resolve(args: argparse.Namespace, given: dict) -> argparse.Namespace:
     if TASKS[args.task].needs_data and args.data is None:
         raise ValueError(f"--task {args.task} needs --data")
     for name in PATHS:
-        if getattr(args, name):
+        if isinstance(getattr(args, name), Path):
             setattr(args, name, getattr(args, name).resolve())
     return args
 
@@ -216,6 +228,12 @@ def resolve_quantizer(args: argparse.Namespace, given: dict, default: str, metho
         make_quantizer(args)
 
 
+def resolve_model_quantizer(args: argparse.Namespace, given: dict) -> None:
+    """Of a model without a run: none, or min-max where --bits or --block ask for codes."""
+    asks_for_codes = args.block or args.bits not in (None, 16)
+    resolve_quantizer(args, given, "minmax" if asks_for_codes else "none")
+
+
 def make_quantizer(args: argparse.Namespace) -> Quantizer:
     """The grid that the base is quantized on. Raises ValueError for bits that it has not."""
     return QUANTIZERS[args.grid or args.quantizer](args.bits, args.block, double_quant=args.double_quant)
@@ -264,7 +282,12 @@ def from_json(saved: dict) -> argparse.Namespace:
     except argparse.ArgumentTypeError as error:
         args.device = default_device()
         print(f"{error}: {args.device} instead")
-    for name, kind in {**dict.fromkeys((*PATHS, "out"), Path), "block": Block.parse, "requantize_block": Block.parse,
+    for name, kind in {**dict.fromkeys((*PATHS, "out"), Path), "model": saved_place, "block": Block.parse, "requantize_block": Block.parse,
                        "lam": Lam.parse}.items():
         setattr(args, name, kind(saved[name]) if saved.get(name) else None)
     return args
+
+
+def saved_place(text: str) -> Path | HubModel:
+    """Directories are absolute in a run (see `resolve`), so that nothing else can be one, wherever the run is looked at."""
+    return Path(text) if Path(text).is_absolute() else HubModel.parse(text)

@@ -105,5 +105,5 @@ def evaluate_model(source: Source, args: argparse.Namespace) -> list[Row]:
         model, _ = load_base(source, how, job)
         rows.append(score_state(state, model, job, args.eval_batch_size))
         del model
-    print_table(rows, f"{source.path}: {args.quantizer}, {args.bits} bits, {args.task}, {len(job.test)} test rows")
+    print_table(rows, f"{source.place}: {args.quantizer}, {args.bits} bits, {args.task}, {len(job.test)} test rows")
     return rows

@@ -54,7 +54,7 @@ def prepare_job(source: Source, args: argparse.Namespace, calibrate: bool) -> Jo
     if not train or not validation:
         raise ValueError(f"--task {args.task}: {len(train)} rows to train on and {len(validation)} to validate on are left "
                          f"({left_out} are longer than {longest} tokens, see --max-length); both need at least one")
-    check_ids(train + validation, source)
+    check_ids([e.tokens for e in train + validation], source)
     positions = source.config.max_position_embeddings
     longest_answer = max(len(e.tokens) - e.prompt_length for e in train + validation)
     max_new_tokens = args.max_new_tokens or min(longest_answer, positions - 1)
@@ -87,9 +87,9 @@ def newline_ids(tokenizer: Tokenizer) -> list[int]:
     return tokenizer.encode("a\n")[len(tokenizer.encode("a")):][:1]
 
 
-def check_ids(rows: list[Encoded], source: Source) -> None:
+def check_ids(rows: list[list[int]], source: Source) -> None:
     """Raises ValueError where the tokenizer is not the one that the model's vocabulary was made for."""
-    largest = max(max(e.tokens) for e in rows)
+    largest = max(map(max, rows))
     if largest >= source.config.vocab_size:
         raise ValueError(f"{source.path}: its tokenizer gives token id {largest}, but config.json says "
                          f"vocab_size {source.config.vocab_size}")

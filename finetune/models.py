@@ -20,6 +20,7 @@ from model.checkpoint import (empty_model, load_config, load_model, open_safeten
                               read_tensors, save_model, weight_files)
 from model.config import LlamaConfig, read_json
 from model.files import sha256_of, write_json, write_safetensors
+from model.hub import HubModel, directory_of
 from model.llama import Llama
 from model.tokenizer import Tokenizer, load_tokenizer, tokenizer_file
 from quant.grid import Block
@@ -27,8 +28,13 @@ from quant.grid import Block
 
 @dataclass(frozen=True)
 class Source:
-    """A model directory, or a run. A run with an adapter stands for the model merged to 16 bits."""
-    path: Path
+    """A model directory, a model of the hub, or a run. A run with an adapter stands for the model merged to 16 bits."""
+    place: Path | HubModel
+
+    @cached_property
+    def path(self) -> Path:
+        """Where its files are on this machine. Raises NotFetched for a model of the hub that there is no getting."""
+        return directory_of(self.place)
 
     @cached_property
     def config(self) -> LlamaConfig:

@@ -48,9 +48,9 @@ def quantized_layer(layer: nn.Module, weight: QuantizedWeight) -> QuantLinear:
     return QuantLinear.from_weight(weight, None if layer.bias is None else layer.bias.detach())
 
 
-def load_base(source: Source, args: argparse.Namespace, job: Job) -> tuple[Llama, dict | None]:
-    """The base of a method, quantized where `args` says so, and GPTQ's report for `quantization.json`. The worst layers are
-    printed. Raises ValueError, naming the layer, for one that cannot be quantized."""
+def load_base(source: Source, args: argparse.Namespace, job: Job | None) -> tuple[Llama, dict | None]:
+    """The base of a method, quantized where `args` says so, and GPTQ's report for `quantization.json`; the job is for
+    GPTQ alone. The worst layers are printed. Raises ValueError, naming the layer, for one that cannot be quantized."""
     if args.quantizer == "none":
         return source.load(DTYPES[args.dtype], args.device), None
     names, errors = linear_names(empty_model(source.config, torch.float32), args.quantized_layers), WeightErrors()

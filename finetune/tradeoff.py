@@ -37,7 +37,7 @@ def points_of(run: Path, args: argparse.Namespace, rows: list[Row], widths: list
     """rows: as trained, then one a width (see `restore_run`), merged models left out."""
     rows = [row for row in rows if row.logit_difference is None]
     metric = TASKS[args.task].metric
-    return [Point(str(run), args.task, Path(args.model).name, METHODS[args.method].adapter, args.bits, bits, i > 0, row.state, row.scores[metric],
+    return [Point(str(run), args.task, args.model.name, METHODS[args.method].adapter, args.bits, bits, i > 0, row.state, row.scores[metric],
                   row.validation_loss, row.bits_per_weight, row.megabytes, row.restoration_ratio)
             for i, (row, bits) in enumerate(zip(rows, [args.bits, *widths], strict=True))]
 

@@ -14,5 +14,6 @@
 
 `llama.py` the forward; `config.py` Hugging Face config.json -> `LlamaConfig`; `families.py` what of it each family has of its own
 (Llama, Mistral, Qwen2, Gemma 2); `checkpoint.py` safetensors in and out, tensor by tensor; `tokenizer.py` sentencepiece and
-tokenizers behind one face; `generate.py` greedy generation; `base/` the small embedded Llama and how it was made.
+tokenizers behind one face; `generate.py` greedy generation and sampling;
+`hub.py` models of the Hugging Face hub; `base/` the small embedded Llama and how it was made.
 """

@@ -22,6 +22,7 @@ from quant.grid import Block, Grid
 from quant.linear import QuantLinear
 from quant.packing import packed_bytes, word_shape
 
+INDEX = "model.safetensors.index.json"
 IGNORED_ENDINGS = ("rotary_emb.inv_freq",)  # old files carry the rotary frequencies; they follow from the config
 
 
@@ -64,18 +65,21 @@ def _quantized_header(metadata: dict[str, str] | None, path: Path) -> dict[str, 
         raise ValueError(f"{path}: damaged header, its list of quantized layers is not JSON ({error})") from None
 
 
+def weight_names(directory: Path) -> list[str]:
+    """model.safetensors, or the shards that the index names."""
+    index = directory / INDEX
+    if not index.is_file():
+        return ["model.safetensors"]
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise ValueError(f"{index}: holds no weight_map")
+    return sorted(set(shards.values()))
+
+
 def weight_files(directory: Path) -> list[Path]:
-    """model.safetensors, or the shards that model.safetensors.index.json names."""
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory}: no such model directory")
-    index = directory / "model.safetensors.index.json"
-    if index.is_file():
-        shards = read_json(index).get("weight_map")
-        if not isinstance(shards, dict) or not shards:
-            raise ValueError(f"{index}: holds no weight_map")
-        files = [directory / name for name in sorted(set(shards.values()))]
-    else:
-        files = [directory / "model.safetensors"]
+    files = [directory / name for name in weight_names(directory)]
     if missing := [str(path) for path in files if not path.is_file()]:
         raise FileNotFoundError(f"{', '.join(missing)}: no such weight file")
     return files

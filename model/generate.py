@@ -1,16 +1,21 @@
-"""Greedy generation in batches, with a KV cache."""
-from collections.abc import Collection, Sequence
+"""Generation in batches, with a KV cache: the most likely token again and again, or tokens drawn by temperature and top-p."""
+import hashlib
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from model.llama import Llama
 
+Choose = Callable[[Tensor, list[int]], Tensor]  # logits (n, vocab_size) and which prompts they belong to -> one token each, (n,)
+
 
 @torch.no_grad()
 def generate(model: Llama, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop_ids: Collection[int],
-             batch_size: int, desc: str = "generating") -> list[list[int]]:
-    """The most likely next token, again and again, until one of `stop_ids` (not returned) or `max_new_tokens`.
+             batch_size: int, desc: str = "generating", sampling: "Sampling | None" = None) -> list[list[int]]:
+    """The next token, the most likely one or as `sampling` has it, until one of `stop_ids` (not returned) or `max_new_tokens`.
 
     Prompts of similar length go together, padded on the left; the answers come back in the order of the prompts. A prompt
     that leaves no room for the answer within the model's positions loses its left end."""
@@ -20,16 +25,17 @@ def generate(model: Llama, prompts: Sequence[Sequence[int]], max_new_tokens: int
                          f"{model.config.max_position_embeddings} positions")
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: list[list[int]] = [[] for _ in prompts]
+    choose = Sampler(sampling, len(prompts)) if sampling else most_likely
     with tqdm(total=len(prompts), desc=desc, unit="row", disable=None, leave=False) as bar:
         for start in range(0, len(order), batch_size):
             rows = order[start:start + batch_size]
-            _generate_batch(model, rows, [list(prompts[i])[-room:] for i in rows], max_new_tokens, set(stop_ids), answers)
+            _generate_batch(model, rows, [list(prompts[i])[-room:] for i in rows], max_new_tokens, set(stop_ids), choose, answers)
             bar.update(len(rows))
     return answers
 
 
 def _generate_batch(model: Llama, rows: list[int], prompts: list[list[int]], max_new_tokens: int, stop_ids: set[int],
-                    answers: list[list[int]]) -> None:
+                    choose: Choose, answers: list[list[int]]) -> None:
     """Appends to `answers[row]`. A sequence that has stopped leaves the batch."""
     longest = max(map(len, prompts))
     tokens = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=model.device)
@@ -38,7 +44,7 @@ def _generate_batch(model: Llama, rows: list[int], prompts: list[list[int]], max
     last = torch.zeros_like(mask)
     last[:, -1] = True
     for _ in range(max_new_tokens):
-        new = model(tokens, mask, cache, at=last).argmax(-1)
+        new = choose(model(tokens, mask, cache, at=last), rows)
         going = [i for i, token in enumerate(new.tolist()) if token not in stop_ids]
         if not going:
             return
@@ -50,3 +56,61 @@ def _generate_batch(model: Llama, rows: list[int], prompts: list[list[int]], max
             answers[row].append(token)
         tokens, last = new[:, None], torch.ones_like(new[:, None], dtype=torch.bool)
         mask = torch.cat((mask, last), dim=1)
+
+
+# ---- which token comes next -----------------------------------------------------------------------------------------
+
+def most_likely(logits: Tensor, rows: list[int]) -> Tensor:
+    return logits.argmax(-1)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. Raises ValueError for a temperature that is not above 0 or a top_p outside (0, 1]."""
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self):
+        if not self.temperature > 0:
+            raise ValueError(f"temperature={self.temperature} is not above 0; without sampling the most likely token is taken")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p} is not in (0, 1]")
+
+
+class Sampler:
+    """Draws each prompt's tokens from its own random numbers, so that what a prompt gets depends on the seed and on its place among
+    the prompts, not on the batch it is in. Drawn on the CPU: a seed means the same numbers on every device."""
+
+    def __init__(self, sampling: Sampling, prompts: int):
+        self.sampling = sampling
+        self.generators = [prompt_generator(sampling.seed, i) for i in range(prompts)]
+
+    def __call__(self, logits: Tensor, rows: list[int]) -> Tensor:
+        p = nucleus(tempered(logits.cpu(), self.sampling.temperature), self.sampling.top_p)
+        drawn = [torch.multinomial(p_row, 1, generator=self.generators[row]) for p_row, row in zip(p, rows)]
+        return torch.cat(drawn).to(logits.device)
+
+
+def prompt_generator(seed: int, prompt: int) -> torch.Generator:
+    """Seeded by a hash of both: seed + prompt would give prompt 1 of seed 0 the random numbers of prompt 0 of seed 1."""
+    digest = hashlib.sha256(f"{seed} {prompt}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
+
+
+def tempered(logits: Tensor, temperature: float) -> Tensor:
+    """softmax(logits / temperature), in float64. The largest logit is taken off before the division, which then cannot overflow,
+    however small the temperature: its token is left with 0 / temperature = 0."""
+    below = logits.double() - logits.double().amax(-1, keepdim=True)
+    return (below / temperature).softmax(-1)
+
+
+def nucleus(probabilities: Tensor, top_p: float) -> Tensor:
+    """The smallest set of most likely tokens whose probability reaches top_p, scaled to sum to 1; all others get 0. A token is in
+    where those before it do not reach top_p yet, so the first always is. `nucleus([.5, .25, .25], .5) -> [1, 0, 0]`
+
+    Source: Holtzman et al., The Curious Case of Neural Text Degeneration, Sec. 3.1."""
+    ranked, order = probabilities.sort(dim=-1, descending=True, stable=True)
+    before = torch.cat((torch.zeros_like(ranked[..., :1]), ranked.cumsum(-1)[..., :-1]), dim=-1)
+    kept = ranked.where(before < top_p, 0)
+    return torch.zeros_like(probabilities).scatter(-1, order, kept / kept.sum(-1, keepdim=True))
