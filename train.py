@@ -31,6 +31,7 @@ from finetune.table import bits_per_weight
 from model.checkpoint import random_model, save_model
 from model.files import write_json
 from model.llama import Llama
+from model.tokenizer import copy_tokenizer
 from quant.linear import QuantLinear
 
 
@@ -94,7 +95,7 @@ def describe(run: Run, source: Source, args: argparse.Namespace, job: Job) -> di
         "fingerprints": {"base": None if args.from_scratch else source.fingerprint, "data": job.fingerprints,
                          "calibration": job.calibration.fingerprint if args.quantizer == GPTQ else None},
     }
-    models.copy_tokenizer(source.path, run.path)
+    copy_tokenizer(source.path, run.path)
     write_json(run.config_file, saved)
     return saved
 
