@@ -114,13 +114,14 @@ def sentencepiece_model(file: GGUFFile) -> bytes:
     Raises ValueError for user-defined tokens, around which the two put spaces differently."""
     tokens, scores, kinds = (file.get(f"tokenizer.ggml.{name}") for name in ("tokens", "scores", "token_type"))
     if USER_DEFINED in kinds:
-        raise ValueError(f"{file.path}: a tokenizer of kind 'llama' with user-defined tokens ({tokens[kinds.index(USER_DEFINED)]!r}) "
-                         f"is not supported")
-    begin, end = begin_token(file, default=True), special_token(file, "eos")
-    unknown = tokens[kinds.index(UNKNOWN)] if UNKNOWN in kinds else ""
+        raise ValueError(f"{file.path}: user-defined tokens ({tokens[kinds.index(USER_DEFINED)]!r}) are not supported in a tokenizer of "
+                         f"kind 'llama'")
+    if UNKNOWN not in kinds:
+        raise ValueError(f"{file.path}: a tokenizer of kind 'llama' without a token for the unknown, which sentencepiece must have")
+    unknown = tokens[kinds.index(UNKNOWN)]
+    begin, end = begin_token(file, default=True) or (None, unknown), special_token(file, "eos") or (None, unknown)  # not control: none
     pieces = [field(1, field(1, token) + field(2, score) + field(3, kind)) for token, score, kind in zip(tokens, scores, kinds)]
-    trainer = field(3, SENTENCEPIECE_BPE) + field(35, True) + field(45, unknown) + field(46, begin[1] if begin else "") \
-        + field(47, end[1] if end else "")
+    trainer = field(3, SENTENCEPIECE_BPE) + field(35, True) + field(45, unknown) + field(46, begin[1]) + field(47, end[1])
     normalizer = field(1, "identity") + field(3, file.metadata.get("tokenizer.ggml.add_space_prefix", True)) + field(4, False)
     return b"".join(pieces) + field(2, trainer) + field(3, normalizer)
 

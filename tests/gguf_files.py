@@ -99,15 +99,16 @@ def sentencepiece_tokens(writer, **changed) -> None:
     writer.add_eos_token_id(p.eos_id())
 
 
-def byte_level_tokens(writer, tokenizer, pre: str, begin: bool | None = None, special: tuple[str, ...] = ()) -> None:
-    """A `tokenizers` BPE."""
+def byte_level_tokens(writer, tokenizer, pre: str, begin: bool | None = None, special: tuple[str, ...] = (),
+                      merges: list[str] | None = None) -> None:
+    """A `tokenizers` BPE; `merges` in the place of its own."""
     model = json.loads(tokenizer.to_str())["model"]
     tokens = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
     writer.add_token_types([3 if token in special else 1 for token in tokens])
-    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]])
+    writer.add_token_merges(merges or [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
     if begin is not None:
