@@ -32,6 +32,7 @@ from model.checkpoint import random_model, save_model
 from model.files import write_json
 from model.hub import pinned
 from model.llama import Llama
+from model.tokenizer import copy_tokenizer
 from quant.linear import QuantLinear
 
 
@@ -96,7 +97,7 @@ def describe(run: Run, source: Source, args: argparse.Namespace, job: Job) -> di
         "fingerprints": {"base": None if args.from_scratch else source.fingerprint, "data": job.fingerprints,
                          "calibration": job.calibration.fingerprint if args.quantizer == GPTQ else None},
     }
-    models.copy_tokenizer(source.path, run.path)
+    copy_tokenizer(source.path, run.path)
     write_json(run.config_file, saved)
     return saved
 

@@ -96,9 +96,9 @@ def device(text: str) -> str:
 
 def add_base_flags(parser: argparse.ArgumentParser) -> None:
     """What train.py and eval.py both take."""
-    parser.add_argument("--model", type=model_place, default=EMBEDDED_BASE, metavar="DIR|ORG/NAME",
-                        help="a directory with config.json, safetensors and a tokenizer, or a run, or a model of the Hugging Face hub, also "
-                        "ORG/NAME@REVISION; default: the embedded base")
+    parser.add_argument("--model", type=model_place, default=EMBEDDED_BASE, metavar="MODEL",
+                        help="a directory with config.json, safetensors and a tokenizer, a .gguf file, a run, or a model of the Hugging Face hub, "
+                        "ORG/NAME or ORG/NAME@REVISION; default: the embedded base")
     parser.add_argument("--quantizer", choices=("none", *QUANTIZERS, GPTQ), help="default: the method's")
     parser.add_argument("--bits", type=int, help=f"default: {DEFAULT_BITS} where the base is quantized")
     parser.add_argument("--block", help="n_in x n_out, as in 4x8, or rowx1 for whole rows; default: the method's or quantizer's")

@@ -1,6 +1,5 @@
 """From a place on disk to a model: the base, the model with adapters, merged; and back to disk."""
 import argparse
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,13 +21,13 @@ from model.config import LlamaConfig, read_json
 from model.files import sha256_of, write_json, write_safetensors
 from model.hub import HubModel, directory_of
 from model.llama import Llama
-from model.tokenizer import Tokenizer, load_tokenizer, tokenizer_file
+from model.tokenizer import Tokenizer, copy_tokenizer, load_tokenizer
 from quant.grid import Block
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model directory, a model of the hub, or a run. A run with an adapter stands for the model merged to 16 bits."""
+    """A model directory, a GGUF file, a model of the hub, or a run. A run with an adapter stands for the model merged to 16 bits."""
     place: Path | HubModel
 
     @cached_property
@@ -219,11 +218,3 @@ def save_beside(model: Llama, run: Run, directory: Path) -> None:
     write_json(directory / "config.json", model.config.to_json())
     copy_tokenizer(run.path, directory)
     save_model(model, directory / "model.safetensors")
-
-
-def copy_tokenizer(source: Path, target: Path) -> None:
-    file = tokenizer_file(source)
-    target.mkdir(parents=True, exist_ok=True)
-    for path in (file, source / "tokenizer_config.json"):
-        if path.is_file():
-            shutil.copy(path, target / path.name)

@@ -1,4 +1,4 @@
-"""Checkpoints in and out: safetensors, one file or sharded with an index, streamed tensor by tensor.
+"""Checkpoints in and out: safetensors, one file or sharded with an index, streamed tensor by tensor. In only: GGUF (gguf.py).
 
 Names and shapes are compared with the model's before the first tensor is read, so that a wrong directory costs no time.
 A layer may be stored dense (`NAME.weight`) or quantized (`NAME.codes`, `.levels`, `.scale`, `.offset`, or what stands for the
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from model.config import LlamaConfig, config_from_json, read_json, token_ids
 from model.files import write_safetensors
+from model.gguf import GGUFWeights, gguf_config, is_gguf, read_gguf
 from model.llama import Linear, Llama
 from quant.factors import OUTER_BLOCK, DoubleQuantized, ZeroPoints
 from quant.grid import Block, Grid
@@ -42,6 +43,11 @@ class Weights:
                         self.file_of[name] = path
                         self.shapes[name] = tuple(file.get_slice(name).get_shape())
 
+    def forget(self, name: str) -> None:
+        """Do as if the files did not hold this tensor."""
+        self.file_of.pop(name, None)
+        self.shapes.pop(name, None)
+
     def tensors(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
         """Every tensor whose name begins with `prefix`, one at a time."""
         for path in self.files:
@@ -65,6 +71,11 @@ def _quantized_header(metadata: dict[str, str] | None, path: Path) -> dict[str, 
         raise ValueError(f"{path}: damaged header, its list of quantized layers is not JSON ({error})") from None
 
 
+def open_checkpoint(files: list[Path]) -> Weights | GGUFWeights:
+    """Two classes with one face; what follows knows of `Weights` only."""
+    return GGUFWeights(*files) if is_gguf(files[0]) else Weights(files)
+
+
 def weight_names(directory: Path) -> list[str]:
     """model.safetensors, or the shards that the index names."""
     index = directory / INDEX
@@ -77,6 +88,9 @@ def weight_names(directory: Path) -> list[str]:
 
 
 def weight_files(directory: Path) -> list[Path]:
+    """Those of a model directory; a GGUF file is its own."""
+    if is_gguf(directory):
+        return [directory]
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory}: no such model directory")
     files = [directory / name for name in weight_names(directory)]
@@ -86,8 +100,10 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def load_config(directory: Path) -> LlamaConfig:
-    """From a model directory's config.json, or from the `model_config` inside a run's. End tokens that only
+    """From a model directory's config.json, from the `model_config` inside a run's, or from a GGUF file's metadata. End tokens that only
     generation_config.json names follow those of config.json: instruction-tuned models keep the end of a turn there."""
+    if is_gguf(directory):
+        return gguf_config(read_gguf(directory))
     path = directory / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{directory}: no model there (no config.json)")
@@ -123,13 +139,13 @@ def open_weights(files: list[Path], config: LlamaConfig, dtype: torch.dtype) -> 
     """The model without memory for its weights, the files, and the shape of every tensor that it wants from them.
 
     Raises ValueError naming every tensor that is unknown, missing or wrongly shaped."""
-    weights = Weights(files)
+    weights = open_checkpoint(files)
     model = empty_model(config, dtype)
     _make_room_for_codes(model, weights)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if config.tie_word_embeddings:  # some files carry a second copy of the embeddings
-        for names in (wanted, weights.shapes, weights.file_of):
-            names.pop("lm_head.weight", None)
+        wanted.pop("lm_head.weight", None)
+        weights.forget("lm_head.weight")
     check_names(wanted, weights)
     return model, weights, wanted
 
@@ -240,5 +256,5 @@ def save_model(model: Llama, path: Path, dtype: torch.dtype | None = None) -> No
 
 def quantized_layers(files: list[Path]) -> dict[str, dict]:
     """The layers that these files hold as codes: {NAME: {bits, block, zero_points}}, the last True where zero points are integers."""
-    weights = Weights(files)
+    weights = open_checkpoint(files)
     return {name: {**stated, "zero_points": f"{name}.offset.zero" in weights.shapes} for name, stated in weights.quantized.items()}

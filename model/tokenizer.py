@@ -3,12 +3,16 @@
 `begin` stands before every prompt: one token for Llama, Mistral and Gemma, none for Qwen2. `tokenizer_config.json` beside the file
 names tokens that it does not.
 """
+import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import sentencepiece
 import tokenizers
 
 from model.config import read_json
+from model.gguf import is_gguf, read_gguf
+from model.gguf_tokenizer import save_gguf_tokenizer
 
 FILES = ("tokenizer.model", "tokenizer.json")
 
@@ -79,5 +83,21 @@ def tokenizer_file(directory: Path) -> Path:
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
+    """Of a model directory, or of a GGUF file, by the same files that a run on it would keep."""
+    if is_gguf(directory):
+        with TemporaryDirectory() as written:
+            save_gguf_tokenizer(read_gguf(directory), Path(written))
+            return load_tokenizer(Path(written))
     path = tokenizer_file(directory)
     return JsonTokenizer(path) if path.suffix == ".json" else SentencePieceTokenizer(path)
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Into a directory that is to be a model of its own, from another one or from a GGUF file."""
+    if is_gguf(source):
+        return save_gguf_tokenizer(read_gguf(source), target)
+    file = tokenizer_file(source)
+    target.mkdir(parents=True, exist_ok=True)
+    for path in (file, source / "tokenizer_config.json"):
+        if path.is_file():
+            shutil.copy(path, target / path.name)

@@ -1,0 +1,73 @@
+"""The block types of GGUF are this project's grid."""
+import numpy
+import pytest
+import torch
+
+from quant.gguf_blocks import BLOCK_TYPES, codes_of_halves, codes_of_signed, dense_rows, quantized_weight
+from quant.linear import QuantLinear
+from tests.gguf_files import gguf
+
+KINDS = ["Q4_0", "Q4_1", "Q8_0"]
+
+
+def rows_of(kind: str, D_out=40, D_in=96) -> tuple[torch.Tensor, gguf.GGMLQuantizationType]:
+    """Quantized weights with a constant block, an all-zero one and one with an outlier among them."""
+    w = torch.randn(D_out, D_in, generator=torch.Generator().manual_seed(0)) * 0.05
+    w[0, :32], w[1, :32], w[2, 5] = 0, 0.3, 40
+    number = gguf.GGMLQuantizationType[kind]
+    return torch.from_numpy(gguf.quants.quantize(w.numpy(), number)), number
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dequantized_values_are_those_of_the_gguf_package_exactly(kind):
+    rows, number = rows_of(kind)
+    expected = torch.from_numpy(gguf.quants.dequantize(rows.numpy(), number))
+    weight = quantized_weight(rows, BLOCK_TYPES[kind])
+    assert torch.equal(weight.dequantize(), expected)
+    assert torch.equal(dense_rows(rows, BLOCK_TYPES[kind]), expected)
+    assert torch.equal(QuantLinear.from_weight(weight).dequantize(), expected)
+    if kind == "Q4_0":
+        assert (weight.grid.scale < 0).any()  # the sign of the largest weight
+
+
+def test_any_bytes_at_all_dequantize_as_the_gguf_package_has_it():
+    """Also codes that its quantizer never writes, as -128 in Q8_0."""
+    for kind in KINDS:
+        raw = numpy.random.default_rng(0).integers(0, 256, (64, 3 * BLOCK_TYPES[kind].bytes), dtype=numpy.uint8)
+        raw[:, 1::BLOCK_TYPES[kind].bytes] &= 0xBF  # the float16 d is finite,
+        raw[:, 3::BLOCK_TYPES[kind].bytes] &= 0xBF  # and m
+        expected = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[kind])
+        assert torch.equal(quantized_weight(torch.from_numpy(raw), BLOCK_TYPES[kind]).dequantize(), torch.from_numpy(expected)), kind
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_rounded_again(kind):
+    """Scale, offset and codes give the file's bytes back."""
+    rows, _ = rows_of(kind)
+    weight = quantized_weight(rows, BLOCK_TYPES[kind])
+    codes = weight.codes.unflatten(1, (-1, 32))
+    stored = codes[..., :16] | codes[..., 16:] << 4 if kind != "Q8_0" else (codes.int() - 128).to(torch.int8).view(torch.uint8)
+    factors = [weight.grid.scale] + ([weight.grid.offset] if kind == "Q4_1" else [])
+    halves = [factor.contiguous().view(torch.uint8).unflatten(1, (-1, 2)) for factor in factors]
+    assert torch.equal(torch.cat([*halves, stored], dim=-1).flatten(1), rows)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_stated_shapes_and_bytes_are_those_of_the_layer(kind):
+    rows, number = rows_of(kind)
+    layer = QuantLinear.from_weight(quantized_weight(rows, BLOCK_TYPES[kind]))
+    assert {name: tuple(t.shape) for name, t in layer.state_dict().items()} == BLOCK_TYPES[kind].shapes(40, 96)
+    assert BLOCK_TYPES[kind].bytes == gguf.GGML_QUANT_SIZES[number][1]
+
+
+def test_the_examples_of_the_docstrings():
+    assert codes_of_halves(torch.tensor([0x21, 0x43], dtype=torch.uint8)).tolist() == [1, 3, 2, 4]
+    assert codes_of_signed(torch.tensor([-128, 0, 127], dtype=torch.int8).view(torch.uint8)).tolist() == [0, 128, 255]
+
+
+def test_the_comparison_notices_weights_in_another_order():
+    rows, number = rows_of("Q4_1")
+    weight = quantized_weight(rows, BLOCK_TYPES["Q4_1"])
+    pairs = weight.codes.unflatten(1, (-1, 2, 16)).transpose(2, 3).flatten(1)  # both halves of a byte side by side
+    wrong = type(weight)(pairs, weight.grid).dequantize()
+    assert not torch.equal(wrong, torch.from_numpy(gguf.quants.dequantize(rows.numpy(), number)))
