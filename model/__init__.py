@@ -10,6 +10,6 @@
 | `cos, sin` | rotary angles of each position | (B, 1, T, head_dim) |
 
 `llama.py` the forward; `config.py` Hugging Face config.json -> `LlamaConfig`; `checkpoint.py` safetensors in and out,
-tensor by tensor; `tokenizer.py` sentencepiece and tokenizers behind one face; `generate.py` greedy generation;
-`base/` the small embedded Llama and how it was made.
+tensor by tensor; `gguf.py` and `gguf_tokenizer.py` GGUF files in; `tokenizer.py` sentencepiece and tokenizers behind one
+face; `generate.py` greedy generation; `base/` the small embedded Llama and how it was made.
 """
