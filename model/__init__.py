@@ -13,7 +13,7 @@
 | `cap` | c of the soft cap c * tanh(x / c) | |
 
 `llama.py` the forward; `config.py` Hugging Face config.json -> `LlamaConfig`; `families.py` what of it each family has of its own
-(Llama, Mistral, Qwen2, Gemma 2); `checkpoint.py` safetensors in and out, tensor by tensor; `tokenizer.py` sentencepiece and
-tokenizers behind one face; `generate.py` greedy generation and sampling;
-`hub.py` models of the Hugging Face hub; `base/` the small embedded Llama and how it was made.
+(Llama, Mistral, Qwen2, Gemma 2); `checkpoint.py` safetensors in and out, tensor by tensor; `gguf.py` and `gguf_tokenizer.py` GGUF
+files in; `hub.py` models of the Hugging Face hub; `tokenizer.py` sentencepiece and tokenizers behind one face; `generate.py` greedy
+generation and sampling; `base/` the small embedded Llama and how it was made.
 """

@@ -17,7 +17,8 @@
 Three verbs: fit a grid to a weight (one quantizer a file), round a weight to a grid, dequantize (both in `grid.py`).
 `gptq.py` is a loop over the verbs: it takes any quantizer's grid and chooses other codes. `factors.py` has the two forms in
 which scale and offset are kept other than plainly: double-quantized, and as integer zero points. `packing.py` puts codes
-into bytes; `linear.py` is the layer that keeps nothing but them. `QUANTIZERS` is the list that `--quantizer` and `--grid` offer.
+into bytes; `gguf_blocks.py` takes codes, scale and offset from the blocks of a GGUF file; `linear.py` is the layer that keeps
+nothing but them. `QUANTIZERS` is the list that `--quantizer` and `--grid` offer.
 """
 from quant.absmax import AbsMax
 from quant.icq import ICQ

@@ -213,6 +213,12 @@ def test_a_file_of_something_else_is_named(tmp_path):
     assert "not a GGUF file (GGUF magic invalid)" in refused(tmp_path / "x.gguf")
 
 
+def test_text_that_is_not_utf_8_is_a_damaged_file(tmp_path):
+    path = write_gguf(tmp_path / "x.gguf", strong_model(), metadata={"general.name": "mynameis"})
+    path.write_bytes(path.read_bytes().replace(b"mynameis", b"\xff\xfenameis"))
+    assert "damaged" in refused(path)
+
+
 def test_a_big_endian_file_is_refused(tmp_path):
     path = write_gguf(tmp_path / "x.gguf", strong_model(), byte_order=gguf.GGUFEndian.BIG)
     assert "big-endian" in refused(path)
