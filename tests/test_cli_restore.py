@@ -354,3 +354,16 @@ def test_what_cannot_be_compared_is_refused(small_base, arguments, message):
     trained(small_base, "qablora")
     trained(small_base, "qablora", "--test-limit", "3", out="y")
     assert re.search(message, call(eval_script, "--compare", *arguments))
+
+
+def test_a_task_without_a_score_is_restored_but_not_drawn(small_base, tmp_path):
+    pytest.importorskip("matplotlib", reason="pip install -r requirements-extra.txt")
+    from tasks.pretrain import RECIPE
+    for folder, (file, fields, _) in RECIPE.items():
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        (tmp_path / "data" / folder / file).write_text((json.dumps(dict.fromkeys(fields, "some words")) + "\n") * 12)
+    (tmp_path / "data" / "wikitext2").mkdir()
+    (tmp_path / "data" / "wikitext2" / "valid.txt").write_text(" = Title = \n\n words \n" * 3)
+    trained(small_base, "qablora", "--task", "pretrain", "--data", "data", "--max-length", "159")
+    assert call(eval_script, "x", "--restore", "8") is None
+    assert "--task pretrain has no score here (0 test rows)" in call(eval_script, "x", "--restore", "8", "--plot", "x.png")
