@@ -31,7 +31,7 @@ from finetune.prompt import add_prompt_flags, complete, refuse_without_prompt
 from finetune.restore import Restoration, add_restore_flags, asked_for, check_restoration
 from finetune.run import Run
 from finetune.table import Row, print_table, save_table
-from finetune.tradeoff import points_of, show_tradeoff
+from finetune.tradeoff import check_scores, points_of, show_tradeoff
 from model.checkpoint import empty_model
 
 REQUANTIZE = ("requantize", *arguments.REQUANTIZE_FLAGS, *arguments.GPTQ_FLAGS)
@@ -94,6 +94,7 @@ def score_runs(args: argparse.Namespace, given: dict) -> None:
         raise ValueError(f"--json is for the joint table of several runs; that of one is in {args.run[0]}/eval.json")
     prepared = [prepare_run(path, given, restoration) for path in args.run]
     if restoration and (several or args.plot):
+        check_scores([(p.run.path, p.job) for p in prepared])
         points = [point for p in prepared for point in
                   points_of(p.run.path, p.args, restore_run(p.run, p.args, p.saved, p.job, restoration), restoration.widths)]
         return show_tradeoff(points, args.plot, args.json)

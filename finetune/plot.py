@@ -74,7 +74,7 @@ def plot_tradeoff(means: Iterable["Average"], path: Path, metric: str) -> None:
             if mean.restored and mean.in_table_1:
                 axes.annotate(mean.label, (mean.megabytes, 100 * mean.score), xytext=(5, 5), textcoords="offset points", fontsize=8, color=color)
     axes.set(xlabel="memory of the weights, adapter included (MB)", ylabel=f"{metric} (%)", title="Post-LoRA Restoration (plr.txt Figure 2)")
-    axes.legend()
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)  # below: the lines may be anywhere inside
     save_figure(figure, path)
 
 

@@ -8,6 +8,7 @@ import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from finetune.job import Job
 from finetune.methods import METHODS
 from finetune.plot import plot_tradeoff
 from finetune.table import Row, print_columns
@@ -31,6 +32,13 @@ class Point:
     bits_per_weight: float
     megabytes: float       # of all weights
     restoration_ratio: float | None
+
+
+def check_scores(jobs: list[tuple[Path, Job]]) -> None:
+    """Raises ValueError for a run whose task has nothing to draw: no score, or no test rows."""
+    for run, job in jobs:
+        if job.task.metric is None or not job.test:
+            raise ValueError(f"{run}: --task {job.task.name} has no score here ({len(job.test)} test rows), so there is nothing to compare")
 
 
 def points_of(run: Path, args: argparse.Namespace, rows: list[Row], widths: list[int]) -> list[Point]:

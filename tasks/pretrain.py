@@ -71,5 +71,8 @@ class Pretrain(Task):
         stream = [token for example in examples for token in [*tokenizer.encode(example.answer), eos_id]]
         return [Encoded(stream[start:start + WINDOW + 1], 1) for start in range(0, len(stream) - 1, WINDOW)]
 
+    def example_scores(self, predictions: Sequence[str], examples: Sequence[Example]) -> list[float]:
+        return []
+
     def score(self, predictions: Sequence[str], examples: Sequence[Example]) -> dict[str, float]:
         return {}
