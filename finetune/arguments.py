@@ -257,7 +257,8 @@ def to_json(args: argparse.Namespace) -> dict:
 
 def from_json(saved: dict) -> argparse.Namespace:
     """The inverse of `to_json` after `resolve`. A device that is not on this machine gives way to one that is."""
-    saved = {"quantized_layers": saved["targets"], **saved}  # before that flag, the targets alone were quantized
+    if saved["quantizer"] != "none":
+        saved = {"quantized_layers": saved["targets"], **saved}  # before that flag, the targets alone were quantized
     args = argparse.Namespace(**{**vars(train_parser().parse_args([])), **saved})  # an older run lacks the newer flags
     try:
         device(args.device)
