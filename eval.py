@@ -26,7 +26,7 @@ from finetune.job import Job, check_calibration, check_data, prepare_job
 from finetune.methods import GPTQ, METHODS
 from finetune.models import Source, check_trained, read_run
 from finetune.plot import check_picture
-from finetune.predictions import compare
+from finetune.predictions import check_predictions, compare
 from finetune.prompt import add_prompt_flags, complete, refuse_without_prompt
 from finetune.restore import Restoration, add_restore_flags, asked_for, check_restoration
 from finetune.run import Run
@@ -35,7 +35,7 @@ from finetune.tradeoff import check_scores, points_of, show_tradeoff
 from model.checkpoint import empty_model
 
 REQUANTIZE = ("requantize", *arguments.REQUANTIZE_FLAGS, *arguments.GPTQ_FLAGS)
-MAY_CHANGE = ("test_data", "test_limit", "eval_batch_size", "max_new_tokens", "dtype", "device", *REQUANTIZE)  # of a run
+MAY_CHANGE = ("model", "test_data", "test_limit", "eval_batch_size", "max_new_tokens", "dtype", "device", *REQUANTIZE)  # of a run
 OUTPUTS = ("compare", "plot", "json")
 
 
@@ -46,8 +46,8 @@ def main() -> None:
     add_restore_flags(parser)
     parser.add_argument("--compare", nargs="+", metavar="RUN[:STATE]", help="paired tests of each of the others beside the first, on the "
                         "predictions of their last scoring; STATE is a row of their tables, 'as trained' unless named")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="with --restore: score against memory as a picture, and FILE.json beside it")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="of several runs or --compare: the joint table")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="with --restore: score against memory as a picture; the numbers go beside it, or to --json")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="of several runs, --plot or --compare: the joint table")
     add_prompt_flags(parser)
     arguments.add_base_flags(parser)
     args = parser.parse_args()
@@ -90,11 +90,15 @@ def score_runs(args: argparse.Namespace, given: dict) -> None:
         if not restoration:
             raise ValueError("--plot shows what restoring brings: it goes with --restore only")
         check_picture(args.plot)
+    if args.json and args.json.is_dir():
+        raise ValueError(f"--json {args.json} is a directory")
     if args.json and not (several or args.plot):
         raise ValueError(f"--json is for the joint table of several runs; that of one is in {args.run[0]}/eval.json")
     prepared = [prepare_run(path, given, restoration) for path in args.run]
     if restoration and (several or args.plot):
-        check_scores([(p.run.path, p.job) for p in prepared])
+        if "requantize" in given:
+            raise ValueError("--requantize makes a row of one run's own table: give it without --plot, and one run")
+        check_scores([(p.run.path, p.args, p.job) for p in prepared])
         points = [point for p in prepared for point in
                   points_of(p.run.path, p.args, restore_run(p.run, p.args, p.saved, p.job, restoration), restoration.widths)]
         return show_tradeoff(points, args.plot, args.json)
@@ -113,7 +117,11 @@ def prepare_run(path: Path, given: dict, restoration: Restoration | None) -> Pre
         setattr(args, name, value)
     arguments.refuse_flags(args, METHODS[args.method], given)
     restored = {base.quantizer for base in check_restoration(run, args, saved, restoration)} if restoration else set()
+    if GPTQ in restored and args.quantizer == GPTQ and (others := [name for name in arguments.GPTQ_FLAGS if name in given]):
+        raise ValueError(f"{', '.join(map(arguments.flag, others))}: a base restored by {GPTQ} is made as the run's own was, so that nothing but "
+                         f"its width differs")
     arguments.resolve_requantization(args, given, (args.requantize, *restored))
+    check_predictions(run)
     if args.requantize:
         check_adapters(empty_model(Source(run.path).config, torch.float32), args)
     job = prepare_job(Source(run.path), args, calibrate=GPTQ in (args.requantize, *restored))

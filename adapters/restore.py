@@ -33,17 +33,25 @@ class LayerChange:
     layer: str
     base: float      # ||W_l - W_k||
     adapter: float   # ||delta_W||
+    weights: int     # how many numbers W has
+    bytes: int       # what is stored of the restored layer, adapter included
 
     @property
     def ratio(self) -> float | None:
         return self.base / self.adapter if self.adapter else None
 
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.bytes / self.weights
 
-def layer_change(layer: str, W_l: Tensor, W_k: Tensor, adapter: nn.Module | None) -> LayerChange:
-    return LayerChange(layer, (W_l - W_k).norm().item(), adapter.delta_weight().detach().norm().item() if adapter else 0.0)
+
+def layer_change(layer: str, W_l: Tensor, W_k: Tensor, adapter: nn.Module | None, stored: int) -> LayerChange:
+    """stored: bytes of the restored layer."""
+    delta = adapter.delta_weight().detach().norm().item() if adapter else 0.0
+    return LayerChange(layer, (W_l - W_k).norm().item(), delta, W_l.numel(), stored)
 
 
 def overall_ratio(changes: list[LayerChange]) -> float | None:
     """||W_l - W_k|| over all layers that changed their base, over ||delta_W|| over all that have an adapter."""
-    base, adapter = (sum(size ** 2 for size in sizes) ** 0.5 for sizes in zip(*((c.base, c.adapter) for c in changes)))
+    base, adapter = (sum(getattr(c, name) ** 2 for c in changes) ** 0.5 for name in ("base", "adapter"))
     return base / adapter if adapter else None

@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--test-rows", type=int, default=1000, help="drawn once from banking77's 3080, which are sorted by intent")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at a time")
     options = parser.parse_args()
-    keep_settings(options, ("epochs", "test_rows"))
+    keep_settings(options, ("bits", "epochs", "test_rows"))
     draw_test_rows(options.out / "test.jsonl", options.test_rows)
     folders = {(bits, seed): options.out / f"q{bits}-seed{seed}" for seed in options.seeds for bits in options.bits}
     at_once(options.jobs, [(make_run, ["train.py", *train_command(options, *key)], folder, "results.json") for key, folder in folders.items()], "runs")

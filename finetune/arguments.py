@@ -10,6 +10,7 @@ from adapters import ADAPTERS
 from adapters.operators import OPERATORS
 from adapters.pooling import Lam
 from finetune.methods import DEFAULT_BITS, GPTQ, GPTQ_BLOCK, GPTQ_GRID, METHODS, TARGETS, Method
+from model.gguf import is_gguf
 from model.hub import HubModel
 from quant import QUANTIZERS
 from quant.grid import Block
@@ -65,8 +66,9 @@ def given_flags(parser: argparse.ArgumentParser, args: argparse.Namespace, comma
 
 
 def model_place(text: str) -> Path | HubModel:
-    """An argparse type. What is here goes before what the hub may hold under the same name; an absolute path is never a name there."""
-    if Path(text).is_absolute() or Path(text).exists():
+    """An argparse type. What is here goes before what the hub may hold under the same name; an absolute path is never a name there, nor
+    that of a GGUF file."""
+    if Path(text).is_absolute() or Path(text).exists() or is_gguf(Path(text)):
         return Path(text)
     try:
         return HubModel.parse(text)
@@ -275,7 +277,8 @@ def to_json(args: argparse.Namespace) -> dict:
 
 def from_json(saved: dict) -> argparse.Namespace:
     """The inverse of `to_json` after `resolve`. A device that is not on this machine gives way to one that is."""
-    saved = {"quantized_layers": saved["targets"], **saved}  # before that flag, the targets alone were quantized
+    if saved["quantizer"] != "none":
+        saved = {"quantized_layers": saved["targets"], **saved}  # before that flag, the targets alone were quantized
     args = argparse.Namespace(**{**vars(train_parser().parse_args([])), **saved})  # an older run lacks the newer flags
     try:
         device(args.device)

@@ -97,6 +97,8 @@ def check_ids(rows: list[list[int]], source: Source) -> None:
 
 def check_calibration(job: Job, saved: dict) -> None:
     """Raises ValueError unless GPTQ would see what it saw when the run began."""
+    if "calibration" not in saved["fingerprints"]:
+        raise ValueError(f"the run does not say what it was calibrated on (it is older than that), so that {job.calibration.source} cannot be checked")
     if job.calibration.fingerprint != saved["fingerprints"]["calibration"]:
         raise ValueError(f"{job.calibration.source} is no longer what the run was calibrated on (sha256 "
                          f"{job.calibration.fingerprint}, the run had {saved['fingerprints']['calibration']})")

@@ -49,11 +49,16 @@ class Source:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of the weights; for a run with an adapter, of its adapter and its base's own fingerprint."""
+        """sha256 of the weights; for a run with an adapter, of its adapter and its codes, beside its base's own fingerprint."""
         if self.is_adapter_run:
-            base = read_json(Run(self.path).config_file)["fingerprints"]["base"]
-            return f"{base}+{sha256_of(Run(self.path).adapter_file)}"
+            return f"{self.fingerprint_without_codes}{f'+{sha256_of(codes)}' if (codes := Run(self.path).base_file).is_file() else ''}"
         return sha256_of(*weight_files(self.path))
+
+    @property
+    def fingerprint_without_codes(self) -> str:
+        """What earlier runs recorded of a base that is a run with an adapter."""
+        base = read_json(Run(self.path).config_file)["fingerprints"]["base"]
+        return f"{base}+{sha256_of(Run(self.path).adapter_file)}"
 
     def quantized(self) -> dict[str, dict]:
         """The layers that are codes already, as `quantized_layers` has them. Reads headers only."""
@@ -187,6 +192,8 @@ def load_run_base(run: Run, args: argparse.Namespace, saved: dict) -> Llama:
     which must still be the one that the run was trained from."""
     if run.base_file.is_file():
         return load_model([run.base_file], load_config(run.path), DTYPES[args.dtype], args.device)
+    if args.quantizer != "none":
+        raise FileNotFoundError(f"{run.base_file}: no such file; it holds the codes that the run was trained on, which nothing else does")
     source = Source(args.model)
     check_fingerprint(source, saved)
     return source.load(DTYPES[args.dtype], args.device)
@@ -194,7 +201,7 @@ def load_run_base(run: Run, args: argparse.Namespace, saved: dict) -> Llama:
 
 def check_fingerprint(source: Source, saved: dict) -> None:
     expected = saved["fingerprints"]["base"]
-    if source.fingerprint != expected:
+    if source.fingerprint != expected and not (source.is_adapter_run and source.fingerprint_without_codes == expected):
         raise ValueError(f"{source.path} is not what the run was trained from: its sha256 is {source.fingerprint}, "
                          f"the run's base had {expected}")
 

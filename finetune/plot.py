@@ -28,8 +28,8 @@ def pyplot():
 def check_picture(path: Path) -> None:
     """Raises ValueError for a file that no picture will come to."""
     pyplot()
-    if path.suffix not in PICTURES:
-        raise ValueError(f"--plot {path}: a picture's name ends in {', '.join(PICTURES)}")
+    if path.suffix not in PICTURES or path.is_dir():
+        raise ValueError(f"--plot {path}: a picture is a file whose name ends in {', '.join(PICTURES)}")
 
 
 def save_figure(figure, path: Path) -> None:

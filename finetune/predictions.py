@@ -36,7 +36,17 @@ def save_predictions(run: Run, rows: list[Row], job: Job) -> None:
 
 
 def _lines(path: Path) -> list[dict]:
-    return read_rows(path, ("state", "task", "prompt", "gold", "text")) if path.is_file() and path.stat().st_size else []
+    """Raises ValueError, naming the file and the line, for one that `save_predictions` did not write."""
+    lines = read_rows(path, ("state", "task", "prompt", "gold", "text")) if path.is_file() and path.stat().st_size else []
+    for number, line in enumerate(lines, 1):
+        if not isinstance(line.get("score"), float):
+            raise ValueError(f"{path}, line {number}: score is {line.get('score')!r}, not a number")
+    return lines
+
+
+def check_predictions(run: Run) -> None:
+    """Raises ValueError for a damaged file, which scoring would have to add to."""
+    _lines(run.predictions_file)
 
 
 def read_predictions(spec: str) -> Predictions:

@@ -25,7 +25,7 @@ from finetune.models import (Source, attach_adapters, check_fingerprint, linear_
                              save_beside, sixteen_bit_type)
 from finetune.quantize import load_base
 from finetune.run import Run
-from finetune.table import Row, float32_logits, largest_difference, optional_cell, score_state
+from finetune.table import Row, float32_logits, largest_difference, optional_cell, score_state, stored_bytes
 from model.checkpoint import load_config, stored_layers, weight_files
 from model.config import read_json
 from model.files import write_json
@@ -55,9 +55,10 @@ class Restoration:
         base.quantizer = self.quantizer or own
         base.grid = self.grid or (args.grid if base.quantizer == own else None)
         base.block = self.block or (str(args.block) if args.block else None)
-        base.double_quant = args.double_quant and (base.quantizer, base.grid) == (own, args.grid)
+        base.double_quant = False
         try:
             resolve_quantizer(base, {}, own)
+            base.double_quant = args.double_quant and QUANTIZERS[base.grid or base.quantizer].usual_storage == torch.float32
         except ValueError as error:
             raise ValueError(f"--restore {bits}: {error} (see --restore-quantizer, --restore-grid, --restore-block)") from None
         return base
@@ -68,6 +69,8 @@ def restored_state(args: argparse.Namespace, base: argparse.Namespace) -> str:
     how = []
     if base.bits < 16 and (base.quantizer, base.grid, base.block) != (args.quantizer, args.grid, args.block):
         how.append(f"{base.quantizer}{f' on {base.grid}' if base.grid else ''} {base.block}")
+    if base.bits < 16 and args.double_quant and not base.double_quant:
+        how.append("scales not double-quantized")
     if base.bits <= args.bits:
         how.append("the width it was trained on" if base.bits == args.bits else f"below the {args.bits} it was trained on")
     return f"restored, {base.bits} bits" + (f" ({', '.join(how)})" if how else "")
@@ -79,8 +82,8 @@ def add_restore_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--restore-quantizer", choices=(*QUANTIZERS, GPTQ), help="default: the run's own; gptq for a run on a 16-bit base")
     parser.add_argument("--restore-grid", choices=QUANTIZERS, help="whose grid gptq rounds to; default: the run's own")
     parser.add_argument("--restore-block", help="n_in x n_out; default: the run's own")
-    parser.add_argument("--merge", action="store_true", help="with --restore: fold the adapter into the restored base, exactly, and save "
-                        "that model in RUN/restored-BITSbit, or refuse before anything is loaded")
+    parser.add_argument("--merge", action="store_true", help="with --restore: fold the adapter into the restored base's offsets, exactly, or "
+                        "at 16 bits into its weights, and save that model in RUN/restored-BITSbit; or refuse before anything is loaded")
 
 
 RESTORE_FLAGS = ("restore", "restore_quantizer", "restore_grid", "restore_block", "merge")
@@ -94,6 +97,8 @@ def asked_for(given: dict) -> Restoration | None:
         if asked:
             raise ValueError(f"{', '.join(flag(name if name == 'merge' else f'restore_{name}') for name in asked)} goes with --restore only")
         return None
+    if all(bits == 16 for bits in widths) and (useless := [name for name in asked if name != "merge"]):
+        raise ValueError(f"{', '.join(flag(f'restore_{name}') for name in useless)} goes with a width below 16 only")
     return Restoration(tuple(dict.fromkeys(widths)), **asked)
 
 
@@ -153,7 +158,7 @@ def states_at(run: Run, args: argparse.Namespace, job: Job, base: argparse.Names
         how, _ = merge_best(model, storage)
         rows.append(score_state(f"{state}, {how}", model, job, args.eval_batch_size))
         rows[1].logit_difference = largest_difference(before, float32_logits(model, job.validation))
-        save_beside(model, run, run.restored(base.bits))
+        save_beside(model, run, run.restored(base.bits, "" if base.quantizer in (args.quantizer, "none") else f"-{base.quantizer}"))
     return rows
 
 
@@ -165,23 +170,24 @@ def base_changes(model: Llama, run: Run, args: argparse.Namespace) -> list[Layer
         layer = model.get_submodule(name)
         adapted = isinstance(layer, AdaptedLinear)
         W_l, W_k = (dense_weight(base, torch.float32) for base in (layer.base if adapted else layer, trained_on))
-        changes.append(layer_change(name, W_l, W_k, layer.adapter if adapted else None))
+        changes.append(layer_change(name, W_l, W_k, layer.adapter if adapted else None, stored_bytes([layer])))
     return changes
 
 
 def run_layers(run: Run, args: argparse.Namespace, names: list[str]) -> Iterator[tuple[str, nn.Module]]:
-    """The named layers of the base that the run was trained on, one in memory at a time. A 16-bit base that is itself a run with an
-    adapter has to be merged first, and comes whole."""
+    """The named layers of the base that the run was trained on, one in memory at a time. None of a 16-bit base that is itself a run
+    with an adapter: it stands on no disk, and merging it would put a second base into memory."""
     source = Source(args.model)
     if run.base_file.is_file():
         return stored_layers([run.base_file], load_config(run.path), names, args.device)
     if source.is_adapter_run:
-        whole = source.load(DTYPES[args.dtype], args.device)
-        return ((name, whole.get_submodule(name)) for name in names)
+        return iter(())
     return stored_layers(weight_files(source.path), source.config, names, args.device)
 
 
 def show_changes(state: str, changes: list[LayerChange]) -> None:
+    if not changes:
+        return print(f"{state}: no ||W_l - W_k||, since the base that the run was trained on is itself a run that has to be merged first")
     adapted = sorted((c for c in changes if c.ratio is not None), key=lambda c: c.ratio, reverse=True)
     print(f"{state}: ||W_l - W_k|| / ||delta_W|| is {optional_cell(overall_ratio(changes), '.3f')} over all layers; largest: "
           + ", ".join(f"{c.layer} {c.ratio:.3f}" for c in adapted[:SHOWN]))
@@ -190,5 +196,5 @@ def show_changes(state: str, changes: list[LayerChange]) -> None:
 def keep_report(run: Run, state: str, changes: list[LayerChange], gptq_report: dict | None) -> None:
     """Into `restoration.json`, beside those of other widths."""
     kept = read_json(run.restoration_file) if run.restoration_file.is_file() else {}
-    kept[state] = {"ratio": overall_ratio(changes), "layers": [{**asdict(c), "ratio": c.ratio} for c in changes], "gptq": gptq_report}
+    kept[state] = {"ratio": overall_ratio(changes), "layers": [{**asdict(c), "ratio": c.ratio, "bits_per_weight": c.bits_per_weight} for c in changes], "gptq": gptq_report}
     write_json(run.restoration_file, kept)

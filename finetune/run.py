@@ -39,8 +39,8 @@ class Run:
         self.restoration_file = path / "restoration.json"
         self.predictions_file = path / "predictions.jsonl"
 
-    def restored(self, bits: int) -> Path:
-        return self.path / f"restored-{bits}bit"
+    def restored(self, bits: int, how: str = "") -> Path:
+        return self.path / f"restored-{bits}bit{how}"
 
     def has_progress(self) -> bool:
         return self.state_file.is_file() or self.metrics_file.is_file()

@@ -8,12 +8,16 @@ import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from finetune.arguments import flag
 from finetune.job import Job
 from finetune.methods import METHODS
 from finetune.plot import plot_tradeoff
 from finetune.table import Row, print_columns
 from model.files import write_json
 from tasks import TASKS
+
+
+NOT_A_SETTING = ("seed", "out", "device", "save_every", "micro_batch", "eval_batch_size", "resume")  # of what a run's adapter has learned
 
 
 @dataclass(frozen=True)
@@ -34,11 +38,22 @@ class Point:
     restoration_ratio: float | None
 
 
-def check_scores(jobs: list[tuple[Path, Job]]) -> None:
-    """Raises ValueError for a run whose task has nothing to draw: no score, or no test rows."""
-    for run, job in jobs:
+def check_scores(jobs: list[tuple[Path, argparse.Namespace, Job]]) -> None:
+    """Raises ValueError for a run whose task has nothing to draw: no score, or no test rows; and for runs that would stand in one cell
+    of the table though they differ in more than their seed, or in nothing."""
+    first: dict[tuple, tuple[Path, argparse.Namespace]] = {}
+    seeds: dict[tuple, Path] = {}
+    for run, args, job in jobs:
         if job.task.metric is None or not job.test:
             raise ValueError(f"{run}: --task {job.task.name} has no score here ({len(job.test)} test rows), so there is nothing to compare")
+        cell = (args.task, Path(args.model).name, METHODS[args.method].adapter, args.bits)
+        other, other_args = first.setdefault(cell, (run, args))
+        if differ := [name for name, value in vars(args).items() if name not in NOT_A_SETTING and getattr(other_args, name) != value]:
+            raise ValueError(f"{run} and {other} would be averaged as seeds of one another, but differ in {', '.join(map(flag, differ))}: "
+                             f"score them by commands of their own")
+        twin = seeds.setdefault((*cell, args.seed), run)
+        if twin != run or sum(path == run for path, _, _ in jobs) > 1:
+            raise ValueError(f"{run} and {twin} are the same run, seed {args.seed} included: name it once")
 
 
 def points_of(run: Path, args: argparse.Namespace, rows: list[Row], widths: list[int]) -> list[Point]:
@@ -103,7 +118,7 @@ def metric_of(points: list[Point]) -> str:
 
 
 def show_tradeoff(points: list[Point], picture: Path | None, json_file: Path | None) -> None:
-    """Prints Table 1, and writes the picture and the JSON where they are asked for; beside a picture there is always a JSON."""
+    """Prints Table 1, and writes the picture and the JSON where they are asked for; without another place, the JSON goes beside the picture."""
     means, metric = averages(points), metric_of(points)
     for adapter in dict.fromkeys(mean.adapter for mean in means):
         print_table_1([mean for mean in means if mean.adapter == adapter and mean.in_table_1], metric)

@@ -97,6 +97,7 @@ def test_every_width_is_a_row_and_those_not_above_the_trained_one_say_so(small_b
     ratios = [rows[state]["restoration_ratio"] for state in list(rows)[-4:]]
     assert ratios[3] == 0 < ratios[1] < ratios[2] * 1.01 and ratios[0] > ratios[2]
     report = json.loads((tmp_path / "x" / "restoration.json").read_text())["restored, 8 bits"]
+    assert sum(layer["bytes"] for layer in report["layers"]) == pytest.approx(bits["restored, 8 bits"] / 8 * sum(l["weights"] for l in report["layers"]))
     assert len(report["layers"]) == 7 and all(layer["ratio"] == pytest.approx(layer["base"] / layer["adapter"]) for layer in report["layers"])
     printed = capsys.readouterr().out
     assert "restored, 8 bits: ||W_l - W_k|| / ||delta_W|| is" in printed and "||W_l - W_k|| / ||delta_W||\n" in printed
@@ -172,8 +173,12 @@ REFUSED = [
     ("qablora", ["--restore", "8", "--restore-block", "16x1", "--merge"], "here the tile is lam_in=4 x lam_out=8, the block n_in=16 x n_out=1"),
     ("qablora", ["--restore", "8", "--restore-grid", "nf"], "--grid nf goes with --quantizer gptq only"),
     ("qablora", ["--merge"], "--merge goes with --restore only"), ("qablora", ["--restore-quantizer", "nf"], "--restore-quantizer goes with --restore only"),
+    ("qlora-gptq", ["--restore", "8", "--merge"], "--merge with --restore 8: layer .* an adapter merges into k bits only if"),
+    ("qlora-gptq", ["--restore", "8", "--act-order"], "--act-order: a base restored by gptq is made as the run's own was"),
+    ("qlora-gptq", ["--restore", "8", "--calibration-rows", "9"], "--calibration-rows: a base restored by gptq"),
+    ("qablora", ["--restore", "16", "--restore-quantizer", "nf"], "--restore-quantizer goes with a width below 16 only"),
     ("qablora", ["--plot", "x.png"], "goes with --restore only"), ("qablora", ["--restore", "8", "--calibration-rows", "5"], "goes with gptq only"),
-    ("qablora", ["--json", "t.json"], "--json is for the joint table of several runs")]
+    ("qablora", ["--restore", "8", "--json", "."], "--json . is a directory"), ("qablora", ["--json", "t.json"], "--json is for the joint table of several runs")]
 
 
 @pytest.mark.parametrize("name,flags,message", REFUSED, ids=[" ".join((n, *f)) for n, f, _ in REFUSED])
@@ -259,6 +264,70 @@ def test_memory_holds_one_base_at_a_time(small_base, tmp_path, monkeypatch, set_
     assert 12 * layer < stored_bytes([load_model([tmp_path / "x" / "base.safetensors"], config, torch.float32)])  # a second base would show
 
 
+@pytest.mark.parametrize("flags,label", [
+    (["--restore", "3"], "restored, 3 bits (below the 4 it was trained on)"),
+    (["--restore", "3", "--restore-quantizer", "icq"], "restored, 3 bits (icq 16x1, below the 4 it was trained on)"),
+    (["--restore", "8", "--restore-quantizer", "minmax"], "restored, 8 bits (minmax 16x1, scales not double-quantized)")])
+def test_double_quantization_goes_along_or_the_label_says_that_it_does_not(small_base, tmp_path, flags, label):
+    trained(small_base, "qlora-double")
+    assert call(eval_script, "x", *flags, "--test-limit", "2") is None
+    assert label in rows_of(tmp_path / "x", "eval.json")
+    model, _ = restored(tmp_path / "x", int(flags[1]), quantizer=flags[3] if len(flags) > 3 else None)
+    kept = {type(layer.base.scale).__name__ for layer in models.adapted_layers(model).values()}
+    assert kept == ({"Tensor"} if "not double" in label else {"DoubleQuantized"})
+
+
+def test_a_run_that_starts_from_a_run_with_an_adapter_is_restored_too(small_base, tmp_path, capsys):
+    """Of a quantized one the k-bit base is its own file; of a 16-bit one the trained-on base is nowhere, and no second one is made."""
+    trained(small_base, "lora", out="l")
+    trained("l", "qablora", out="q")
+    trained("l", "lora", out="ll")
+    for run, ratio in (("q", True), ("ll", False)):
+        assert call(eval_script, run, "--restore", "16") is None
+        state = "restored, 16 bits" if run == "q" else "restored, 16 bits (the width it was trained on)"
+        rows = rows_of(tmp_path / run, "eval.json")
+        assert (rows[state]["restoration_ratio"] is not None) == ratio
+    assert rows[state]["validation_loss"] == rows["as trained"]["validation_loss"]
+    assert "is itself a run that has to be merged first" in capsys.readouterr().out
+
+
+def test_codes_that_are_lost_are_not_replaced_by_other_weights(small_base, tmp_path):
+    """Nor are those of a run that another one started from: they are part of its fingerprint."""
+    trained(small_base, "qlora", out="q")
+    trained("q", "qablora", out="r")
+    lost = tmp_path / "q" / "base.safetensors"
+    kept = lost.read_bytes()
+    lost.unlink()
+    for command in (["q"], ["q", "--restore", "4"]):
+        assert "base.safetensors: no such file; it holds the codes that the run was trained on" in call(eval_script, *command)
+    assert "is not what the run was trained from" in call(eval_script, "r", "--restore", "16")
+    lost.write_bytes(kept)
+    config = json.loads((tmp_path / "r" / "config.json").read_text())
+    config["fingerprints"]["base"] = models.Source(tmp_path / "q").fingerprint_without_codes  # as earlier runs have it
+    write_json(tmp_path / "r" / "config.json", config)
+    assert call(eval_script, "r", "--restore", "16") is None
+
+
+def test_a_base_that_has_moved_is_found_where_model_says(small_base, tmp_path):
+    shutil.copytree(small_base, tmp_path / "base")
+    trained(tmp_path / "base", "qablora")
+    (tmp_path / "base").rename(tmp_path / "moved")
+    assert "no such model directory" in call(eval_script, "x", "--restore", "8")
+    assert call(eval_script, "x", "--restore", "8", "--model", "moved") is None
+
+
+def test_what_an_older_run_quantized_is_what_is_restored(small_base, tmp_path):
+    """Before --quantized-layers, a quantized run had codes in its targets alone; one on a 16-bit base had none, and no such limit."""
+    trained(small_base, "qablora", "--targets", "attention", "--quantized-layers", "attention", out="q")
+    trained(small_base, "lora", "--targets", "attention", out="l")
+    for run, layers in (("q", 4), ("l", 7)):
+        config = json.loads((tmp_path / run / "config.json").read_text())
+        del config["arguments"]["quantized_layers"]
+        write_json(tmp_path / run / "config.json", config)
+        model, _ = restored(tmp_path / run, 3, block="16x1")
+        assert sum(isinstance(module, QuantLinear) for module in model.modules()) == layers
+
+
 # ---- several runs -------------------------------------------------------------------------------------------------
 
 def test_several_runs_make_table_1_figure_2_and_their_json(small_base, tmp_path, capsys):
@@ -289,7 +358,18 @@ def test_a_picture_that_cannot_be_made_is_refused_first(small_base, monkeypatch)
         without.setitem(__import__("sys").modules, "matplotlib", None)
         assert "pip install -r requirements-extra.txt" in call(eval_script, "x", "--restore", "8", "--plot", "x.png")
     pytest.importorskip("matplotlib", reason="pip install -r requirements-extra.txt")
-    assert "--plot x.txt: a picture's name ends in .png, .svg, .pdf" in call(eval_script, "x", "--restore", "8", "--plot", "x.txt")
+    assert "--plot x.txt: a picture is a file whose name ends in .png, .svg, .pdf" in call(eval_script, "x", "--restore", "8", "--plot", "x.txt")
+
+
+def test_runs_that_are_no_seeds_of_one_another_are_not_averaged(small_base, monkeypatch):
+    for out, flags in (("a", []), ("b", ["--seed", "1", "--rank", "2"]), ("c", ["--seed", "1"])):
+        trained(small_base, "qlora-gptq", *flags, out=out)
+    shutil.copytree("c", "d")
+    monkeypatch.setattr(models, "load_model", None)
+    assert "b and a would be averaged as seeds of one another, but differ in --rank" in call(eval_script, "a", "b", "--restore", "8")
+    assert "a and a are the same run" in call(eval_script, "a", "c", "a", "--restore", "8")
+    assert "d and c are the same run, seed 1 included" in call(eval_script, "a", "c", "d", "--restore", "8")
+    assert "--requantize makes a row of one run's own table" in call(eval_script, "a", "c", "--restore", "8", "--requantize", "gptq")
 
 
 def test_every_run_is_checked_before_the_first_is_scored(small_base, monkeypatch):
@@ -352,6 +432,15 @@ def test_predictions_say_what_was_written_for_each_row_and_add_up_to_the_score(s
     call(eval_script, "x", "--restore", "8", "--test-limit", "2")  # scored anew: replaced; others stay; none twice
     again = [json.loads(line)["state"] for line in (tmp_path / "x" / "predictions.jsonl").read_text().splitlines()]
     assert {state: again.count(state) for state in again} == {**dict.fromkeys(rows, 2), "restored, 8 bits": 2}
+
+
+def test_damaged_predictions_are_named_before_anything_is_scored(small_base, tmp_path, monkeypatch):
+    trained(small_base, "qablora")
+    lines = (tmp_path / "x" / "predictions.jsonl").read_text().splitlines()
+    (tmp_path / "x" / "predictions.jsonl").write_text("\n".join([*lines[:2], lines[2].replace('"score"', '"points"')]))
+    monkeypatch.setattr(models, "load_model", None)
+    for command in (["x"], ["--compare", "x", "x"]):
+        assert "predictions.jsonl, line 3: score is None, not a number" in call(eval_script, *command)
 
 
 @pytest.mark.parametrize("arguments,message", [

@@ -64,7 +64,7 @@ def test_an_architecture_whose_rows_are_not_interleaved_is_read_as_it_is(tmp_pat
 
 
 def test_biases_are_interleaved_too_and_stay_float32(tmp_path):
-    model = strong_model(replace(ODD_HEADS, attention_bias=True, mlp_bias=True))
+    model = strong_model(replace(ODD_HEADS, attention_bias=True, o_bias=True, mlp_bias=True))
     for name, p in model.named_parameters():
         if name.endswith("bias"):
             p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))

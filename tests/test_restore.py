@@ -112,14 +112,15 @@ def test_a_change_is_two_norms_and_their_ratio(layer, seed):
     lam, D_out, D_in = layer
     W_l, W_k = random(D_out, D_in, seed=seed), random(D_out, D_in, seed=seed + 1)
     adapter = nonzero_adapter(ADAPTERS["qablora"], D_out, D_in, lam, seed=seed)
-    change = layer_change("layer", W_l, W_k, adapter)
+    change = layer_change("layer", W_l, W_k, adapter, 10 * D_out * D_in)
     assert change.base == pytest.approx((W_l - W_k).square().sum().sqrt().item(), rel=1e-10)
     assert change.adapter == pytest.approx(adapter.delta_weight().square().sum().sqrt().item(), rel=1e-10)
     assert change.ratio == pytest.approx(change.base / change.adapter)
-    assert layer_change("layer", W_l, W_l, adapter).ratio == 0 and layer_change("layer", W_l, W_k, None).ratio is None
+    assert change.bits_per_weight == 80
+    assert layer_change("layer", W_l, W_l, adapter, 1).ratio == 0 and layer_change("layer", W_l, W_k, None, 1).ratio is None
 
 
 def test_the_overall_ratio_adds_up_squares_and_counts_layers_without_an_adapter():
-    changes = [LayerChange("a", 3.0, 1.0), LayerChange("b", 4.0, 0.0), LayerChange("c", 0.0, 2.0)]
+    changes = [LayerChange("a", 3.0, 1.0, 4, 4), LayerChange("b", 4.0, 0.0, 4, 4), LayerChange("c", 0.0, 2.0, 4, 4)]
     assert overall_ratio(changes) == pytest.approx(5 / 5 ** 0.5)
-    assert overall_ratio([LayerChange("a", 3.0, 0.0)]) is None
+    assert overall_ratio([LayerChange("a", 3.0, 0.0, 4, 4)]) is None is overall_ratio([])
