@@ -46,7 +46,7 @@ def check_scores(jobs: list[tuple[Path, argparse.Namespace, Job]]) -> None:
     for run, args, job in jobs:
         if job.task.metric is None or not job.test:
             raise ValueError(f"{run}: --task {job.task.name} has no score here ({len(job.test)} test rows), so there is nothing to compare")
-        cell = (args.task, Path(args.model).name, METHODS[args.method].adapter, args.bits)
+        cell = (args.task, args.model.name, METHODS[args.method].adapter, args.bits)
         other, other_args = first.setdefault(cell, (run, args))
         if differ := [name for name, value in vars(args).items() if name not in NOT_A_SETTING and getattr(other_args, name) != value]:
             raise ValueError(f"{run} and {other} would be averaged as seeds of one another, but differ in {', '.join(map(flag, differ))}: "
