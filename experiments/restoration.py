@@ -27,10 +27,11 @@ def main() -> None:
     parser.add_argument("--bits", type=int, nargs="+", default=[16, 8, 4, 3, 2])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--lr", type=float, default=5e-3)
     parser.add_argument("--test-rows", type=int, default=1000, help="drawn once from banking77's 3080, which are sorted by intent")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at a time")
     options = parser.parse_args()
-    keep_settings(options, ("bits", "epochs", "test_rows"))
+    keep_settings(options, ("bits", "epochs", "lr", "test_rows"))
     draw_test_rows(options.out / "test.jsonl", options.test_rows)
     folders = {(bits, seed): options.out / f"q{bits}-seed{seed}" for seed in options.seeds for bits in options.bits}
     at_once(options.jobs, [(make_run, ["train.py", *train_command(options, *key)], folder, "results.json") for key, folder in folders.items()], "runs")
@@ -48,7 +49,7 @@ def train_command(options: argparse.Namespace, bits: int, seed: int) -> list[str
     """Test rows are scored afterwards, by eval.py; one is enough here."""
     method = ["lora"] if bits == 16 else ["qlora", "--quantizer", "gptq", "--act-order", "--bits", str(bits)]
     return ["--method", *method, "--targets", "attention", "--rank", "16", "--lora-alpha", "16", "--batch-size", "32", "--epochs",
-            str(options.epochs), "--test-data", str(options.out / "test.jsonl"), "--test-limit", "1", "--seed", str(seed)]
+            str(options.epochs), "--lr", str(options.lr), "--test-data", str(options.out / "test.jsonl"), "--test-limit", "1", "--seed", str(seed)]
 
 
 def score(options: argparse.Namespace, folders: Sequence[Path], file: Path) -> None:

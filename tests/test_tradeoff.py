@@ -72,7 +72,7 @@ def test_gains_are_each_runs_own():
 
 
 def test_the_experiments_commands_are_commands_of_train_py(tmp_path):
-    options = argparse.Namespace(out=tmp_path, epochs=3, bits=4, seeds=[0], limit=100, sft_epochs=2, extra_epochs=1)
+    options = argparse.Namespace(out=tmp_path, epochs=3, lr=5e-3, bits=4, seeds=[0], limit=100, sft_epochs=2, extra_epochs=1)
     commands = [restoration.train_command(options, bits, 0) for bits in (16, 8, 4, 3, 2)]
     calls = sft_ptq_qlora.from_the_base(options, 0) + sft_ptq_qlora.from_sft(options, 0)
     for command in commands + [call[1][1:] for call in calls]:
