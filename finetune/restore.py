@@ -8,7 +8,6 @@ adapter comes from the run's own file. The run's k-bit layers are read beside it
 import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -17,7 +16,7 @@ from adapters import ADAPTERS
 from adapters.adapted import AdaptedLinear, dense_weight
 from adapters.merge import MergeRefused, check_adapter_merges
 from adapters.restore import LayerChange, check_restores, layer_change, overall_ratio
-from finetune.arguments import DTYPES, flag, resolve_quantizer
+from finetune.arguments import flag, resolve_quantizer
 from finetune.check import check_quantization
 from finetune.job import Job
 from finetune.methods import GPTQ, METHODS

@@ -1,8 +1,10 @@
 """What the tests of train.py and eval.py share: a very small model, and the scripts called as from the shell."""
 import json
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
+from finetune.loop import Trainer
 from model.config import LlamaConfig
 
 SMALL = LlamaConfig(vocab_size=4096, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
@@ -20,6 +22,20 @@ def call(script, *arguments):
         return str(exit.code)
     finally:
         sys.argv = kept
+
+
+@contextmanager
+def interrupted_after(steps, monkeypatch):
+    """Inside, training is cut off by Ctrl-C when so many steps are done."""
+    one_step = Trainer._one_step
+
+    def interrupted(self, *rest):
+        if self.step == steps:
+            raise KeyboardInterrupt
+        one_step(self, *rest)
+    with monkeypatch.context() as inside:
+        inside.setattr(Trainer, "_one_step", interrupted)
+        yield
 
 
 def rows_of(run: Path, file="results.json") -> dict[str, dict]:

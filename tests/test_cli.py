@@ -12,11 +12,10 @@ from safetensors.torch import load_file
 import eval as eval_script
 import train as train_script
 from finetune import models
-from finetune.loop import Trainer
 from model.checkpoint import load_config, load_model, random_model, save_model, weight_files
 from model.files import write_json
 from quant.linear import QuantLinear
-from tests.cli import FEW, SMALL, call, few, rows_of
+from tests.cli import FEW, SMALL, call, few, interrupted_after, rows_of
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -90,15 +89,8 @@ def test_a_q_blora_run_whose_lam_is_a_multiple_of_the_block_merges_into_k_bits(s
 def test_an_interrupted_run_is_resumed_by_name(small_base, tmp_path, monkeypatch, method):
     arguments = ["--method", method, "--model", small_base, *few(method), "--steps", "5", "--save-every", "2"]
     call(train_script, *arguments, "--out", "whole")
-    one_step = Trainer._one_step
-
-    def interrupted(self, *rest):
-        if self.step == 3:
-            raise KeyboardInterrupt
-        one_step(self, *rest)
-    monkeypatch.setattr(Trainer, "_one_step", interrupted)
-    assert "train.py --resume cut" in call(train_script, *arguments, "--out", "cut")
-    monkeypatch.setattr(Trainer, "_one_step", one_step)
+    with interrupted_after(3, monkeypatch):
+        assert "train.py --resume cut" in call(train_script, *arguments, "--out", "cut")
     assert call(train_script, "--resume", "cut") is None
     name = "model.safetensors" if method == "full" else "adapter.safetensors"
     assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()

@@ -9,11 +9,10 @@ from safetensors.torch import load_file
 
 import eval as eval_script
 import train as train_script
-from finetune.loop import Trainer
 from finetune.models import Source
 from model.checkpoint import load_config, load_model, weight_files
 from model.tokenizer import load_tokenizer
-from tests.cli import SMALL, call, few, rows_of
+from tests.cli import SMALL, call, few, interrupted_after, rows_of
 from tests.gguf_files import strong_model, write_gguf
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
@@ -88,15 +87,8 @@ def test_without_the_package_nothing_else_is_looked_at(q4_1, tmp_path, monkeypat
 def test_an_interrupted_run_goes_on_to_the_same_adapter(q4_1, tmp_path, monkeypatch):
     arguments = ["--method", "qablora", "--lam", "32x8", *AS_IT_IS, "--steps", "5", "--save-every", "2"]
     call(train_script, *arguments, "--out", "whole")
-    one_step = Trainer._one_step
-
-    def interrupted(self, *rest):
-        if self.step == 3:
-            raise KeyboardInterrupt
-        one_step(self, *rest)
-    monkeypatch.setattr(Trainer, "_one_step", interrupted)
-    assert "train.py --resume cut" in call(train_script, *arguments, "--out", "cut")
-    monkeypatch.setattr(Trainer, "_one_step", one_step)
+    with interrupted_after(3, monkeypatch):
+        assert "train.py --resume cut" in call(train_script, *arguments, "--out", "cut")
     assert call(train_script, "--resume", "cut") is None
     assert (tmp_path / "whole/adapter.safetensors").read_bytes() == (tmp_path / "cut/adapter.safetensors").read_bytes()
     write_gguf(q4_1, strong_model(SMALL), "Q4_0")

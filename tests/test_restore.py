@@ -4,7 +4,6 @@ import itertools
 import pytest
 import torch
 from hypothesis import given
-from hypothesis import strategies as st
 
 from adapters import ADAPTERS, adapted_layer
 from adapters.adapted import AdaptedLinear, dense_weight
