@@ -118,6 +118,7 @@ def add_base_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quantized-layers", choices=TARGETS, default="all", help="linear layers that are quantized, those with an "
                         "adapter among them")
     parser.add_argument("--task", choices=TASKS, default="banking77")
+    parser.add_argument("--protocol", metavar="NAME", help="mmlu: lm-eval (default) or hendrycks, the authors' own script")
     parser.add_argument("--data", type=Path, metavar="FILE", help="training rows in the task's original schema")
     parser.add_argument("--test-data", type=Path, metavar="FILE", help="test rows; default: the task's, or split off --data")
     parser.add_argument("--limit", type=positive(int), help="use this many rows of --data, drawn by --seed")

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from model.llama import Llama
 from model.tokenizer import Tokenizer
@@ -36,19 +35,24 @@ class Pair:
     continuation: list[int]  # one token at least
 
 
-def encode_pair(tokenizer: Tokenizer, context: str, continuation: str, empty: int) -> Pair:
-    """White space that ends the context goes to the continuation; the continuation's ids are what it adds to the ids of the context
-    alone: `encode(context + continuation)[len(encode(context)):]`. `empty`: the token that stands for an empty context.
+def encode_pairs(tokenizer: Tokenizer, contexts: Sequence[str], continuations: Sequence[str], empty: int) -> list[Pair]:
+    """One for each continuation, after its own context or after the only one. White space that ends a context goes to the continuation,
+    whose ids are what it adds to the ids of the context alone: `encode(context + continuation)[len(encode(context)):]`. `empty`: the
+    token that stands for an empty context. Raises ValueError where a continuation adds no token."""
+    contexts = list(contexts) * (len(continuations) if len(contexts) == 1 else 1)
+    kept = [context.rstrip() for context in contexts]
+    alone = {context: tokenizer.encode(context) if context else [empty] for context in dict.fromkeys(kept)}
+    return [Pair(alone[k], added_ids(tokenizer, k, context[len(k):] + continuation, alone[k]))
+            for k, context, continuation in zip(kept, contexts, continuations, strict=True)]
 
-    Raises ValueError where the continuation adds no token."""
-    kept = context.rstrip()
-    continuation = context[len(kept):] + continuation
-    before, whole = tokenizer.encode(kept), tokenizer.encode(kept + continuation)
-    if not kept:
-        before, whole = [empty], [empty, *whole[1 if whole[:1] == [empty] else 0:]]
-    if len(whole) <= len(before):
-        raise ValueError(f"the tokenizer sees no token in {continuation!r} after {kept[-40:]!r}")
-    return Pair(before, whole[len(before):])
+
+def added_ids(tokenizer: Tokenizer, context: str, continuation: str, context_ids: list[int]) -> list[int]:
+    whole = tokenizer.encode(context + continuation)
+    if not context and whole[:1] != context_ids:  # a tokenizer that puts no begin token of its own before a text
+        whole = context_ids + whole
+    if len(whole) <= len(context_ids):
+        raise ValueError(f"the tokenizer sees no token in {continuation!r} after {context[-40:]!r}")
+    return whole[len(context_ids):]
 
 
 def fitted(pair: Pair, positions: int) -> Pair:
@@ -61,25 +65,14 @@ def fitted(pair: Pair, positions: int) -> Pair:
 
 
 @torch.no_grad()
-def log_likelihoods(model: Llama, questions: Sequence[Sequence[Pair]], batch_size: int, groups: Sequence[str] | None = None,
-                    desc: str = "scoring") -> Iterator[tuple[int, list[float]]]:
-    """(number of a question, log-likelihood of each of its pairs), as they come: questions of one length together, `batch_size` of
-    them at a time. Questions of different `groups` (one name a question) are never in one batch: name those alike that begin alike."""
-    groups = groups or [""] * len(questions)
-    with tqdm(total=len(questions), desc=desc, unit="row", disable=None, leave=False) as bar:
-        for batch in batches_of(questions, groups, batch_size):
-            yield from zip(batch, batch_log_likelihoods(model, [questions[i] for i in batch]))
-            bar.update(len(batch))
-
-
-def batches_of(questions: Sequence[Sequence[Pair]], groups: Sequence[str], batch_size: int) -> list[list[int]]:
-    """Every question once; of one group and of near-equal length in each batch, the groups in their order."""
+def log_likelihoods(model: Llama, questions: Sequence[Sequence[Pair]], batch_size: int) -> Iterator[tuple[int, list[float]]]:
+    """(number of a question, log-likelihood of each of its pairs), as they come: questions of near-equal length together, `batch_size` of
+    them at a time. Only what ALL questions of a batch begin with is computed once for them: give those together that begin alike."""
     length = [max(len(p.context) + len(p.continuation) for p in pairs) for pairs in questions]
-    batches = []
-    for group in dict.fromkeys(groups):
-        order = sorted((i for i, name in enumerate(groups) if name == group), key=length.__getitem__)
-        batches += [order[start:start + batch_size] for start in range(0, len(order), batch_size)]
-    return batches
+    order = sorted(range(len(questions)), key=length.__getitem__)
+    for start in range(0, len(order), batch_size):
+        batch = order[start:start + batch_size]
+        yield from zip(batch, batch_log_likelihoods(model, [questions[i] for i in batch]))
 
 
 def batch_log_likelihoods(model: Llama, questions: Sequence[Sequence[Pair]]) -> list[list[float]]:

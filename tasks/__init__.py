@@ -10,9 +10,17 @@
 
 `significance.py` has the paired tests between two models' scores on the same rows.
 """
+from tasks.arc import ArcChallenge, ArcEasy
 from tasks.banking77 import Banking77
+from tasks.boolq import BoolQ
+from tasks.hellaswag import HellaSwag
+from tasks.mmlu import Mmlu
+from tasks.openbookqa import OpenBookQa
 from tasks.perplexity import Perplexity
+from tasks.piqa import Piqa
 from tasks.pretrain import Pretrain
 from tasks.sql_create_context import SqlCreateContext
+from tasks.winogrande import WinoGrande
 
-TASKS = {task.name: task for task in (Banking77, SqlCreateContext, Pretrain, Perplexity)}
+TASKS = {task.name: task for task in (Banking77, SqlCreateContext, Pretrain, Perplexity,
+                                     Mmlu, HellaSwag, Piqa, WinoGrande, ArcEasy, ArcChallenge, BoolQ, OpenBookQa)}

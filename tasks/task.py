@@ -3,7 +3,7 @@ import hashlib
 import json
 import random
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
@@ -63,6 +63,7 @@ class Task:
     name: str
     metric: str | None = None  # the mark that curves and paired tests are of
     protocol: str              # how rows are put to the model and scored, in words; kept with every score
+    protocols: dict[str, type["Task"]] = {}  # what --protocol offers, where there are several: tasks of their own
     formats: dict[str, str] = {}  # how scores are printed that are no shares of 1
     needs_data = False      # True where --data must name a file
     needs_test_data = False  # True where --test-data must
@@ -90,6 +91,10 @@ class Task:
         """Scores that are no mean over the rows."""
         return {}
 
+    def parts(self, rows: Sequence, lines: Sequence[dict]) -> dict[str, float]:
+        """The metric of each part that the rows fall into by themselves (MMLU's subjects)."""
+        return {}
+
     def scores(self, rows: Sequence, lines: Sequence[dict]) -> tuple[dict[str, float], dict[str, float]]:
         """Every score, and the standard errors of those that are means: sample standard deviation (n - 1) / sqrt(n)."""
         marks = [self.marks(row, line) for row, line in zip(rows, lines, strict=True)]
@@ -99,21 +104,32 @@ class Task:
         return {**means, **self.other_scores(rows, lines)}, errors
 
 
-def read_rows(path: Path, fields: Sequence[str]) -> list[dict[str, str]]:
-    """Rows of a .jsonl file (an object a line) or a .json file (a list of objects), each holding `fields` as text.
+Kinds = type | tuple[type, ...]
+KINDS = {str: "text", int: "a whole number", bool: "true or false", list: "a list", dict: "an object"}
+
+
+def read_rows(path: Path, fields: Sequence[str] | Mapping[str, Kinds]) -> list[dict]:
+    """Rows of a .jsonl file (an object a line) or a .json file (a list of objects), each holding `fields`: as text, or as what a mapping says.
 
     Raises FileNotFoundError, or ValueError naming the file, the row and what it lacks."""
+    return [row for _, row in numbered_rows(path, fields)]
+
+
+def numbered_rows(path: Path, fields: Sequence[str] | Mapping[str, Kinds]) -> list[tuple[str, dict]]:
+    """The rows of `read_rows`, each with its place in the file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such data file")
+    kinds = fields if isinstance(fields, Mapping) else dict.fromkeys(fields, str)
     rows = []
     for place, row in _numbered_rows(path):
         if not isinstance(row, dict):
             raise ValueError(f"{path}, {place}: expected a JSON object, found {type(row).__name__}")
-        for name in fields:
-            if not isinstance(row.get(name), str):
-                found = ", ".join(row) or "nothing"
-                raise ValueError(f"{path}, {place}: field {name!r} is missing or not text (fields there: {found})")
-        rows.append(row)
+        for name, kind in kinds.items():
+            allowed = kind if isinstance(kind, tuple) else (kind,)
+            if type(row.get(name)) not in allowed:  # by type itself: to isinstance, true is a whole number
+                found, wanted = ", ".join(row) or "nothing", " or ".join(KINDS[k] for k in allowed)
+                raise ValueError(f"{path}, {place}: field {name!r} is missing or not {wanted} (fields there: {found})")
+        rows.append((place, row))
     if not rows:
         raise ValueError(f"{path}: holds no rows")
     return rows

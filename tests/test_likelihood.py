@@ -10,7 +10,7 @@ from finetune.arguments import EMBEDDED_BASE
 from model import likelihood
 from model.checkpoint import random_model
 from model.config import LlamaConfig
-from model.likelihood import Pair, batches_of, common_start, encode_pair, fitted, log_likelihoods
+from model.likelihood import Pair, common_start, encode_pairs, fitted, log_likelihoods
 from model.tokenizer import load_tokenizer
 
 TOKENIZER = load_tokenizer(EMBEDDED_BASE)
@@ -39,8 +39,8 @@ def naive(model, pair: Pair) -> float:
     return sum(logits[i - 1, tokens[i]].item() for i in range(len(pair.context), len(tokens)))
 
 
-def scored(model, questions, batch_size=64, groups=None) -> list[list[float]]:
-    found = dict(log_likelihoods(model, questions, batch_size, groups))
+def scored(model, questions, batch_size=64) -> list[list[float]]:
+    found = dict(log_likelihoods(model, questions, batch_size))
     assert sorted(found) == list(range(len(questions)))
     return [found[i] for i in range(len(questions))]
 
@@ -119,13 +119,17 @@ def test_the_comparison_notices(damage, monkeypatch):
     assert worst > 1e-2
 
 
-def test_groups_are_never_in_one_batch_and_lengths_are_near():
-    questions = [[Pair([3] * n, [4])] for n in (9, 2, 8, 1, 7, 3)]
-    assert batches_of(questions, ["a", "b", "a", "b", "a", "b"], 2) == [[4, 2], [0], [3, 1], [5]]
+def test_questions_of_near_equal_length_go_together():
+    order = [i for i, _ in log_likelihoods(MODELS["softcaps"], [[Pair([3] * n, [4])] for n in (9, 2, 8, 1)], 2)]
+    assert order == [3, 1, 2, 0]
 
 
 def test_common_start_is_that_of_all():
     assert common_start([[1, 2, 3], [1, 2, 4], [1, 2]]) == [1, 2] and common_start([[5], [6]]) == []
+
+
+def encode_pair(tokenizer, context, continuation, empty):
+    return encode_pairs(tokenizer, [context], [continuation], empty)[0]
 
 
 # ---- where context and continuation are cut --------------------------------------------------------------------------
