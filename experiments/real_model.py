@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=16, help="windows of 2048 tokens that perplexity is taken of")
     parser.add_argument("--loads", type=int, default=5, help="of each file")
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--lr", type=float, default=5e-3)
+    parser.add_argument("--lr", type=float, default=1e-2)
     parser.add_argument("--test-rows", type=int, default=200)
     parser.add_argument("--load", type=Path, help=argparse.SUPPRESS)  # what a process of step 1 does
     options = parser.parse_args()
@@ -131,7 +131,7 @@ def fine_tuned(options: argparse.Namespace) -> str:
 def train_command(options: argparse.Namespace, data: Path) -> Sequence[str]:
     return ["train.py", "--model", str(options.gguf), "--quantizer", "none", "--method", "qablora", "--lam", "32x8", "--task", "sql-create-context",
             "--data", str(data / "train.jsonl"), "--limit", "2000", "--test-data", str(data / "test.jsonl"), "--test-limit", str(options.test_rows),
-            "--steps", str(options.steps), "--batch-size", "16", "--max-length", "256", "--lr", str(options.lr), "--eval-batch-size", "32"]
+            "--steps", str(options.steps), "--batch-size", "8", "--max-length", "256", "--lr", str(options.lr), "--eval-batch-size", "32"]
 
 
 if __name__ == "__main__":
