@@ -102,7 +102,7 @@ OPTIONAL = {"validation loss": ("validation_loss", ".4f"), "bits a weight": ("bi
 def print_scores(rows: list[Row], title: str, task: Task) -> None:
     """The table, what its figures are, and the metric of each part that the rows fall into."""
     print_table(rows, title, task.formats)
-    print(f"protocol: {task.protocol}")
+    print(f"protocol: {task.protocol}" + (f"; the papers' rows are {task.metric}" if not task.trains and task.metric in rows[0].scores else ""))
     if parts := list(dict.fromkeys(part for row in rows for part in row.parts)):
         print_columns(f"{task.metric} of each part", [["", *(row.state for row in rows)], *(
             [part, *(f"{row.parts[part]:.2%}" for row in rows)] for part in parts)])
