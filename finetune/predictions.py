@@ -10,8 +10,8 @@ from finetune.job import Job
 from finetune.run import Run
 from finetune.table import Row, print_columns
 from model.files import write_json, write_text
+from tasks.rows import read_rows
 from tasks.significance import Comparison, compare_scores
-from tasks.task import read_rows
 
 TRAINED = "as trained"  # the state that a run stands for where none is named
 

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from tasks.task import Example, Splits, Task, read_rows, shuffled
+from tasks.rows import read_rows
+from tasks.task import Example, Splits, Task, shuffled
 
 HERE = Path(__file__).parent / "banking77_data"
 

@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from tasks.task import Example, Splits, Task, read_rows, shuffled
+from tasks.rows import read_rows
+from tasks.task import Example, Splits, Task, shuffled
 
 
 def sql_prompt(context: str, question: str) -> str:

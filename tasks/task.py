@@ -63,48 +63,6 @@ class Task:
         raise NotImplementedError
 
 
-def read_rows(path: Path, fields: Sequence[str]) -> list[dict[str, str]]:
-    """Rows of a .jsonl file (an object a line) or a .json file (a list of objects), each holding `fields` as text.
-
-    Raises FileNotFoundError, or ValueError naming the file, the row and what it lacks."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such data file")
-    rows = []
-    for place, row in _numbered_rows(path):
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, {place}: expected a JSON object, found {type(row).__name__}")
-        for name in fields:
-            if not isinstance(row.get(name), str):
-                found = ", ".join(row) or "nothing"
-                raise ValueError(f"{path}, {place}: field {name!r} is missing or not text (fields there: {found})")
-        rows.append(row)
-    if not rows:
-        raise ValueError(f"{path}: holds no rows")
-    return rows
-
-
-def _numbered_rows(path: Path):
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text ({error})") from None
-    if path.suffix == ".json":
-        try:
-            whole = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: not valid JSON ({error})") from None
-        if not isinstance(whole, list):
-            raise ValueError(f"{path}: expected a JSON list of rows")
-        yield from ((f"row {i}", row) for i, row in enumerate(whole, 1))
-        return
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                yield f"line {number}", json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not valid JSON ({error})") from None
-
-
 def shuffled(items: Sequence, seed: int) -> list:
     """A seeded shuffle that leaves its input alone."""
     items = list(items)

@@ -14,8 +14,9 @@ from model.tokenizer import load_tokenizer
 from tasks.banking77 import Banking77, macro_f1
 from tasks.batching import collate, epoch_batches, split_list
 from tasks.pretrain import RECIPE, WINDOW, Pretrain
+from tasks.rows import read_rows
 from tasks.sql_create_context import SqlCreateContext, normalise_sql
-from tasks.task import Encoded, Example, encode_example, read_rows
+from tasks.task import Encoded, Example, encode_example
 
 TOKENIZER = load_tokenizer(EMBEDDED_BASE)
 EOS = TOKENIZER.eos_id
