@@ -8,6 +8,7 @@ from finetune.models import Source
 from model.tokenizer import Tokenizer
 from tasks import TASKS
 from tasks.batching import split_list
+from tasks.hub_data import data_file
 from tasks.task import Encoded, Example, Task
 
 LONGEST = 2048  # tokens of a training row, unless --max-length says otherwise
@@ -45,7 +46,7 @@ def prepare_job(source: Source, args: argparse.Namespace, calibrate: bool) -> Jo
     """Reads and checks all data before any weight is loaded. Raises ValueError when nothing is left to train on, or to
     calibrate on."""
     task = TASKS[args.task]()
-    splits = task.splits(args.data, args.test_data, args.limit, args.seed)
+    splits = task.splits(data_file(args.data, "train"), data_file(args.test_data, "test"), args.limit, args.seed)
     tokenizer, stop_ids = source.tokenizer, source.stop_ids()
     longest = args.max_length or min(LONGEST, source.config.max_position_embeddings)
     parts = [task.encode(part, tokenizer, stop_ids[0]) for part in (splits.train, splits.validation)]
