@@ -23,6 +23,7 @@ class Predictions:
     task: str
     rows: list[tuple[str, str]]  # prompt and right answer
     scores: list[float]
+    texts: list[str]          # what was written
 
 
 def save_predictions(run: Run, rows: list[Row], job: Job) -> None:
@@ -60,7 +61,7 @@ def read_predictions(spec: str) -> Predictions:
     if not lines:
         raise ValueError(f"{file} holds no state {state!r}; it holds: {', '.join(dict.fromkeys(line['state'] for line in every)) or 'none'}")
     return Predictions(f"{path}: {state}", lines[0]["task"], [(line["prompt"], line["gold"]) for line in lines],
-                       [float(line["score"]) for line in lines])
+                       [float(line["score"]) for line in lines], [line["text"] for line in lines])
 
 
 def split_spec(spec: str) -> tuple[Path, str]:
