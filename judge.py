@@ -58,6 +58,8 @@ def read_compared(a: str, b: str, limit: int | None) -> Compared:
     """Raises ValueError or FileNotFoundError where the two were not scored on the same rows, or wrote no text."""
     first, second = read_predictions(a), read_predictions(b)
     check_same_rows(first, second)
+    if None in first.texts + second.texts:
+        raise ValueError(f"--task {first.task} is answered by choosing, and {first.name} and {second.name} hold no text to judge")
     return Compared(first.name, second.name, first.task, [prompt for prompt, _ in first.rows][:limit], first.texts[:limit], second.texts[:limit])
 
 

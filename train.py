@@ -52,7 +52,7 @@ def main() -> None:
             fresh = True
             saved = describe(run, source, args, job)
         train(run, args, saved, job)
-        evaluate_run(run, args, saved, job, run.results_file)
+        evaluate_run(run, args, saved, job, run, run.results_file)
     except (ValueError, OSError, TrainingDiverged) as error:
         if fresh and not run.has_progress():
             run.discard()

@@ -191,8 +191,9 @@ def resolve(args: argparse.Namespace, given: dict) -> argparse.Namespace:
     args.lam = _lam(args, method)
     args.lr = args.lr or method.lr
     args.micro_batch = min(args.micro_batch or args.batch_size, args.batch_size)
-    if TASKS[args.task].needs_data and args.data is None:
-        raise ValueError(f"--task {args.task} needs --data")
+    if not TASKS[args.task].trains:
+        raise ValueError(f"--task {args.task} has no training rows, only test rows: train on another task, and score with python eval.py RUN "
+                         f"--task {args.task}")
     for name in PATHS:
         if isinstance(getattr(args, name), Path):
             setattr(args, name, getattr(args, name).resolve())

@@ -5,12 +5,19 @@ The model writes the name. Each example has one right name and one written name,
 import json
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
+from tasks.generative import GenerativeTask
 from tasks.rows import read_rows
-from tasks.task import Example, Splits, Task, shuffled
+from tasks.task import Example, Splits, shuffled
 
 HERE = Path(__file__).parent / "banking77_data"
+
+
+@cache
+def intents() -> frozenset[str]:
+    return frozenset(intent_words(name) for name in json.loads((HERE / "categories.json").read_text()))
 
 
 def intent_words(category: str) -> str:
@@ -18,8 +25,9 @@ def intent_words(category: str) -> str:
     return " ".join(category.lower().replace("_", " ").split())
 
 
-class Banking77(Task):
+class Banking77(GenerativeTask):
     name, metric = "banking77", "accuracy"
+    protocol = "greedy, first line; case, underscores and white space do not count"
 
     def splits(self, data: Path | None, test_data: Path | None, limit: int | None, seed: int) -> Splits:
         """The published train and test files; a tenth of train (plr.txt Sec. 3.1) is held out for validation."""
@@ -32,19 +40,14 @@ class Banking77(Task):
         return [Example(prompt=f"{row['text'].strip()}\nIntent:", answer=intent_words(row["category"]))
                 for row in read_rows(path, ("text", "category"))]
 
-    def example_scores(self, predictions: Sequence[str], examples: Sequence[Example]) -> list[float]:
-        return [float(intent_words(text) == example.answer) for text, example in zip(predictions, examples, strict=True)]
+    def marks(self, row: Example, line: dict) -> dict[str, float]:
+        """accuracy; invalid: names no intent."""
+        written = intent_words(line["text"])
+        return {"accuracy": float(written == row.answer), "invalid": float(written not in intents())}
 
-    def score(self, predictions: Sequence[str], examples: Sequence[Example]) -> dict[str, float]:
-        """accuracy, macro_f1 (mean of F1 over the intents that occur in the gold answers), invalid (share of
-        predictions that name no intent)."""
-        intents = {intent_words(name) for name in json.loads((HERE / "categories.json").read_text())}
-        written = [intent_words(text) for text in predictions]
-        gold = [example.answer for example in examples]
-        n = len(gold)
-        return {"accuracy": sum(self.example_scores(predictions, examples)) / n,
-                "macro_f1": macro_f1(written, gold),
-                "invalid": sum(w not in intents for w in written) / n}
+    def other_scores(self, rows: Sequence[Example], lines: Sequence[dict]) -> dict[str, float]:
+        """macro_f1: mean of F1 over the intents that occur in the gold answers."""
+        return {"macro_f1": macro_f1([intent_words(line["text"]) for line in lines], [row.answer for row in rows])}
 
 
 def macro_f1(written: Sequence[str], gold: Sequence[str]) -> float:

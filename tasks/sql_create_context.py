@@ -3,11 +3,11 @@
 Read from a local file in its original schema: rows of `question`, `context` (CREATE TABLE ...), `answer`.
 """
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
+from tasks.generative import GenerativeTask
 from tasks.rows import read_rows
-from tasks.task import Example, Splits, Task, shuffled
+from tasks.task import Example, Splits, shuffled
 
 
 def sql_prompt(context: str, question: str) -> str:
@@ -21,8 +21,9 @@ def normalise_sql(query: str) -> str:
     return re.sub(r"\s+", " ", query).strip().rstrip(";").rstrip()
 
 
-class SqlCreateContext(Task):
+class SqlCreateContext(GenerativeTask):
     name, metric = "sql-create-context", "exact_match"
+    protocol = "greedy, first line; case, white space, quotes and a final semicolon do not count"
     needs_data = True
 
     def splits(self, data: Path | None, test_data: Path | None, limit: int | None, seed: int) -> Splits:
@@ -38,9 +39,5 @@ class SqlCreateContext(Task):
         return [Example(sql_prompt(row["context"], row["question"]), row["answer"].strip())
                 for row in read_rows(path, ("question", "context", "answer"))]
 
-    def example_scores(self, predictions: Sequence[str], examples: Sequence[Example]) -> list[float]:
-        return [float(normalise_sql(p) == normalise_sql(e.answer)) for p, e in zip(predictions, examples, strict=True)]
-
-    def score(self, predictions: Sequence[str], examples: Sequence[Example]) -> dict[str, float]:
-        same = self.example_scores(predictions, examples)
-        return {"exact_match": sum(same) / len(same)}
+    def marks(self, row: Example, line: dict) -> dict[str, float]:
+        return {"exact_match": float(normalise_sql(line["text"]) == normalise_sql(row.answer))}

@@ -310,6 +310,9 @@ def test_another_state_is_judged_by_its_name_and_the_place_is_called_after_both(
 def test_runs_of_other_rows_are_not_judged(runs, tmp_path):
     predictions(tmp_path / "c", ["fair"] * 4, requests=["request 0", "request 1", "another", "request 3"])
     assert "were not scored on the same test rows (row 2 is the first that differs)" in call(judge_script, "a", "c", "--judge", "x")
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "predictions.jsonl").write_text(json.dumps({"state": "as trained", "task": "piqa", "prompt": "p", "gold": "g", "score": 1.0}) + "\n")
+    assert "--task piqa is answered by choosing" in call(judge_script, "d", "d", "--judge", "x")
     assert "no predictions.jsonl there" in call(judge_script, "a", "nowhere", "--judge", "x")
     assert "holds no state 'merged'" in call(judge_script, "a", "b:merged", "--judge", "x")
 
