@@ -172,6 +172,7 @@ def train_parser() -> argparse.ArgumentParser:
     parser.add_argument("--save-every", type=positive(int), default=200, help="steps between states to resume from")
     parser.add_argument("--save-dtype", choices=DTYPES, help="of the weights that method full saves; default: the checkpoint's")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: the next free runs/METHOD-BITS-TASK-NUMBER")
+    parser.add_argument("--show-example", action="store_true", help="print the task's first training row as the model will see it, and stop")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with an interrupted run; no other flag with it")
     return parser
 

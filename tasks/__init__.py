@@ -10,9 +10,13 @@
 
 `significance.py` has the paired tests between two models' scores on the same rows.
 """
+from tasks.alpaca import Alpaca
 from tasks.banking77 import Banking77
+from tasks.bitext import Bitext, BitextResponse
+from tasks.flan import Flan
+from tasks.gsm8k import Gsm8k, Gsm8kZeroShot
 from tasks.perplexity import Perplexity
 from tasks.pretrain import Pretrain
 from tasks.sql_create_context import SqlCreateContext
 
-TASKS = {task.name: task for task in (Banking77, SqlCreateContext, Pretrain, Perplexity)}
+TASKS = {task.name: task for task in (Banking77, SqlCreateContext, Gsm8k, Gsm8kZeroShot, Alpaca, Flan, Bitext, BitextResponse, Pretrain, Perplexity)}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from model.tokenizer import Tokenizer
-from tasks.banking77 import intent_words
+from tasks.labels import intent_words
 from tasks.rows import read_rows
 from tasks.sql_create_context import sql_prompt
 from tasks.task import Encoded, Example, Splits, Task, shuffled

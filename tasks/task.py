@@ -30,10 +30,12 @@ class Splits:
     train: list[Example] = field(default_factory=list)
     validation: list[Example] = field(default_factory=list)
     test: list = field(default_factory=list)  # of whatever the task's own `answers` takes, a dataclass each
+    left_out: dict[str, int] = field(default_factory=dict)  # why -> how many rows of the files are in no split
 
     def fingerprints(self) -> dict[str, str]:
         """sha256 over every row of each split, in order."""
-        return {name: hashlib.sha256(json.dumps([astuple(e) for e in part]).encode()).hexdigest() for name, part in vars(self).items()}
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: hashlib.sha256(json.dumps([astuple(e) for e in part]).encode()).hexdigest() for name, part in parts.items()}
 
 
 def encode_example(example: Example, tokenizer: Tokenizer, eos_id: int) -> Encoded:
@@ -63,6 +65,8 @@ class Task:
     name: str
     metric: str | None = None  # the mark that curves and paired tests are of
     protocol: str              # how rows are put to the model and scored, in words; kept with every score
+    template_version = 1       # of the prompts' wording, kept likewise: another wording is another number
+    new_tokens: int | None = None  # how long an answer may be by the protocol; None: as long as the longest training row's
     formats: dict[str, str] = {}  # how scores are printed that are no shares of 1
     needs_data = False      # True where --data must name a file
     needs_test_data = False  # True where --test-data must
@@ -97,6 +101,12 @@ class Task:
         means = {name: statistics.fmean(values) for name, values in columns.items()}
         errors = {name: statistics.stdev(values) / len(values) ** 0.5 for name, values in columns.items() if len(values) > 1}
         return {**means, **self.other_scores(rows, lines)}, errors
+
+
+def one_tenth(items: Sequence) -> tuple[list, list]:
+    """The first tenth, of one item at least, and the rest: `one_tenth([1, 2, 3]) -> ([1], [2, 3])`."""
+    n = max(1, len(items) // 10)
+    return list(items[:n]), list(items[n:])
 
 
 def shuffled(items: Sequence, seed: int) -> list:
