@@ -40,7 +40,7 @@ REQUANTIZE = ("requantize", *arguments.REQUANTIZE_FLAGS, *arguments.GPTQ_FLAGS)
 OF_THE_ROWS = ("test_data", "test_limit", "max_new_tokens")
 MAY_CHANGE = ("model", "task", *OF_THE_ROWS, "eval_batch_size", "dtype", "device", *REQUANTIZE)  # of a run
 OF_ANOTHER_TASK = ("data", "limit", "max_length", *OF_THE_ROWS)  # what a run says of these is of its own task
-OUTPUTS = ("compare", "plot", "json", "out")
+OUTPUTS = ("compare", "plot", "json", "out", "without_base")
 
 
 def main() -> None:
@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="of several runs, --plot or --compare: the joint table")
     parser.add_argument("--out", type=Path, metavar="DIR", help="of a model without a run: where its scores and predictions go; default: "
                         "evals/NAME-TASK")
+    parser.add_argument("--without-base", action="store_true", help="leave out the row of the base as it is, before quantization")
     add_prompt_flags(parser)
     arguments.add_base_flags(parser)
     args = parser.parse_args()
@@ -112,7 +113,7 @@ def score_runs(args: argparse.Namespace, given: dict) -> None:
         points = [point for p in prepared for point in
                   points_of(p.run.path, p.args, restore_run(p.run, p.args, p.saved, p.job, p.place, p.results, restoration), restoration.widths)]
         return show_tradeoff(points, args.plot, args.json)
-    rows = [(p.run.path, row) for p in prepared for row in evaluate_run(p.run, p.args, p.saved, p.job, p.place, p.results, restoration)]
+    rows = [(p.run.path, row) for p in prepared for row in evaluate_run(p.run, p.args, p.saved, p.job, p.place, p.results, restoration, args.without_base)]
     if several:
         joint_table(rows, {name: how for p in prepared for name, how in p.job.task.formats.items()}, args.json)
 
@@ -167,10 +168,12 @@ def score_model(args: argparse.Namespace, given: dict) -> None:
     if "targets" in given:
         raise ValueError("--targets says where adapters go, and a model without a run has none: use --quantized-layers")
     arguments.resolve_model_quantizer(args, given)
+    if args.without_base and args.quantizer == "none":
+        raise ValueError("--without-base leaves nothing to score: no --quantizer is named")
     arguments.resolve_requantization(args, given, (args.quantizer,))
     source = Source(args.model)
     check_quantization(source, args)
-    evaluate_model(source, args, Run(args.out or Path("evals") / f"{source.place.name.removesuffix('.gguf')}-{args.task}"))
+    evaluate_model(source, args, Run(args.out or Path("evals") / f"{source.place.name.removesuffix('.gguf')}-{args.task}"), args.without_base)
 
 
 if __name__ == "__main__":

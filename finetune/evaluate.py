@@ -21,12 +21,12 @@ from model.llama import Llama
 
 
 def evaluate_run(run: Run, args: argparse.Namespace, saved: dict, job: Job, place: Run, results: Path,
-                 restoration: Restoration | None = None) -> list[Row]:
-    """base, quantized base (where it is quantized), as trained, merged, requantized and restored (where asked for). Prints the
+                 restoration: Restoration | None = None, without_base: bool = False) -> list[Row]:
+    """base (unless it is to be left out), quantized base (where it is quantized), as trained, merged, requantized and restored (where asked for). Prints the
     table, writes it to `results` and what was answered to each row to predictions.jsonl in `place`; the merged model, where it is a k-bit one, is
     saved as the model directory `merged/`. Answers of the same command that was interrupted are taken up."""
     job.kept = KeptAnswers(place.path, answers_key(run, args, saved, job, restoration))
-    rows = [*original_base(args, saved, job), *states_of_run(run, args, saved, job), *restored_states(run, args, job, restoration)]
+    rows = [*([] if without_base else original_base(args, saved, job)), *states_of_run(run, args, saved, job), *restored_states(run, args, job, restoration)]
     return report(rows, run, args, saved, job, place, results)
 
 
@@ -123,7 +123,7 @@ def adapted_states(model: Llama, run: Run, args: argparse.Namespace, job: Job) -
     return rows
 
 
-def evaluate_model(source: Source, args: argparse.Namespace, place: Run) -> list[Row]:
+def evaluate_model(source: Source, args: argparse.Namespace, place: Run, without_base: bool = False) -> list[Row]:
     """A model without a run: as it is and, where a quantizer is named, quantized. The scores go to `place`. Raises ValueError where that
     holds those of another model."""
     job = prepare_job(source, args, calibrate=args.quantizer == GPTQ)
@@ -131,7 +131,7 @@ def evaluate_model(source: Source, args: argparse.Namespace, place: Run) -> list
     job.kept = KeptAnswers(place.path, {"model": source.fingerprint, **asked_key(args, job)})
     rows = []
     plain = argparse.Namespace(**{**vars(args), "quantizer": "none"})
-    for state, how in [("base", plain)] if args.quantizer == "none" else [("base", plain), (how_quantized(args), args)]:
+    for state, how in [("base", plain), (how_quantized(args), args)][without_base:1 if args.quantizer == "none" else 2]:
         model, _ = load_base(source, how, job)
         rows.append(score_state(state, model, job, args.eval_batch_size))
         del model

@@ -29,7 +29,7 @@ class Architecture:
     interleaved_rotary: bool  # q and k rows are stored with the two of each rotary pair side by side
 
 
-ARCHITECTURES = {"llama": Architecture("llama", interleaved_rotary=True)}
+ARCHITECTURES = {"llama": Architecture("llama", interleaved_rotary=True), "qwen2": Architecture("qwen2", interleaved_rotary=False)}
 CONFIG_KEYS = {
     "hidden_size": "embedding_length", "intermediate_size": "feed_forward_length", "num_hidden_layers": "block_count",
     "num_attention_heads": "attention.head_count", "rms_norm_eps": "attention.layer_norm_rms_epsilon",

@@ -203,3 +203,14 @@ def test_cut_prompts_and_empty_answers_are_flagged_and_counted(model, tokenizer)
     rows = [Example("short", "x"), Example("card " * 400, "x")]
     lines = dict(Nothing().answers(model, rows, Asking(tokenizer, (2,), 12, 2)))
     assert lines[0]["flags"] == [EMPTY] and lines[1]["flags"] == [TRUNCATED, EMPTY]
+
+
+# ---- without the base ---------------------------------------------------------------------------------------------
+
+def test_the_base_can_be_left_out(small_base, run, text_file, tmp_path, elsewhere):
+    asked = ["--task", "perplexity", "--test-data", text_file, "--max-length", "32", "--test-limit", "2", "--without-base"]
+    assert call(eval_script, "--model", small_base, *asked, "--bits", "4", "--block", "16x1", "--out", "p") is None
+    assert list(rows_of(tmp_path / "p")) == ["minmax 16x1, 4 bits"]
+    assert call(eval_script, run, *asked) is None
+    assert list(rows_of(run / "benchmarks" / "perplexity")) == ["quantized base", "as trained", "merged, 4 bits"]
+    assert "--without-base leaves nothing to score" in call(eval_script, "--model", small_base, *asked)
