@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/real-model"))
     parser.add_argument("--windows", type=int, default=16, help="windows of 2048 tokens that perplexity is taken of")
     parser.add_argument("--loads", type=int, default=5, help="of each file")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--lr", type=float, default=1e-2)
     parser.add_argument("--test-rows", type=int, default=200)
     parser.add_argument("--load", type=Path, help=argparse.SUPPRESS)  # what a process of step 1 does

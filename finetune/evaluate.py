@@ -49,7 +49,7 @@ def answers_key(run: Run, args: argparse.Namespace, saved: dict, job: Job, resto
 
 def asked_key(args: argparse.Namespace, job: Job) -> dict:
     flags = {name: value for name, value in arguments.to_json(args).items() if name not in NOT_IN_ANSWERS}
-    return {"flags": flags, "protocol": job.task.protocol, "data": job.fingerprints, "rows": len(job.test), "max_new_tokens": job.max_new_tokens}
+    return {"flags": flags, "protocol": job.task.protocol, "template_version": job.task.template_version, "data": job.fingerprints, "rows": len(job.test), "max_new_tokens": job.max_new_tokens}
 
 
 def report(rows: list[Row], run: Run, args: argparse.Namespace, saved: dict, job: Job, place: Run, results: Path) -> list[Row]:
@@ -62,7 +62,7 @@ def report(rows: list[Row], run: Run, args: argparse.Namespace, saved: dict, job
 
 def keep_scores(rows: list[Row], job: Job, place: Run, results: Path, **facts) -> None:
     """The table and the answers, on disk; then what an interruption would have been taken up from is not needed any more."""
-    save_table(rows, results, task=job.task.name, protocol=job.task.protocol, test_rows=len(job.test), validation_rows=len(job.validation),
+    save_table(rows, results, task=job.task.name, protocol=job.task.protocol, template_version=job.task.template_version, test_rows=len(job.test), validation_rows=len(job.validation),
                data=job.fingerprints, **facts)
     save_predictions(place.predictions_file, rows, job)
     job.kept.forget()

@@ -11,9 +11,11 @@ from finetune.models import Source
 from model.tokenizer import Tokenizer
 from tasks import TASKS
 from tasks.batching import split_list
+from tasks.hub_data import data_file
 from tasks.task import Encoded, Task
 
 LONGEST = 2048  # tokens of a training row, or of a window of text, unless --max-length says otherwise
+TOO_LONG = "longer than --max-length"
 NEW_TOKENS = 256  # of an answer, where no training row says how long one is
 
 
@@ -39,7 +41,7 @@ class Job:
     train: list[Encoded]
     validation: list[Encoded]
     test: list                # of the task's own kind
-    left_out: int             # training and validation rows longer than --max-length
+    left_out: dict[str, int]  # why -> how many training and validation rows
     max_new_tokens: int
     fingerprints: dict[str, str]
     calibration: Calibration | None  # where GPTQ will be asked for
@@ -53,24 +55,26 @@ def prepare_job(source: Source, args: argparse.Namespace, calibrate: bool) -> Jo
     for name, needed in (("data", task.needs_data), ("test_data", task.needs_test_data)):
         if needed and getattr(args, name) is None:
             raise ValueError(f"--task {args.task} needs {flag(name)}")
-    splits = task.splits(args.data, args.test_data, args.limit, args.seed)
+    splits = task.splits(data_file(args.data, "train"), data_file(args.test_data, "test"), args.limit, args.seed)
+    for reason, rows in splits.left_out.items():
+        print(f"--task {args.task}: {rows} training rows are left out: {reason}")
     tokenizer, end_ids, positions = source.tokenizer, source.stop_ids(), source.config.max_position_embeddings
     longest = args.max_length or min(LONGEST, positions)
     parts = [task.encode(part, tokenizer, end_ids[0]) for part in (splits.train, splits.validation)]
     train, validation = ([e for e in part if len(e.tokens) <= longest + 1] for part in parts)
-    left_out = sum(map(len, parts)) - len(train) - len(validation)
+    too_long = sum(map(len, parts)) - len(train) - len(validation)
     if task.trains:
         if not train or not validation:
             raise ValueError(f"--task {args.task}: {len(train)} rows to train on and {len(validation)} to validate on are left "
-                             f"({left_out} are longer than {longest} tokens, see --max-length); both need at least one")
+                             f"({too_long} are longer than {longest} tokens, see --max-length); both need at least one")
         check_ids([e.tokens for e in train + validation], source)
     longest_answer = max((len(e.tokens) - e.prompt_length for e in train + validation), default=NEW_TOKENS)
-    max_new_tokens = args.max_new_tokens or min(longest_answer, positions - 1)
+    max_new_tokens = args.max_new_tokens or (min(task.new_tokens, positions // 2) if task.new_tokens else min(longest_answer, positions - 1))
     if max(longest, max_new_tokens + 1) > positions:
         raise ValueError(f"{source.path} has {positions} positions: too few for --max-length {longest} or --max-new-tokens "
                          f"{max_new_tokens} and a prompt")
     test = task.test_rows(splits.test, tokenizer, longest)[:args.test_limit]
-    return Job(task, tokenizer, end_ids, train, validation, test, left_out, max_new_tokens, splits.fingerprints(),
+    return Job(task, tokenizer, end_ids, train, validation, test, {**splits.left_out, TOO_LONG: too_long}, max_new_tokens, splits.fingerprints(),
                calibration_of(args, tokenizer, train, longest) if calibrate else None)
 
 
@@ -124,4 +128,4 @@ def check_data(job: Job, saved: dict) -> None:
     for part in ("train", "validation"):
         if job.fingerprints[part] != saved["fingerprints"]["data"][part]:
             raise ValueError(f"the {part} rows are no longer those of the run (sha256 {job.fingerprints[part]}, "
-                             f"the run had {saved['fingerprints']['data'][part]})")
+                             f"the run had {saved['fingerprints']['data'][part]}; of some tasks, another --test-data leaves other training rows out)")

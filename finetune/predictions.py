@@ -10,8 +10,8 @@ from finetune.job import Job
 from finetune.run import Run
 from finetune.table import Row, print_columns
 from model.files import write_json, write_text
+from tasks.rows import read_rows
 from tasks.significance import Comparison, compare_scores
-from tasks.task import read_rows
 
 TRAINED = "as trained"  # the state that a run stands for where none is named
 
@@ -23,6 +23,7 @@ class Predictions:
     task: str
     rows: list[tuple[str, str]]  # prompt and right answer
     scores: list[float]
+    texts: list[str | None]   # what was written; None for an answer that was chosen
 
 
 def save_predictions(path: Path, rows: list[Row], job: Job) -> None:
@@ -62,7 +63,7 @@ def read_predictions(spec: str) -> Predictions:
     if not lines:
         raise ValueError(f"{file} holds no state {state!r}; it holds: {', '.join(dict.fromkeys(line['state'] for line in every)) or 'none'}")
     return Predictions(f"{path}: {state}", lines[0]["task"], [(line["prompt"], line["gold"]) for line in lines],
-                       [float(line["score"]) for line in lines])
+                       [float(line["score"]) for line in lines], [line.get("text") for line in lines])
 
 
 def split_spec(spec: str) -> tuple[Path, str]:

@@ -3,12 +3,12 @@ that simple methods answered (easy), and the others (challenge).
 
 Rows of `question`, `choices` {text, label}, `answerKey`; lm-evaluation-harness scores the test split.
 """
-from tasks.choices import ChoiceTask, Question, lettered
+from tasks.choices import LETTERED, ChoiceTask, Question, lettered
 
 
 class ArcEasy(ChoiceTask):
     name = "arc_easy"
-    fields = {"question": str, "choices": dict, "answerKey": str}
+    fields = {"question": str, "choices": LETTERED, "answerKey": str}
 
     def question(self, row: dict) -> Question:
         return Question((f"Question: {row['question']}\nAnswer:",), *lettered(row))

@@ -12,7 +12,7 @@ Source: lm-evaluation-harness 0.4.13; its own log-likelihoods are in tests/fixtu
 rows are: blora.txt Table 4 does not name it; its 76.3 of HellaSwag can only be acc_norm (LLaMA-7B: acc 56, as in the table's first row), the
 others are read as acc.
 """
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,8 @@ from tqdm import tqdm
 from model.likelihood import Pair, encode_pairs, fitted, log_likelihoods
 from model.llama import Llama
 from tasks.generative import TRUNCATED
-from tasks.task import Asking, Splits, Task, numbered_rows
+from tasks.rows import Kind, placed_rows
+from tasks.task import Asking, Splits, Task
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class ChoiceTask(Task):
     metric = "acc"
     protocol = "as lm-evaluation-harness 0.4: log-likelihood of one space and the choice after the context, zero-shot"
     needs_test_data, trains = True, False
-    fields: Mapping[str, type | tuple[type, ...]]
+    fields: Mapping[str, Kind]
 
     def question(self, row: dict) -> Question:
         """Raises ValueError for a row that is none."""
@@ -100,42 +101,45 @@ def first_largest(values: Sequence[float]) -> int:
     return max(range(len(values)), key=values.__getitem__)
 
 
+LETTERED = {"text": [str], "label": [str]}  # the field `choices` of ARC and OpenBookQA
+
+
 # ---- rows -----------------------------------------------------------------------------------------------------------
 
-def read_questions(path: Path, fields: Mapping, make) -> list:
+def read_questions(path: Path, fields: Mapping[str, Kind], make: Callable[[dict], Question]) -> list[Question]:
     """Every row of a file, made into what `make` makes of it. Raises ValueError naming the file and the row."""
     made = []
-    for place, row in numbered_rows(path, fields):
+    for place, row in placed_rows(path, fields):
         try:
             made.append(make(row))
         except ValueError as error:
-            raise ValueError(f"{path}, {place}: {error}") from None
+            raise ValueError(f"{place}: {error}") from None
     return made
 
 
-def label(name: str, value: int | str, choices: Sequence[str], first: int = 0) -> int:
-    """The number of the gold choice, of a field that counts from `first` in digits, as a number or, as some copies have it, as text."""
-    allowed = [str(first + i) for i in range(len(choices))]
-    if str(value) not in allowed:
-        raise ValueError(f"{name} is {value!r}, not one of {', '.join(allowed)}")
-    return allowed.index(str(value))
+def gold(name: str, value: int, choices: Sequence[str], first: int = 0) -> int:
+    """The place of the gold choice, of a field that counts from `first`."""
+    allowed = range(first, first + len(choices))
+    if value not in allowed:
+        raise ValueError(f"{name} is {value}, not one of {', '.join(map(str, allowed))}")
+    return value - first
 
 
-def check_choices(choices: Sequence) -> tuple[str, ...]:
+def check_choices(choices: Sequence[str]) -> tuple[str, ...]:
     """Raises ValueError unless they are two texts at least, none of them empty: an empty one has no log-likelihood a character."""
     if len(choices) < 2:
         raise ValueError(f"{len(choices)} choices are too few")
     for i, choice in enumerate(choices, 1):
-        if not isinstance(choice, str) or not choice.strip():
-            raise ValueError(f"choice {i} is {choice!r}, not a text")
+        if not choice.strip():
+            raise ValueError(f"choice {i} is empty")
     return tuple(choices)
 
 
 def lettered(row: dict) -> tuple[tuple[str, ...], int]:
     """Choices and gold of `choices: {text: [...], label: [...]}` and `answerKey`, as ARC and OpenBookQA have them."""
-    texts, labels, key = row["choices"].get("text"), row["choices"].get("label"), row["answerKey"]
-    if not (isinstance(texts, list) and isinstance(labels, list) and len(texts) == len(labels)):
-        raise ValueError("choices holds no two lists, text and label, of one length")
+    texts, labels, key = row["choices"]["text"], row["choices"]["label"], row["answerKey"]
+    if len(texts) != len(labels):
+        raise ValueError(f"choices holds {len(texts)} texts and {len(labels)} labels")
     if labels.count(key) != 1:
-        raise ValueError(f"answerKey is {key!r}, and the choices are labelled {', '.join(map(str, labels))}")
+        raise ValueError(f"answerKey is {key!r}, and the choices are labelled {', '.join(labels)}")
     return check_choices(texts), labels.index(key)

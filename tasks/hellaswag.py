@@ -5,7 +5,7 @@ the capital letter of ctx_b cannot be made again, and ctx stands as it is. The v
 """
 import re
 
-from tasks.choices import ChoiceTask, Question, check_choices, label
+from tasks.choices import ChoiceTask, Question, check_choices, gold
 
 
 def cleaned(text: str) -> str:
@@ -16,11 +16,11 @@ def cleaned(text: str) -> str:
 
 class HellaSwag(ChoiceTask):
     name, metric = "hellaswag", "acc_norm"
-    fields = {"activity_label": str, "endings": list, "label": (int, str)}
+    fields = {"activity_label": str, "endings": [str], "label": int}
 
     def question(self, row: dict) -> Question:
-        choices = check_choices([cleaned(end) if isinstance(end, str) else end for end in row["endings"]])
-        return Question((cleaned(f"{row['activity_label']}: {beginning(row)}"),), choices, label("label", row["label"], choices))
+        choices = check_choices([cleaned(ending) for ending in row["endings"]])
+        return Question((cleaned(f"{row['activity_label']}: {beginning(row)}"),), choices, gold("label", row["label"], choices))
 
 
 def beginning(row: dict) -> str:

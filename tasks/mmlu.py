@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from model.tokenizer import Tokenizer
-from tasks.choices import ChoiceTask, Question, label, prompts, read_questions
+from tasks.choices import ChoiceTask, Question, gold, prompts, read_questions
 from tasks.task import Splits
 
 SHOTS, LETTERS = 5, ("A", "B", "C", "D")
@@ -35,7 +35,7 @@ class Mmlu(ChoiceTask):
     name = "mmlu"
     protocol = f"as lm-evaluation-harness 0.4: {SHOTS}-shot, log-likelihood of one space and the letter; averages over questions"
     needs_data = True
-    fields = {"question": str, "choices": list, "answer": int, "subject": str}
+    fields = {"question": str, "choices": [str], "answer": int, "subject": str}
 
     def splits(self, data: Path | None, test_data: Path | None, limit: int | None, seed: int) -> Splits:
         """Raises ValueError, naming the file and the row, where a subject is not MMLU's, or has no shot at all."""
@@ -57,11 +57,11 @@ class Mmlu(ChoiceTask):
         texts, subject = row["choices"], row["subject"]
         if subject not in CATEGORY_OF:
             raise ValueError(f"subject {subject!r} is none of MMLU's {len(CATEGORY_OF)}")
-        if len(texts) != len(LETTERS) or not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"choices holds no {len(LETTERS)} texts")
+        if len(texts) != len(LETTERS):
+            raise ValueError(f"choices holds {len(texts)} texts, not {len(LETTERS)}")
         listed = "".join(f"{letter}. {text}\n" for letter, text in zip(LETTERS, texts))
         flags = () if all(text.strip() for text in texts) else (EMPTY_CHOICE,)
-        return Question((f"{row['question'].strip()}\n{listed}Answer:",), LETTERS, label("answer", row["answer"], LETTERS), subject=subject, flags=flags)
+        return Question((f"{row['question'].strip()}\n{listed}Answer:",), LETTERS, gold("answer", row["answer"], LETTERS), subject=subject, flags=flags)
 
     def introduction(self, subject: str) -> str:
         return f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}.\n\n"

@@ -3,12 +3,12 @@
 
 Rows of `question_stem`, `choices` {text, label}, `answerKey`; lm-evaluation-harness scores the test split.
 """
-from tasks.choices import ChoiceTask, Question, lettered
+from tasks.choices import LETTERED, ChoiceTask, Question, lettered
 
 
 class OpenBookQa(ChoiceTask):
     name = "openbookqa"
-    fields = {"question_stem": str, "choices": dict, "answerKey": str}
+    fields = {"question_stem": str, "choices": LETTERED, "answerKey": str}
 
     def question(self, row: dict) -> Question:
         return Question((row["question_stem"],), *lettered(row))

@@ -2,7 +2,7 @@
 
 Rows of `goal`, `sol1`, `sol2`, `label` (0 or 1); the validation split is what is reported.
 """
-from tasks.choices import ChoiceTask, Question, check_choices, label
+from tasks.choices import ChoiceTask, Question, check_choices, gold
 
 
 class Piqa(ChoiceTask):
@@ -11,4 +11,4 @@ class Piqa(ChoiceTask):
 
     def question(self, row: dict) -> Question:
         choices = check_choices((row["sol1"], row["sol2"]))
-        return Question((f"Question: {row['goal']}\nAnswer:",), choices, label("label", row["label"], choices))
+        return Question((f"Question: {row['goal']}\nAnswer:",), choices, gold("label", row["label"], choices))

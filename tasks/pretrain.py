@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from model.tokenizer import Tokenizer
-from tasks.banking77 import intent_words
+from tasks.labels import intent_words
+from tasks.rows import read_rows
 from tasks.sql_create_context import sql_prompt
-from tasks.task import Encoded, Example, Splits, Task, read_rows, shuffled
+from tasks.task import Encoded, Example, Splits, Task, shuffled
 
 WINDOW = 256  # tokens; long enough for nearly every row of these sets
 

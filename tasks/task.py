@@ -3,7 +3,7 @@ import hashlib
 import json
 import random
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
@@ -30,10 +30,12 @@ class Splits:
     train: list[Example] = field(default_factory=list)
     validation: list[Example] = field(default_factory=list)
     test: list = field(default_factory=list)  # of whatever the task's own `answers` takes, a dataclass each
+    left_out: dict[str, int] = field(default_factory=dict)  # why -> how many rows of the files are in no split
 
     def fingerprints(self) -> dict[str, str]:
         """sha256 over every row of each split, in order."""
-        return {name: hashlib.sha256(json.dumps([astuple(e) for e in part]).encode()).hexdigest() for name, part in vars(self).items()}
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: hashlib.sha256(json.dumps([astuple(e) for e in part]).encode()).hexdigest() for name, part in parts.items()}
 
 
 def encode_example(example: Example, tokenizer: Tokenizer, eos_id: int) -> Encoded:
@@ -64,6 +66,8 @@ class Task:
     metric: str | None = None  # the mark that curves and paired tests are of
     protocol: str              # how rows are put to the model and scored, in words; kept with every score
     protocols: dict[str, type["Task"]] = {}  # what --protocol offers, where there are several: tasks of their own
+    template_version = 1       # of the prompts' wording, kept likewise: another wording is another number
+    new_tokens: int | None = None  # how long an answer may be by the protocol; None: as long as the longest training row's
     formats: dict[str, str] = {}  # how scores are printed that are no shares of 1
     needs_data = False      # True where --data must name a file
     needs_test_data = False  # True where --test-data must
@@ -104,57 +108,10 @@ class Task:
         return {**means, **self.other_scores(rows, lines)}, errors
 
 
-Kinds = type | tuple[type, ...]
-KINDS = {str: "text", int: "a whole number", bool: "true or false", list: "a list", dict: "an object"}
-
-
-def read_rows(path: Path, fields: Sequence[str] | Mapping[str, Kinds]) -> list[dict]:
-    """Rows of a .jsonl file (an object a line) or a .json file (a list of objects), each holding `fields`: as text, or as what a mapping says.
-
-    Raises FileNotFoundError, or ValueError naming the file, the row and what it lacks."""
-    return [row for _, row in numbered_rows(path, fields)]
-
-
-def numbered_rows(path: Path, fields: Sequence[str] | Mapping[str, Kinds]) -> list[tuple[str, dict]]:
-    """The rows of `read_rows`, each with its place in the file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such data file")
-    kinds = fields if isinstance(fields, Mapping) else dict.fromkeys(fields, str)
-    rows = []
-    for place, row in _numbered_rows(path):
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, {place}: expected a JSON object, found {type(row).__name__}")
-        for name, kind in kinds.items():
-            allowed = kind if isinstance(kind, tuple) else (kind,)
-            if type(row.get(name)) not in allowed:  # by type itself: to isinstance, true is a whole number
-                found, wanted = ", ".join(row) or "nothing", " or ".join(KINDS[k] for k in allowed)
-                raise ValueError(f"{path}, {place}: field {name!r} is missing or not {wanted} (fields there: {found})")
-        rows.append((place, row))
-    if not rows:
-        raise ValueError(f"{path}: holds no rows")
-    return rows
-
-
-def _numbered_rows(path: Path):
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text ({error})") from None
-    if path.suffix == ".json":
-        try:
-            whole = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: not valid JSON ({error})") from None
-        if not isinstance(whole, list):
-            raise ValueError(f"{path}: expected a JSON list of rows")
-        yield from ((f"row {i}", row) for i, row in enumerate(whole, 1))
-        return
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                yield f"line {number}", json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not valid JSON ({error})") from None
+def one_tenth(items: Sequence) -> tuple[list, list]:
+    """The first tenth, of one item at least, and the rest: `one_tenth([1, 2, 3]) -> ([1], [2, 3])`."""
+    n = max(1, len(items) // 10)
+    return list(items[:n]), list(items[n:])
 
 
 def shuffled(items: Sequence, seed: int) -> list:

@@ -9,12 +9,14 @@ from hypothesis import strategies as st
 
 from finetune.arguments import EMBEDDED_BASE
 from model.tokenizer import load_tokenizer
-from tasks.banking77 import Banking77, macro_f1
+from tasks.banking77 import Banking77
 from tasks.batching import collate, epoch_batches, split_list
+from tasks.labels import macro_f1
 from tasks.generative import before
 from tasks.pretrain import RECIPE, WINDOW, Pretrain
+from tasks.rows import read_rows
 from tasks.sql_create_context import SqlCreateContext, normalise_sql
-from tasks.task import Encoded, Example, encode_example, read_rows
+from tasks.task import Encoded, Example, encode_example
 
 TOKENIZER = load_tokenizer(EMBEDDED_BASE)
 
@@ -46,13 +48,13 @@ def test_banking77_scores_by_hand():
     examples = [Example("", a) for a in ("card arrival", "card arrival", "age limit", "age limit")]
     scores = scores_of(Banking77(), ["card arrival", "Card_Arrival", "card arrival", "nonsense"], examples)
     # card arrival: written 3, gold 2, right 2 -> 4/5; age limit: written 0, gold 2 -> 0
-    assert scores == {"accuracy": 0.5, "macro_f1": pytest.approx(0.4), "invalid": 0.25}
+    assert scores == {"accuracy": 0.5, "micro_f1": pytest.approx(4 / 7), "macro_f1": pytest.approx(0.4), "invalid": 0.25}
 
 
 def test_a_perfect_and_an_empty_answer_score_one_and_zero():
     examples = Banking77().splits(None, None, None, 0).test
-    assert scores_of(Banking77(), [e.answer for e in examples], examples) == {"accuracy": 1, "macro_f1": 1, "invalid": 0}
-    assert scores_of(Banking77(), [""] * len(examples), examples) == {"accuracy": 0, "macro_f1": 0, "invalid": 1}
+    assert scores_of(Banking77(), [e.answer for e in examples], examples) == {"accuracy": 1, "micro_f1": 1, "macro_f1": 1, "invalid": 0}
+    assert scores_of(Banking77(), [""] * len(examples), examples) == {"accuracy": 0, "micro_f1": 0, "macro_f1": 0, "invalid": 1}
 
 
 def test_macro_f1_counts_each_class_once_however_many_rows_it_has():
