@@ -3,16 +3,18 @@
     python -m experiments.benchmarks --model smollm2 --data ../shared/data
 
 Seven zero-shot tasks (blora.txt Table 4) and five-shot MMLU (Tables 1 to 3), each scored by eval.py as a process of its own on one thread. Tasks
-that are scored already are not scored again, and one that was interrupted goes on where it stopped. With --test-limit, so many rows of each task
-are drawn, the same ones each time (files may be sorted by subject). The table goes to --out/table.md, and with all figures to --json.
+that are scored already are not scored again, and one that was interrupted goes on where it stopped. With --test-limit and --mmlu-limit, so many rows are
+drawn, the same ones each time (MMLU's file is sorted by subject). The table goes to --out/table.md after each task, and with all figures to --json.
+Its seconds are those of the clock, for each state, and of the processor, for the whole process: they differ where other work runs beside it.
 """
 import argparse
-import json
+import resource
 from pathlib import Path
 
 from tqdm import tqdm
 
 from experiments.shared import keep_settings, python
+from model.config import read_json
 from model.files import write_json, write_text
 from tasks import TASKS
 from tasks.task import shuffled
@@ -28,26 +30,35 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
     parser.add_argument("--json", type=Path, help="default: --out/benchmarks.json")
     parser.add_argument("--tasks", nargs="+", choices=TASK_NAMES, default=list(TASK_NAMES))
-    parser.add_argument("--test-limit", type=int, help="rows of each task")
+    parser.add_argument("--test-limit", type=int, help="rows of each zero-shot task")
+    parser.add_argument("--mmlu-limit", type=int, help="rows of MMLU")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     options = parser.parse_args()
-    keep_settings(options, ("model", "test_limit", "dtype"))
+    keep_settings(options, ("model", "test_limit", "mmlu_limit", "dtype"))
     for task in tqdm(options.tasks, desc="tasks", disable=None):
-        if not (options.out / task / "results.json").is_file():
+        if not (options.out / task / "processor.json").is_file():
             score(options, task)
-        write_tables(options, [done for done in TASK_NAMES if (options.out / done / "results.json").is_file()])
+        write_tables(options, [done for done in TASK_NAMES if (options.out / done / "processor.json").is_file()])
 
 
 def score(options: argparse.Namespace, task: str) -> None:
     """`python eval.py --model MODEL --quantizer nf --bits 4 --task TASK ...`: the base, and the base in NF4."""
     folder = options.data / task
     rows = folder / ("test.jsonl" if task == "mmlu" else "validation.jsonl")
-    if options.test_limit:
-        rows = draw(rows, options.out / f"{task}.jsonl", options.test_limit)
+    if limit := options.mmlu_limit if task == "mmlu" else options.test_limit:
+        rows = draw(rows, options.out / f"{task}.jsonl", limit)
     shots = ["--data", str(folder / "dev.jsonl")] if task == "mmlu" else []
+    before = processor_seconds()
     python(["eval.py", "--model", options.model, "--quantizer", "nf", "--bits", "4", "--task", task, *shots, "--test-data", str(rows),
             "--eval-batch-size", str(options.batch_size), "--dtype", options.dtype, "--out", str(options.out / task)], options.out / f"{task}.log")
+    write_json(options.out / task / "processor.json", {"seconds": processor_seconds() - before})
+
+
+def processor_seconds() -> float:
+    """Of all processes that this one has started and that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def draw(source: Path, target: Path, n: int) -> Path:
@@ -58,19 +69,20 @@ def draw(source: Path, target: Path, n: int) -> Path:
 
 
 def write_tables(options: argparse.Namespace, tasks: list[str]) -> None:
-    results = {task: json.loads((options.out / task / "results.json").read_text(encoding="utf-8")) for task in tasks}
+    results = {task: {**read_json(options.out / task / "results.json"), "processor_seconds": read_json(options.out / task / "processor.json")["seconds"]}
+               for task in tasks}
     head = ["task", "rows", "the papers' rows are", *(f"{name}, {metric}, %" for name in STATES for metric in ("acc", "acc_norm")),
-            *(f"{name}, s" for name in STATES)]
+            *(f"{name}, s" for name in STATES), "processor, s"]
     lines = [head, ["---"] * len(head)]
     for task, result in results.items():
         rows = result["rows"]
         lines.append([task, str(result["test_rows"]), TASKS[task].metric, *(share(row, metric) for row in rows for metric in ("acc", "acc_norm")),
-                      *(f"{row['seconds']:.0f}" for row in rows)])
-        lines += [[f"{task}, {category}", "", "acc", *(cell for row in rows for cell in (share(row, category), "")), "", ""]
+                      *(f"{row['seconds']:.0f}" for row in rows), f"{result['processor_seconds']:.0f}"])
+        lines += [[f"{task}, {category}", "", "acc", *(cell for row in rows for cell in (share(row, category), "")), "", "", ""]
                   for category in rows[0]["scores"] if category not in ("acc", "acc_norm")]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
     write_text(options.out / "table.md", text)
-    settings = {name: getattr(options, name) for name in ("model", "dtype", "batch_size", "test_limit")}
+    settings = {name: getattr(options, name) for name in ("model", "dtype", "batch_size", "test_limit", "mmlu_limit")}
     write_json(options.json or options.out / "benchmarks.json", {"settings": settings, "tasks": results})
     print(text)
 

@@ -258,10 +258,10 @@ def test_the_experiment_makes_one_table_and_repeats_nothing(small_base, tmp_path
         for split, file in files.items():
             shutil.copy(HARNESS / f"{file}.jsonl", tmp_path / "data" / name / f"{split}.jsonl")
     for _ in range(2):
-        assert call(benchmarks, "--model", small_base, "--data", "data", "--tasks", "piqa", "mmlu", "--test-limit", "3") is None
+        assert call(benchmarks, "--model", small_base, "--data", "data", "--tasks", "piqa", "mmlu", "--test-limit", "3", "--mmlu-limit", "4") is None
     assert asked == ["piqa", "mmlu"]
     table = (tmp_path / "runs" / "benchmarks" / "table.md").read_text().splitlines()
-    assert table[2].startswith("| piqa | 3 | acc | ") and table[3].startswith("| mmlu | 3 | acc | ") and "±" in table[2]
+    assert table[2].startswith("| piqa | 3 | acc | ") and table[3].startswith("| mmlu | 4 | acc | ") and "±" in table[2]
     saved = json.loads((tmp_path / "runs" / "benchmarks" / "benchmarks.json").read_text())
     assert len(saved["tasks"]["piqa"]["rows"]) == 2 and saved["settings"]["test_limit"] == 3
     other = call(benchmarks, "--model", small_base, "--data", "data", "--test-limit", "4")
