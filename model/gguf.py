@@ -29,7 +29,7 @@ class Architecture:
     interleaved_rotary: bool  # q and k rows are stored with the two of each rotary pair side by side
 
 
-ARCHITECTURES = {"llama": Architecture("llama", interleaved_rotary=True)}
+ARCHITECTURES = {"llama": Architecture("llama", interleaved_rotary=True), "qwen2": Architecture("qwen2", interleaved_rotary=False)}
 CONFIG_KEYS = {
     "hidden_size": "embedding_length", "intermediate_size": "feed_forward_length", "num_hidden_layers": "block_count",
     "num_attention_heads": "attention.head_count", "rms_norm_eps": "attention.layer_norm_rms_epsilon",
@@ -114,7 +114,7 @@ def gguf_package():
 
 @cache
 def _read_gguf(path: Path, size: int, changed: int) -> GGUFFile:
-    reader, metadata = _open_reader(path)
+    reader, metadata = open_reader(path)
     if metadata.get("split.count", 1) > 1:
         raise ValueError(f"{path}: one of {metadata['split.count']} parts: join them first with llama-gguf-split --merge")
     tensors = {t.name: Stored(t.tensor_type.name, tuple(reversed(t.shape.tolist())), t.data_offset, t.n_bytes) for t in reader.tensors}
@@ -125,7 +125,7 @@ def _read_gguf(path: Path, size: int, changed: int) -> GGUFFile:
     return GGUFFile(path, metadata, tensors)
 
 
-def _open_reader(path: Path):
+def open_reader(path: Path):
     """The package's reader, and the metadata as plain values.
 
     The reader slices a memory map tens of thousands of times; slices of a plain array take a third of the time and half the
@@ -208,10 +208,29 @@ def our_name(name: str) -> str:
     return f"{TENSORS.get(module, module)}.{leaf}"
 
 
+def gguf_name(name: str) -> str:
+    """The inverse of `our_name`: `model.layers.3.self_attn.q_proj.weight` -> `blk.3.attn_q.weight`."""
+    module, _, leaf = name.rpartition(".")
+    if not module.startswith("model.layers."):
+        return f"{next(theirs for theirs, ours in TENSORS.items() if ours == module)}.{leaf}"
+    layer, _, kind = module.removeprefix("model.layers.").partition(".")
+    return f"blk.{layer}.{next(theirs for theirs, ours in LAYER_TENSORS.items() if ours == kind)}.{leaf}"
+
+
 def half_split(rows: Tensor, heads: int) -> Tensor:
     """The rows of q or k in the order of Hugging Face files, x_i and x_{i + head_dim/2} turning together, from that of GGUF, where the
     two of a pair stand side by side: rows 0 1 2 3 4 5 of one head -> 0 2 4 1 3 5."""
     return rows.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+
+
+def interleaved(rows: Tensor, heads: int) -> Tensor:
+    """The inverse of `half_split`: rows 0 2 4 1 3 5 of one head -> 0 1 2 3 4 5."""
+    return rows.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+
+
+def heads_of(architecture: str, config: LlamaConfig) -> dict[str, int]:
+    """The layers whose rows a file of this architecture interleaves, and of how many heads they are."""
+    return {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads} if ARCHITECTURES[architecture].interleaved_rotary else {}
 
 
 class GGUFWeights:
@@ -219,9 +238,7 @@ class GGUFWeights:
 
     def __init__(self, path: Path):
         self.file, self.files = read_gguf(path), [path]
-        config = gguf_config(self.file)
-        self.heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads} \
-            if ARCHITECTURES[self.file.architecture].interleaved_rotary else {}
+        self.heads = heads_of(self.file.architecture, gguf_config(self.file))
         self.names = {our_name(name): name for name in self.file.tensors if name != ROPE_DIVISORS}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.quantized: dict[str, dict] = {}
@@ -241,6 +258,9 @@ class GGUFWeights:
     def forget(self, name: str) -> None:
         self.names.pop(name, None)
         self.shapes.pop(name, None)
+
+    def levels(self, layer: str) -> Tensor:
+        return BLOCK_TYPES[self.file.tensors[self.names[f"{layer}.weight"]].type].levels()
 
     def tensors(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
         """Every tensor whose name begins with `prefix`, one weight at a time."""

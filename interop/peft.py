@@ -1,0 +1,2 @@
+class PEFTExport:
+    name, is_directory = "peft", True
