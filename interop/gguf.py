@@ -152,7 +152,7 @@ class MergedCodes:
     """Turns codes into those of a file, and keeps account: what became of the base's codes and scales, and what rounding did."""
 
     def __init__(self):
-        self.layers = self.same_codes = self.same_scale = 0
+        self.all = self.layers = self.same_codes = self.same_scale = 0
         self.rounded, self.steps = 0.0, 0.0
 
     def add(self, model: Llama, layer: str, kind: str) -> QuantizedWeight:
@@ -164,6 +164,7 @@ class MergedCodes:
             raise ValueError(f"layer {layer}: {error}") from None
         error = (weight.dequantize(torch.float64) - exact.dequantize(torch.float64)).abs().unflatten(1, (weight.grid.scale.shape[1], -1)).amax(2)
         scale = weight.grid.scale.double().abs()
+        self.all += 1
         self.rounded = max(self.rounded, error.max().item())
         self.steps = max(self.steps, torch.where(scale > 0, error / scale, 0).max().item())
         if isinstance(module, AdaptedLinear):
@@ -176,7 +177,8 @@ class MergedCodes:
     def facts(self) -> dict:
         merged = {"merged_layers": self.layers, "of_which_with_the_codes_of_the_base": self.same_codes,
                   "of_which_with_the_scales_of_the_base": self.same_scale} if self.layers else {}
-        return {**merged, "rounding_of_m_to_float16_at_most": f"{self.rounded:.2g}, {self.steps:.2g} of a step between two codes of its block"}
+        rounding = {"rounding_to_float16_factors_at_most": f"{self.rounded:.2g}, which is {self.steps:.2g} of the step between two codes of its block"}
+        return {**merged, **(rounding if self.all else {})}
 
 
 # ---- the file -----------------------------------------------------------------------------------------------------

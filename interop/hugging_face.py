@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from finetune.models import sixteen_bit_type
+from finetune.models import Source, sixteen_bit_type
 from interop.trained import Trained, dense_tensor, dense_tensors, tensor_names
 from model.checkpoint import load_model
 from model.config import LlamaConfig
@@ -50,7 +50,7 @@ def write_model(trained: Trained, model: Llama, dtype: torch.dtype, directory: P
                tqdm(dense_tensors(model), "merging", len(tensor_names(model.config)), unit="tensor", disable=None, leave=False)}
     write_safetensors(directory / "model.safetensors", tensors)
     write_json(directory / "config.json", hugging_face_config(model.config, dtype))
-    copy_tokenizer(trained.path, directory)
+    write_tokenizer(trained, directory)
     for path in (trained.origin / name for name in BESIDE if trained.origin and trained.origin.is_dir()):
         if path.is_file():
             shutil.copy(path, directory / path.name)
@@ -68,3 +68,15 @@ def in_type(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
         raise ValueError(f"{name} holds values up to {tensor.abs().max():.4g}, which {name_of(dtype)} cannot hold (up to "
                          f"{torch.finfo(dtype).max:.5g}): give --dtype bfloat16 or float32")
     return rounded
+
+
+def write_tokenizer(trained: Trained, directory: Path) -> None:
+    """The run's own files; and, where it has none that names the begin and end tokens, one that does. It names no class: transformers then reads
+    tokenizer.model and tokenizer.json as they are, where LlamaTokenizer puts spaces otherwise."""
+    copy_tokenizer(trained.path, directory)
+    names = directory / "tokenizer_config.json"
+    if names.is_file():
+        return
+    begin, end = trained.tokenizer.encode("")[:1], Source(trained.path).stop_ids()[:1]
+    tokens = {f"{kind}_token": trained.tokenizer.token(ids[0]) for kind, ids in (("bos", begin), ("eos", end)) if ids}
+    write_json(names, tokens if (directory / "tokenizer.json").is_file() else {**tokens, "add_bos_token": bool(begin)})
