@@ -9,6 +9,8 @@
     python eval.py --compare runs/sft "runs/sft-qlora:quantized base"         # paired tests on what was scored last
     python eval.py runs/x --requantize gptq                                   # and, lossily, back to k bits
     python eval.py --model DIR --quantizer gptq --bits 3 --task banking77     # no run: base and quantized base
+    python eval.py --model DIR --task perplexity --test-data wiki.txt         # or a benchmark; of a run, too:
+    python eval.py runs/x --task perplexity --test-data wiki.txt
     python eval.py runs/x --prompt "..." --temperature 0.7                    # no task: how the model as trained goes on from here
     python eval.py --model DIR --bits 4 --prompt "..."                        # or a model, here rounded to 4 bits
 """
@@ -35,8 +37,10 @@ from finetune.tradeoff import check_scores, points_of, show_tradeoff
 from model.checkpoint import empty_model
 
 REQUANTIZE = ("requantize", *arguments.REQUANTIZE_FLAGS, *arguments.GPTQ_FLAGS)
-MAY_CHANGE = ("model", "test_data", "test_limit", "eval_batch_size", "max_new_tokens", "dtype", "device", *REQUANTIZE)  # of a run
-OUTPUTS = ("compare", "plot", "json")
+OF_THE_ROWS = ("test_data", "test_limit", "max_new_tokens")
+MAY_CHANGE = ("model", "task", *OF_THE_ROWS, "eval_batch_size", "dtype", "device", *REQUANTIZE)  # of a run
+OF_ANOTHER_TASK = ("data", "limit", "max_length", *OF_THE_ROWS)  # what a run says of these is of its own task
+OUTPUTS = ("compare", "plot", "json", "out", "without_base")
 
 
 def main() -> None:
@@ -48,6 +52,9 @@ def main() -> None:
                         "predictions of their last scoring; STATE is a row of their tables, 'as trained' unless named")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="with --restore: score against memory as a picture; the numbers go beside it, or to --json")
     parser.add_argument("--json", type=Path, metavar="FILE", help="of several runs, --plot or --compare: the joint table")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="of a model without a run: where its scores and predictions go; default: "
+                        "evals/NAME-TASK")
+    parser.add_argument("--without-base", action="store_true", help="leave out the row of the base as it is, before quantization")
     add_prompt_flags(parser)
     arguments.add_base_flags(parser)
     args = parser.parse_args()
@@ -70,7 +77,7 @@ def main() -> None:
 
 
 def refuse_beside_compare(args: argparse.Namespace, given: dict) -> None:
-    if args.run or args.plot or given:
+    if args.run or args.plot or args.out or given:
         raise ValueError("--compare reads what was scored before and takes no other flag than --json: name all runs behind it")
 
 
@@ -81,11 +88,15 @@ class Prepared:
     args: argparse.Namespace
     saved: dict
     job: Job
+    place: Run     # where its scores go
+    results: Path
 
 
 def score_runs(args: argparse.Namespace, given: dict) -> None:
     """All runs are checked before the first is scored. With --restore, several runs are scored as trained and restored only."""
     restoration, several = asked_for(given), len(args.run) > 1
+    if args.out:
+        raise ValueError("--out is for a model without a run: a run's scores are kept in the run")
     if args.plot:
         if not restoration:
             raise ValueError("--plot shows what restoring brings: it goes with --restore only")
@@ -100,20 +111,25 @@ def score_runs(args: argparse.Namespace, given: dict) -> None:
             raise ValueError("--requantize makes a row of one run's own table: give it without --plot, and one run")
         check_scores([(p.run.path, p.args, p.job) for p in prepared])
         points = [point for p in prepared for point in
-                  points_of(p.run.path, p.args, restore_run(p.run, p.args, p.saved, p.job, restoration), restoration.widths)]
+                  points_of(p.run.path, p.args, restore_run(p.run, p.args, p.saved, p.job, p.place, p.results, restoration), restoration.widths)]
         return show_tradeoff(points, args.plot, args.json)
-    rows = [(p.run.path, row) for p in prepared for row in evaluate_run(p.run, p.args, p.saved, p.job, p.run.eval_file, restoration)]
+    rows = [(p.run.path, row) for p in prepared for row in evaluate_run(p.run, p.args, p.saved, p.job, p.place, p.results, restoration, args.without_base)]
     if several:
-        joint_table(rows, args.json)
+        joint_table(rows, {name: how for p in prepared for name, how in p.job.task.formats.items()}, args.json)
 
 
 def prepare_run(path: Path, given: dict, restoration: Restoration | None) -> Prepared:
     run, args, saved = read_run(path)
     check_trained(run, args)
+    other_task = given.get("task", args.task) != args.task
+    if other_task:
+        for name in OF_ANOTHER_TASK:
+            setattr(args, name, None)
+    may_change = (*MAY_CHANGE, *OF_ANOTHER_TASK) if other_task else MAY_CHANGE
     for name, value in given.items():
-        if name not in MAY_CHANGE:
+        if name not in may_change:
             raise ValueError(f"{arguments.flag(name)} comes from the run and cannot be changed; a run takes "
-                             + ", ".join(map(arguments.flag, MAY_CHANGE)))
+                             + ", ".join(map(arguments.flag, dict.fromkeys(may_change))))
         setattr(args, name, value)
     arguments.refuse_flags(args, METHODS[args.method], given)
     restored = {base.quantizer for base in check_restoration(run, args, saved, restoration)} if restoration else set()
@@ -121,19 +137,24 @@ def prepare_run(path: Path, given: dict, restoration: Restoration | None) -> Pre
         raise ValueError(f"{', '.join(map(arguments.flag, others))}: a base restored by {GPTQ} is made as the run's own was, so that nothing but "
                          f"its width differs")
     arguments.resolve_requantization(args, given, (args.requantize, *restored))
-    check_predictions(run)
+    if other_task and GPTQ in (args.requantize, *restored):
+        raise ValueError(f"{GPTQ} is calibrated on the rows that the run was trained on, and --task {args.task} has others: leave --task out, or "
+                         f"take a quantizer that rounds")
+    place = run.benchmark(args.task) if other_task else run
+    check_predictions(place.predictions_file)
     if args.requantize:
         check_adapters(empty_model(Source(run.path).config, torch.float32), args)
     job = prepare_job(Source(run.path), args, calibrate=GPTQ in (args.requantize, *restored))
-    check_data(job, saved)
+    if not other_task:
+        check_data(job, saved)
     if GPTQ in restored and args.quantizer == GPTQ:
         check_calibration(job, saved)
-    return Prepared(run, args, saved, job)
+    return Prepared(run, args, saved, job, place, place.results_file if other_task else run.eval_file)
 
 
-def joint_table(rows: list[tuple[Path, Row]], json_file: Path | None) -> None:
+def joint_table(rows: list[tuple[Path, Row]], formats: dict[str, str], json_file: Path | None) -> None:
     named = [replace(row, state=f"{path}: {row.state}") for path, row in rows]
-    print_table(named, "all runs")
+    print_table(named, "all runs", formats)
     if json_file:
         save_table(named, json_file)
 
@@ -147,10 +168,12 @@ def score_model(args: argparse.Namespace, given: dict) -> None:
     if "targets" in given:
         raise ValueError("--targets says where adapters go, and a model without a run has none: use --quantized-layers")
     arguments.resolve_model_quantizer(args, given)
+    if args.without_base and args.quantizer == "none":
+        raise ValueError("--without-base leaves nothing to score: no --quantizer is named")
     arguments.resolve_requantization(args, given, (args.quantizer,))
     source = Source(args.model)
     check_quantization(source, args)
-    evaluate_model(source, args)
+    evaluate_model(source, args, Run(args.out or Path("evals") / f"{source.place.name.removesuffix('.gguf')}-{args.task}"), args.without_base)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from adapters.adapted import adapted_layers, adapter_parameters
 from finetune import arguments, check, models
 from finetune.arguments import DTYPES
 from finetune.evaluate import evaluate_run
+from finetune.example import show_example
 from finetune.job import Job, check_calibration, check_data, prepare_job
 from finetune.loop import Settings, Trainer, TrainingDiverged
 from finetune.methods import GPTQ, METHODS
@@ -34,6 +35,7 @@ from model.hub import pinned
 from model.llama import Llama
 from model.tokenizer import copy_tokenizer
 from quant.linear import QuantLinear
+from tasks.hub_data import pinned_data
 
 
 def main() -> None:
@@ -47,11 +49,13 @@ def main() -> None:
             job = reopen(run, args, saved)
         else:
             source, args, job = prepare(arguments.resolve(args, arguments.given_flags(parser, args)))
+            if args.show_example:
+                return show_example(job)
             run = new_run(args.out, f"{args.method}-{args.bits}bit-{args.task}")
             fresh = True
             saved = describe(run, source, args, job)
         train(run, args, saved, job)
-        evaluate_run(run, args, saved, job, run.results_file)
+        evaluate_run(run, args, saved, job, run, run.results_file)
     except (ValueError, OSError, TrainingDiverged) as error:
         if fresh and not run.has_progress():
             run.discard()
@@ -68,6 +72,7 @@ def refuse_other_flags(given: dict) -> None:
 def prepare(args: argparse.Namespace) -> tuple[Source, argparse.Namespace, Job]:
     """All that can be wrong is found here, before a weight is read."""
     args.model = pinned(args.model)  # the run remembers the commit
+    args.data, args.test_data = pinned_data(args.data, "train"), pinned_data(args.test_data, "test")
     source = Source(args.model)
     check.take_block_of_base(source, args)
     check.check_layers(source, args)
@@ -96,6 +101,7 @@ def describe(run: Run, source: Source, args: argparse.Namespace, job: Job) -> di
                      "safetensors": safetensors.__version__},
         "fingerprints": {"base": None if args.from_scratch else source.fingerprint, "data": job.fingerprints,
                          "calibration": job.calibration.fingerprint if args.quantizer == GPTQ else None},
+        "data": {"template_version": job.task.template_version, "left_out": job.left_out},
     }
     copy_tokenizer(source.path, run.path)
     write_json(run.config_file, saved)
@@ -156,7 +162,7 @@ def print_plan(run: Run, args: argparse.Namespace, model: Llama, parameters: dic
     options = "".join(f", {name} {getattr(args, name)}" for name in ADAPTERS[kind].options) if kind else ""
     print(f"  trains    {trainable:,} parameters{options}, lr {args.lr:g}")
     print(f"  data      {len(job.train)} training rows, {len(job.validation)} validation, {len(job.test)} test"
-          + (f"; {job.left_out} left out, longer than --max-length" if job.left_out else ""))
+          + "".join(f"; {rows} left out, {reason}" for reason, rows in job.left_out.items() if rows))
     print(f"  steps     {steps} of {args.batch_size} rows")
     if args.bits < 16 and (reason := models.why_not_k_bits(model)):
         print(f"  note      merges to 16 bits only: {reason}")

@@ -16,6 +16,8 @@ from quant import QUANTIZERS
 from quant.grid import Block
 from quant.quantizer import Quantizer
 from tasks import TASKS
+from tasks.hub_data import HubData
+from tasks.rows import SUFFIXES
 
 EMBEDDED_BASE = Path(__file__).parent.parent / "model" / "base"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -76,6 +78,18 @@ def model_place(text: str) -> Path | HubModel:
         raise argparse.ArgumentTypeError(f"{text}: no such model directory, and no model of the hub: {error}") from None
 
 
+def data_place(text: str) -> Path | HubData:
+    """An argparse type, as `model_place`: what is here goes before the hub, and neither an absolute path nor the plain name of a data file
+    is a name there."""
+    plain_file = ":" not in text and Path(text).suffix.lower() in (*SUFFIXES, ".txt")
+    if Path(text).is_absolute() or Path(text).exists() or plain_file:
+        return Path(text)
+    try:
+        return HubData.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: no such data file, and no data set of the hub: {error}") from None
+
+
 def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -118,8 +132,9 @@ def add_base_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quantized-layers", choices=TARGETS, default="all", help="linear layers that are quantized, those with an "
                         "adapter among them")
     parser.add_argument("--task", choices=TASKS, default="banking77")
-    parser.add_argument("--data", type=Path, metavar="FILE", help="training rows in the task's original schema")
-    parser.add_argument("--test-data", type=Path, metavar="FILE", help="test rows; default: the task's, or split off --data")
+    parser.add_argument("--data", type=data_place, metavar="FILE", help=f"training rows in the task's original schema ({', '.join(SUFFIXES)}), or "
+                        "a data set of the hub, ORG/NAME, ORG/NAME@REVISION or with a file in it, ORG/NAME:PATH")
+    parser.add_argument("--test-data", type=data_place, metavar="FILE", help="test rows, likewise; default: the task's, or split off --data")
     parser.add_argument("--limit", type=positive(int), help="use this many rows of --data, drawn by --seed")
     parser.add_argument("--test-limit", type=positive(int), help="score the first so many test rows")
     parser.add_argument("--eval-batch-size", type=positive(int), default=128, help="speed and memory; in bfloat16 also the "
@@ -157,6 +172,7 @@ def train_parser() -> argparse.ArgumentParser:
     parser.add_argument("--save-every", type=positive(int), default=200, help="steps between states to resume from")
     parser.add_argument("--save-dtype", choices=DTYPES, help="of the weights that method full saves; default: the checkpoint's")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: the next free runs/METHOD-BITS-TASK-NUMBER")
+    parser.add_argument("--show-example", action="store_true", help="print the task's first training row as the model will see it, and stop")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with an interrupted run; no other flag with it")
     return parser
 
@@ -176,8 +192,9 @@ def resolve(args: argparse.Namespace, given: dict) -> argparse.Namespace:
     args.lam = _lam(args, method)
     args.lr = args.lr or method.lr
     args.micro_batch = min(args.micro_batch or args.batch_size, args.batch_size)
-    if TASKS[args.task].needs_data and args.data is None:
-        raise ValueError(f"--task {args.task} needs --data")
+    if not TASKS[args.task].trains:
+        raise ValueError(f"--task {args.task} has no training rows, only test rows: train on another task, and score with python eval.py RUN "
+                         f"--task {args.task}")
     for name in PATHS:
         if isinstance(getattr(args, name), Path):
             setattr(args, name, getattr(args, name).resolve())
@@ -285,12 +302,13 @@ def from_json(saved: dict) -> argparse.Namespace:
     except argparse.ArgumentTypeError as error:
         args.device = default_device()
         print(f"{error}: {args.device} instead")
-    for name, kind in {**dict.fromkeys((*PATHS, "out"), Path), "model": saved_place, "block": Block.parse, "requantize_block": Block.parse,
+    for name, kind in {**dict.fromkeys((*PATHS, "out"), Path), "model": saved_place(HubModel), "data": saved_place(HubData),
+                       "test_data": saved_place(HubData), "block": Block.parse, "requantize_block": Block.parse,
                        "lam": Lam.parse}.items():
         setattr(args, name, kind(saved[name]) if saved.get(name) else None)
     return args
 
 
-def saved_place(text: str) -> Path | HubModel:
-    """Directories are absolute in a run (see `resolve`), so that nothing else can be one, wherever the run is looked at."""
-    return Path(text) if Path(text).is_absolute() else HubModel.parse(text)
+def saved_place(of_the_hub: type):
+    """What reads a place back: paths are absolute in a run (see `resolve`), so that nothing else can be one, wherever the run is looked at."""
+    return lambda text: Path(text) if Path(text).is_absolute() else of_the_hub.parse(text)

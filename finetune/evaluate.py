@@ -1,44 +1,71 @@
 """Every state of a run, scored one after the other, so that memory holds one base at a time."""
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 
+from finetune import arguments
+from finetune.answers import KeptAnswers
 from finetune.arguments import DTYPES
 from finetune.job import Job, prepare_job
 from finetune.methods import GPTQ
 from finetune.models import (Source, attach_adapters, check_fingerprint, load_adapter, load_run_base, load_trained,
                              merge_best, save_beside, sixteen_bit_type)
-from finetune.predictions import TRAINED, save_predictions
-from finetune.quantize import load_base, requantize
+from finetune.predictions import TRAINED, check_predictions, save_predictions
+from finetune.quantize import how_quantized, load_base, requantize
 from finetune.restore import Restoration, restored_states
 from finetune.run import Run
 from finetune.table import Row, float32_logits, largest_difference, print_table, save_table, score_state
-from model.files import write_json
+from model.config import read_json
+from model.files import sha256_of, write_json
 from model.llama import Llama
 
 
-def evaluate_run(run: Run, args: argparse.Namespace, saved: dict, job: Job, results: Path,
-                 restoration: Restoration | None = None) -> list[Row]:
-    """base, quantized base (where it is quantized), as trained, merged, requantized and restored (where asked for). Prints the
-    table, writes it to `results` and what was written for each row to predictions.jsonl; the merged model, where it is a k-bit one, is
-    saved as the model directory `merged/`."""
-    rows = [*original_base(args, saved, job), *states_of_run(run, args, saved, job), *restored_states(run, args, job, restoration)]
-    return report(rows, run, args, saved, job, results)
+def evaluate_run(run: Run, args: argparse.Namespace, saved: dict, job: Job, place: Run, results: Path,
+                 restoration: Restoration | None = None, without_base: bool = False) -> list[Row]:
+    """base (unless it is to be left out), quantized base (where it is quantized), as trained, merged, requantized and restored (where asked for). Prints the
+    table, writes it to `results` and what was answered to each row to predictions.jsonl in `place`; the merged model, where it is a k-bit one, is
+    saved as the model directory `merged/`. Answers of the same command that was interrupted are taken up."""
+    job.kept = KeptAnswers(place.path, answers_key(run, args, saved, job, restoration))
+    rows = [*([] if without_base else original_base(args, saved, job)), *states_of_run(run, args, saved, job), *restored_states(run, args, job, restoration)]
+    return report(rows, run, args, saved, job, place, results)
 
 
-def restore_run(run: Run, args: argparse.Namespace, saved: dict, job: Job, restoration: Restoration) -> list[Row]:
+def restore_run(run: Run, args: argparse.Namespace, saved: dict, job: Job, place: Run, results: Path, restoration: Restoration) -> list[Row]:
     """What plr.txt compares, and no other state: as trained, and restored."""
+    job.kept = KeptAnswers(place.path, answers_key(run, args, saved, job, restoration))
     rows = [trained_state(run, args, job), *restored_states(run, args, job, restoration)]
-    return report(rows, run, args, saved, job, run.eval_file)
+    return report(rows, run, args, saved, job, place, results)
 
 
-def report(rows: list[Row], run: Run, args: argparse.Namespace, saved: dict, job: Job, results: Path) -> list[Row]:
+NOT_IN_ANSWERS = ("eval_batch_size", "device", "out", "resume")  # flags that change nothing about an answer but rounding
+
+
+def answers_key(run: Run, args: argparse.Namespace, saved: dict, job: Job, restoration: Restoration | None) -> dict:
+    """All that a run's answers depend on."""
+    trained = run.model_file if args.method == "full" else run.adapter_file
+    return {"trained": sha256_of(trained), "base": saved["fingerprints"]["base"], **asked_key(args, job),
+            "restoration": asdict(restoration) if restoration else None}
+
+
+def asked_key(args: argparse.Namespace, job: Job) -> dict:
+    flags = {name: value for name, value in arguments.to_json(args).items() if name not in NOT_IN_ANSWERS}
+    return {"flags": flags, "protocol": job.task.protocol, "template_version": job.task.template_version, "data": job.fingerprints, "rows": len(job.test), "max_new_tokens": job.max_new_tokens}
+
+
+def report(rows: list[Row], run: Run, args: argparse.Namespace, saved: dict, job: Job, place: Run, results: Path) -> list[Row]:
     title = f"{run.path}: {args.method}, {args.bits} bits, {args.task}, {len(job.test)} test rows, " \
             f"{len(job.validation)} validation rows"
-    print_table(rows, title)
-    save_table(rows, results, task=args.task, test_rows=len(job.test), validation_rows=len(job.validation),
-               data=job.fingerprints, base=saved["fingerprints"]["base"])
-    save_predictions(run, rows, job)
+    print_table(rows, title, job.task.formats)
+    keep_scores(rows, job, place, results, model=Source(run.path).fingerprint, base=saved["fingerprints"]["base"])
     return rows
+
+
+def keep_scores(rows: list[Row], job: Job, place: Run, results: Path, **facts) -> None:
+    """The table and the answers, on disk; then what an interruption would have been taken up from is not needed any more."""
+    save_table(rows, results, task=job.task.name, protocol=job.task.protocol, template_version=job.task.template_version, test_rows=len(job.test), validation_rows=len(job.validation),
+               data=job.fingerprints, **facts)
+    save_predictions(place.predictions_file, rows, job)
+    job.kept.forget()
 
 
 def original_base(args: argparse.Namespace, saved: dict, job: Job) -> list[Row]:
@@ -96,14 +123,25 @@ def adapted_states(model: Llama, run: Run, args: argparse.Namespace, job: Job) -
     return rows
 
 
-def evaluate_model(source: Source, args: argparse.Namespace) -> list[Row]:
-    """A model without a run: as it is and, where a quantizer is named, quantized."""
+def evaluate_model(source: Source, args: argparse.Namespace, place: Run, without_base: bool = False) -> list[Row]:
+    """A model without a run: as it is and, where a quantizer is named, quantized. The scores go to `place`. Raises ValueError where that
+    holds those of another model."""
     job = prepare_job(source, args, calibrate=args.quantizer == GPTQ)
+    check_place(place, source)
+    job.kept = KeptAnswers(place.path, {"model": source.fingerprint, **asked_key(args, job)})
     rows = []
     plain = argparse.Namespace(**{**vars(args), "quantizer": "none"})
-    for state, how in [("base", plain), ("quantized base", args)][:1 if args.quantizer == "none" else 2]:
+    for state, how in [("base", plain), (how_quantized(args), args)][without_base:1 if args.quantizer == "none" else 2]:
         model, _ = load_base(source, how, job)
         rows.append(score_state(state, model, job, args.eval_batch_size))
         del model
-    print_table(rows, f"{source.place}: {args.quantizer}, {args.bits} bits, {args.task}, {len(job.test)} test rows")
+    print_table(rows, f"{source.place}: {args.quantizer}, {args.bits} bits, {args.task}, {len(job.test)} test rows", job.task.formats)
+    keep_scores(rows, job, place, place.results_file, model=source.fingerprint)
+    print(f"kept in {place.path}")
     return rows
+
+
+def check_place(place: Run, source: Source) -> None:
+    check_predictions(place.predictions_file)
+    if place.results_file.is_file() and (other := read_json(place.results_file).get("model")) != source.fingerprint:
+        raise ValueError(f"{place.path} holds the scores of another model (sha256 {other}): give another --out")

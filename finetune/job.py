@@ -4,13 +4,19 @@ import hashlib
 import json
 from dataclasses import dataclass
 
+from finetune.answers import KeptAnswers
+from finetune.arguments import flag
+from finetune.methods import GPTQ
 from finetune.models import Source
 from model.tokenizer import Tokenizer
 from tasks import TASKS
 from tasks.batching import split_list
-from tasks.task import Encoded, Example, Task
+from tasks.hub_data import data_file
+from tasks.task import Encoded, Task
 
-LONGEST = 2048  # tokens of a training row, unless --max-length says otherwise
+LONGEST = 2048  # tokens of a training row, or of a window of text, unless --max-length says otherwise
+TOO_LONG = "longer than --max-length"
+NEW_TOKENS = 256  # of an answer, where no training row says how long one is
 
 
 @dataclass(frozen=True)
@@ -31,43 +37,52 @@ class Calibration:
 class Job:
     task: Task
     tokenizer: Tokenizer
-    stop_ids: tuple[int, ...]  # end tokens and the line break
+    end_ids: tuple[int, ...]  # end-of-sequence tokens
     train: list[Encoded]
     validation: list[Encoded]
-    test: list[Example]
-    left_out: int             # training and validation rows longer than --max-length
+    test: list                # of the task's own kind
+    left_out: dict[str, int]  # why -> how many training and validation rows
     max_new_tokens: int
     fingerprints: dict[str, str]
     calibration: Calibration | None  # where GPTQ will be asked for
+    kept: KeptAnswers | None = None  # of a scoring that may go on after an interruption
 
 
 def prepare_job(source: Source, args: argparse.Namespace, calibrate: bool) -> Job:
-    """Reads and checks all data before any weight is loaded. Raises ValueError when nothing is left to train on, or to
+    """Reads and checks all data before any weight is loaded. Raises ValueError when nothing is left to train on (but for a benchmark), or to
     calibrate on."""
     task = TASKS[args.task]()
-    splits = task.splits(args.data, args.test_data, args.limit, args.seed)
-    tokenizer, stop_ids = source.tokenizer, source.stop_ids()
-    longest = args.max_length or min(LONGEST, source.config.max_position_embeddings)
-    parts = [task.encode(part, tokenizer, stop_ids[0]) for part in (splits.train, splits.validation)]
+    for name, needed in (("data", task.needs_data), ("test_data", task.needs_test_data)):
+        if needed and getattr(args, name) is None:
+            raise ValueError(f"--task {args.task} needs {flag(name)}")
+    splits = task.splits(data_file(args.data, "train"), data_file(args.test_data, "test"), args.limit, args.seed)
+    for reason, rows in splits.left_out.items():
+        print(f"--task {args.task}: {rows} training rows are left out: {reason}")
+    tokenizer, end_ids, positions = source.tokenizer, source.stop_ids(), source.config.max_position_embeddings
+    longest = args.max_length or min(LONGEST, positions)
+    parts = [task.encode(part, tokenizer, end_ids[0]) for part in (splits.train, splits.validation)]
     train, validation = ([e for e in part if len(e.tokens) <= longest + 1] for part in parts)
-    left_out = sum(map(len, parts)) - len(train) - len(validation)
-    if not train or not validation:
-        raise ValueError(f"--task {args.task}: {len(train)} rows to train on and {len(validation)} to validate on are left "
-                         f"({left_out} are longer than {longest} tokens, see --max-length); both need at least one")
-    check_ids([e.tokens for e in train + validation], source)
-    positions = source.config.max_position_embeddings
-    longest_answer = max(len(e.tokens) - e.prompt_length for e in train + validation)
-    max_new_tokens = args.max_new_tokens or min(longest_answer, positions - 1)
+    too_long = sum(map(len, parts)) - len(train) - len(validation)
+    if task.trains:
+        if not train or not validation:
+            raise ValueError(f"--task {args.task}: {len(train)} rows to train on and {len(validation)} to validate on are left "
+                             f"({too_long} are longer than {longest} tokens, see --max-length); both need at least one")
+        check_ids([e.tokens for e in train + validation], source)
+    longest_answer = max((len(e.tokens) - e.prompt_length for e in train + validation), default=NEW_TOKENS)
+    max_new_tokens = args.max_new_tokens or (min(task.new_tokens, positions // 2) if task.new_tokens else min(longest_answer, positions - 1))
     if max(longest, max_new_tokens + 1) > positions:
         raise ValueError(f"{source.path} has {positions} positions: too few for --max-length {longest} or --max-new-tokens "
                          f"{max_new_tokens} and a prompt")
-    return Job(task, tokenizer, (*stop_ids, *newline_ids(tokenizer)), train, validation, splits.test[:args.test_limit],
-               left_out, max_new_tokens, splits.fingerprints(), calibration_of(args, tokenizer, train, longest) if calibrate else None)
+    test = task.test_rows(splits.test, tokenizer, longest)[:args.test_limit]
+    return Job(task, tokenizer, end_ids, train, validation, test, {**splits.left_out, TOO_LONG: too_long}, max_new_tokens, splits.fingerprints(),
+               calibration_of(args, tokenizer, train, longest) if calibrate else None)
 
 
 def calibration_of(args: argparse.Namespace, tokenizer: Tokenizer, train: list[Encoded], longest: int) -> Calibration:
     """The first --calibration-rows training rows (plr.txt Sec. 4.1 calibrates on the task's own data), or windows of a text file
     of as many tokens as a training row may have."""
+    if args.calibration is None and not train:
+        raise ValueError(f"--task {args.task} has no training rows to calibrate {GPTQ} on: give a text file by --calibration")
     if args.calibration is None:
         return Calibration([e.tokens for e in train[:args.calibration_rows]], f"training rows of {args.task}")
     if not args.calibration.is_file():
@@ -79,12 +94,6 @@ def calibration_of(args: argparse.Namespace, tokenizer: Tokenizer, train: list[E
     if not tokens:
         raise ValueError(f"--calibration {args.calibration}: holds no text")
     return Calibration(split_list(tokens, longest)[:args.calibration_rows], str(args.calibration))
-
-
-def newline_ids(tokenizer: Tokenizer) -> list[int]:
-    """The token that ends a line, where the tokenizer has one of its own. Every task's answer is one line: what a model
-    writes after it does not count, and need not be generated."""
-    return tokenizer.encode("a\n")[len(tokenizer.encode("a")):][:1]
 
 
 def check_ids(rows: list[list[int]], source: Source) -> None:

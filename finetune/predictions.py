@@ -10,8 +10,8 @@ from finetune.job import Job
 from finetune.run import Run
 from finetune.table import Row, print_columns
 from model.files import write_json, write_text
+from tasks.rows import read_rows
 from tasks.significance import Comparison, compare_scores
-from tasks.task import read_rows
 
 TRAINED = "as trained"  # the state that a run stands for where none is named
 
@@ -23,30 +23,33 @@ class Predictions:
     task: str
     rows: list[tuple[str, str]]  # prompt and right answer
     scores: list[float]
+    texts: list[str | None]   # what was written; None for an answer that was chosen
 
 
-def save_predictions(run: Run, rows: list[Row], job: Job) -> None:
+def save_predictions(path: Path, rows: list[Row], job: Job) -> None:
     """A line a state and test row. States that are scored anew replace themselves; others stay."""
     anew = {row.state for row in rows}
-    kept = [line for line in _lines(run.predictions_file) if line["state"] not in anew]
-    new = [{"state": row.state, "task": job.task.name, "row": i, "prompt": example.prompt, "gold": example.answer, "text": text, "score": score}
-           for row in rows
-           for i, (example, text, score) in enumerate(zip(job.test, row.written, job.task.example_scores(row.written, job.test)))]
-    write_text(run.predictions_file, "".join(json.dumps(line) + "\n" for line in kept + new))
+    kept = [line for line in _lines(path) if line["state"] not in anew]
+    new = []
+    for row in rows:
+        for i, (asked, line) in enumerate(zip(job.test, row.lines)):
+            marks = job.task.marks(asked, line)
+            new.append({"state": row.state, "task": job.task.name, "row": i, **line, "score": marks[job.task.metric], "marks": marks})
+    write_text(path, "".join(json.dumps(line) + "\n" for line in kept + new))
 
 
 def _lines(path: Path) -> list[dict]:
     """Raises ValueError, naming the file and the line, for one that `save_predictions` did not write."""
-    lines = read_rows(path, ("state", "task", "prompt", "gold", "text")) if path.is_file() and path.stat().st_size else []
+    lines = read_rows(path, ("state", "task", "prompt", "gold")) if path.is_file() and path.stat().st_size else []
     for number, line in enumerate(lines, 1):
         if not isinstance(line.get("score"), float):
             raise ValueError(f"{path}, line {number}: score is {line.get('score')!r}, not a number")
     return lines
 
 
-def check_predictions(run: Run) -> None:
+def check_predictions(path: Path) -> None:
     """Raises ValueError for a damaged file, which scoring would have to add to."""
-    _lines(run.predictions_file)
+    _lines(path)
 
 
 def read_predictions(spec: str) -> Predictions:
@@ -60,7 +63,7 @@ def read_predictions(spec: str) -> Predictions:
     if not lines:
         raise ValueError(f"{file} holds no state {state!r}; it holds: {', '.join(dict.fromkeys(line['state'] for line in every)) or 'none'}")
     return Predictions(f"{path}: {state}", lines[0]["task"], [(line["prompt"], line["gold"]) for line in lines],
-                       [float(line["score"]) for line in lines])
+                       [float(line["score"]) for line in lines], [line.get("text") for line in lines])
 
 
 def split_spec(spec: str) -> tuple[Path, str]:

@@ -48,6 +48,12 @@ def quantized_layer(layer: nn.Module, weight: QuantizedWeight) -> QuantLinear:
     return QuantLinear.from_weight(weight, None if layer.bias is None else layer.bias.detach())
 
 
+def how_quantized(args: argparse.Namespace) -> str:
+    """`gptq on minmax 32x1, 4 bits`"""
+    grid = f" on {args.grid}" if args.grid else ""
+    return f"{args.quantizer}{grid} {args.block}, {args.bits} bits{', double-quantized' if args.double_quant else ''}"
+
+
 def load_base(source: Source, args: argparse.Namespace, job: Job | None) -> tuple[Llama, dict | None]:
     """The base of a method, quantized where `args` says so, and GPTQ's report for `quantization.json`; the job is for
     GPTQ alone. The worst layers are printed. Raises ValueError, naming the layer, for one that cannot be quantized."""

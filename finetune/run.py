@@ -11,7 +11,8 @@
     requantized/          the same, where --requantize asked for it: lossy
     restored-8bit/        the adapter merged into the base at another width, where --restore 8 --merge asked for it
     restoration.json      how far each restored base is from the one trained on, layer by layer
-    predictions.jsonl     what each state of the model wrote for each test row, with its score
+    predictions.jsonl     what each state of the model answered to each test row, with its score
+    benchmarks/TASK/      predictions.jsonl and results.json of a task that is not the run's own
     results.json          the table that train.py ended with
     eval.json             the table that eval.py made last
     state/                what --resume needs
@@ -41,6 +42,10 @@ class Run:
 
     def restored(self, bits: int, how: str = "") -> Path:
         return self.path / f"restored-{bits}bit{how}"
+
+    def benchmark(self, task: str) -> "Run":
+        """Where the scores of another task go."""
+        return Run(self.path / "benchmarks" / task)
 
     def has_progress(self) -> bool:
         return self.state_file.is_file() or self.metrics_file.is_file()

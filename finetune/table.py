@@ -1,5 +1,6 @@
 """The table that train.py ends with and eval.py prints: one row a state of the model."""
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -11,10 +12,9 @@ from finetune.job import Job
 from finetune.loop import mean_loss
 from finetune.models import linear_names
 from model.files import write_json
-from model.generate import generate
 from model.llama import Llama
 from tasks.batching import collate, split_list
-from tasks.task import Encoded
+from tasks.task import Asking, Encoded
 
 COMPARED = 32  # validation rows on which logits are compared
 
@@ -22,38 +22,44 @@ COMPARED = 32  # validation rows on which logits are compared
 @dataclass
 class Row:
     state: str                   # base, quantized base, as trained, merged ...
-    scores: dict[str, float]     # the task's, 0 to 1
-    validation_loss: float       # nats a target token
+    scores: dict[str, float]     # the task's; shares of 1, unless the task says otherwise
+    validation_loss: float | None  # nats a target token; None: the task has no validation rows
     bits_per_weight: float       # of the decoder's linear layers, adapters included
     megabytes: float             # of the whole model
     logit_difference: float | None = None  # max |merged - as trained|, both computed in float32
     weight_error: float | None = None      # ||W - W_hat|| / ||W|| that a lossy step cost, over all target layers
     restoration_ratio: float | None = None  # ||W_l - W_k|| / ||delta_W|| of a restored base
     seconds: float = 0.0
-    written: list[str] = field(default_factory=list, repr=False)  # what the model wrote for each test row
+    standard_errors: dict[str, float] = field(default_factory=dict)  # of those scores that are means over the test rows
+    counts: dict[str, int] = field(default_factory=dict)             # test rows, and those that were out of the ordinary
+    lines: list[dict] = field(default_factory=list, repr=False)      # what the model answered to each test row
 
     def to_json(self) -> dict:
-        """The figures; what was written goes into the run's predictions."""
-        return {name: value for name, value in asdict(self).items() if name != "written"}
+        """The figures; what was answered goes into predictions.jsonl."""
+        return {name: value for name, value in asdict(self).items() if name != "lines"}
 
 
 def score_state(state: str, model: Llama, job: Job, batch_size: int) -> Row:
     start = time.perf_counter()
     model.eval()
-    scores, written = {}, []
-    if job.test:
-        prompts = [job.tokenizer.encode(example.prompt) for example in job.test]
-        ids = generate(model, prompts, job.max_new_tokens, job.stop_ids, batch_size, desc=state)
-        written = [first_line(job.tokenizer.decode(answer)) for answer in ids]
-        scores = job.task.score(written, job.test)
-    loss = mean_loss(model, job.validation, batch_size)
-    return Row(state, scores, loss, bits_per_weight(model), stored_bytes([model]) / 1e6,
-               seconds=time.perf_counter() - start, written=written)
+    lines = answers_to_all(state, model, job, batch_size)
+    scores, errors = job.task.scores(job.test, lines) if lines else ({}, {})
+    loss = mean_loss(model, job.validation, batch_size) if job.validation else None
+    counts = {"rows": len(lines), **Counter(flag for line in lines for flag in line.get("flags", ()))}
+    return Row(state, scores, loss, bits_per_weight(model), stored_bytes([model]) / 1e6, seconds=time.perf_counter() - start,
+               standard_errors=errors, counts=counts, lines=lines)
 
 
-def first_line(text: str) -> str:
-    """`first_line(" card arrival\\nReply: ...") == "card arrival"`"""
-    return text.strip().partition("\n")[0].rstrip()
+def answers_to_all(state: str, model: Llama, job: Job, batch_size: int) -> list[dict]:
+    """The line of each test row. Those that an interrupted scoring has left are taken as they are."""
+    found = job.kept.of(state) if job.kept else {}
+    missing = [row for row in range(len(job.test)) if row not in found]
+    asking = Asking(job.tokenizer, job.end_ids, job.max_new_tokens, batch_size, state)
+    for place, line in job.task.answers(model, [job.test[row] for row in missing], asking) if missing else ():
+        found[missing[place]] = line
+        if job.kept:
+            job.kept.add(state, missing[place], line)
+    return [found[row] for row in range(len(job.test))]
 
 
 def stored_bytes(modules: list[torch.nn.Module]) -> int:
@@ -81,21 +87,35 @@ def float32_logits(model: Llama, examples: list[Encoded]) -> list[Tensor]:
         model.dtype = kept
 
 
-def largest_difference(a: list[Tensor], b: list[Tensor]) -> float:
-    return max((x - y).abs().max().item() for x, y in zip(a, b, strict=True))
+def largest_difference(a: list[Tensor], b: list[Tensor]) -> float | None:
+    """None where there were no rows to compare on."""
+    return max(((x - y).abs().max().item() for x, y in zip(a, b, strict=True)), default=None)
 
 
-OPTIONAL = {"max |logit difference|": ("logit_difference", ".1e"), "weight error": ("weight_error", ".1%"),
+OPTIONAL = {"validation loss": ("validation_loss", ".4f"), "bits a weight": ("bits_per_weight", ".3f"), "MB": ("megabytes", ".2f"),
+            "max |logit difference|": ("logit_difference", ".1e"), "weight error": ("weight_error", ".1%"),
             "||W_l - W_k|| / ||delta_W||": ("restoration_ratio", ".3f")}  # columns that a table has where a row has them
 
 
-def print_table(rows: list[Row], title: str) -> None:
+def print_table(rows: list[Row], title: str, formats: dict[str, str] = {}) -> None:
     names = list(dict.fromkeys(name for row in rows for name in row.scores))
     optional = {head: how for head, how in OPTIONAL.items() if any(getattr(row, how[0]) is not None for row in rows)}
-    head = ["", *names, "validation loss", "bits a weight", "MB", *optional]
-    print_columns(title, [head, *([row.state, *(f"{row.scores.get(n, float('nan')):.2%}" for n in names), f"{row.validation_loss:.4f}",
-                                   f"{row.bits_per_weight:.3f}", f"{row.megabytes:.2f}",
+    head = ["", *names, *optional]
+    print_columns(title, [head, *([row.state, *(score_cell(row, name, formats.get(name)) for name in names),
                                    *(optional_cell(getattr(row, name), how) for name, how in optional.values())] for row in rows)])
+    for row in rows:
+        if odd := {what: n for what, n in row.counts.items() if what != "rows"}:
+            print(f"{row.state}: of {row.counts['rows']} test rows, " + ", ".join(f"{n} with {what}" for what, n in odd.items()))
+
+
+def score_cell(row: Row, name: str, how: str | None) -> str:
+    """`79.19% ± 0.73`, the standard error behind where there is one, in the same unit; `how` of scores that are no shares of 1."""
+    value, error = row.scores.get(name), row.standard_errors.get(name)
+    if value is None:
+        return "-"
+    if how:
+        return format(value, how) + ("" if error is None else f" ± {error:{how}}")
+    return f"{value:.2%}" + ("" if error is None else f" ± {100 * error:.2f}")
 
 
 def optional_cell(value: float | None, how: str) -> str:

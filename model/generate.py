@@ -1,6 +1,6 @@
 """Generation in batches, with a KV cache: the most likely token again and again, or tokens drawn by temperature and top-p."""
 import hashlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,31 +12,40 @@ from model.llama import Llama
 Choose = Callable[[Tensor, list[int]], Tensor]  # logits (n, vocab_size) and which prompts they belong to -> one token each, (n,)
 
 
-@torch.no_grad()
 def generate(model: Llama, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop_ids: Collection[int],
              batch_size: int, desc: str = "generating", sampling: "Sampling | None" = None) -> list[list[int]]:
-    """The next token, the most likely one or as `sampling` has it, until one of `stop_ids` (not returned) or `max_new_tokens`.
+    """As `generate_each`, the answers in the order of the prompts."""
+    answers = dict(generate_each(model, prompts, max_new_tokens, stop_ids, batch_size, desc, sampling))
+    return [answers[i] for i in range(len(prompts))]
 
-    Prompts of similar length go together, padded on the left; the answers come back in the order of the prompts. A prompt
-    that leaves no room for the answer within the model's positions loses its left end."""
+
+@torch.no_grad()
+def generate_each(model: Llama, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop_ids: Collection[int], batch_size: int,
+                  desc: str = "generating", sampling: "Sampling | None" = None,
+                  stopped: Callable[[list[int]], bool] = lambda answer: False) -> Iterator[tuple[int, list[int]]]:
+    """The next token, the most likely one or as `sampling` has it, until one of `stop_ids` (not returned), until `stopped` says so of
+    the tokens so far (returned), or `max_new_tokens`.
+
+    Prompts of similar length go together, padded on the left; (place of the prompt, answer) comes batch by batch. A prompt
+    that leaves no room for the answer within the model's positions loses its left end. Raises ValueError where no prompt could have any."""
     room = model.config.max_position_embeddings - max_new_tokens
     if room < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens} leaves no room for a prompt in a model of "
                          f"{model.config.max_position_embeddings} positions")
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    answers: list[list[int]] = [[] for _ in prompts]
     choose = Sampler(sampling, len(prompts)) if sampling else most_likely
     with tqdm(total=len(prompts), desc=desc, unit="row", disable=None, leave=False) as bar:
         for start in range(0, len(order), batch_size):
             rows = order[start:start + batch_size]
-            _generate_batch(model, rows, [list(prompts[i])[-room:] for i in rows], max_new_tokens, set(stop_ids), choose, answers)
+            parts = [list(prompts[i])[-room:] for i in rows]
+            yield from _generate_batch(model, rows, parts, max_new_tokens, set(stop_ids), choose, stopped).items()
             bar.update(len(rows))
-    return answers
 
 
 def _generate_batch(model: Llama, rows: list[int], prompts: list[list[int]], max_new_tokens: int, stop_ids: set[int],
-                    choose: Choose, answers: list[list[int]]) -> None:
-    """Appends to `answers[row]`. A sequence that has stopped leaves the batch."""
+                    choose: Choose, stopped: Callable[[list[int]], bool]) -> dict[int, list[int]]:
+    """The answer of each of `rows`. A sequence that has stopped leaves the batch."""
+    answers: dict[int, list[int]] = {row: [] for row in rows}
     longest = max(map(len, prompts))
     tokens = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=model.device)
     mask = torch.tensor([[False] * (longest - len(p)) + [True] * len(p) for p in prompts], device=model.device)
@@ -45,17 +54,21 @@ def _generate_batch(model: Llama, rows: list[int], prompts: list[list[int]], max
     last[:, -1] = True
     for _ in range(max_new_tokens):
         new = choose(model(tokens, mask, cache, at=last), rows)
-        going = [i for i, token in enumerate(new.tolist()) if token not in stop_ids]
+        going = []
+        for i, (row, token) in enumerate(zip(rows, new.tolist())):
+            if token not in stop_ids:
+                answers[row].append(token)
+                if not stopped(answers[row]):
+                    going.append(i)
         if not going:
-            return
+            break
         if len(going) < len(rows):
             kept = torch.tensor(going, device=model.device)
             rows, new, mask = [rows[i] for i in going], new[kept], mask[kept]
             cache.keep_rows(kept)
-        for row, token in zip(rows, new.tolist()):
-            answers[row].append(token)
         tokens, last = new[:, None], torch.ones_like(new[:, None], dtype=torch.bool)
         mask = torch.cat((mask, last), dim=1)
+    return answers
 
 
 # ---- which token comes next -----------------------------------------------------------------------------------------

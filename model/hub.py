@@ -21,6 +21,7 @@ SMALL = ("config.json", "generation_config.json", *FILES, "tokenizer_config.json
 class HubModel:
     repo: str                    # org/name
     revision: str | None = None  # a branch, tag or commit; None: the main branch as it is today
+    kind, here = "model", "a directory"
 
     @classmethod
     def parse(cls, text: str) -> "HubModel":
@@ -78,15 +79,17 @@ def snapshot(model: HubModel, names: Sequence[str]) -> Path:
         raise NotFetched(reason(model, error)) from None
 
 
-def reason(model: HubModel, error: Exception) -> str:
+def reason(place, error: Exception) -> str:
+    """One line. `place` is a HubModel, or another place of the hub that says what `kind` of repository it is of, and what would be `here`."""
     login = "log in (hf auth login) or set HF_TOKEN"
+    page = f"{constants.ENDPOINT}/{'' if place.kind == 'model' else f'{place.kind}s/'}{place.repo}"
     said = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     reasons = {  # the first that fits: a gated repository is one that is not found, too
-        errors.GatedRepoError: f"{model} is gated: accept its licence at {constants.ENDPOINT}/{model.repo}, then {login}",
-        errors.RepositoryNotFoundError: f"{model}: neither a directory here nor a model at {constants.ENDPOINT}; if it is a private one, {login}",
-        errors.RevisionNotFoundError: f"{model.repo} has no revision {model.revision}: give a branch, a tag or a whole commit hash that is "
-                                      f"listed at {constants.ENDPOINT}/{model.repo}/commits",
-        errors.LocalEntryNotFoundError: f"{model} is not a directory here, is not (whole) in the cache {constants.HF_HUB_CACHE}, and "
-                                        f"{constants.ENDPOINT} was not reached ({said}); without network, give a local directory",
-        Exception: f"{model} could not be fetched from {constants.ENDPOINT} ({said}); a local directory needs no network"}
+        errors.GatedRepoError: f"{place} is gated: accept its licence at {page}, then {login}",
+        errors.RepositoryNotFoundError: f"{place}: neither {place.here} here nor a {place.kind} at {constants.ENDPOINT}; if it is a private one, {login}",
+        errors.RevisionNotFoundError: f"{place.repo} has no revision {place.revision}: give a branch, a tag or a whole commit hash that is "
+                                      f"listed at {page}/commits",
+        errors.LocalEntryNotFoundError: f"{place} is not {place.here} here, is not (whole) in the cache {constants.HF_HUB_CACHE}, and "
+                                        f"{constants.ENDPOINT} was not reached ({said}); without network, give {place.here.replace(' ', ' local ')}",
+        Exception: f"{place} could not be fetched from {constants.ENDPOINT} ({said}); {place.here.replace(' ', ' local ')} needs no network"}
     return next(text for kind, text in reasons.items() if isinstance(error, kind))

@@ -5,12 +5,18 @@
 | `Example` | one row: the prompt that the model reads, the answer that it should write |
 | `Encoded` | its token ids, and how many of them are prompt: the rest, end token included, is what is learned |
 | `Splits` | train, validation, test: three lists of `Example` that share no row |
-| `predictions` | what the model wrote for each test example |
+| `rows`, `lines` | the test rows, and what the model answered to each: a line of predictions.jsonl |
+| `marks` | what one answer is worth; the means over the rows are the scores |
 
 `significance.py` has the paired tests between two models' scores on the same rows.
 """
+from tasks.alpaca import Alpaca
 from tasks.banking77 import Banking77
+from tasks.bitext import Bitext, BitextResponse
+from tasks.flan import Flan
+from tasks.gsm8k import Gsm8k, Gsm8kZeroShot
+from tasks.perplexity import Perplexity
 from tasks.pretrain import Pretrain
 from tasks.sql_create_context import SqlCreateContext
 
-TASKS = {task.name: task for task in (Banking77, SqlCreateContext, Pretrain)}
+TASKS = {task.name: task for task in (Banking77, SqlCreateContext, Gsm8k, Gsm8kZeroShot, Alpaca, Flan, Bitext, BitextResponse, Pretrain, Perplexity)}

@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from model.tokenizer import Tokenizer
-from tasks.banking77 import intent_words
+from tasks.labels import intent_words
+from tasks.rows import read_rows
 from tasks.sql_create_context import sql_prompt
-from tasks.task import Encoded, Example, Splits, Task, read_rows, shuffled
+from tasks.task import Encoded, Example, Splits, Task, shuffled
 
 WINDOW = 256  # tokens; long enough for nearly every row of these sets
 
@@ -56,6 +57,7 @@ def wikitext_articles(path: Path) -> list[str]:
 
 class Pretrain(Task):
     name = "pretrain"
+    protocol = "validation loss only"
     needs_data = True
 
     def splits(self, data: Path | None, test_data: Path | None, limit: int | None, seed: int) -> Splits:
@@ -70,9 +72,3 @@ class Pretrain(Task):
         the stream is learned once (the first token of a window is only read)."""
         stream = [token for example in examples for token in [*tokenizer.encode(example.answer), eos_id]]
         return [Encoded(stream[start:start + WINDOW + 1], 1) for start in range(0, len(stream) - 1, WINDOW)]
-
-    def example_scores(self, predictions: Sequence[str], examples: Sequence[Example]) -> list[float]:
-        return []
-
-    def score(self, predictions: Sequence[str], examples: Sequence[Example]) -> dict[str, float]:
-        return {}

@@ -1,12 +1,56 @@
 """sql-create-context (b-mc2; CC BY 4.0): a table's schema and a question -> the SQL query.
 
-Read from a local file in its original schema: rows of `question`, `context` (CREATE TABLE ...), `answer`.
+Rows of `question`, `context` (CREATE TABLE ...), `answer`.
 """
 import re
-from collections.abc import Sequence
+import sqlite3
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.task import Example, Splits, Task, read_rows, shuffled
+from model.llama import Llama
+from tasks.generative import GenerativeTask
+from tasks.rows import read_rows
+from tasks.task import Asking, Example, Splits, shuffled
+
+GOLD_DOES_NOT_COMPILE = "a gold query that SQLite does not compile"
+
+
+@dataclass(frozen=True)
+class SqlExample(Example):
+    context: str  # the schema
+
+
+class SqlCreateContext(GenerativeTask):
+    name, metric = "sql-create-context", "exact_match"
+    protocol = "greedy, first line; exact match apart from case, white space, quotes and a final semicolon; compiles: SQLite takes it as a query of " \
+               "the row's schema"
+    needs_data = True
+
+    def splits(self, data: Path, test_data: Path | None, limit: int | None, seed: int) -> Splits:
+        """A tenth for validation; a further tenth for test (plr.txt Sec. 3.1) where no test file is given. No schema is in two of the
+        splits: training rows of a schema that the test file has are left out, and counted."""
+        every, test = self._examples(data), self._examples(test_data) if test_data else []
+        taken = {schema_of(example) for example in test}
+        rows = shuffled([example for example in every if schema_of(example) not in taken], seed)[:limit]
+        tenth = max(1, len(rows) // 10)
+        validation, rest = whole_schemas(rows, tenth)
+        found, train = ([], rest) if test else whole_schemas(rest, tenth)
+        left_out = sum(schema_of(example) in taken for example in every)
+        return Splits(train, validation, test or found, {"their schema is in the test file": left_out} if left_out else {})
+
+    def _examples(self, path: Path) -> list[SqlExample]:
+        return [SqlExample(sql_prompt(row["context"], row["question"]), row["answer"].strip(), row["context"])
+                for row in read_rows(path, ("question", "context", "answer"))]
+
+    def answers(self, model: Llama, rows: Sequence[SqlExample], asking: Asking) -> Iterator[tuple[int, dict]]:
+        """A gold query that does not compile is flagged: for its row `compiles` says nothing."""
+        for i, line in super().answers(model, rows, asking):
+            flags = line.get("flags", []) + [GOLD_DOES_NOT_COMPILE] * (not compiles(rows[i].answer, rows[i].context))
+            yield i, {**line, **({"flags": flags} if flags else {})}
+
+    def marks(self, row: SqlExample, line: dict) -> dict[str, float]:
+        return {"exact_match": float(normalise_sql(line["text"]) == normalise_sql(row.answer)), "compiles": float(compiles(line["text"], row.context))}
 
 
 def sql_prompt(context: str, question: str) -> str:
@@ -20,26 +64,69 @@ def normalise_sql(query: str) -> str:
     return re.sub(r"\s+", " ", query).strip().rstrip(";").rstrip()
 
 
-class SqlCreateContext(Task):
-    name, metric = "sql-create-context", "exact_match"
-    needs_data = True
+# ---- splits that share no schema -------------------------------------------------------------------------------------
 
-    def splits(self, data: Path | None, test_data: Path | None, limit: int | None, seed: int) -> Splits:
-        """A tenth for validation; a further tenth for test (plr.txt Sec. 3.1) where no test file is given."""
-        rows = shuffled(self._examples(data), seed)[:limit]
-        tenth = max(1, len(rows) // 10)
-        validation, rest = rows[:tenth], rows[tenth:]
-        if test_data:
-            return Splits(train=rest, validation=validation, test=self._examples(test_data))
-        return Splits(train=rest[tenth:], validation=validation, test=rest[:tenth])
+def schema_of(example: SqlExample) -> str:
+    """Case and white space make no schema."""
+    return " ".join(example.context.lower().split())
 
-    def _examples(self, path: Path) -> list[Example]:
-        return [Example(sql_prompt(row["context"], row["question"]), row["answer"].strip())
-                for row in read_rows(path, ("question", "context", "answer"))]
 
-    def example_scores(self, predictions: Sequence[str], examples: Sequence[Example]) -> list[float]:
-        return [float(normalise_sql(p) == normalise_sql(e.answer)) for p, e in zip(predictions, examples, strict=True)]
+def whole_schemas(rows: Sequence[SqlExample], n: int) -> tuple[list[SqlExample], list[SqlExample]]:
+    """At most `n` rows (but of one schema at least), and the rest, with all rows of a schema on one side: schemas are taken in the order
+    in which they come, as long as all their rows still fit."""
+    groups: dict[str, list[SqlExample]] = {}
+    for row in rows:
+        groups.setdefault(schema_of(row), []).append(row)
+    chosen: set[str] = set()
+    for schema, group in groups.items():
+        if len(group) <= n or not chosen:
+            chosen.add(schema)
+            n -= len(group)
+    return [row for row in rows if schema_of(row) in chosen], [row for row in rows if schema_of(row) not in chosen]
 
-    def score(self, predictions: Sequence[str], examples: Sequence[Example]) -> dict[str, float]:
-        same = self.example_scores(predictions, examples)
-        return {"exact_match": sum(same) / len(same)}
+
+# ---- SQLite's compiler -----------------------------------------------------------------------------------------------
+
+# what a schema may do, in a database in memory that is thrown away; nothing attaches a file, loads an extension or sets a pragma
+SCHEMA_MAY = {sqlite3.SQLITE_CREATE_TABLE, sqlite3.SQLITE_CREATE_INDEX, sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_READ,
+              sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_REINDEX}  # inserting and updating: in SQLite's own table of tables
+QUERY_MAY = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
+TABLE, QUERY = re.compile(r"\s*CREATE\s+TABLE\b", re.I), re.compile(r"\s*(SELECT|WITH|VALUES)\b", re.I)  # VACUUM, for one, asks nobody when compiled
+
+
+def compiles(query: str, context: str) -> bool:
+    """Whether SQLite compiles `query`, one statement that reads, against the tables of `context`. It is explained, never run, in a database
+    that is in memory alone, and the compiler refuses whatever is no reading. Statements of the context that SQLite does not take (a table that
+    stands there twice) are passed over."""
+    connection = sqlite3.connect(":memory:")
+    try:
+        connection.set_authorizer(only(SCHEMA_MAY))
+        for statement in filter(TABLE.match, statements(context)):
+            _taken(connection, statement)
+        connection.set_authorizer(only(QUERY_MAY))
+        return bool(QUERY.match(query)) and _taken(connection, f"EXPLAIN {query}")
+    finally:
+        connection.close()
+
+
+def _taken(connection: sqlite3.Connection, statement: str) -> bool:
+    try:
+        connection.execute(statement)
+        return True
+    except (sqlite3.Error, sqlite3.Warning, ValueError):  # two statements; a NUL, or half a surrogate pair
+        return False
+
+
+def only(allowed: set[int]):
+    return lambda action, *_: sqlite3.SQLITE_OK if action in allowed else sqlite3.SQLITE_DENY
+
+
+def statements(script: str) -> list[str]:
+    """`statements("CREATE TABLE a (b TEXT); CREATE TABLE c (d TEXT)")` -> the two; a semicolon inside quotes ends none."""
+    found, begun = [], ""
+    for piece in script.split(";"):
+        begun += piece + ";"
+        if sqlite3.complete_statement(begun):
+            found.append(begun)
+            begun = ""
+    return [statement for statement in found if statement.strip(" \n\t\r;")]

@@ -33,3 +33,13 @@ def small_base(tmp_path_factory) -> Path:
 def elsewhere(tmp_path, monkeypatch):
     """Scripts write runs/ into the directory they are called in."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def wide_base(small_base, tmp_path_factory) -> Path:
+    """`small_base` with room for long prompts."""
+    path = tmp_path_factory.mktemp("wide")
+    write_json(path / "config.json", {**SMALL.to_json(), "max_position_embeddings": 1024})
+    for name in ("model.safetensors", "tokenizer.model"):
+        shutil.copy(small_base / name, path / name)
+    return path

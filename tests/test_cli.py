@@ -289,10 +289,14 @@ def test_eval_refuses_to_change_what_the_run_decides(small_base):
     assert "--bits comes from the run" in call(eval_script, "x", "--bits", "3")
 
 
-def test_eval_scores_a_model_and_its_quantized_twin(small_base, capsys):
+def test_eval_scores_a_model_and_its_quantized_twin(small_base, tmp_path, elsewhere, capsys):
     assert call(eval_script, "--model", small_base, "--quantizer", "nf", "--block", "16x1", "--bits", "2", "--limit", "40",
                 "--test-limit", "4", "--max-new-tokens", "2") is None
-    assert "quantized base" in capsys.readouterr().out
+    assert "nf 16x1, 2 bits" in capsys.readouterr().out
+    kept = tmp_path / "evals" / f"{small_base.name}-banking77"
+    assert list(rows_of(kept)) == ["base", "nf 16x1, 2 bits"]
+    assert [row["counts"]["rows"] for row in rows_of(kept).values()] == [4, 4]
+    assert len((kept / "predictions.jsonl").read_text().splitlines()) == 8 and not (kept / "answers.part.jsonl").exists()
 
 
 def test_a_tokenizer_json_model_and_sql_work_end_to_end(small_base, tmp_path):

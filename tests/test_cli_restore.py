@@ -427,8 +427,8 @@ def test_predictions_say_what_was_written_for_each_row_and_add_up_to_the_score(s
     lines = [json.loads(line) for line in (tmp_path / "x" / "predictions.jsonl").read_text().splitlines()]
     assert {line["state"] for line in lines} == set(rows) and len(lines) == 6 * len(rows)
     for state, row in rows.items():
-        assert row["scores"]["accuracy"] == sum(line["score"] for line in lines if line["state"] == state) / 6
-    assert lines[0].keys() == {"state", "task", "row", "prompt", "gold", "text", "score"} and lines[0]["prompt"].endswith("\nIntent:")
+        assert row["scores"]["accuracy"] == pytest.approx(sum(line["score"] for line in lines if line["state"] == state) / 6)
+    assert {"state", "task", "row", "prompt", "gold", "text", "score", "marks"} <= lines[0].keys() and lines[0]["prompt"].endswith("\nIntent:")
     call(eval_script, "x", "--restore", "8", "--test-limit", "2")  # scored anew: replaced; others stay; none twice
     again = [json.loads(line)["state"] for line in (tmp_path / "x" / "predictions.jsonl").read_text().splitlines()]
     assert {state: again.count(state) for state in again} == {**dict.fromkeys(rows, 2), "restored, 8 bits": 2}

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from model.checkpoint import load_config, load_model, open_weights, quantized_layers, save_model, weight_files
-from model.gguf import ARCHITECTURES, Architecture, GGUFWeights, half_split, our_name, read_gguf
+from model.config import config_from_json
+from model.gguf import GGUFWeights, half_split, our_name, read_gguf
 from model.llama import llama3_frequencies, rotary_frequencies
 from quant.linear import QuantLinear
 from tests.gguf_files import ODD_HEADS, gguf, interleaved, strong_model, write_gguf
@@ -56,11 +57,33 @@ def test_another_number_of_heads_gives_another_model(tmp_path):
     assert difference(write_gguf(tmp_path / "x.gguf", model, metadata=heads), model) > 0.1
 
 
-def test_an_architecture_whose_rows_are_not_interleaved_is_read_as_it_is(tmp_path, monkeypatch):
-    monkeypatch.setitem(ARCHITECTURES, "straight", Architecture("llama", interleaved_rotary=False))
-    model = strong_model()
-    assert difference(write_gguf(tmp_path / "x.gguf", model, arch="straight", interleave=False), model) == 0
-    assert difference(write_gguf(tmp_path / "y.gguf", model, arch="straight"), model) > 0.1
+def qwen2_model():
+    raw = replace(ODD_HEADS, model_type="qwen2", attention_bias=True).to_json()
+    model = strong_model(config_from_json(raw, "qwen2"))
+    for name, p in model.named_parameters():
+        if name.endswith("bias"):
+            p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+    return model
+
+
+def test_qwen2_rows_are_not_interleaved_and_have_biases(tmp_path):
+    model = qwen2_model()
+    path = write_gguf(tmp_path / "x.gguf", model, arch="qwen2", interleave=False)
+    assert load_config(path) == model.config and model.model.layers[0].self_attn.o_proj.bias is None
+    assert difference(path, model) == 0
+    assert difference(write_gguf(tmp_path / "y.gguf", model, arch="qwen2"), model) > 0.1  # control: rows put back that never moved
+
+
+def test_a_qwen2_file_of_codes_is_the_model_of_its_codes(tmp_path):
+    path = write_gguf(tmp_path / "x.gguf", qwen2_model(), "Q4_1", arch="qwen2", interleave=False)
+    layers = {name: m for name, m in load(path).named_modules() if isinstance(m, QuantLinear)}
+    assert len(layers) == 14 and all((m.bias is not None) == name.endswith(("q_proj", "k_proj", "v_proj")) for name, m in layers.items())
+
+
+def test_a_file_without_a_familys_biases_is_refused(tmp_path):
+    model = qwen2_model()
+    missing = {f"blk.{i}.attn_{m}.bias": None for i in range(2) for m in "qkv"}
+    assert "missing: model.layers.0.self_attn.q_proj.bias" in refused(write_gguf(tmp_path / "x.gguf", model, arch="qwen2", interleave=False, tensors=missing))
 
 
 def test_biases_are_interleaved_too_and_stay_float32(tmp_path):

@@ -8,16 +8,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.arguments import EMBEDDED_BASE
-from finetune.job import newline_ids
-from finetune.table import first_line
 from model.tokenizer import load_tokenizer
-from tasks.banking77 import Banking77, macro_f1
+from tasks.banking77 import Banking77
 from tasks.batching import collate, epoch_batches, split_list
+from tasks.labels import macro_f1
+from tasks.generative import before
 from tasks.pretrain import RECIPE, WINDOW, Pretrain
+from tasks.rows import read_rows
 from tasks.sql_create_context import SqlCreateContext, normalise_sql
-from tasks.task import Encoded, Example, encode_example, read_rows
+from tasks.task import Encoded, Example, encode_example
 
 TOKENIZER = load_tokenizer(EMBEDDED_BASE)
+
+
+def scores_of(task, texts, examples):
+    """What these answers score, standard errors left out."""
+    return task.scores(examples, [{"text": text} for text in texts])[0]
+
+
 EOS = TOKENIZER.eos_id
 
 
@@ -38,15 +46,15 @@ def test_banking77_is_whole_and_its_splits_share_no_row():
 
 def test_banking77_scores_by_hand():
     examples = [Example("", a) for a in ("card arrival", "card arrival", "age limit", "age limit")]
-    scores = Banking77().score(["card arrival", "Card_Arrival", "card arrival", "nonsense"], examples)
+    scores = scores_of(Banking77(), ["card arrival", "Card_Arrival", "card arrival", "nonsense"], examples)
     # card arrival: written 3, gold 2, right 2 -> 4/5; age limit: written 0, gold 2 -> 0
-    assert scores == {"accuracy": 0.5, "macro_f1": pytest.approx(0.4), "invalid": 0.25}
+    assert scores == {"accuracy": 0.5, "micro_f1": pytest.approx(4 / 7), "macro_f1": pytest.approx(0.4), "invalid": 0.25}
 
 
 def test_a_perfect_and_an_empty_answer_score_one_and_zero():
     examples = Banking77().splits(None, None, None, 0).test
-    assert Banking77().score([e.answer for e in examples], examples) == {"accuracy": 1, "macro_f1": 1, "invalid": 0}
-    assert Banking77().score([""] * len(examples), examples) == {"accuracy": 0, "macro_f1": 0, "invalid": 1}
+    assert scores_of(Banking77(), [e.answer for e in examples], examples) == {"accuracy": 1, "micro_f1": 1, "macro_f1": 1, "invalid": 0}
+    assert scores_of(Banking77(), [""] * len(examples), examples) == {"accuracy": 0, "micro_f1": 0, "macro_f1": 0, "invalid": 1}
 
 
 def test_macro_f1_counts_each_class_once_however_many_rows_it_has():
@@ -119,9 +127,16 @@ def test_an_encoded_example_reads_as_prompt_space_answer(prompt, answer):
     assert TOKENIZER.decode(encode_example(Example(prompt, answer), TOKENIZER, EOS).tokens[1:-1]) == f"{prompt} {answer}"
 
 
-def test_only_the_first_line_of_what_was_written_counts():
-    assert first_line(" card arrival\nReply: we are sorry") == "card arrival"
-    assert TOKENIZER.decode(newline_ids(TOKENIZER)) == "\n"
+def test_an_answer_is_what_stands_before_the_first_stop_text():
+    assert before(" card arrival\nReply: we are sorry", ("\n",)) == " card arrival"
+    assert before("a Question: b </s> c", ("</s>", "Question:")) == "a "
+    assert before("no stop", ("\n",)) == "no stop"
+
+
+def test_standard_errors_are_those_of_a_mean_and_only_means_have_one():
+    examples = [Example("", a) for a in ("card arrival", "card arrival", "age limit", "age limit")]
+    _, errors = Banking77().scores(examples, [{"text": t} for t in ("card arrival", "x", "x", "x")])
+    assert errors == {"accuracy": pytest.approx(0.25), "invalid": pytest.approx(0.25)}  # sd of 1, 0, 0, 0 is 1/2; / sqrt(4)
 
 
 def test_an_end_token_inside_the_prompt_is_not_learned_and_one_inside_the_answer_is():

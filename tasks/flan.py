@@ -1,0 +1,36 @@
+"""FLAN v2 (Longpre et al. 2023; Apache-2.0, each task its source's licence): inputs -> targets.
+
+Two schemas are read: that of FLAN v2's own files, `inputs` and `targets` (further fields such as `task_source` stay unread), and that of its
+chain-of-thought files, `question`, `chain_of_thought` and `answer`, whose template is ours: the reasoning is written first, then the answer.
+"""
+from pathlib import Path
+
+from tasks.free_text import FreeTextTask
+from tasks.rows import read_rows
+from tasks.task import Example, Splits, one_tenth, shuffled
+
+ANSWER = "Answer:"
+
+
+class Flan(FreeTextTask):
+    name, metric, needs_data = "flan", "exact_match", True
+    protocol = f"{FreeTextTask.protocol}; exact match of what follows the last '{ANSWER}', else of the whole text, case and white space apart"
+
+    def splits(self, data: Path, test_data: Path | None, limit: int | None, seed: int) -> Splits:
+        """A tenth for validation. There are test rows where --test-data gives them."""
+        validation, train = one_tenth(shuffled(self._examples(data), seed)[:limit])
+        return self.checked(Splits(train, validation, self._examples(test_data) if test_data else []))
+
+    def _examples(self, path: Path) -> list[Example]:
+        if "inputs" in read_rows(path, ())[0]:
+            return [Example(row["inputs"].strip(), row["targets"].strip()) for row in read_rows(path, ("inputs", "targets"))]
+        return [Example(f"Question: {row['question'].strip()}\nReasoning:", f"{row['chain_of_thought'].strip()}\n{ANSWER} {row['answer'].strip()}")
+                for row in read_rows(path, ("question", "chain_of_thought", "answer"))]
+
+    def marks(self, row: Example, line: dict) -> dict[str, float]:
+        return {"exact_match": float(final_answer(line["text"]) == final_answer(row.answer)), **super().marks(row, line)}
+
+
+def final_answer(text: str) -> str:
+    """`final_answer("2 and 2 make 4.\\nAnswer: (B) ") == "(b)"`"""
+    return " ".join(text.rpartition(ANSWER)[2].lower().split())

@@ -1,0 +1,54 @@
+"""Token ids of GGUF files beside llama.cpp's own. Skipped where llama-cpp-python is not installed (tests/interop/requirements.txt).
+
+    SMOLLM2_GGUF=smollm2/SmolLM2-135M-Instruct.Q4_1.gguf python -m pytest tests/interop/test_gguf_tokenizers.py
+"""
+import os
+import random
+from pathlib import Path
+
+import pytest
+from tokenizers import pre_tokenizers
+
+from model.gguf_tokenizer import SPLITTINGS
+from model.tokenizer import load_tokenizer
+from tests.test_gguf_tokenizer import SPECIAL, TEXTS, bytewise, gguf_with, trained_bpe
+
+llama_cpp = pytest.importorskip("llama_cpp", reason="pip install -r tests/interop/requirements.txt")
+SEQUENCES = 400
+
+
+def random_texts(n: int = SEQUENCES) -> list[str]:
+    """Letters, digits, marks, spaces, line breaks, apostrophes, accents, other scripts and emoji in any order."""
+    rng = random.Random(0)
+    alphabet = "aBst dLl 019 .,;!?-_'’\"()\n\r\t\u00a0äßЖñ中文日本ぁ한🙂👍🏽½²٣ᵃ"
+    return ["".join(rng.choice(alphabet) for _ in range(rng.randint(1, 40))) for _ in range(n)]
+
+
+def differing(path: Path, texts: list[str]) -> list[str]:
+    """Texts whose ids are others than llama.cpp's."""
+    ours, theirs = load_tokenizer(path), llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
+    ids = lambda text: theirs.tokenize(text.encode(), add_bos=True, special=True)  # adds it where the file says so
+    return [text for text in texts if ours.encode(text) != ids(text)]
+
+
+@pytest.mark.parametrize("pre", SPLITTINGS)
+def test_ids_are_llama_cpps(tmp_path, pre):
+    tokenizer = trained_bpe([pre_tokenizers.Digits(individual_digits=True), bytewise()] if pre == "smollm" else [bytewise()])
+    assert differing(gguf_with(tmp_path, tokenizer, pre), [*TEXTS, *random_texts()]) == []
+
+
+def test_another_splitting_gives_other_ids(tmp_path):
+    """Control: a file that says smollm, read as if it said llama-bpe."""
+    from model import gguf_tokenizer
+    path = gguf_with(tmp_path, trained_bpe([bytewise()]), "smollm")
+    kept = gguf_tokenizer.SPLITTINGS["smollm"]
+    try:
+        gguf_tokenizer.SPLITTINGS["smollm"] = gguf_tokenizer.SPLITTINGS["llama-bpe"]
+        assert differing(path, ["1234567", "I'M here"]) != []
+    finally:
+        gguf_tokenizer.SPLITTINGS["smollm"] = kept
+
+
+@pytest.mark.skipif("SMOLLM2_GGUF" not in os.environ, reason="SMOLLM2_GGUF names no file")
+def test_ids_of_a_real_model_are_llama_cpps():
+    assert differing(Path(os.environ["SMOLLM2_GGUF"]), [*TEXTS, *random_texts()]) == []

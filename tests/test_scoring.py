@@ -1,0 +1,216 @@
+"""Scoring as a user sees it: other tasks than the run's own, perplexity, what is kept, and going on after an interruption."""
+import json
+import math
+
+import pytest
+import torch
+
+import eval as eval_script
+import train
+from finetune.answers import KeptAnswers
+from finetune.arguments import EMBEDDED_BASE
+from model.checkpoint import load_config, load_model, weight_files
+from model.generate import generate
+from model.tokenizer import load_tokenizer
+from tasks.banking77 import Banking77
+from tasks.generative import EMPTY, TRUNCATED
+from tasks.perplexity import Perplexity, Text
+from tasks.task import Asking, Example
+from tests.cli import FEW, call, rows_of
+
+
+@pytest.fixture(scope="session")
+def model(small_base):
+    return load_model(weight_files(small_base), load_config(small_base), torch.float32)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(small_base):
+    return load_tokenizer(small_base)
+
+
+@pytest.fixture
+def text_file(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(" ".join(f"The {i} th bank card has not come yet, what now?" for i in range(60)))
+    return path
+
+
+@pytest.fixture(scope="session")
+def run(small_base, tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "x"
+    assert call(train, "--model", small_base, "--method", "qablora", *FEW, "--out", path) is None
+    return path
+
+
+# ---- perplexity ---------------------------------------------------------------------------------------------------
+
+def naive_perplexity(model, tokens, window):
+    """Its definition, one whole pass a window and one probability at a time."""
+    logs = []
+    for start in range(0, len(tokens) - window + 1, window):
+        part = torch.tensor(tokens[start:start + window])
+        p = model(part[None])[0].double().softmax(-1)
+        logs += [math.log(p[t, part[t + 1]]) for t in range(window - 1)]
+    return math.exp(-sum(logs) / len(logs)), len(logs)
+
+
+def test_perplexity_is_its_definition(small_base, model, tokenizer, text_file, tmp_path, elsewhere):
+    assert call(eval_script, "--model", small_base, "--task", "perplexity", "--test-data", text_file, "--max-length", "32", "--out", "p") is None
+    row = rows_of(tmp_path / "p")["base"]
+    expected, scored = naive_perplexity(model, tokenizer.encode(text_file.read_text()), 32)
+    assert row["scores"]["perplexity"] == pytest.approx(expected, rel=1e-5)
+    assert row["scores"]["nats_per_token"] == pytest.approx(math.log(expected), rel=1e-5)
+    lines = [json.loads(line) for line in (tmp_path / "p" / "predictions.jsonl").read_text().splitlines()]
+    assert sum(line["tokens"] for line in lines) == scored == 31 * row["counts"]["rows"]
+    other, _ = naive_perplexity(model, tokenizer.encode(text_file.read_text()), 64)
+    assert abs(other - expected) > 1e-3 * expected  # control: another window is another number
+
+
+def test_windows_do_not_overlap_and_the_rest_is_left_out(tokenizer):
+    text = "a bank card " * 30
+    tokens = tokenizer.encode(text)
+    windows = [w.tokens for w in Perplexity().test_rows([Text(text)], tokenizer, 16)]
+    assert {len(w) for w in windows} == {16} and sum(windows, []) == tokens[:16 * (len(tokens) // 16)]
+    assert [w.tokens for w in Perplexity().test_rows([Text(text)], tokenizer, 1000)] == [tokens]  # the only window, though not whole
+
+
+@pytest.mark.parametrize("arguments,message", [
+    (["--task", "perplexity"], "--task perplexity needs --test-data"),
+    (["--task", "perplexity", "--test-data", "nowhere.txt"], "nowhere.txt: no such text file"),
+    (["--task", "perplexity", "--test-data", "bytes.txt"], "bytes.txt: not UTF-8 text"),
+    (["--task", "perplexity", "--test-data", "empty.txt"], "too few for a perplexity"),
+    (["--task", "perplexity", "--test-data", "text.txt", "--quantizer", "gptq", "--block", "16x1"], "--task perplexity has no training rows to calibrate gptq on"),
+    (["--task", "perplexity", "--test-data", "text.txt", "--max-length", "4000"], "positions: too few for --max-length 4000")])
+def test_what_perplexity_cannot_be_is_said_before_a_weight_is_read(small_base, text_file, tmp_path, elsewhere, monkeypatch, arguments, message):
+    (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\xe9")
+    (tmp_path / "empty.txt").write_text("")
+    monkeypatch.setattr("finetune.evaluate.load_base", lambda *rest: pytest.fail("weights were read"))
+    assert message in call(eval_script, "--model", small_base, *arguments)
+    assert not (tmp_path / "evals").exists()
+
+
+def test_training_on_a_benchmark_is_refused(small_base, text_file, elsewhere):
+    assert "--task perplexity has no training rows" in call(train, "--model", small_base, "--task", "perplexity", "--test-data", text_file)
+
+
+# ---- a run on another task than its own ---------------------------------------------------------------------------
+
+def test_a_run_is_scored_on_another_task_beside_its_own(run, text_file, tmp_path):
+    own = (run / "predictions.jsonl").read_text()
+    assert call(eval_script, run, "--task", "perplexity", "--test-data", text_file, "--max-length", "32", "--test-limit", "3") is None
+    rows = rows_of(run / "benchmarks" / "perplexity")
+    assert list(rows) == ["base", "quantized base", "as trained", "merged, 4 bits"]
+    assert {row["counts"]["rows"] for row in rows.values()} == {3} and all(row["validation_loss"] is None for row in rows.values())
+    assert len({row["scores"]["perplexity"] for row in rows.values()}) > 2
+    assert rows["merged, 4 bits"]["scores"]["perplexity"] == pytest.approx(rows["as trained"]["scores"]["perplexity"], rel=1e-5)
+    assert (run / "predictions.jsonl").read_text() == own
+
+
+def test_what_another_task_cannot_take_from_the_run_is_refused(run, text_file):
+    asked = ["--task", "perplexity", "--test-data", text_file]
+    assert "gptq is calibrated on the rows that the run was trained on" in call(eval_script, run, *asked, "--restore", "8", "--restore-quantizer", "gptq")
+    assert "--data comes from the run" in call(eval_script, run, "--data", text_file)
+    assert "--task perplexity needs --test-data" in call(eval_script, run, "--task", "perplexity")
+    assert "--out is for a model without a run" in call(eval_script, run, "--out", "x")
+
+
+def test_scores_of_two_models_do_not_go_into_one_place(small_base, run, text_file, tmp_path, elsewhere):
+    asked = ["--task", "perplexity", "--test-data", text_file, "--max-length", "32", "--test-limit", "2", "--out", "p"]
+    assert call(eval_script, "--model", small_base, *asked) is None
+    assert "p holds the scores of another model" in call(eval_script, "--model", run / "merged", *asked)
+
+
+def test_results_say_what_was_scored_and_how(small_base, text_file, tmp_path, elsewhere):
+    from model.files import sha256_of
+    assert call(eval_script, "--model", small_base, "--task", "perplexity", "--test-data", text_file, "--max-length", "32", "--out", "p") is None
+    results = json.loads((tmp_path / "p" / "results.json").read_text())
+    assert results["task"] == "perplexity" and results["protocol"] == Perplexity.protocol and results["model"] == sha256_of(small_base / "model.safetensors")
+    text_file.write_text(text_file.read_text() + ".")
+    assert call(eval_script, "--model", small_base, "--task", "perplexity", "--test-data", text_file, "--max-length", "32", "--out", "q") is None
+    assert json.loads((tmp_path / "q" / "results.json").read_text())["data"]["test"] != results["data"]["test"]
+
+
+# ---- going on after an interruption -------------------------------------------------------------------------------
+
+def test_an_interrupted_scoring_goes_on_where_it_stopped(small_base, text_file, tmp_path, elsewhere, monkeypatch, capsys):
+    asked = ["--model", small_base, "--task", "perplexity", "--test-data", text_file, "--max-length", "32", "--bits", "4", "--block", "16x1"]
+    assert call(eval_script, *asked, "--out", "whole") is None
+    asked_for, original = [], Perplexity.answers
+
+    def cut_off_after(n):
+        def answers(self, model, rows, asking):
+            for place, line in original(self, model, rows, asking):
+                if len(asked_for) == n:
+                    raise KeyboardInterrupt
+                asked_for.append(rows[place].tokens)
+                yield place, line
+        return answers
+    windows = rows_of(tmp_path / "whole")["base"]["counts"]["rows"]
+    monkeypatch.setattr(Perplexity, "answers", cut_off_after(windows + 3))
+    assert call(eval_script, *asked, "--out", "p") == "interrupted"
+    assert not (tmp_path / "p" / "results.json").exists()
+    with open(tmp_path / "p" / "answers.part.jsonl", "a") as file:
+        file.write('{"state": "cut o')  # as a killed process leaves it
+    monkeypatch.setattr(Perplexity, "answers", cut_off_after(10 ** 6))
+    assert call(eval_script, *asked, "--out", "p") is None
+    assert f"{windows + 3} answers of an interrupted scoring are taken up" in capsys.readouterr().out
+    assert len(asked_for) == 2 * windows  # nothing twice
+    for state, row in rows_of(tmp_path / "whole").items():
+        assert rows_of(tmp_path / "p")[state]["scores"] == row["scores"]
+    assert (tmp_path / "p" / "predictions.jsonl").read_text() == (tmp_path / "whole" / "predictions.jsonl").read_text()
+    assert not (tmp_path / "p" / "answers.part.jsonl").exists()
+
+
+def test_answers_to_another_question_are_not_taken_up(tmp_path):
+    kept = KeptAnswers(tmp_path, {"rows": 3})
+    kept.add("base", 0, {"text": "a"})
+    assert KeptAnswers(tmp_path, {"rows": 3}).of("base") == {0: {"text": "a"}}
+    assert KeptAnswers(tmp_path, {"rows": 3}).of("merged") == {}
+    assert KeptAnswers(tmp_path, {"rows": 4}).of("base") == {}
+    assert KeptAnswers(tmp_path, {"rows": 3}).of("base") == {}  # begun anew by the other
+
+
+# ---- writing answers ----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7])
+def test_generation_stops_at_the_stop_text_and_what_is_before_it_counts(tokenizer, batch_size):
+    """Against plain generation of all tokens, cut afterwards; and whatever the batch. By the embedded base, which writes words."""
+    model = load_model(weight_files(EMBEDDED_BASE), load_config(EMBEDDED_BASE), torch.float32)
+    rows = [Example(f"Where is my card number {i * 7}? {'Please tell me. ' * (i % 3)}", "x") for i in range(7)]
+    prompts = [tokenizer.encode(row.prompt) for row in rows]
+    whole = [tokenizer.decode(ids) for ids in generate(model, prompts, 12, (2,), 1)]
+    task, stop = Banking77(), whole[0].strip()[len(whole[0]) // 2]
+    task.stop_texts = (stop, "never written")
+    lines = dict(task.answers(model, rows, Asking(tokenizer, (2,), 12, batch_size)))
+    assert [lines[i]["text"] for i in range(7)] == [text.split(stop)[0].strip() for text in whole]
+    assert lines[0]["text"] != whole[0].strip()  # control: there was something to stop at
+
+
+def test_a_stop_text_ends_the_generation_of_tokens(model, tokenizer, monkeypatch):
+    passes, forward = [], model.forward
+    monkeypatch.setattr(model, "forward", lambda *rest, **more: passes.append(1) or forward(*rest, **more))
+
+    class AtOnce(Banking77):
+        stop_texts = ("",)  # in every text
+    list(AtOnce().answers(model, [Example("a", "b")], Asking(tokenizer, (2,), 12, 1)))
+    assert len(passes) == 1
+
+
+def test_cut_prompts_and_empty_answers_are_flagged_and_counted(model, tokenizer):
+    class Nothing(Banking77):
+        stop_texts = ("",)
+    rows = [Example("short", "x"), Example("card " * 400, "x")]
+    lines = dict(Nothing().answers(model, rows, Asking(tokenizer, (2,), 12, 2)))
+    assert lines[0]["flags"] == [EMPTY] and lines[1]["flags"] == [TRUNCATED, EMPTY]
+
+
+# ---- without the base ---------------------------------------------------------------------------------------------
+
+def test_the_base_can_be_left_out(small_base, run, text_file, tmp_path, elsewhere):
+    asked = ["--task", "perplexity", "--test-data", text_file, "--max-length", "32", "--test-limit", "2", "--without-base"]
+    assert call(eval_script, "--model", small_base, *asked, "--bits", "4", "--block", "16x1", "--out", "p") is None
+    assert list(rows_of(tmp_path / "p")) == ["minmax 16x1, 4 bits"]
+    assert call(eval_script, run, *asked) is None
+    assert list(rows_of(run / "benchmarks" / "perplexity")) == ["quantized base", "as trained", "merged, 4 bits"]
+    assert "--without-base leaves nothing to score" in call(eval_script, "--model", small_base, *asked)
