@@ -129,10 +129,11 @@ def types_of_codes(trained: Trained) -> dict[str, str]:
     instead. Reads headers only."""
     quantized, model, types = trained.quantized(), empty_model(trained.config, torch.float32), {}
     for name, grid in stored_grids(trained.code_files, quantized).items():
-        block, has_offset = grid.block.in_layer(model.get_submodule(name).in_features), grid.has_offset
+        layer, has_offset = model.get_submodule(name), grid.has_offset
+        block = grid.block.in_layer(layer.in_features)
         try:
             if name in trained.adapted:
-                adapter = trained.empty_adapter(name, block)
+                adapter = trained.empty_adapter(layer, block)
                 check_adapter_merges(adapter, block, name)
                 has_offset = has_offset or not isinstance(adapter, PEQA)
             types[name] = fitting_type(grid.levels, grid.bits, block, has_offset)

@@ -3,7 +3,7 @@ from finetune.models import Source
 from interop.gguf_tokenizer import tokenizer_keys
 from interop.trained import Trained
 from model.config import LlamaConfig
-from model.gguf import CONFIG_KEYS, LLAMA_3, OPTIONAL_KEYS, is_gguf, open_reader
+from model.gguf import CONFIG_KEYS, LLAMA_3, OPTIONAL_KEYS, is_gguf, read_gguf
 
 Metadata = dict[str, tuple[object, str, str | None]]  # key -> value, its type, and that of its elements where it is a list
 WRITTEN_AS = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2"}  # model_type -> general.architecture
@@ -27,10 +27,8 @@ def kept_metadata(trained: Trained) -> Metadata | None:
     """All that the GGUF file says that the run began with; None where it did not begin with one, or the file is gone."""
     if trained.origin is None or not is_gguf(trained.origin):
         return None
-    reader, metadata = open_reader(trained.origin)
-    kinds = {key: [kind.name for kind in field.types] for key, field in reader.fields.items()}
-    return {key: (value, kinds[key][0], kinds[key][-1] if kinds[key][0] == "ARRAY" else None) for key, value in metadata.items()
-            if not key.startswith(OWN_KEYS)}
+    file = read_gguf(trained.origin)
+    return {key: (value, *file.kinds[key]) for key, value in file.metadata.items() if not key.startswith(OWN_KEYS)}
 
 
 def new_metadata(trained: Trained, name: str) -> Metadata:

@@ -38,7 +38,8 @@ class Trained:
             if trained.adapter_name and not run.base_file.is_file() and args.quantizer == "none":
                 check_fingerprint(trained.base, saved)
             return trained
-        open_weights(weight_files(path), load_config(path), torch.float32)
+        config = load_config(path)
+        open_weights(weight_files(path), config, torch.float32)
         return cls(path)
 
     @cached_property
@@ -97,9 +98,8 @@ class Trained:
         """The layers that an adapter stands beside."""
         return linear_names(empty_model(self.config, torch.float32), self.args.targets) if self.adapter_name else []
 
-    def empty_adapter(self, name: str, block: Block | None) -> nn.Module:
-        """The adapter beside a layer, without memory for its numbers."""
-        layer = empty_model(self.config, torch.float32).get_submodule(name)
+    def empty_adapter(self, layer: nn.Module, block: Block | None) -> nn.Module:
+        """The adapter beside a layer of this size, without memory for its numbers."""
         with torch.device("meta"):
             return new_adapter(self.args, layer.out_features, layer.in_features, block)
 

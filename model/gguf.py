@@ -7,7 +7,7 @@ Needs the `gguf` package (requirements-extra.txt).
 """
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -62,6 +62,7 @@ class GGUFFile:
     path: Path
     metadata: dict[str, object]
     tensors: dict[str, Stored]
+    kinds: dict[str, tuple[str, str | None]] = field(default_factory=dict)  # of metadata: GGUF's type, and that of a list's elements
 
     def get(self, key: str):
         """A metadata value that must be there."""
@@ -114,7 +115,7 @@ def gguf_package():
 
 @cache
 def _read_gguf(path: Path, size: int, changed: int) -> GGUFFile:
-    reader, metadata = open_reader(path)
+    reader, metadata = _open_reader(path)
     if metadata.get("split.count", 1) > 1:
         raise ValueError(f"{path}: one of {metadata['split.count']} parts: join them first with llama-gguf-split --merge")
     tensors = {t.name: Stored(t.tensor_type.name, tuple(reversed(t.shape.tolist())), t.data_offset, t.n_bytes) for t in reader.tensors}
@@ -122,10 +123,11 @@ def _read_gguf(path: Path, size: int, changed: int) -> GGUFFile:
     if others := {stored.type: name for name, stored in tensors.items() if stored.type not in supported}:
         raise ValueError(f"{path}: tensors of type {', '.join(f'{kind} ({name})' for kind, name in others.items())} are not supported; "
                          f"supported: {', '.join(supported)}")
-    return GGUFFile(path, metadata, tensors)
+    kinds = {key: [kind.name for kind in stated.types] for key, stated in reader.fields.items()}
+    return GGUFFile(path, metadata, tensors, {key: (names[0], names[-1] if names[0] == "ARRAY" else None) for key, names in kinds.items()})
 
 
-def open_reader(path: Path):
+def _open_reader(path: Path):
     """The package's reader, and the metadata as plain values.
 
     The reader slices a memory map tens of thousands of times; slices of a plain array take a third of the time and half the
@@ -143,7 +145,7 @@ def open_reader(path: Path):
 
     try:
         reader = Reader(path)
-        metadata = {key: field.contents() for key, field in reader.fields.items()}
+        metadata = {key: stated.contents() for key, stated in reader.fields.items()}
     except (ValueError, KeyError, IndexError, TypeError, OverflowError, OSError) as error:
         raise ValueError(f"{path}: damaged, cut off, or not a GGUF file ({error})") from None
     if reader.endianess != gguf.GGUFEndian.LITTLE:
