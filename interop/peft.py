@@ -60,7 +60,8 @@ class PEFTExport:
             ranks[name], alphas[name] = len(A), layer.adapter.scaling * len(A)
         write_safetensors(place / WEIGHTS, tensors)
         write_json(place / CONFIG, self.config(ranks, alphas))
-        said = {"rank": ", ".join(f"{rank} ({n} layers)" for rank, n in Counter(ranks.values()).most_common())}
+        kinds = {rank: dict.fromkeys(name.rpartition(".")[2] for name in ranks if ranks[name] == rank) for rank in sorted(set(ranks.values()))}
+        said = {"rank": "; ".join(f"{rank} ({', '.join(names)})" for rank, names in kinds.items())}
         if self.original:
             return {**said, "base": f"{self.original}, beside which it stands"}
         base = load_base(self.trained)
