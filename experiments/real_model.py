@@ -24,7 +24,7 @@ from experiments.shared import make_run, python
 from model.files import write_json
 
 PROMPTS = ("The capital of France is", "Water boils at", "To make bread, first", "def fibonacci(n):")
-CALIBRATION = ("--calibration-rows", "32")
+CALIBRATION = ("--calibration-rows", "8")  # of 2048 tokens
 QUANTIZED = {f"{name}, {bits} bits": ["--quantizer", *flags, "--bits", str(bits)]
              for name, flags, widths in (("min-max 32x1", ["minmax", "--block", "32x1"], (8, 4, 3, 2)), ("NF 64x1", ["nf"], (4, 3, 2)),
                                          ("GPTQ 32x1", ["gptq", "--act-order"], (8, 4, 3, 2))) for bits in widths}

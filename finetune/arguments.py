@@ -79,9 +79,9 @@ def model_place(text: str) -> Path | HubModel:
 
 
 def data_place(text: str) -> Path | HubData:
-    """An argparse type, as `model_place`: what is here goes before the hub, and neither an absolute path nor the plain name of a data file
-    is a name there."""
-    plain_file = ":" not in text and Path(text).suffix.lower() in (*SUFFIXES, ".txt")
+    """An argparse type, as `model_place`: what is here goes before the hub, and neither an absolute path, nor a name without a slash, nor the
+    plain name of a data file is a name there."""
+    plain_file = "/" not in text or ":" not in text and Path(text).suffix.lower() in (*SUFFIXES, ".txt")
     if Path(text).is_absolute() or Path(text).exists() or plain_file:
         return Path(text)
     try:

@@ -118,4 +118,4 @@ def check_data(job: Job, saved: dict) -> None:
     for part in ("train", "validation"):
         if job.fingerprints[part] != saved["fingerprints"]["data"][part]:
             raise ValueError(f"the {part} rows are no longer those of the run (sha256 {job.fingerprints[part]}, "
-                             f"the run had {saved['fingerprints']['data'][part]})")
+                             f"the run had {saved['fingerprints']['data'][part]}; of some tasks, another --test-data leaves other training rows out)")

@@ -8,7 +8,7 @@
 | `rows`, `lines` | the test rows, and what the model answered to each: a line of predictions.jsonl |
 | `marks` | what one answer is worth; the means over the rows are the scores |
 
-`significance.py` has the paired tests between two models' scores on the same rows.
+`rows.py` reads data files, `hub_data.py` fetches those of the hub; `labels.py` and `free_text.py` score what many tasks have in common; `significance.py` has the paired tests between two models' scores on the same rows.
 """
 from tasks.alpaca import Alpaca
 from tasks.banking77 import Banking77

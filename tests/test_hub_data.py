@@ -74,7 +74,7 @@ def test_a_place_on_the_hub_is_read_and_written_alike(text, place):
     assert arguments.data_place(text) == place and str(place) == text
 
 
-@pytest.mark.parametrize("text", ["name", "a/b/c", "org/name@", "org/name:", "org/name:a.txt", "org/name:../a.csv", "org/name:/a.csv", "org/na me"])
+@pytest.mark.parametrize("text", ["a/b/c", "org/name@", "org/name:", "org/name:a.txt", "org/name:../a.csv", "org/name:/a.csv", "org/na me"])
 def test_what_is_neither_a_file_nor_a_place_on_the_hub_is_refused(fake, text):
     said = call(train_script, "--data", text)
     assert f"{text}: no such data file, and no data set of the hub" in said and "\n" not in said and not fake.asked
@@ -86,7 +86,9 @@ def test_a_file_here_goes_before_the_hub_and_a_data_files_name_is_never_one_ther
     (tmp_path / "org" / "name").write_text("here")
     assert arguments.data_place("org/name") == Path("org/name")
     assert arguments.data_place("data/train.jsonl") == Path("data/train.jsonl")
-    assert "data/train.jsonl: no such data file" in call(train_script, "--data", "data/train.jsonl") and not fake.asked
+    for text in ("data/train.jsonl", "nowhere"):
+        said = call(train_script, "--data", text)
+        assert f"{text}: no such data file" in said and "hub" not in said and not fake.asked
 
 
 def test_the_one_file_called_after_the_split_is_fetched_and_no_other(fake):

@@ -17,7 +17,7 @@ from tasks import sql_create_context as sql
 from tasks.alpaca import Alpaca, alpaca_prompt
 from tasks.bitext import Bitext, BitextResponse
 from tasks.flan import Flan, final_answer
-from tasks.free_text import rouge
+from tasks.free_text import FreeTextTask, rouge
 from tasks.generative import EMPTY, TRUNCATED
 from tasks.gsm8k import Gsm8k, Gsm8kZeroShot, bare, read_problems, with_shots
 from tasks.labels import macro_f1, micro_f1
@@ -193,6 +193,7 @@ def test_bitext_reads_both_schemas_and_both_answers(tmp_path):
     assert {(e.prompt.partition("order ")[0], e.answer) for e in splits.train} == {("where is ", "track order"), ("where is ", "cancel order")}
     other = write(tmp_path / "b.jsonl", [{"utterance": "stop it", "intent": "cancel_order"}])
     assert Bitext().splits(tmp_path / "a.jsonl", other, None, 0).test == [Example("stop it\nIntent:", "cancel order")]
+    pytest.importorskip("rouge_score")
     replies = BitextResponse().splits(tmp_path / "a.jsonl", None, None, 0)
     assert replies.test[0].prompt.endswith("?\nReply:") and "\nis on its way." in replies.test[0].answer
     with pytest.raises(ValueError, match="b.jsonl, line 1: field 'instruction' is missing"):
@@ -261,6 +262,8 @@ FEW = ["--method", "lora", "--steps", "2", "--batch-size", "4", "--max-new-token
 
 @pytest.mark.parametrize("name", FILES)
 def test_each_task_trains_and_is_scored_per_row(name, small_base, tmp_path, elsewhere):
+    if issubclass(TASKS[name], FreeTextTask):
+        pytest.importorskip("rouge_score")
     data = ["--data", write(tmp_path / "train.jsonl", FILES[name][:36]), "--test-data", write(tmp_path / "test.jsonl", FILES[name][36:])]
     assert call(train_script, "--model", small_base, "--task", name, *data, *FEW, "--out", "x") is None
     row, lines = rows_of(tmp_path / "x")["as trained"], [json.loads(line) for line in (tmp_path / "x" / "predictions.jsonl").read_text().splitlines()]
@@ -280,6 +283,7 @@ def test_benchmark_rows_are_asked_for(small_base, tmp_path, elsewhere):
 
 
 def test_show_example_prints_what_is_read_and_learned_and_stops(small_base, tmp_path, elsewhere, capsys, monkeypatch):
+    pytest.importorskip("rouge_score")
     monkeypatch.setattr("finetune.models.load_model", None)
     files = ["--data", write(tmp_path / "a.jsonl", FILES["alpaca"]), "--test-data", write(tmp_path / "t.jsonl", FILES["alpaca"][:2])]
     assert call(train_script, "--model", small_base, "--method", "lora", "--task", "alpaca", *files, "--show-example") is None
