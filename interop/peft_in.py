@@ -16,6 +16,7 @@ from adapters.lora import LoRA
 from adapters.pooling import Lam
 from model.checkpoint import empty_model, open_safetensors
 from model.config import LlamaConfig, read_json
+from model.files import sha256_of
 from model.llama import Linear, Llama
 
 
@@ -35,6 +36,10 @@ class PEFTLayer:
 class PEFTAdapter:
     path: Path
     layers: dict[str, PEFTLayer]
+
+    @property
+    def fingerprint(self) -> str:
+        return sha256_of(self.path / CONFIG, self.path / WEIGHTS)
 
 
 def read_peft(directory: Path, config: LlamaConfig) -> PEFTAdapter:

@@ -7,6 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import eval as eval_script
+import train as train_script
 from adapters import ADAPTERS
 from adapters.adapted import adapted_layers
 from adapters.irqlora import IRQLoRA
@@ -15,6 +17,7 @@ from interop.peft_in import attach_peft, read_peft
 from model.checkpoint import load_config, load_model, weight_files
 from model.config import read_json
 from model.files import write_json
+from tests.cli import call, rows_of
 from tests.export_runs import as_trained, difference, export, made_run, refusal
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
@@ -186,3 +189,44 @@ def test_a_directory_without_an_adapter_and_pickled_ones(small_base, adapter, tm
     (tmp_path / "adapter_model.bin").touch()
     with pytest.raises(FileNotFoundError, match="pickled, and not read"):
         read_peft(tmp_path, load_config(small_base))
+
+
+# ---- eval.py --adapter --------------------------------------------------------------------------------------------
+
+FEW = ["--limit", "40", "--test-limit", "4", "--max-new-tokens", "2", "--dtype", "float32"]
+
+
+def test_eval_scores_base_and_adapter_as_the_run_that_they_came_from(small_base, tmp_path):
+    """Also beside codes: QLoRA's own quantized base, made again by the same quantizer."""
+    run = tmp_path / "run"
+    assert call(train_script, "--method", "qlora", "--model", small_base, "--block", "32x1", "--steps", "3", "--lr", "0.03", *FEW, "--out", run) is None
+    states = rows_of(run)
+    export(run, "peft", tmp_path / "peft")
+    for model, quantizer, row in ((tmp_path / "peft/base", [], "base"), (small_base, ["--quantizer", "nf", "--block", "32x1"], "quantized base")):
+        command = ["--model", model, "--adapter", tmp_path / "peft", *quantizer, *FEW, "--out", tmp_path / row]
+        assert call(eval_script, *command) is None
+        rows = rows_of(tmp_path / row)
+        with_adapter = rows[next(state for state in rows if state.endswith(f"with {tmp_path / 'peft'}"))]
+        assert with_adapter["validation_loss"] == pytest.approx(states["as trained"]["validation_loss"], abs=1e-5)
+        assert with_adapter["scores"] == states["as trained"]["scores"]
+        assert rows[row if row in rows else next(s for s in rows if "nf" in s)]["validation_loss"] == pytest.approx(
+            states["quantized base"]["validation_loss"], abs=1e-5) != with_adapter["validation_loss"]
+    assert "holds the scores of another model" in call(eval_script, "--model", tmp_path / "peft/base", *FEW, "--out", tmp_path / "base")
+
+
+def test_eval_completes_a_prompt_with_an_adapter_beside_a_model(small_base, tmp_path, capsys):
+    run = made_run(tmp_path / "run", small_base, "--method", "lora")
+    export(run, "peft", tmp_path / "peft")
+    capsys.readouterr()
+    said = []
+    for place in ([run], ["--model", small_base, "--adapter", tmp_path / "peft"], ["--model", small_base]):
+        assert call(eval_script, *place, "--prompt", "Where is my card", "--max-new-tokens", "12", "--dtype", "float32") is None
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] != said[2]
+
+
+def test_an_adapter_is_refused_beside_a_run_and_where_it_does_not_fit(small_base, tmp_path, adapter):
+    run = made_run(tmp_path / "run", small_base, "--method", "lora")
+    assert "--adapter" in call(eval_script, run, "--adapter", adapter)
+    assert "--adapter does not go with --prompt to a run" in call(eval_script, run, "--adapter", adapter, "--prompt", "a")
+    assert "no PEFT adapter there" in call(eval_script, "--model", small_base, "--adapter", small_base, *FEW)
