@@ -20,6 +20,10 @@ def architecture_of(trained: Trained) -> str:
     if scaling.get("rope_type") == "llama3" and any(scaling[key] != value for key, value in LLAMA_3.items()):
         raise ValueError(f"{trained.path}: rotary scaling {scaling} is not written as GGUF: only Llama 3.1's own parameters are read again, "
                          f"{', '.join(f'{key} {value}' for key, value in LLAMA_3.items())}")
+    width = config.num_attention_heads * config.head_dim
+    if config.model_type == "qwen2" and width != config.hidden_size:
+        raise ValueError(f"{trained.path}: a qwen2 whose heads have {width} dimensions together, and hidden_size {config.hidden_size}, is nothing that "
+                         f"llama.cpp loads. Export it by --format safetensors")
     return WRITTEN_AS[config.model_type]
 
 

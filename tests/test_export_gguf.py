@@ -247,6 +247,14 @@ def test_gemma_2_is_refused_by_name(tmp_path, small_base):
         tmp_path / "base", "gguf", tmp_path / "out.gguf")
 
 
+def test_heads_that_llama_cpp_does_not_load_are_refused(tmp_path, small_base):
+    config = replace(ODD_HEADS, model_type="qwen2", attention_bias=True)
+    write_json(tmp_path / "base/config.json", config.to_json())
+    save_model(random_model(config, torch.float32, seed=0), tmp_path / "base/model.safetensors")
+    copy_tokenizer(small_base, tmp_path / "base")
+    assert "a qwen2 whose heads have 64 dimensions together, and hidden_size 32" in refusal(tmp_path / "base", "gguf", tmp_path / "out.gguf")
+
+
 def test_a_window_ends_the_context_where_it_would_begin_to_matter():
     assert model_keys(replace(SMALL, model_type="mistral", sliding_window=64, windowed_layers=(0,)))["context_length"] == 64
     assert model_keys(SMALL)["context_length"] == SMALL.max_position_embeddings
@@ -256,8 +264,8 @@ def test_a_window_ends_the_context_where_it_would_begin_to_matter():
                                      {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}])
 @pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2"])
 def test_other_families_and_rotary_scalings_come_back_as_they_were(tmp_path, small_base, scaling, model_type):
-    config = replace(ODD_HEADS, rope_scaling=scaling, model_type=model_type, attention_bias=model_type == "qwen2", rope_theta=10000.0,
-                     tie_word_embeddings=model_type != "mistral")
+    config = replace(ODD_HEADS, rope_scaling=scaling, model_type=model_type, attention_bias=model_type == "qwen2", rope_theta=500000.0,
+                     head_dim=8 if model_type == "qwen2" else 16, tie_word_embeddings=model_type != "mistral")
     model = strong_model(config)
     for name, p in model.named_parameters():
         if name.endswith("bias"):
