@@ -11,6 +11,7 @@
     python eval.py --model DIR --quantizer gptq --bits 3 --task banking77     # no run: base and quantized base
     python eval.py --model DIR --task perplexity --test-data wiki.txt         # or a benchmark; of a run, too:
     python eval.py runs/x --task perplexity --test-data wiki.txt
+    python eval.py runs/x --task mmlu --data dev.jsonl --test-data test.jsonl [--protocol hendrycks]
     python eval.py runs/x --prompt "..." --temperature 0.7                    # no task: how the model as trained goes on from here
     python eval.py --model DIR --adapter PEFT_DIR --task banking77            # PEFT's LoRA adapter beside a model, or beside its codes
     python eval.py --model DIR --bits 4 --prompt "..."                        # or a model, here rounded to 4 bits
@@ -25,7 +26,7 @@ import torch
 from finetune import arguments
 from finetune.check import check_adapters, check_quantization
 from finetune.evaluate import evaluate_model, evaluate_run, restore_run
-from finetune.job import Job, check_calibration, check_data, prepare_job
+from finetune.job import Job, check_calibration, check_data, prepare_job, task_of
 from finetune.methods import GPTQ, METHODS
 from finetune.models import Source, check_trained, read_run
 from finetune.plot import check_picture
@@ -39,7 +40,7 @@ from interop.peft_in import read_peft
 from model.checkpoint import empty_model
 
 REQUANTIZE = ("requantize", *arguments.REQUANTIZE_FLAGS, *arguments.GPTQ_FLAGS)
-OF_THE_ROWS = ("test_data", "test_limit", "max_new_tokens")
+OF_THE_ROWS = ("protocol", "test_data", "test_limit", "max_new_tokens")
 MAY_CHANGE = ("model", "task", *OF_THE_ROWS, "eval_batch_size", "dtype", "device", *REQUANTIZE)  # of a run
 OF_ANOTHER_TASK = ("data", "limit", "max_length", *OF_THE_ROWS)  # what a run says of these is of its own task
 OUTPUTS = ("compare", "plot", "json", "out", "without_base")
@@ -143,7 +144,7 @@ def prepare_run(path: Path, given: dict, restoration: Restoration | None) -> Pre
     if other_task and GPTQ in (args.requantize, *restored):
         raise ValueError(f"{GPTQ} is calibrated on the rows that the run was trained on, and --task {args.task} has others: leave --task out, or "
                          f"take a quantizer that rounds")
-    place = run.benchmark(args.task) if other_task else run
+    place = run.benchmark(task_of(args).name) if other_task else run
     check_predictions(place.predictions_file)
     if args.requantize:
         check_adapters(empty_model(Source(run.path).config, torch.float32), args)
@@ -178,7 +179,8 @@ def score_model(args: argparse.Namespace, given: dict) -> None:
     check_quantization(source, args)
     adapter = read_peft(args.adapter, source.config) if args.adapter else None
     name = source.place.name.removesuffix(".gguf") + (f"-{args.adapter.resolve().name}" if adapter else "")
-    evaluate_model(source, args, Run(args.out or Path("evals") / f"{name}-{args.task}"), args.without_base, adapter)
+    place = Run(args.out or Path("evals") / f"{name}-{task_of(args).name}")
+    evaluate_model(source, args, place, args.without_base, adapter)
 
 
 if __name__ == "__main__":

@@ -132,6 +132,7 @@ def add_base_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quantized-layers", choices=TARGETS, default="all", help="linear layers that are quantized, those with an "
                         "adapter among them")
     parser.add_argument("--task", choices=TASKS, default="banking77")
+    parser.add_argument("--protocol", metavar="NAME", help="mmlu: lm-eval (default) or hendrycks, the authors' own script")
     parser.add_argument("--data", type=data_place, metavar="FILE", help=f"training rows in the task's original schema ({', '.join(SUFFIXES)}), or "
                         "a data set of the hub, ORG/NAME, ORG/NAME@REVISION or with a file in it, ORG/NAME:PATH")
     parser.add_argument("--test-data", type=data_place, metavar="FILE", help="test rows, likewise; default: the task's, or split off --data")

@@ -14,7 +14,7 @@ from finetune.predictions import TRAINED, check_predictions, save_predictions
 from finetune.quantize import how_quantized, load_base, requantize
 from finetune.restore import Restoration, restored_states
 from finetune.run import Run
-from finetune.table import Row, float32_logits, largest_difference, print_table, save_table, score_state
+from finetune.table import Row, float32_logits, largest_difference, print_scores, save_table, score_state
 from interop.peft_in import PEFTAdapter, attach_peft
 from model.config import read_json
 from model.files import sha256_of, write_json
@@ -56,7 +56,7 @@ def asked_key(args: argparse.Namespace, job: Job) -> dict:
 def report(rows: list[Row], run: Run, args: argparse.Namespace, saved: dict, job: Job, place: Run, results: Path) -> list[Row]:
     title = f"{run.path}: {args.method}, {args.bits} bits, {args.task}, {len(job.test)} test rows, " \
             f"{len(job.validation)} validation rows"
-    print_table(rows, title, job.task.formats)
+    print_scores(rows, title, job.task)
     keep_scores(rows, job, place, results, model=Source(run.path).fingerprint, base=saved["fingerprints"]["base"])
     return rows
 
@@ -142,7 +142,7 @@ def evaluate_model(source: Source, args: argparse.Namespace, place: Run, without
             attach_peft(model, adapter)
             rows.append(score_state(f"{state} with {adapter.path}", model, job, args.eval_batch_size))
         del model
-    print_table(rows, f"{source.place}: {args.quantizer}, {args.bits} bits, {args.task}, {len(job.test)} test rows", job.task.formats)
+    print_scores(rows, f"{source.place}: {args.quantizer}, {args.bits} bits, {args.task}, {len(job.test)} test rows", job.task)
     keep_scores(rows, job, place, place.results_file, model=fingerprint)
     print(f"kept in {place.path}")
     return rows

@@ -51,7 +51,7 @@ class Job:
 def prepare_job(source: Source, args: argparse.Namespace, calibrate: bool) -> Job:
     """Reads and checks all data before any weight is loaded. Raises ValueError when nothing is left to train on (but for a benchmark), or to
     calibrate on."""
-    task = TASKS[args.task]()
+    task = task_of(args)
     for name, needed in (("data", task.needs_data), ("test_data", task.needs_test_data)):
         if needed and getattr(args, name) is None:
             raise ValueError(f"--task {args.task} needs {flag(name)}")
@@ -76,6 +76,16 @@ def prepare_job(source: Source, args: argparse.Namespace, calibrate: bool) -> Jo
     test = task.test_rows(splits.test, tokenizer, longest)[:args.test_limit]
     return Job(task, tokenizer, end_ids, train, validation, test, {**splits.left_out, TOO_LONG: too_long}, max_new_tokens, splits.fingerprints(),
                calibration_of(args, tokenizer, train, longest) if calibrate else None)
+
+
+def task_of(args: argparse.Namespace) -> Task:
+    """Raises ValueError for a protocol that the task has not."""
+    kind = TASKS[args.task]
+    if args.protocol is None:
+        return kind()
+    if args.protocol not in kind.protocols:
+        raise ValueError(f"--protocol {args.protocol}: --task {args.task} has {' and '.join(kind.protocols) or 'one protocol only'}")
+    return kind.protocols[args.protocol]()
 
 
 def calibration_of(args: argparse.Namespace, tokenizer: Tokenizer, train: list[Encoded], longest: int) -> Calibration:

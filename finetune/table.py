@@ -14,7 +14,7 @@ from finetune.models import linear_names
 from model.files import write_json
 from model.llama import Llama
 from tasks.batching import collate, split_list
-from tasks.task import Asking, Encoded
+from tasks.task import Asking, Encoded, Task
 
 COMPARED = 32  # validation rows on which logits are compared
 
@@ -32,6 +32,7 @@ class Row:
     seconds: float = 0.0
     standard_errors: dict[str, float] = field(default_factory=dict)  # of those scores that are means over the test rows
     counts: dict[str, int] = field(default_factory=dict)             # test rows, and those that were out of the ordinary
+    parts: dict[str, float] = field(default_factory=dict)            # the metric of each part of the test rows, where they fall into parts
     lines: list[dict] = field(default_factory=list, repr=False)      # what the model answered to each test row
 
     def to_json(self) -> dict:
@@ -44,10 +45,11 @@ def score_state(state: str, model: Llama, job: Job, batch_size: int) -> Row:
     model.eval()
     lines = answers_to_all(state, model, job, batch_size)
     scores, errors = job.task.scores(job.test, lines) if lines else ({}, {})
+    parts = job.task.parts(job.test, lines)
     loss = mean_loss(model, job.validation, batch_size) if job.validation else None
     counts = {"rows": len(lines), **Counter(flag for line in lines for flag in line.get("flags", ()))}
     return Row(state, scores, loss, bits_per_weight(model), stored_bytes([model]) / 1e6, seconds=time.perf_counter() - start,
-               standard_errors=errors, counts=counts, lines=lines)
+               standard_errors=errors, counts=counts, parts=parts, lines=lines)
 
 
 def answers_to_all(state: str, model: Llama, job: Job, batch_size: int) -> list[dict]:
@@ -95,6 +97,15 @@ def largest_difference(a: list[Tensor], b: list[Tensor]) -> float | None:
 OPTIONAL = {"validation loss": ("validation_loss", ".4f"), "bits a weight": ("bits_per_weight", ".3f"), "MB": ("megabytes", ".2f"),
             "max |logit difference|": ("logit_difference", ".1e"), "weight error": ("weight_error", ".1%"),
             "||W_l - W_k|| / ||delta_W||": ("restoration_ratio", ".3f")}  # columns that a table has where a row has them
+
+
+def print_scores(rows: list[Row], title: str, task: Task) -> None:
+    """The table, what its figures are, and the metric of each part that the rows fall into."""
+    print_table(rows, title, task.formats)
+    print(f"protocol: {task.protocol}" + (f"; the papers' rows are {task.metric}" if not task.trains and task.metric in rows[0].scores else ""))
+    if parts := list(dict.fromkeys(part for row in rows for part in row.parts)):
+        print_columns(f"{task.metric} of each part", [["", *(row.state for row in rows)], *(
+            [part, *(f"{row.parts[part]:.2%}" for row in rows)] for part in parts)])
 
 
 def print_table(rows: list[Row], title: str, formats: dict[str, str] = {}) -> None:

@@ -15,5 +15,5 @@
 `llama.py` the forward; `config.py` Hugging Face config.json -> `LlamaConfig`; `families.py` what of it each family has of its own
 (Llama, Mistral, Qwen2, Gemma 2); `checkpoint.py` safetensors in and out, tensor by tensor; `gguf.py` and `gguf_tokenizer.py` GGUF
 files in; `hub.py` models of the Hugging Face hub; `tokenizer.py` sentencepiece and tokenizers behind one face; `generate.py` greedy
-generation and sampling; `base/` the small embedded Llama and how it was made.
+generation and sampling; `likelihood.py` log-likelihoods of continuations, what they share computed once; `base/` the small embedded Llama and how it was made.
 """

@@ -252,13 +252,20 @@ class Llama(nn.Module):
         mask: (B, cached + T) boolean, True at real tokens; None where there is no padding, or only on the right of
         sequences whose padded places nobody reads (causality keeps the others untouched).
         """
+        x = self.hidden(tokens, mask, cache)
+        return self.logits(x if at is None else x[at])
+
+    def hidden(self, tokens: Tensor, mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        """What the last block puts out, (B, T, hidden_size); the arguments are those of `forward`."""
         x, cos, sin, allowed = self.embed(tokens, mask, 0 if cache is None else cache.length)
         for block in self.model.layers:
             x = block(x, cos, sin, allowed, cache)
         if cache is not None:
             cache.length += tokens.shape[1]
-        if at is not None:
-            x = x[at]
+        return x
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Of what the last block puts out, at as many places as there are in x (..., hidden_size)."""
         return softcap(self.lm_head(self.model.norm(x)), self.config.final_softcap)
 
     def embed(self, tokens: Tensor, mask: Tensor | None = None, cached: int = 0) -> tuple[Tensor, Tensor, Tensor, Allowed]:
@@ -281,7 +288,7 @@ def token_positions(mask: Tensor | None, cached: int, T: int, device: torch.devi
 
 
 def allowed_keys(mask: Tensor | None, cached: int, T: int, window: int | None, device: torch.device) -> Tensor | None:
-    """(B or 1, 1, T, cached + T): query t may look at key s if s is one of the last `window` places up to t and is no padding,
+    """(B or 1, 1, T, cached + T): query t may look at key s if s is one of the last `window` tokens up to t and is no padding,
     or is t itself (so that a padded query has something to look at, and no NaN arises in a row that nobody reads).
     None where that is all keys up to t, for which attention has a faster path."""
     reach = window or cached + T
@@ -289,10 +296,13 @@ def allowed_keys(mask: Tensor | None, cached: int, T: int, window: int | None, d
         return None
     query = torch.arange(cached, cached + T, device=device)[:, None]
     key = torch.arange(cached + T, device=device)[None]
-    near = (key <= query) & (query - key < reach)
+    near = (key <= query)[None]
+    if window:
+        position = token_positions(mask, 0, cached + T, device)  # padding between two tokens puts no distance between them
+        near = near & (position[:, cached:, None] - position[:, None, :] < window)
     if mask is None:
-        return near[None, None]
-    return (near & mask[:, None, None, :]) | (key == query)
+        return near[:, None]
+    return (near[:, None] & mask[:, None, None, :]) | (key == query)
 
 
 def rotary_angles(frequencies: Tensor, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -12,15 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
+from model.likelihood import token_log_probabilities
 from model.llama import Llama
 from model.tokenizer import Tokenizer
 from tasks.batching import split_list
 from tasks.task import Asking, Splits, Task
-
-AT_A_TIME = 256  # places whose log-softmax is in memory
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,5 @@ class Perplexity(Task):
 
 def log_likelihood(model: Llama, tokens: Sequence[int]) -> float:
     """sum over t > 0 of ln p(token t | tokens before t), from float32 logits."""
-    ids = torch.tensor([tokens], device=model.device)
-    logits = model(ids[:, :-1])[0]
-    return -sum(F.cross_entropy(some.float(), target, reduction="sum").double() for some, target in
-                zip(logits.split(AT_A_TIME), ids[0, 1:].split(AT_A_TIME))).item()
+    x = model.hidden(torch.tensor([tokens[:-1]], device=model.device))[0]
+    return token_log_probabilities(model, x, tokens[1:]).double().sum().item()

@@ -65,6 +65,7 @@ class Task:
     name: str
     metric: str | None = None  # the mark that curves and paired tests are of
     protocol: str              # how rows are put to the model and scored, in words; kept with every score
+    protocols: dict[str, type["Task"]] = {}  # what --protocol offers, where there are several: tasks of their own
     template_version = 1       # of the prompts' wording, kept likewise: another wording is another number
     new_tokens: int | None = None  # how long an answer may be by the protocol; None: as long as the longest training row's
     formats: dict[str, str] = {}  # how scores are printed that are no shares of 1
@@ -92,6 +93,10 @@ class Task:
 
     def other_scores(self, rows: Sequence, lines: Sequence[dict]) -> dict[str, float]:
         """Scores that are no mean over the rows."""
+        return {}
+
+    def parts(self, rows: Sequence, lines: Sequence[dict]) -> dict[str, float]:
+        """The metric of each part that the rows fall into by themselves (MMLU's subjects)."""
         return {}
 
     def scores(self, rows: Sequence, lines: Sequence[dict]) -> tuple[dict[str, float], dict[str, float]]:

@@ -1,0 +1,175 @@
+"""Log-likelihoods of continuations: how probable a model finds each of several ways to go on from a text.
+
+    log p(continuation | context) = sum over its tokens of log softmax(logits)[token], natural logarithm, in float32
+
+Questions of multiple choice repeat themselves: their choices follow one context, and contexts may begin with the same worked examples.
+What the questions of a batch begin with is computed once, what the choices of one question begin with once a question, and only the
+rest once a choice:
+
+| code name | meaning |
+|---|---|
+| `Pair` | token ids of a context and of what follows it |
+| row | what the model reads of a pair: all but the last token. Pairs that differ in that token only (A, B, C, D) are one row |
+| stem | what all rows of a question begin with, up to the first place that is read |
+| `prefix` | what all stems of a batch begin with |
+| `Branch` | keys and values of sequences that go on from others |
+
+The protocol (where context and continuation are cut, what is too long) is that of lm-evaluation-harness 0.4.
+"""
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.llama import Llama
+from model.tokenizer import Tokenizer
+
+SHORTEST_PREFIX = 16  # tokens; a shorter one is not worth a pass of its own through all layers
+PLACES_AT_ONCE = 512  # of the vocabulary projection, so that memory does not grow with batch x length x vocabulary
+
+
+@dataclass(frozen=True)
+class Pair:
+    context: list[int]       # one token at least
+    continuation: list[int]  # one token at least
+
+
+def encode_pairs(tokenizer: Tokenizer, contexts: Sequence[str], continuations: Sequence[str], empty: int) -> list[Pair]:
+    """One for each continuation, after its own context or after the only one. White space that ends a context goes to the continuation,
+    whose ids are what it adds to the ids of the context alone: `encode(context + continuation)[len(encode(context)):]`. `empty`: the
+    token that stands for an empty context. Raises ValueError where a continuation adds no token."""
+    contexts = list(contexts) * (len(continuations) if len(contexts) == 1 else 1)
+    kept = [context.rstrip() for context in contexts]
+    alone = {context: tokenizer.encode(context) if context else [empty] for context in dict.fromkeys(kept)}
+    return [Pair(alone[k], added_ids(tokenizer, k, context[len(k):] + continuation, alone[k]))
+            for k, context, continuation in zip(kept, contexts, continuations, strict=True)]
+
+
+def added_ids(tokenizer: Tokenizer, context: str, continuation: str, context_ids: list[int]) -> list[int]:
+    whole = tokenizer.encode(context + continuation)
+    if not context and whole[:1] != context_ids:  # a tokenizer that puts no begin token of its own before a text
+        whole = context_ids + whole
+    if len(whole) <= len(context_ids):
+        raise ValueError(f"the tokenizer sees no token in {continuation!r} after {context[-40:]!r}")
+    return whole[len(context_ids):]
+
+
+def fitted(pair: Pair, positions: int) -> Pair:
+    """The last `positions` + 1 tokens of both (the last one is not read): a context loses its left end.
+    Raises ValueError for a continuation that would lose its own."""
+    if len(pair.continuation) > positions:
+        raise ValueError(f"a continuation of {len(pair.continuation)} tokens is longer than the model's {positions} positions")
+    surplus = max(0, len(pair.context) + len(pair.continuation) - (positions + 1))
+    return Pair(pair.context[surplus:], pair.continuation)
+
+
+@torch.no_grad()
+def log_likelihoods(model: Llama, questions: Sequence[Sequence[Pair]], batch_size: int) -> Iterator[tuple[int, list[float]]]:
+    """(number of a question, log-likelihood of each of its pairs), as they come: questions of near-equal length together, `batch_size` of
+    them at a time. Only what ALL questions of a batch begin with is computed once for them: give those together that begin alike."""
+    length = [max(len(p.context) + len(p.continuation) for p in pairs) for pairs in questions]
+    order = sorted(range(len(questions)), key=length.__getitem__)
+    for start in range(0, len(order), batch_size):
+        batch = order[start:start + batch_size]
+        yield from zip(batch, batch_log_likelihoods(model, [questions[i] for i in batch]))
+
+
+def batch_log_likelihoods(model: Llama, questions: Sequence[Sequence[Pair]]) -> list[list[float]]:
+    rows: list[list[int]] = []    # what the model reads
+    parents: list[int] = []       # the question of each row
+    row_of: list[list[int]] = []  # question, pair -> row
+    for i, pairs in enumerate(questions):
+        distinct = list(dict.fromkeys(tuple(p.context + p.continuation[:-1]) for p in pairs))
+        row_of.append([len(rows) + distinct.index(tuple(p.context + p.continuation[:-1])) for p in pairs])
+        rows += map(list, distinct)
+        parents += [i] * len(distinct)
+    prefix, stems = shared_parts(questions, rows, parents)
+    x = last_pass(model, rows, parents, prefix, stems)
+    starts = [len(prefix if stems is None else stems[i]) for i in parents]  # of each row, what the last pass did not read
+    places, targets, sizes = [], [], []
+    for pairs, chosen in zip(questions, row_of):
+        for pair, row in zip(pairs, chosen):
+            first = len(pair.context) - 1 - starts[row]
+            places += [(row, first + j) for j in range(len(pair.continuation))]
+            targets += pair.continuation
+            sizes.append(len(pair.continuation))
+    at = torch.tensor(places, device=model.device).unbind(1)
+    sums = iter(part.sum().item() for part in token_log_probabilities(model, x[at], targets).double().split(sizes))
+    return [[next(sums) for _ in pairs] for pairs in questions]
+
+
+def shared_parts(questions: Sequence[Sequence[Pair]], rows: list[list[int]], parents: list[int]) -> tuple[list[int], list[list[int]] | None]:
+    """The batch's prefix, and each question's stem, which begins with it; None where no question has two rows."""
+    unread = [min(len(p.context) for p in pairs) - 1 for pairs in questions]  # tokens before the first place that is read
+    stems = [common_start([row for row, q in zip(rows, parents) if q == i])[:unread[i]] for i in range(len(questions))]
+    prefix = common_start(stems) if len(rows) > 1 else []
+    prefix = prefix if len(prefix) >= SHORTEST_PREFIX else []
+    return prefix, stems if len(rows) > len(questions) else None
+
+
+def common_start(rows: Sequence[list[int]]) -> list[int]:
+    """`common_start([[1, 2, 3], [1, 2, 4]]) -> [1, 2]`: all that lies between the first and the last in order begins as both do."""
+    first, last = min(rows), max(rows)
+    same = next((i for i, (a, b) in enumerate(zip(first, last)) if a != b), min(len(first), len(last)))
+    return first[:same]
+
+
+class Branch:
+    """Keys and values of sequences that go on from those of a trunk: sequence i from the trunk's sequence `parents[i]`. The trunk is
+    kept once, however many go on from it; a layer at a time is put together. Takes the place of a `KVCache` for one pass.
+    `keep=False`: nothing will go on from here, so that what this pass adds is forgotten layer by layer."""
+
+    def __init__(self, trunk: "Branch | None" = None, parents: Sequence[int] = (0,), keep: bool = True):
+        self.trunk, self.parents, self.keep = trunk, list(parents), keep
+        self.length = trunk.length if trunk else 0
+        self.own: list[tuple[Tensor, Tensor]] = []  # of each layer, (sequences, kv_heads, T, head_dim)
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        if self.keep:
+            self.own.append((k, v))
+        return self._after_trunk(layer, k, v)
+
+    def layer(self, layer: int) -> tuple[Tensor, Tensor]:
+        return self._after_trunk(layer, *self.own[layer])
+
+    def _after_trunk(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        if self.trunk is None:
+            return k, v
+        old_k, old_v = self.trunk.layer(layer)
+        return torch.cat((old_k[self.parents], k), dim=2), torch.cat((old_v[self.parents], v), dim=2)
+
+
+def last_pass(model: Llama, rows: list[list[int]], parents: list[int], prefix: list[int], stems: list[list[int]] | None) -> Tensor:
+    """What the last block puts out for each row after its stem, or after the prefix where there are no stems: (rows, T, hidden_size),
+    padded on the right. That of prefix and stems goes into a cache only."""
+    trunk, mask, done = None, None, [len(prefix)] * len(rows)
+    if prefix:
+        trunk = Branch()
+        model.hidden(torch.tensor([prefix], device=model.device), cache=trunk)
+    if stems is not None and max(map(len, stems)) > len(prefix):
+        trunk = Branch(trunk, [0] * len(stems))
+        tokens, real = pad_right([stem[len(prefix):] for stem in stems], model.device)
+        model.hidden(tokens, cache=trunk)  # causality keeps a stem from its padding; those that go on from it need the mask
+        done = [len(stems[i]) for i in parents]
+        mask = torch.cat((real.new_ones(len(rows), len(prefix)), real[parents]), dim=1)
+    elif prefix:
+        parents = [0] * len(rows)
+    tokens, real = pad_right([row[start:] for row, start in zip(rows, done)], model.device)
+    if mask is not None:
+        mask = torch.cat((mask, torch.ones_like(real)), dim=1)
+    return model.hidden(tokens, mask, Branch(trunk, parents, keep=False))
+
+
+def pad_right(rows: Sequence[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids (rows, T) padded with 0, and where they are real."""
+    longest = max(map(len, rows))
+    tokens = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
+    return tokens, torch.tensor([[True] * len(row) + [False] * (longest - len(row)) for row in rows], device=device)
+
+
+def token_log_probabilities(model: Llama, x: Tensor, targets: Sequence[int]) -> Tensor:
+    """log softmax(logits of x_i)[target_i], (n,) float32, for x (n, hidden_size)."""
+    chosen = torch.tensor(targets, device=x.device)
+    parts = zip(x.split(PLACES_AT_ONCE), chosen.split(PLACES_AT_ONCE))
+    return torch.cat([model.logits(part).float().log_softmax(-1).gather(1, ids[:, None])[:, 0] for part, ids in parts])

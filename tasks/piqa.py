@@ -1,0 +1,14 @@
+"""PIQA (Bisk et al. 2020; Academic Free License 3.0): a goal of everyday life -> which of two ways leads there.
+
+Rows of `goal`, `sol1`, `sol2`, `label` (0 or 1); the validation split is what is reported.
+"""
+from tasks.choices import ChoiceTask, Question, check_choices, gold
+
+
+class Piqa(ChoiceTask):
+    name = "piqa"
+    fields = {"goal": str, "sol1": str, "sol2": str, "label": int}
+
+    def question(self, row: dict) -> Question:
+        choices = check_choices((row["sol1"], row["sol2"]))
+        return Question((f"Question: {row['goal']}\nAnswer:",), choices, gold("label", row["label"], choices))

@@ -1,0 +1,170 @@
+"""Log-likelihoods of choices: what is shared is computed once, and nothing else changes."""
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from finetune.arguments import EMBEDDED_BASE
+from model import likelihood
+from model.checkpoint import random_model
+from model.config import LlamaConfig
+from model.likelihood import Pair, common_start, encode_pairs, fitted, log_likelihoods
+from model.tokenizer import load_tokenizer
+
+TOKENIZER = load_tokenizer(EMBEDDED_BASE)
+CONFIG = LlamaConfig(vocab_size=48, hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
+                     num_key_value_heads=2, head_dim=8, max_position_embeddings=96, tie_word_embeddings=True, bos_token_id=1, eos_token_ids=(2,))
+
+
+def lively(config: LlamaConfig):
+    """A random model that looks somewhere: with the usual start, attention is nearly uniform and every token nearly as likely."""
+    model = random_model(config, torch.float32, seed=3)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(10 if p.ndim > 1 else 1)
+    return model
+
+
+MODELS = {"all that came before": lively(CONFIG), "a window": lively(replace(CONFIG, sliding_window=7, windowed_layers=(0,))),
+          "softcaps": lively(replace(CONFIG, attention_softcap=2.0, final_softcap=3.0))}
+
+
+@torch.no_grad()
+def naive(model, pair: Pair) -> float:
+    """The whole sequence by itself, without a cache."""
+    tokens = pair.context + pair.continuation
+    logits = model(torch.tensor([tokens[:-1]]))[0].log_softmax(-1)
+    return sum(logits[i - 1, tokens[i]].item() for i in range(len(pair.context), len(tokens)))
+
+
+def scored(model, questions, batch_size=64) -> list[list[float]]:
+    found = dict(log_likelihoods(model, questions, batch_size))
+    assert sorted(found) == list(range(len(questions)))
+    return [found[i] for i in range(len(questions))]
+
+
+tokens = lambda least, most: st.lists(st.integers(3, 47), min_size=least, max_size=most)
+
+
+@st.composite
+def question_lists(draw):
+    """As benchmarks have them: a few shots that all share, one context a question or one a choice, choices of one token or several,
+    some of them alike or the beginning of another."""
+    shots = draw(tokens(0, 30))
+
+    def question():
+        start, kind = draw(tokens(1, 12)), draw(st.sampled_from(["letters", "texts", "a context a choice"]))
+        n = draw(st.integers(2, 4))
+        if kind == "a context a choice":
+            end = draw(tokens(1, 5))
+            return [Pair(shots + start + draw(tokens(0, 3)), end) for _ in range(n)]
+        return [Pair(shots + start, draw(tokens(1, 1 if kind == "letters" else 5))) for _ in range(n)]
+    return [question() for _ in range(draw(st.integers(1, 6)))]
+
+
+@pytest.mark.parametrize("attention", MODELS)
+@settings(max_examples=25)
+@given(questions=question_lists(), batch_size=st.sampled_from([1, 2, 64]))
+def test_sharing_changes_nothing(attention, questions, batch_size):
+    model = MODELS[attention]
+    for pairs, values in zip(questions, scored(model, questions, batch_size)):
+        assert values == pytest.approx([naive(model, pair) for pair in pairs], abs=1e-4)
+
+
+SHOTS = [5, 9, 17, 30, 8, 41] * 5
+QUESTIONS = [[Pair(SHOTS + [20 + i, 7], [c, 3 + c, 11][:1 + c % 3]) for c in range(3, 7)] for i in range(6)]
+
+
+def test_the_prefix_is_read_once_a_batch_stems_once_a_question_and_letters_not_at_all(monkeypatch):
+    """Counts the places that go through the layers."""
+    read, model = [], MODELS["all that came before"]
+    hidden = type(model).hidden
+    monkeypatch.setattr(type(model), "hidden", lambda self, tokens, *rest, **more: read.append(tuple(tokens.shape)) or hidden(self, tokens, *rest, **more))
+    scored(model, QUESTIONS)
+    assert read == [(1, 30), (6, 1), (18, 3)]  # the shots; what is left of each context but its last token; each distinct choice
+    read.clear()
+    scored(model, [[Pair(SHOTS + [20 + i, 7], [c]) for c in range(4)] for i in range(6)])
+    assert read == [(1, 30), (6, 2)]
+
+
+def test_only_the_places_that_are_read_go_through_the_vocabulary(monkeypatch):
+    read, model = [], MODELS["all that came before"]
+    logits = type(model).logits
+    monkeypatch.setattr(type(model), "logits", lambda self, x: read.append(len(x)) or logits(self, x))
+    monkeypatch.setattr(likelihood, "PLACES_AT_ONCE", 7)
+    expected = [[naive(model, pair) for pair in pairs] for pairs in QUESTIONS]
+    read.clear()
+    values = scored(model, QUESTIONS)
+    assert max(read) == 7 and sum(read) == sum(len(p.continuation) for pairs in QUESTIONS for p in pairs)
+    assert values == [pytest.approx(row, abs=1e-4) for row in expected]
+
+
+@pytest.mark.parametrize("damage", ["parents", "mask", "window in places"])
+def test_the_comparison_notices(damage, monkeypatch):
+    """Negative controls: stems of other questions; padding looked at; a window that counts padding."""
+    model = MODELS["a window" if damage == "window in places" else "all that came before"]
+    questions = [[Pair([9, 4] * (1 + 4 * i) + [c], [5, c, 8]) for c in (6, 7)] for i in range(3)]
+    if damage == "parents":
+        monkeypatch.setattr(likelihood, "last_pass", lambda m, rows, parents, *rest, real=likelihood.last_pass: real(m, rows, [0] * len(rows), *rest))
+    elif damage == "mask":
+        hidden = type(model).hidden
+        monkeypatch.setattr(type(model), "hidden", lambda self, tokens, mask=None, cache=None: hidden(self, tokens, None, cache))
+    else:
+        import model.llama as llama
+        real = llama.token_positions
+        monkeypatch.setattr(llama, "token_positions", lambda mask, cached, T, device: real(None if cached == 0 else mask, cached, T, device))
+    worst = max(abs(a - naive(model, pair)) for pairs, row in zip(questions, scored(model, questions)) for a, pair in zip(row, pairs))
+    assert worst > 1e-2
+
+
+def test_questions_of_near_equal_length_go_together():
+    order = [i for i, _ in log_likelihoods(MODELS["softcaps"], [[Pair([3] * n, [4])] for n in (9, 2, 8, 1)], 2)]
+    assert order == [3, 1, 2, 0]
+
+
+def test_common_start_is_that_of_all():
+    assert common_start([[1, 2, 3], [1, 2, 4], [1, 2]]) == [1, 2] and common_start([[5], [6]]) == []
+
+
+def encode_pair(tokenizer, context, continuation, empty):
+    return encode_pairs(tokenizer, [context], [continuation], empty)[0]
+
+
+# ---- where context and continuation are cut --------------------------------------------------------------------------
+
+@given(st.text(max_size=20), st.text(min_size=1, max_size=10))
+def test_a_pair_is_the_whole_texts_tokens_cut_after_the_contexts(context, choice):
+    try:
+        pair = encode_pair(TOKENIZER, context, f" {choice}", empty=1)
+    except ValueError:
+        return
+    assert pair.context == TOKENIZER.encode(context.rstrip())
+    assert (pair.context + pair.continuation)[len(pair.context):] == TOKENIZER.encode(f"{context} {choice}")[len(pair.context):]
+
+
+def test_white_space_that_ends_the_context_goes_to_the_continuation():
+    assert encode_pair(TOKENIZER, "Sunlight  ", " makes", 1) == encode_pair(TOKENIZER, "Sunlight", "   makes", 1)
+
+
+class NoBegin:
+    """A tokenizer that puts nothing before a text."""
+    def encode(self, text):
+        return [ord(c) for c in text]
+
+
+def test_an_empty_context_is_the_token_that_stands_for_it():
+    assert encode_pair(NoBegin(), "", "ab", 7) == Pair([7], [97, 98])
+    assert encode_pair(NoBegin(), " ", "ab", 7) == Pair([7], [32, 97, 98])
+    assert encode_pair(TOKENIZER, "", "ab", 1).context == [1] and encode_pair(TOKENIZER, "", "ab", 1).continuation[0] != 1
+    with pytest.raises(ValueError, match="no token in '' after 'ab'"):
+        encode_pair(NoBegin(), "ab", "", 7)
+
+
+def test_what_is_too_long_loses_its_left_end_and_never_its_choice():
+    assert fitted(Pair([1, 2, 3], [4, 5]), 4) == Pair([1, 2, 3], [4, 5])  # the model reads four: all but the last
+    assert fitted(Pair([1, 2, 3], [4, 5]), 3) == Pair([2, 3], [4, 5])
+    assert fitted(Pair([1, 2, 3], [4, 5]), 2) == Pair([3], [4, 5])
+    with pytest.raises(ValueError, match="a continuation of 2 tokens is longer than the model's 1 positions"):
+        fitted(Pair([1, 2, 3], [4, 5]), 1)
