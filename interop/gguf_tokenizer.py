@@ -40,11 +40,18 @@ def tokenizer_keys(directory: Path, config: LlamaConfig, eos_ids: tuple[int, ...
     template = beside(path).get("chat_template")
     if isinstance(template, str):
         found["tokenizer.chat_template"] = template
-    check_ids(path, found, tokenizer)
+    check_ids(path, found, tokenizer, [*TEXTS, *texts_of_user_defined(keys)])
     return found
 
 
-def check_ids(path: Path, metadata: dict[str, object], tokenizer) -> None:
+def texts_of_user_defined(keys: dict[str, list]) -> list[str]:
+    """Text around each token of score 0, as user-defined ones have it: sentencepiece takes them whole wherever they stand, which a GGUF file cannot
+    say of them in the same way. One of a single character, as the small base's line break, is a normal token to both."""
+    marked = [token for token, score, kind in zip(keys["tokens"], keys.get("scores", ()), keys["token_type"]) if score == 0 and kind == NORMAL]
+    return [f"a{token}b {token}".replace(WORD_BEGIN, " ") for token in marked]
+
+
+def check_ids(path: Path, metadata: dict[str, object], tokenizer, texts: list[str]) -> None:
     """Raises ValueError unless these metadata, read again, give the tokenizer's own ids."""
     with TemporaryDirectory() as written:
         try:
@@ -52,7 +59,7 @@ def check_ids(path: Path, metadata: dict[str, object], tokenizer) -> None:
             again = load_tokenizer(Path(written))
         except ValueError as error:
             raise ValueError(f"{error} (as it would be in a GGUF file)") from None
-        for text in map(composed, TEXTS) if composes(path) else TEXTS:
+        for text in map(composed, texts) if composes(path) else texts:
             if again.encode(text) != tokenizer.encode(text):
                 raise ValueError(f"{path}: a GGUF file would make other tokens of {text[:40]!r}...: llama.cpp knows no tokenizer like this")
 

@@ -26,7 +26,7 @@ from adapters.adapted import adapted_layers
 from finetune.models import load_run_base
 from interop.hugging_face import DTYPES, name_of, write_model
 from interop.peft_in import attach_peft, read_peft
-from interop.trained import Trained
+from interop.trained import Trained, is_run
 from model.checkpoint import load_model
 from model.files import write_json, write_safetensors
 from model.hub import HubModel
@@ -110,7 +110,7 @@ def original_base(trained: Trained) -> Path | HubModel | None:
         return None
     if isinstance(place, HubModel):
         return place
-    return place if Trained.at(place).run is None and place.is_dir() else None
+    return place if place.is_dir() and not is_run(place) else None
 
 
 def load_base(trained: Trained) -> Llama:

@@ -31,7 +31,7 @@ class Trained:
     def at(cls, path: Path) -> "Trained":
         """Reads headers only. Raises ValueError or FileNotFoundError for what is no model, is not trained to the end of an epoch, or whose
         base is no longer what it was."""
-        if not is_gguf(path) and (path / "config.json").is_file() and "arguments" in read_json(path / "config.json"):
+        if is_run(path):
             run, args, saved = read_run(path)
             check_trained(run, args)
             trained = cls(path, run, args, saved)
@@ -62,15 +62,17 @@ class Trained:
 
     @property
     def origin(self) -> Path | None:
-        """The first model of the line, where it is still on this machine: a run's base, its base's base, ... It has the small files, or the
-        metadata, that runs do not keep. Fetches nothing."""
+        """The first model of the line, where it is still on this machine and what it was: a run's base, its base's base, ... It has the small
+        files, or the metadata, that runs do not keep. Fetches nothing."""
         if self.run is None:
             return self.path
         if not isinstance(self.args.model, Path) or not self.args.model.exists():
             return None
-        if is_gguf(self.args.model) or "arguments" not in read_json(self.args.model / "config.json"):
-            return self.args.model
-        return Trained(self.args.model, *read_run(self.args.model)).origin
+        try:
+            check_fingerprint(self.base, self.saved)
+        except (ValueError, OSError):
+            return None
+        return Trained(self.args.model, *read_run(self.args.model)).origin if is_run(self.args.model) else self.args.model
 
     @property
     def as_it_is(self) -> Path | None:
@@ -106,6 +108,10 @@ class Trained:
     def load(self) -> Llama:
         """As trained, base and adapters side by side, computing in float32."""
         return load_trained(self.run, torch.float32, "cpu") if self.run else Source(self.path).load(torch.float32, "cpu")
+
+
+def is_run(path: Path) -> bool:
+    return not is_gguf(path) and (path / "config.json").is_file() and "arguments" in read_json(path / "config.json")
 
 
 def tensor_names(config: LlamaConfig) -> list[str]:

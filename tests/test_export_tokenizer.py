@@ -1,4 +1,5 @@
 """A tokenizer as GGUF metadata: read again, it gives the same ids, or the export is refused."""
+import io
 import json
 from dataclasses import replace
 
@@ -94,6 +95,17 @@ def test_what_llama_cpp_would_read_otherwise_is_refused(tmp_path, change, messag
     with pytest.raises(ValueError, match=message) as error:
         keys_of(saved(tokenizer, tmp_path), tokenizer.get_vocab_size())
     assert str(tmp_path) in str(error.value)
+
+
+def test_a_user_defined_token_of_several_characters_is_refused(tmp_path):
+    """One of a single character is not: the small base's line break."""
+    stream = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(TEXTS * 20), model_writer=stream, model_type="bpe", vocab_size=380, byte_fallback=True,
+                                             normalization_rule_name="identity", remove_extra_whitespaces=False, user_defined_symbols=["<sep>"],
+                                             hard_vocab_limit=False, minloglevel=2)
+    (tmp_path / "tokenizer.model").write_bytes(stream.getvalue())
+    with pytest.raises(ValueError, match="a GGUF file would make other tokens of 'a<sep>b <sep>'"):
+        keys_of(tmp_path)
 
 
 def test_letters_and_accents_composed_first_are_let_through(tmp_path):
