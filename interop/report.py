@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from interop.trained import Trained, dense_tensor, tensor_names
@@ -40,9 +41,11 @@ def token_rows(trained: Trained) -> list[list[int]]:
 
 @torch.inference_mode()
 def logits_of(model: Llama, rows: list[list[int]]) -> list[Tensor]:
-    """float32, (tokens, vocab_size) a row."""
+    """Computed in float32, (tokens, vocab_size) a row. All rows at once, so that each layer is dequantized once; padding on the right is
+    nothing that a token before it sees."""
     model.dtype = torch.float32
-    return [model(torch.tensor([row]))[0] for row in rows]
+    batch = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+    return [logits[:len(row)] for logits, row in zip(model(batch), rows)]
 
 
 def compare(model: Llama, again: Llama, rows: list[list[int]], expected: Callable[[Llama, str], Tensor | None]) -> Difference:
