@@ -13,10 +13,12 @@ from model.files import sha256_of
 from model.llama import Llama
 
 LONGEST = 64  # tokens of a row
-TEXTS = (  # what logits are compared on, and tokenizers: prose, a table, digits and signs, accents and other alphabets, white space
+# What logits are compared on, and tokenizers: prose, a table, digits and signs, accents and other alphabets, white space.
+TEXTS = (
     "The customer asks why the card that was ordered two weeks ago hasn't arrived yet. I'll answer: it's on its way, and we've sent the "
     "tracking number to the address in your profile.",
-    "CREATE TABLE head (age INTEGER, name VARCHAR)\nHow many heads of the departments are older than 56?\nSELECT COUNT(*) FROM head WHERE age > 56",
+    "CREATE TABLE head (age INTEGER, name VARCHAR)\nHow many heads of the departments are older than 56?\n"
+    "SELECT COUNT(*) FROM head WHERE age > 56",
     "In 2024, 1234567 people paid $3.50 (+12.5%) for #42; x_1 = a[i]->b && c != \"d\"; see https://example.org/path?q=1 {or} <not>.",
     "Señora Müller naïvely ordered crème brûlée in Zürich — “déjà vu”, she said; Привет, мир! 你好，世界。 こんにちは 🙂 ﬁ e\u0301",
     "  leading spaces,   several   between,\ttabs\t\tand\n\n\nempty lines, and at the end some more   ")

@@ -90,6 +90,7 @@ def test_a_result_directory_and_a_run_on_a_run_leave_too(small_base, tmp_path):
 
 def test_the_report_names_every_file_by_its_sha256(small_base, tmp_path, capsys):
     run = made_run(tmp_path / "run", small_base, "--method", "lora")
+    (tmp_path / "out").mkdir()  # an empty directory is as good as none
     report = export(run, "safetensors", tmp_path / "out")
     there = {path.name for path in (tmp_path / "out").iterdir()} - {"export.json"}
     assert set(report["files"]) == there == {"config.json", "model.safetensors", "tokenizer.model", "tokenizer_config.json"}

@@ -172,7 +172,8 @@ def test_what_is_not_plain_lora_is_refused_by_name(small_base, adapter, tmp_path
 
 @pytest.mark.parametrize("name,shape,message", [
     ("model.layers.0.mlp.up_proj.lora_magnitude_vector.weight", (64,), "is no factor of a linear layer's LoRA"),
-    ("model.embed_tokens.lora_embedding_A", (4, 9), "is no factor"), ("model.layers.7.mlp.up_proj.lora_A.weight", (4, 32), "for model.layers.7.mlp.up_proj, which is no"),
+    ("model.embed_tokens.lora_embedding_A", (4, 9), "is no factor"),
+    ("model.layers.7.mlp.up_proj.lora_A.weight", (4, 32), "for model.layers.7.mlp.up_proj, which is no"),
     ("lm_head.lora_A.weight", (4, 32), "for lm_head, which is no linear layer of its own"),
     ("model.layers.0.mlp.up_proj.lora_A.weight", (4, 32), r"up_proj.lora_B.weight has shape \[\] instead of")])
 def test_tensors_that_have_no_place_are_refused_by_name(small_base, adapter, tmp_path, name, shape, message):

@@ -87,8 +87,8 @@ def test_a_sentencepiece_bpe_that_was_converted_into_json_gets_its_scores_back(t
 @pytest.mark.parametrize("change,message", [
     (lambda t: setattr(t, "pre_tokenizer", pre_tokenizers.Sequence([bytewise()])), "splits text in a way that has no name here"),
     (lambda t: setattr(t, "normalizer", normalizers.Lowercase()), "a GGUF file would make other tokens of"),
-    (lambda t: setattr(t, "post_processor", processors.TemplateProcessing(single=[SPECIAL[0], "$A", SPECIAL[1]], special_tokens=[(SPECIAL[0], 0), (SPECIAL[1], 1)])),
-     "puts 2 tokens around every prompt")])
+    (lambda t: setattr(t, "post_processor", processors.TemplateProcessing(
+        single=[SPECIAL[0], "$A", SPECIAL[1]], special_tokens=[(SPECIAL[0], 0), (SPECIAL[1], 1)])), "puts 2 tokens around every prompt")])
 def test_what_llama_cpp_would_read_otherwise_is_refused(tmp_path, change, message):
     tokenizer = trained_bpe(SPLITTINGS["smollm"].steps())
     change(tokenizer)
