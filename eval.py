@@ -13,6 +13,7 @@
     python eval.py runs/x --task perplexity --test-data wiki.txt
     python eval.py runs/x --task mmlu --data dev.jsonl --test-data test.jsonl [--protocol hendrycks]
     python eval.py runs/x --prompt "..." --temperature 0.7                    # no task: how the model as trained goes on from here
+    python eval.py --model DIR --adapter PEFT_DIR --task banking77            # PEFT's LoRA adapter beside a model, or beside its codes
     python eval.py --model DIR --bits 4 --prompt "..."                        # or a model, here rounded to 4 bits
 """
 import argparse
@@ -35,6 +36,7 @@ from finetune.restore import Restoration, add_restore_flags, asked_for, check_re
 from finetune.run import Run
 from finetune.table import Row, print_table, save_table
 from finetune.tradeoff import check_scores, points_of, show_tradeoff
+from interop.peft_in import read_peft
 from model.checkpoint import empty_model
 
 REQUANTIZE = ("requantize", *arguments.REQUANTIZE_FLAGS, *arguments.GPTQ_FLAGS)
@@ -56,6 +58,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="of a model without a run: where its scores and predictions go; default: "
                         "evals/NAME-TASK")
     parser.add_argument("--without-base", action="store_true", help="leave out the row of the base as it is, before quantization")
+    parser.add_argument("--adapter", type=Path, metavar="DIR", help="of a model without a run: PEFT's LoRA adapter beside it, as it is or quantized")
     add_prompt_flags(parser)
     arguments.add_base_flags(parser)
     args = parser.parse_args()
@@ -174,8 +177,10 @@ def score_model(args: argparse.Namespace, given: dict) -> None:
     arguments.resolve_requantization(args, given, (args.quantizer,))
     source = Source(args.model)
     check_quantization(source, args)
-    place = Run(args.out or Path("evals") / f"{source.place.name.removesuffix('.gguf')}-{task_of(args).name}")
-    evaluate_model(source, args, place, args.without_base)
+    adapter = read_peft(args.adapter, source.config) if args.adapter else None
+    name = source.place.name.removesuffix(".gguf") + (f"-{args.adapter.resolve().name}" if adapter else "")
+    place = Run(args.out or Path("evals") / f"{name}-{task_of(args).name}")
+    evaluate_model(source, args, place, args.without_base, adapter)
 
 
 if __name__ == "__main__":

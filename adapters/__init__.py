@@ -27,8 +27,8 @@ that Kronecker product, which is constant on tiles of lam_in inputs x lam_out ou
 | `irqlora.py` | IR-QLoRA | 1 x 1 | (B + iec_b R)(A + iec_a P) | 16 bits |
 | `peqa.py` | PEQA | not additive: (scale + d_scale) * (codes - z) | | k bits |
 
-Each additive file holds `delta(x)`, the cheap path that training uses, and `delta_weight()`, the dense matrix that it
-equals. `operators.py` has the three ways to compress and restore; `adapted.py` puts an adapter beside any base layer; `merge.py` folds
+Each additive file holds `delta(x)`, the cheap path that training uses, `delta_weight()`, the dense matrix that it
+equals, and `lora_factors()`, the A and B of the plain LoRA that it is, for tools that know no other. `operators.py` has the three ways to compress and restore; `adapted.py` puts an adapter beside any base layer; `merge.py` folds
 it in, exactly, or refuses; `restore.py` says what putting it beside another base means (plr.txt).
 """
 from torch import nn

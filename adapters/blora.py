@@ -32,3 +32,8 @@ class BLoRA(nn.Module):
     def delta_weight(self) -> Tensor:
         """(D_out, D_in)"""
         return self.scaling * self.operators.expand(self.B @ self.A, self.lam)
+
+    def lora_factors(self) -> tuple[Tensor, Tensor]:
+        """A C (R, D_in) and R B (D_out, R) of the plain LoRA that this is, of rank R = lam * r: compression and restoration are linear, so that
+        each goes into its factor."""
+        return self.operators.expand(self.A, Lam(self.lam.lam_in, 1)), self.operators.expand(self.B, Lam(1, self.lam.lam_out))

@@ -38,8 +38,13 @@ class IRQLoRA(nn.Module):
 
     def delta_weight(self) -> Tensor:
         """(D_out, D_in)"""
+        A, B = self.lora_factors()
+        return self.scaling * B @ A
+
+    def lora_factors(self) -> tuple[Tensor, Tensor]:
+        """A + iec_a P (rank, D_in) and B + iec_b R (D_out, rank) of the plain LoRA that this is."""
         chunks = torch.eye(self.rank, dtype=self.A.dtype, device=self.A.device)
         D_out, D_in = len(self.B), self.A.shape[1]
         P = chunks.repeat_interleave(D_in // self.rank, dim=1) * (self.rank / D_in)
         R = chunks.repeat_interleave(D_out // self.rank, dim=0)
-        return self.scaling * (self.B + self.iec_b * R) @ (self.A + self.iec_a * P)
+        return self.A + self.iec_a * P, self.B + self.iec_b * R

@@ -34,3 +34,7 @@ class LoRA(nn.Module):
     def delta_weight(self) -> Tensor:
         """(D_out, D_in)"""
         return self.scaling * (self.B @ self.A)
+
+    def lora_factors(self) -> tuple[Tensor, Tensor]:
+        """A (r, D_in) and B (D_out, r) of the plain LoRA that this is: delta_W = scaling * B A."""
+        return self.A, self.B

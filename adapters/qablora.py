@@ -29,3 +29,11 @@ class QABLoRA(nn.Module):
     def delta_weight(self) -> Tensor:
         """(D_out, D_in)"""
         return self.scaling * self.operators.expand(self.H, self.lam)
+
+    def lora_factors(self) -> tuple[Tensor, Tensor]:
+        """Of the plain LoRA that this is, exactly, of rank min(D_out/lam_out, D_in/lam_in): H = I H where H is wider than high, H = H I
+        where not; compression and restoration go into the factors."""
+        rows, columns = self.H.shape
+        eye = torch.eye(min(rows, columns), dtype=self.H.dtype, device=self.H.device)
+        A, B = (self.H, eye) if rows <= columns else (eye, self.H)
+        return self.operators.expand(A, Lam(self.lam.lam_in, 1)), self.operators.expand(B, Lam(1, self.lam.lam_out))

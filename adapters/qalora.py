@@ -28,3 +28,7 @@ class QALoRA(nn.Module):
     def delta_weight(self) -> Tensor:
         """(D_out, D_in)"""
         return self.scaling * AvgPool.expand(self.B @ self.A, self.lam)
+
+    def lora_factors(self) -> tuple[Tensor, Tensor]:
+        """A C (r, D_in) and B (D_out, r) of the plain LoRA that this is: the mean of a group goes into A."""
+        return AvgPool.expand(self.A, self.lam), self.B

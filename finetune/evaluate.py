@@ -15,6 +15,7 @@ from finetune.quantize import how_quantized, load_base, requantize
 from finetune.restore import Restoration, restored_states
 from finetune.run import Run
 from finetune.table import Row, float32_logits, largest_difference, print_scores, save_table, score_state
+from interop.peft_in import PEFTAdapter, attach_peft
 from model.config import read_json
 from model.files import sha256_of, write_json
 from model.llama import Llama
@@ -123,25 +124,31 @@ def adapted_states(model: Llama, run: Run, args: argparse.Namespace, job: Job) -
     return rows
 
 
-def evaluate_model(source: Source, args: argparse.Namespace, place: Run, without_base: bool = False) -> list[Row]:
-    """A model without a run: as it is and, where a quantizer is named, quantized. The scores go to `place`. Raises ValueError where that
-    holds those of another model."""
+def evaluate_model(source: Source, args: argparse.Namespace, place: Run, without_base: bool = False,
+                   adapter: PEFTAdapter | None = None) -> list[Row]:
+    """A model without a run: as it is, quantized where a quantizer is named, and the last of these with the adapter, where there is one. The
+    scores go to `place`. Raises ValueError where that holds those of another model."""
     job = prepare_job(source, args, calibrate=args.quantizer == GPTQ)
-    check_place(place, source)
-    job.kept = KeptAnswers(place.path, {"model": source.fingerprint, **asked_key(args, job)})
+    fingerprint = f"{source.fingerprint}+{adapter.fingerprint}" if adapter else source.fingerprint
+    check_place(place, fingerprint)
+    job.kept = KeptAnswers(place.path, {"model": fingerprint, **asked_key(args, job)})
     rows = []
     plain = argparse.Namespace(**{**vars(args), "quantizer": "none"})
-    for state, how in [("base", plain), (how_quantized(args), args)][without_base:1 if args.quantizer == "none" else 2]:
+    states = [("base", args)] if args.quantizer == "none" else [("base", plain), (how_quantized(args), args)]
+    for state, how in states[without_base:]:
         model, _ = load_base(source, how, job)
         rows.append(score_state(state, model, job, args.eval_batch_size))
+        if adapter and how is args:
+            attach_peft(model, adapter)
+            rows.append(score_state(f"{state} with {adapter.path}", model, job, args.eval_batch_size))
         del model
     print_scores(rows, f"{source.place}: {args.quantizer}, {args.bits} bits, {args.task}, {len(job.test)} test rows", job.task)
-    keep_scores(rows, job, place, place.results_file, model=source.fingerprint)
+    keep_scores(rows, job, place, place.results_file, model=fingerprint)
     print(f"kept in {place.path}")
     return rows
 
 
-def check_place(place: Run, source: Source) -> None:
+def check_place(place: Run, fingerprint: str) -> None:
     check_predictions(place.predictions_file)
-    if place.results_file.is_file() and (other := read_json(place.results_file).get("model")) != source.fingerprint:
+    if place.results_file.is_file() and (other := read_json(place.results_file).get("model")) != fingerprint:
         raise ValueError(f"{place.path} holds the scores of another model (sha256 {other}): give another --out")

@@ -10,6 +10,7 @@ from finetune.job import check_ids
 from finetune.methods import GPTQ
 from finetune.models import Source, check_trained, load_trained, read_run
 from finetune.quantize import load_base
+from interop.peft_in import attach_peft, read_peft
 from model.generate import Sampling, generate
 from model.llama import Llama
 from model.tokenizer import Tokenizer
@@ -17,7 +18,7 @@ from model.tokenizer import Tokenizer
 NEW_TOKENS = 128  # unless --max-new-tokens says otherwise
 SAMPLING = ("temperature", "top_p")
 TAKEN = ("prompt", *SAMPLING, "seed", "max_new_tokens", "eval_batch_size", "dtype", "device")  # beside --prompt
-TAKEN_BY_A_MODEL = ("model", "quantizer", "bits", "block", "double_quant", "quantized_layers")
+TAKEN_BY_A_MODEL = ("model", "adapter", "quantizer", "bits", "block", "double_quant", "quantized_layers")
 
 
 class EachTime(argparse.Action):
@@ -98,11 +99,18 @@ def run_as_trained(args: argparse.Namespace, given: dict) -> tuple[Source, Calla
 
 
 def model_as_asked(args: argparse.Namespace, given: dict) -> tuple[Source, Callable[[], Llama]]:
-    """Where the model is, and what loads it, rounded where a quantizer, --bits or --block is named."""
+    """Where the model is, and what loads it, rounded where a quantizer, --bits or --block is named, with --adapter beside it."""
     arguments.resolve_model_quantizer(args, given)
     source = Source(args.model)
     check_quantization(source, args)
-    return source, lambda: load_base(source, args, None)[0]
+    adapter = read_peft(args.adapter, source.config) if args.adapter else None
+
+    def load() -> Llama:
+        model, _ = load_base(source, args, None)
+        if adapter:
+            attach_peft(model, adapter)
+        return model
+    return source, load
 
 
 def room_for_answers(prompts: Sequence[Sequence[int]], source: Source, asked: int | None) -> int:

@@ -6,8 +6,8 @@ last two: `.scale.codes`, `.scale.absmax`, `.scale.mean`, `.offset.zero`); the h
 `quantized: {NAME: {bits, block}}`.
 """
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -47,6 +47,11 @@ class Weights:
         """Do as if the files did not hold this tensor."""
         self.file_of.pop(name, None)
         self.shapes.pop(name, None)
+
+    def levels(self, layer: str) -> Tensor:
+        """Of a layer that is codes: the few values that a code stands for."""
+        with open_safetensors(self.file_of[f"{layer}.levels"]) as file:
+            return file.get_tensor(f"{layer}.levels")
 
     def tensors(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
         """Every tensor whose name begins with `prefix`, one at a time."""
@@ -258,3 +263,19 @@ def quantized_layers(files: list[Path]) -> dict[str, dict]:
     """The layers that these files hold as codes: {NAME: {bits, block, zero_points}}, the last True where zero points are integers."""
     weights = open_checkpoint(files)
     return {name: {**stated, "zero_points": f"{name}.offset.zero" in weights.shapes} for name, stated in weights.quantized.items()}
+
+
+@dataclass(frozen=True)
+class StoredGrid:
+    """What a layer's codes are rounded to, but for the factors."""
+    bits: int
+    block: Block
+    levels: Tensor
+    has_offset: bool  # one a block; else the whole layer has the same
+
+
+def stored_grids(files: list[Path], names: Collection[str]) -> dict[str, StoredGrid]:
+    """Of the named layers, which these files hold as codes. Reads headers, and the few levels of each layer."""
+    weights = open_checkpoint(files)
+    return {name: StoredGrid(weights.quantized[name]["bits"], Block.parse(weights.quantized[name]["block"]), weights.levels(name),
+                             weights.shapes.get(f"{name}.offset") != (1, 1)) for name in names}

@@ -7,7 +7,7 @@ Needs the `gguf` package (requirements-extra.txt).
 """
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -62,6 +62,7 @@ class GGUFFile:
     path: Path
     metadata: dict[str, object]
     tensors: dict[str, Stored]
+    kinds: dict[str, tuple[str, str | None]] = field(default_factory=dict)  # of metadata: GGUF's type, and that of a list's elements
 
     def get(self, key: str):
         """A metadata value that must be there."""
@@ -122,7 +123,8 @@ def _read_gguf(path: Path, size: int, changed: int) -> GGUFFile:
     if others := {stored.type: name for name, stored in tensors.items() if stored.type not in supported}:
         raise ValueError(f"{path}: tensors of type {', '.join(f'{kind} ({name})' for kind, name in others.items())} are not supported; "
                          f"supported: {', '.join(supported)}")
-    return GGUFFile(path, metadata, tensors)
+    kinds = {key: [kind.name for kind in stated.types] for key, stated in reader.fields.items()}
+    return GGUFFile(path, metadata, tensors, {key: (names[0], names[-1] if names[0] == "ARRAY" else None) for key, names in kinds.items()})
 
 
 def _open_reader(path: Path):
@@ -143,7 +145,7 @@ def _open_reader(path: Path):
 
     try:
         reader = Reader(path)
-        metadata = {key: field.contents() for key, field in reader.fields.items()}
+        metadata = {key: stated.contents() for key, stated in reader.fields.items()}
     except (ValueError, KeyError, IndexError, TypeError, OverflowError, OSError) as error:
         raise ValueError(f"{path}: damaged, cut off, or not a GGUF file ({error})") from None
     if reader.endianess != gguf.GGUFEndian.LITTLE:
@@ -208,10 +210,29 @@ def our_name(name: str) -> str:
     return f"{TENSORS.get(module, module)}.{leaf}"
 
 
+def gguf_name(name: str) -> str:
+    """The inverse of `our_name`: `model.layers.3.self_attn.q_proj.weight` -> `blk.3.attn_q.weight`."""
+    module, _, leaf = name.rpartition(".")
+    if not module.startswith("model.layers."):
+        return f"{next(theirs for theirs, ours in TENSORS.items() if ours == module)}.{leaf}"
+    layer, _, kind = module.removeprefix("model.layers.").partition(".")
+    return f"blk.{layer}.{next(theirs for theirs, ours in LAYER_TENSORS.items() if ours == kind)}.{leaf}"
+
+
 def half_split(rows: Tensor, heads: int) -> Tensor:
     """The rows of q or k in the order of Hugging Face files, x_i and x_{i + head_dim/2} turning together, from that of GGUF, where the
     two of a pair stand side by side: rows 0 1 2 3 4 5 of one head -> 0 2 4 1 3 5."""
     return rows.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+
+
+def interleaved(rows: Tensor, heads: int) -> Tensor:
+    """The inverse of `half_split`: rows 0 2 4 1 3 5 of one head -> 0 1 2 3 4 5."""
+    return rows.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+
+
+def heads_of(architecture: str, config: LlamaConfig) -> dict[str, int]:
+    """The layers whose rows a file of this architecture interleaves, and of how many heads they are."""
+    return {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads} if ARCHITECTURES[architecture].interleaved_rotary else {}
 
 
 class GGUFWeights:
@@ -219,9 +240,7 @@ class GGUFWeights:
 
     def __init__(self, path: Path):
         self.file, self.files = read_gguf(path), [path]
-        config = gguf_config(self.file)
-        self.heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads} \
-            if ARCHITECTURES[self.file.architecture].interleaved_rotary else {}
+        self.heads = heads_of(self.file.architecture, gguf_config(self.file))
         self.names = {our_name(name): name for name in self.file.tensors if name != ROPE_DIVISORS}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.quantized: dict[str, dict] = {}
@@ -241,6 +260,9 @@ class GGUFWeights:
     def forget(self, name: str) -> None:
         self.names.pop(name, None)
         self.shapes.pop(name, None)
+
+    def levels(self, layer: str) -> Tensor:
+        return BLOCK_TYPES[self.file.tensors[self.names[f"{layer}.weight"]].type].levels()
 
     def tensors(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
         """Every tensor whose name begins with `prefix`, one weight at a time."""

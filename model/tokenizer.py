@@ -36,6 +36,10 @@ class SentencePieceTokenizer:
     def decode(self, ids: list[int]) -> str:
         return self.processor.decode(ids)
 
+    def token(self, token_id: int) -> str:
+        """As the file spells it."""
+        return self.processor.id_to_piece(token_id)
+
 
 class JsonTokenizer:
     """Llama 3's, SmolLM's and Qwen2's kind of file. Begin tokens are added where the file's own post-processor does it, as
@@ -63,6 +67,10 @@ class JsonTokenizer:
 
     def decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def token(self, token_id: int) -> str:
+        """As the file spells it."""
+        return self.tokenizer.id_to_token(token_id)
 
 
 def beside(path: Path) -> dict:

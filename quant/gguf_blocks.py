@@ -9,11 +9,12 @@
 d and m are float16. d * level has at most 19 significant bits, so that float32 holds it exactly and rounds once, in the sum: what
 `dequantize` gives is what llama.cpp computes, bit for bit but for the sign of a zero.
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from quant.factors import ZeroPoints
 from quant.grid import Block, Grid, QuantizedWeight
 from quant.packing import packed_bytes
 
@@ -78,3 +79,66 @@ def dense_rows(rows: Tensor, kind: BlockType) -> Tensor:
     for part, target in zip(rows.split(ROWS), dense.split(ROWS)):
         target.copy_(quantized_weight(part, kind).dequantize())
     return dense
+
+
+# ---- and back -----------------------------------------------------------------------------------------------------
+
+def fitting_type(levels: Tensor, bits: int, block: Block, has_offset: bool) -> str:
+    """The type whose blocks hold every weight on such a grid. Levels that are whole numbers one apart, from `low` on, are codes from 0 on with
+    an offset that is larger by scale * low:
+
+        scale * (low + code) + offset = d * code + m,   d = scale,   m = offset + scale * low
+
+    so that 4 bits with an offset are Q4_1 whatever `low` is; without one, Q4_0 (levels -8 .. 7 or fewer of them) and Q8_0. A larger block is
+    several of 32x1 with the same scale. Raises ValueError naming what does not fit."""
+    if block.n_in % BLOCK.n_in:
+        raise ValueError(f"blocks of {block} (n_in x n_out) do not fall into GGUF's, which are {BLOCK}")
+    low = int(levels[0])
+    if not torch.equal(levels, torch.arange(low, low + len(levels), dtype=levels.dtype, device=levels.device)):
+        raise ValueError(f"levels that are no whole numbers ({levels[0]:.4g}, {levels[1]:.4g}, ...) have no GGUF type of d * code + m")
+    for name, kind in BLOCK_TYPES.items():
+        inside = kind.lowest <= low and low + len(levels) <= kind.lowest + 2 ** kind.bits
+        if kind.bits == bits and (kind.has_offset or (inside and not has_offset)):
+            return name
+    raise ValueError(f"{bits} bits {'with' if has_offset else 'without'} an offset are none of GGUF's types here: "
+                     f"Q4_1 is 4 bits with or without one, Q8_0 is 8 bits without")
+
+
+def in_file_blocks(weight: QuantizedWeight, kind: BlockType) -> QuantizedWeight:
+    """The weight with the type's own levels, in blocks of 32x1, d and m in float16: the one rounding there is. Where d is float16 already
+    (all grids but merged PEQA's), only m is rounded. Raises ValueError for factors beyond float16."""
+    grid = weight.grid
+    low, block = grid.levels[0], grid.block
+    scale = grid.factors()[0].half()
+    _, offset = (replace(grid, scale=scale) if isinstance(grid.offset, ZeroPoints) else grid).factors()
+    shape = (len(weight.codes), weight.codes.shape[1] // BLOCK.n_in)
+    scale, offset = in_small_blocks(scale, block, shape), in_small_blocks(offset, block, shape)
+    codes = weight.codes
+    if kind.has_offset:
+        offset = (offset.double() + scale.double() * low.double()).half()
+    else:
+        codes, offset = (codes.int() + int(low) - kind.lowest).to(torch.uint8), torch.zeros(1, 1, dtype=torch.float16)
+    if not (scale.isfinite().all() and offset.isfinite().all()):
+        raise ValueError("a scale or an offset is beyond float16, which GGUF keeps them in")
+    return QuantizedWeight(codes, Grid(kind.levels(), scale, offset, BLOCK, kind.bits))
+
+
+def in_small_blocks(factor: Tensor, block: Block, shape: tuple[int, int]) -> Tensor:
+    """One value a block -> one for each 32x1 inside it: `[[a, b]]` at 64x2 -> `[[a, a, b, b], [a, a, b, b]]`. `shape`: what comes out."""
+    if factor.shape == (1, 1):
+        return factor.expand(shape)
+    return factor.repeat_interleave(block.n_out, 0).repeat_interleave(block.n_in // BLOCK.n_in, 1).view(shape)
+
+
+def stored_rows(weight: QuantizedWeight, kind: BlockType) -> Tensor:
+    """The inverse of `quantized_weight`: (D_out, bytes of a row), uint8, of a weight as `in_file_blocks` has it."""
+    blocks = weight.codes.unflatten(1, (-1, BLOCK.n_in))
+    factors = [weight.grid.scale, weight.grid.offset] if kind.has_offset else [weight.grid.scale]
+    stored = halves_of_codes(blocks) if kind.bits == 4 else codes_of_signed(blocks)  # its own inverse
+    return torch.cat([*(factor.contiguous()[..., None].view(torch.uint8) for factor in factors), stored], dim=-1).flatten(1)
+
+
+def halves_of_codes(codes: Tensor) -> Tensor:
+    """(..., 32) codes -> (..., 16) bytes: `[1, 3, 2, 4] -> [0x21, 0x43]`."""
+    low, high = codes.chunk(2, dim=-1)
+    return low | high << 4

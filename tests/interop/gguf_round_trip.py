@@ -1,0 +1,124 @@
+"""A GGUF file in, fine-tuned, a GGUF file out: both in llama.cpp beside ours, on the same tokens. Prints a table and keeps it in OUT.
+
+    python -m tests.interop.gguf_round_trip --gguf smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --data ../shared/data/sql_create_context --out runs/round-trip
+
+llama.cpp rounds activations to 8 bits where weights are codes, so that its logits differ from ours before any fine-tuning; the same weights in
+float32 (last row) show what differs beside that. Keys and values are float32 in both. Needs llama-cpp-python (tests/interop/requirements.txt).
+"""
+import argparse
+from pathlib import Path
+
+import llama_cpp
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+import export as export_script
+import train as train_script
+from finetune.job import Job, prepare_job
+from finetune.models import Source, read_run
+from interop.report import logits_of
+from model.files import write_text
+from model.llama import Llama
+from tasks.generative import before
+from tasks.task import Asking
+from tests.cli import call
+
+LENGTH = 256  # tokens of the longest prompt and its answer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gguf", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True, help="directory with train.jsonl and test.jsonl of sql-create-context")
+    parser.add_argument("--out", type=Path, default=Path("runs/round-trip"))
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--limit", type=int, default=100, help="rows; a tenth of them is validation")
+    parser.add_argument("--rows", type=int, default=200, help="test rows that both answer")
+    options = parser.parse_args()
+    run, tuned, dense = options.out / "run", options.out / "tuned.gguf", options.out / "tuned-f32.gguf"
+    if not (run / "adapter.safetensors").is_file():
+        done(train_script, "--model", options.gguf, "--quantizer", "none", "--method", "qablora", "--lam", "32x8", "--task", "sql-create-context",
+             "--data", options.data / "train.jsonl", "--test-data", options.data / "test.jsonl", "--limit", options.limit, "--max-length", 128,
+             "--batch-size", 8, "--steps", options.steps, "--test-limit", 1, "--out", run)
+    for source, target, flags in ((run, tuned, []), (tuned, dense, ["--dtype", "float32"])):
+        if not target.is_file():
+            done(export_script, source, "--format", "gguf", "--to", target, *flags)
+    _, args, _ = read_run(run)
+    job = prepare_job(Source(run), args, calibrate=False)
+    job.test = [row for row in job.test if len(job.tokenizer.encode(row.prompt)) + job.max_new_tokens < LENGTH][:options.rows]
+    lines = ["| file | max abs. logit difference | mean | KL, nats a token | same first choice | perplexity, ours | llama.cpp |",
+             "| --- | --- | --- | --- | --- | --- | --- |"]
+    lines += [compared(name, path, job) for name, path in (("base, Q4_1", options.gguf), ("fine-tuned, Q4_1", tuned), ("fine-tuned, the same in F32", dense))]
+    lines += ["", f"| exact match of {len(job.test)} rows | ours | llama.cpp | rows with the same text |", "| --- | --- | --- | --- |"]
+    lines += [answered(name, path, job) for name, path in (("base, Q4_1", options.gguf), ("fine-tuned, Q4_1", tuned))]
+    write_text(options.out / "table.md", "\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+def done(script, *arguments) -> None:
+    if message := call(script, *arguments):
+        raise SystemExit(message)
+
+
+def ours(path: Path) -> Llama:
+    return Source(path).load(torch.float32, "cpu")
+
+
+def theirs(path: Path) -> llama_cpp.Llama:
+    return llama_cpp.Llama(str(path), n_ctx=LENGTH, logits_all=True, verbose=False, type_k=0, type_v=0)
+
+
+def compared(name: str, path: Path, job: Job) -> str:
+    """On the validation rows; perplexity of their target tokens."""
+    rows = [example.tokens[:-1] for example in job.validation]
+    model, found = theirs(path), []
+    for row in rows:
+        model.reset()
+        model.eval(row)
+        found.append(torch.from_numpy(model.scores[:len(row)].copy()))
+    model.close()
+    expected = logits_of(ours(path), rows)
+    a, b = torch.cat(expected), torch.cat(found)
+    divergence = F.kl_div(b.log_softmax(-1), a.log_softmax(-1), log_target=True, reduction="none").sum(-1).mean()
+    return (f"| {name} | {(a - b).abs().max():.2g} | {(a - b).abs().mean():.2g} | {divergence:.2g} | {(a.argmax(-1) == b.argmax(-1)).float().mean():.2%} | "
+            f"{perplexity(expected, job):.4f} | {perplexity(found, job):.4f} |")
+
+
+def perplexity(logits: list[Tensor], job: Job) -> float:
+    """exp of the mean loss over the target tokens."""
+    losses = [F.cross_entropy(row[e.prompt_length - 1:], torch.tensor(e.tokens[e.prompt_length:]), reduction="none")
+              for row, e in zip(logits, job.validation)]
+    return torch.cat(losses).mean().exp().item()
+
+
+def answered(name: str, path: Path, job: Job) -> str:
+    """Greedy, as the task has it."""
+    asking = Asking(job.tokenizer, job.end_ids, job.max_new_tokens, 32, name)
+    own = dict(job.task.answers(ours(path), job.test, asking))
+    own = [own[i] for i in range(len(job.test))]
+    model, other = theirs(path), []
+    for row in tqdm(job.test, f"{name}, llama.cpp", unit="row", disable=None, leave=False):
+        other.append({"text": text_of(model, job.tokenizer.encode(row.prompt), job)})
+    model.close()
+    scores = [job.task.scores(job.test, lines)[0]["exact_match"] for lines in (own, other)]
+    same = sum(a["text"] == b["text"] for a, b in zip(own, other)) / len(own)
+    return f"| {name} | {scores[0]:.1%} | {scores[1]:.1%} | {same:.1%} |"
+
+
+def text_of(model: llama_cpp.Llama, prompt: list[int], job: Job) -> str:
+    ids, text = [], ""
+    model.reset()
+    for token in model.generate(prompt, temp=0.0, repeat_penalty=1.0):
+        if token in job.end_ids or len(ids) == job.max_new_tokens:
+            break
+        ids.append(token)
+        text = job.tokenizer.decode(ids)
+        if any(stop in text for stop in job.task.stop_texts):
+            break
+    return before(text, job.task.stop_texts).strip()
+
+
+if __name__ == "__main__":
+    main()
