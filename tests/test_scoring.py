@@ -81,7 +81,8 @@ def test_windows_do_not_overlap_and_the_rest_is_left_out(tokenizer):
     (["--task", "perplexity", "--test-data", "bytes.txt"], "bytes.txt: not UTF-8 text"),
     (["--task", "perplexity", "--test-data", "empty.txt"], "too few for a perplexity"),
     (["--task", "perplexity", "--test-data", "text.txt", "--quantizer", "gptq", "--block", "16x1"], "--task perplexity has no training rows to calibrate gptq on"),
-    (["--task", "perplexity", "--test-data", "text.txt", "--max-length", "4000"], "positions: too few for --max-length 4000")])
+    (["--task", "perplexity", "--test-data", "text.txt", "--max-length", "4000"], "positions: too few for --max-length 4000"),
+    (["--task", "perplexity", "--test-data", "text.txt", "--max-length", "1"], "--max-length 1: the first token of a window is only read")])
 def test_what_perplexity_cannot_be_is_said_before_a_weight_is_read(small_base, text_file, tmp_path, elsewhere, monkeypatch, arguments, message):
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\xe9")
     (tmp_path / "empty.txt").write_text("")
@@ -92,6 +93,15 @@ def test_what_perplexity_cannot_be_is_said_before_a_weight_is_read(small_base, t
 
 def test_training_on_a_benchmark_is_refused(small_base, text_file, elsewhere):
     assert "--task perplexity has no training rows" in call(train, "--model", small_base, "--task", "perplexity", "--test-data", text_file)
+
+
+def test_perplexities_of_other_texts_or_windows_are_not_compared(small_base, text_file, tmp_path, elsewhere, capsys):
+    (tmp_path / "other.txt").write_text(text_file.read_text().replace("card", "note"))
+    for out, text, window in (("p", text_file, 32), ("q", tmp_path / "other.txt", 32), ("r", text_file, 30), ("s", text_file, 32)):
+        assert call(eval_script, "--model", small_base, "--task", "perplexity", "--test-data", text, "--max-length", window, "--test-limit", "3", "--out", out) is None
+    assert "not scored on the same test rows" in call(eval_script, "--compare", "p:base", "q:base")
+    assert "not scored on the same test rows" in call(eval_script, "--compare", "p:base", "r:base")
+    assert call(eval_script, "--compare", "p:base", "s:base") is None
 
 
 # ---- a run on another task than its own ---------------------------------------------------------------------------
@@ -125,7 +135,7 @@ def test_results_say_what_was_scored_and_how(small_base, text_file, tmp_path, el
     from model.files import sha256_of
     assert call(eval_script, "--model", small_base, "--task", "perplexity", "--test-data", text_file, "--max-length", "32", "--out", "p") is None
     results = json.loads((tmp_path / "p" / "results.json").read_text())
-    assert results["task"] == "perplexity" and results["protocol"] == Perplexity.protocol and results["model"] == sha256_of(small_base / "model.safetensors")
+    assert results["task"] == "perplexity" and results["protocol"] == Perplexity.protocol.format(32) and results["model"] == sha256_of(small_base / "model.safetensors")
     text_file.write_text(text_file.read_text() + ".")
     assert call(eval_script, "--model", small_base, "--task", "perplexity", "--test-data", text_file, "--max-length", "32", "--out", "q") is None
     assert json.loads((tmp_path / "q" / "results.json").read_text())["data"]["test"] != results["data"]["test"]
