@@ -38,7 +38,9 @@ class Perplexity(Task):
     needs_test_data, trains = True, False
 
     def splits(self, data: Path | None, test_data: Path | None, limit: int | None, seed: int) -> Splits:
-        """One text. Raises FileNotFoundError, or ValueError for a file that is no UTF-8 text, or of one line."""
+        """One text. Raises FileNotFoundError, or ValueError for a file that is no UTF-8 text, and for training rows."""
+        if data:
+            raise ValueError(f"--data {data}: {self.name} is of one text; it goes to --test-data")
         if not test_data.is_file():
             raise FileNotFoundError(f"{test_data}: no such text file")
         try:

@@ -1,6 +1,7 @@
 """Scoring as a user sees it: other tasks than the run's own, perplexity, what is kept, and going on after an interruption."""
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -10,13 +11,14 @@ import train
 from finetune.answers import KeptAnswers
 from finetune.arguments import EMBEDDED_BASE
 from model.checkpoint import load_config, load_model, weight_files
+from model.files import write_json
 from model.generate import generate
 from model.tokenizer import load_tokenizer
 from tasks.banking77 import Banking77
 from tasks.generative import EMPTY, TRUNCATED
 from tasks.perplexity import Perplexity, Text
 from tasks.task import Asking, Example
-from tests.cli import FEW, call, rows_of
+from tests.cli import FEW, SMALL, call, rows_of
 
 
 @pytest.fixture(scope="session")
@@ -82,13 +84,26 @@ def test_windows_do_not_overlap_and_the_rest_is_left_out(tokenizer):
     (["--task", "perplexity", "--test-data", "empty.txt"], "too few for a perplexity"),
     (["--task", "perplexity", "--test-data", "text.txt", "--quantizer", "gptq", "--block", "16x1"], "--task perplexity has no training rows to calibrate gptq on"),
     (["--task", "perplexity", "--test-data", "text.txt", "--max-length", "4000"], "positions: too few for --max-length 4000"),
-    (["--task", "perplexity", "--test-data", "text.txt", "--max-length", "1"], "--max-length 1: the first token of a window is only read")])
+    (["--task", "perplexity", "--test-data", "text.txt", "--max-length", "1"], "--max-length 1: the first token of a window is only read"),
+    (["--task", "perplexity", "--test-data", "text.txt", "--data", "text.txt"], "text.txt: perplexity is of one text"),
+    (["--task", "perplexity", "--test-data", "text.txt", "--limit", "3"], "--limit 3: it is for training rows")])
 def test_what_perplexity_cannot_be_is_said_before_a_weight_is_read(small_base, text_file, tmp_path, elsewhere, monkeypatch, arguments, message):
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\xe9")
     (tmp_path / "empty.txt").write_text("")
     monkeypatch.setattr("finetune.evaluate.load_base", lambda *rest: pytest.fail("weights were read"))
     assert message in call(eval_script, "--model", small_base, *arguments)
     assert not (tmp_path / "evals").exists()
+
+
+def test_a_text_or_calibration_beyond_the_models_vocabulary_is_named_before_a_weight_is_read(small_base, text_file, tmp_path, elsewhere, monkeypatch):
+    shutil.copytree(small_base, "cut")
+    write_json(tmp_path / "cut" / "config.json", {**SMALL.to_json(), "vocab_size": 300})
+    monkeypatch.setattr("finetune.check.open_weights", lambda *rest: None)
+    monkeypatch.setattr("finetune.evaluate.load_base", lambda *rest: pytest.fail("weights were read"))
+    asked, message = ["--model", "cut", "--task", "perplexity", "--test-data"], "config.json says vocab_size 300"
+    (tmp_path / "few.txt").write_text("a a a")
+    assert message in call(eval_script, *asked, text_file)
+    assert message in call(eval_script, *asked, "few.txt", "--quantizer", "gptq", "--block", "16x1", "--calibration", text_file)
 
 
 def test_training_on_a_benchmark_is_refused(small_base, text_file, elsewhere):
