@@ -17,7 +17,9 @@ from finetune.run import Run
 from finetune.table import Row, float32_logits, largest_difference, print_scores, save_table, score_state
 from model.config import read_json
 from model.files import sha256_of, write_json
+from model.gguf import is_gguf
 from model.llama import Llama
+from model.tokenizer import tokenizer_file
 
 
 def evaluate_run(run: Run, args: argparse.Namespace, saved: dict, job: Job, place: Run, results: Path,
@@ -44,19 +46,26 @@ def answers_key(run: Run, args: argparse.Namespace, saved: dict, job: Job, resto
     """All that a run's answers depend on."""
     trained = run.model_file if args.method == "full" else run.adapter_file
     return {"trained": sha256_of(trained), "base": saved["fingerprints"]["base"], **asked_key(args, job),
-            "restoration": asdict(restoration) if restoration else None}
+            **read_by(Source(run.path)), "restoration": asdict(restoration) if restoration else None}
+
+
+def read_by(source: Source) -> dict:
+    """What decides, beside the weights, what a model reads and computes: weights stay what they are when these are put right."""
+    files = [source.path] if is_gguf(source.path) else [tokenizer_file(source.path), *filter(Path.is_file, [source.path / "tokenizer_config.json"])]
+    return {"config": source.config.to_json(), "end": source.stop_ids(), "tokenizer": sha256_of(*files)}
 
 
 def asked_key(args: argparse.Namespace, job: Job) -> dict:
     flags = {name: value for name, value in arguments.to_json(args).items() if name not in NOT_IN_ANSWERS}
-    return {"flags": flags, "protocol": job.task.protocol, "template_version": job.task.template_version, "data": job.fingerprints, "rows": len(job.test), "max_new_tokens": job.max_new_tokens}
+    return {"flags": flags, "protocol": job.task.protocol, "template_version": job.task.template_version, "data": job.fingerprints, "rows": len(job.test), "max_new_tokens": job.max_new_tokens,
+            "calibration": job.calibration and job.calibration.fingerprint}
 
 
 def report(rows: list[Row], run: Run, args: argparse.Namespace, saved: dict, job: Job, place: Run, results: Path) -> list[Row]:
     title = f"{run.path}: {args.method}, {args.bits} bits, {args.task}, {len(job.test)} test rows, " \
             f"{len(job.validation)} validation rows"
     print_scores(rows, title, job.task)
-    keep_scores(rows, job, place, results, model=Source(run.path).fingerprint, base=saved["fingerprints"]["base"])
+    keep_scores(rows, job, place, results, flags=arguments.to_json(args), model=Source(run.path).fingerprint, base=saved["fingerprints"]["base"])
     return rows
 
 
@@ -125,10 +134,10 @@ def adapted_states(model: Llama, run: Run, args: argparse.Namespace, job: Job) -
 
 def evaluate_model(source: Source, args: argparse.Namespace, place: Run, without_base: bool = False) -> list[Row]:
     """A model without a run: as it is and, where a quantizer is named, quantized. The scores go to `place`. Raises ValueError where that
-    holds those of another model."""
+    holds those of another model or task."""
     job = prepare_job(source, args, calibrate=args.quantizer == GPTQ)
-    check_place(place, source)
-    job.kept = KeptAnswers(place.path, {"model": source.fingerprint, **asked_key(args, job)})
+    check_place(place, source, job.task.name)
+    job.kept = KeptAnswers(place.path, {"model": source.fingerprint, **read_by(source), **asked_key(args, job)})
     rows = []
     plain = argparse.Namespace(**{**vars(args), "quantizer": "none"})
     for state, how in [("base", plain), (how_quantized(args), args)][without_base:1 if args.quantizer == "none" else 2]:
@@ -136,12 +145,15 @@ def evaluate_model(source: Source, args: argparse.Namespace, place: Run, without
         rows.append(score_state(state, model, job, args.eval_batch_size))
         del model
     print_scores(rows, f"{source.place}: {args.quantizer}, {args.bits} bits, {args.task}, {len(job.test)} test rows", job.task)
-    keep_scores(rows, job, place, place.results_file, model=source.fingerprint)
+    keep_scores(rows, job, place, place.results_file, flags=arguments.to_json(args), model=source.fingerprint)
     print(f"kept in {place.path}")
     return rows
 
 
-def check_place(place: Run, source: Source) -> None:
+def check_place(place: Run, source: Source, task: str) -> None:
     check_predictions(place.predictions_file)
-    if place.results_file.is_file() and (other := read_json(place.results_file).get("model")) != source.fingerprint:
+    kept = read_json(place.results_file) if place.results_file.is_file() else {}
+    if kept and (other := kept.get("model")) != source.fingerprint:
         raise ValueError(f"{place.path} holds the scores of another model (sha256 {other}): give another --out")
+    if kept and kept.get("task") != task:
+        raise ValueError(f"{place.path} holds scores of --task {kept.get('task')}: give another --out")

@@ -10,6 +10,8 @@ import eval as eval_script
 import train
 from finetune.answers import KeptAnswers
 from finetune.arguments import EMBEDDED_BASE
+from finetune.evaluate import read_by
+from finetune.models import Source
 from model.checkpoint import load_config, load_model, weight_files
 from model.files import write_json
 from model.generate import generate
@@ -144,6 +146,8 @@ def test_scores_of_two_models_do_not_go_into_one_place(small_base, run, text_fil
     asked = ["--task", "perplexity", "--test-data", text_file, "--max-length", "32", "--test-limit", "2", "--out", "p"]
     assert call(eval_script, "--model", small_base, *asked) is None
     assert "p holds the scores of another model" in call(eval_script, "--model", run / "merged", *asked)
+    (tmp_path / "rows.jsonl").write_text('{"goal": "a", "sol1": "b", "sol2": "c", "label": 0}')
+    assert "p holds scores of --task perplexity" in call(eval_script, "--model", small_base, "--task", "piqa", "--test-data", "rows.jsonl", "--out", "p")
 
 
 def test_results_say_what_was_scored_and_how(small_base, text_file, tmp_path, elsewhere):
@@ -175,7 +179,8 @@ def test_an_interrupted_scoring_goes_on_where_it_stopped(small_base, text_file, 
     monkeypatch.setattr(Perplexity, "answers", cut_off_after(windows + 3))
     assert call(eval_script, *asked, "--out", "p") == "interrupted"
     assert not (tmp_path / "p" / "results.json").exists()
-    with open(tmp_path / "p" / "answers.part.jsonl", "a") as file:
+    (part,) = (tmp_path / "p").glob("answers-*.part.jsonl")
+    with open(part, "a") as file:
         file.write('{"state": "cut o')  # as a killed process leaves it
     monkeypatch.setattr(Perplexity, "answers", cut_off_after(10 ** 6))
     assert call(eval_script, *asked, "--out", "p") is None
@@ -184,7 +189,7 @@ def test_an_interrupted_scoring_goes_on_where_it_stopped(small_base, text_file, 
     for state, row in rows_of(tmp_path / "whole").items():
         assert rows_of(tmp_path / "p")[state]["scores"] == row["scores"]
     assert (tmp_path / "p" / "predictions.jsonl").read_text() == (tmp_path / "whole" / "predictions.jsonl").read_text()
-    assert not (tmp_path / "p" / "answers.part.jsonl").exists()
+    assert not part.exists()
 
 
 def test_answers_to_another_question_are_not_taken_up(tmp_path):
@@ -193,7 +198,33 @@ def test_answers_to_another_question_are_not_taken_up(tmp_path):
     assert KeptAnswers(tmp_path, {"rows": 3}).of("base") == {0: {"text": "a"}}
     assert KeptAnswers(tmp_path, {"rows": 3}).of("merged") == {}
     assert KeptAnswers(tmp_path, {"rows": 4}).of("base") == {}
-    assert KeptAnswers(tmp_path, {"rows": 3}).of("base") == {}  # begun anew by the other
+    assert KeptAnswers(tmp_path, {"rows": 3}).of("base") == {0: {"text": "a"}}  # a look at four rows in between costs nothing
+
+
+@pytest.mark.parametrize("file,change", [("tokenizer.model", None), ("tokenizer_config.json", {"add_bos_token": False}), ("config.json", {"rope_theta": 5e5})])
+def test_answers_of_another_tokenizer_or_configuration_are_not_taken_up(small_base, tmp_path, file, change):
+    """An interrupted scoring, a mistake found and put right in the model directory, the same command: the weights alone would not tell."""
+    shutil.copytree(small_base, tmp_path / "model")
+    before, path = read_by(Source(tmp_path / "model")), tmp_path / "model" / file
+    if change:
+        write_json(path, {**(json.loads(path.read_text()) if path.is_file() else {}), **change})
+    else:
+        path.write_bytes(path.read_bytes() + b"\n\x00")  # an empty field more
+    after = read_by(Source(tmp_path / "model"))
+    assert before == read_by(Source(small_base)) and before != after
+
+
+@pytest.mark.parametrize("ways", [[[], ["--quantized-layers", "attention"]],
+                                  [["--quantizer", "gptq", "--calibration", "text.txt", *more] for more in ([], ["--act-order"])]])
+def test_two_ways_of_quantizing_are_two_states_and_are_kept_with_their_flags(small_base, text_file, tmp_path, elsewhere, ways):
+    asked = ["--model", small_base, "--task", "perplexity", "--test-data", text_file, "--max-length", "32", "--test-limit", "2", "--bits", "4", "--block",
+             "16x1", "--without-base", "--out", "p"]
+    for flags in ways:
+        assert call(eval_script, *asked, *flags) is None
+    states = [json.loads(line)["state"] for line in (tmp_path / "p" / "predictions.jsonl").read_text().splitlines()]
+    assert len(states) == 4 and len(set(states)) == 2
+    flags = json.loads((tmp_path / "p" / "results.json").read_text())["flags"]
+    assert (flags["quantized_layers"], flags["act_order"]) == (("attention", False) if len(ways[1]) == 2 else ("all", True))
 
 
 # ---- writing answers ----------------------------------------------------------------------------------------------
