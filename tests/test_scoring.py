@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import eval as eval_script
 import train
@@ -199,6 +200,29 @@ def test_answers_to_another_question_are_not_taken_up(tmp_path):
     assert KeptAnswers(tmp_path, {"rows": 3}).of("merged") == {}
     assert KeptAnswers(tmp_path, {"rows": 4}).of("base") == {}
     assert KeptAnswers(tmp_path, {"rows": 3}).of("base") == {0: {"text": "a"}}  # a look at four rows in between costs nothing
+
+
+def test_whatever_decides_an_answer_is_in_the_key_and_nothing_else(run, small_base, text_file, tmp_path, elsewhere, monkeypatch):
+    keys = []
+
+    def interrupted(directory, key):
+        keys.append(json.dumps(key, sort_keys=True))
+        raise KeyboardInterrupt
+    monkeypatch.setattr("finetune.evaluate.KeptAnswers", interrupted)
+    (tmp_path / "other.txt").write_text(text_file.read_text().replace("card", "note"))
+    shutil.copytree(run, "x")
+
+    def asked(*flags, data=text_file):
+        assert call(eval_script, "x", "--task", "perplexity", "--test-data", data, *flags) == "interrupted"
+    for flags in ([], ["--eval-batch-size", "2"], ["--test-limit", "2"], ["--max-length", "30"], ["--max-new-tokens", "4"], ["--restore", "8"]):
+        asked(*flags)
+    asked(data="other.txt")
+    shutil.copy("other.txt", text_file)
+    asked()
+    tensors = load_file("x/adapter.safetensors")
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, "x/adapter.safetensors")
+    asked()
+    assert keys[0] == keys[1] and len(set(keys)) == len(keys) - 1
 
 
 @pytest.mark.parametrize("file,change", [("tokenizer.model", None), ("tokenizer_config.json", {"add_bos_token": False}), ("config.json", {"rope_theta": 5e5})])
