@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.shared import make_run, python
+from experiments.shared import ONE_THREAD, keep_settings, make_run, python
 from model.files import write_json
 
 PROMPTS = ("The capital of France is", "Water boils at", "To make bread, first", "def fibonacci(n):")
@@ -28,6 +28,8 @@ CALIBRATION = ("--calibration-rows", "8")  # of 2048 tokens
 QUANTIZED = {f"{name}, {bits} bits": ["--quantizer", *flags, "--bits", str(bits)]
              for name, flags, widths in (("min-max 32x1", ["minmax", "--block", "32x1"], (8, 4, 3, 2)), ("NF 64x1", ["nf"], (4, 3, 2)),
                                          ("GPTQ 32x1", ["gptq", "--act-order"], (8, 4, 3, 2))) for bits in widths}
+
+SETTINGS = ("model", "gguf", "data", "windows", "loads", "steps", "lr", "test_rows")
 
 
 def main() -> None:
@@ -47,7 +49,7 @@ def main() -> None:
         return print(json.dumps(load(options.load)))
     if missing := [f"--{name}" for name in ("model", "gguf", "data") if getattr(options, name) is None]:
         parser.error(f"{', '.join(missing)} missing")
-    options.out.mkdir(parents=True, exist_ok=True)
+    keep_settings(options, SETTINGS)
     tables = [loading(options), texts(options), perplexities(options), fine_tuned(options)]
     (options.out / "table.md").write_text("\n\n".join(tables) + "\n", encoding="utf-8")
     print((options.out / "table.md").read_text(encoding="utf-8"))
@@ -75,7 +77,7 @@ def loading(options: argparse.Namespace) -> str:
         for _ in range(options.loads):
             for name, place in places.items():
                 command = [sys.executable, "-m", "experiments.real_model", "--load", str(place)]
-                found[name].append(json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout))
+                found[name].append(json.loads(subprocess.run(command, capture_output=True, check=True, text=True, env=ONE_THREAD).stdout))
         write_json(file, found)
     lines = [f"| {name} | {statistics.median(f['seconds'] for f in runs):.1f} | {statistics.median(f['mb'] for f in runs):.0f} |"
              for name, runs in json.loads(file.read_text()).items()]

@@ -15,6 +15,8 @@ from model.files import write_json
 from tasks.banking77 import HERE
 from tasks.task import shuffled
 
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+
 
 def draw_test_rows(path: Path, n: int) -> None:
     """The same n of banking77's 3080 test rows each time; the file itself is sorted by intent."""
@@ -24,7 +26,7 @@ def draw_test_rows(path: Path, n: int) -> None:
 
 def keep_settings(options: argparse.Namespace, names: Sequence[str]) -> None:
     """Runs of different settings do not go into one table. Exits where --out holds runs of others."""
-    settings = {name: getattr(options, name) for name in names}
+    settings = {name: str(value) if isinstance(value := getattr(options, name), Path) else value for name in names}
     file = options.out / "settings.json"
     if file.is_file() and json.loads(file.read_text()) != settings:
         sys.exit(f"error: {options.out} holds runs with {file.read_text().strip()}: give another --out")
@@ -33,11 +35,13 @@ def keep_settings(options: argparse.Namespace, names: Sequence[str]) -> None:
 
 def python(arguments: Sequence[str], log: Path) -> None:
     """One process on one thread, so that its peak memory is its own and its numbers do not depend on what runs beside it; what it
-    prints goes to `log`. Raises RuntimeError where it fails."""
-    with open(log, "w", encoding="utf-8") as file:
-        done = subprocess.run([sys.executable, *arguments], stdout=file, stderr=file, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    prints goes to `log` once it is done well, until then to LOG.part. Raises RuntimeError where it fails."""
+    part = log.with_name(f"{log.name}.part")
+    with open(part, "w", encoding="utf-8") as file:
+        done = subprocess.run([sys.executable, *arguments], stdout=file, stderr=file, env=ONE_THREAD)
     if done.returncode:
-        raise RuntimeError(f"{' '.join(arguments)} failed: see {log}")
+        raise RuntimeError(f"{' '.join(arguments)} failed: see {part}")
+    part.replace(log)
 
 
 def make_run(arguments: Sequence[str], folder: Path, finished: str) -> None:

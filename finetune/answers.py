@@ -1,7 +1,7 @@
 """What a model has answered so far, so that an interrupted scoring goes on where it stopped.
 
-A line an answer in DIR/answers.part.jsonl, written as soon as the answer is there; the first line says what is being scored. The file goes when
-the scoring is done and predictions.jsonl is written.
+A line an answer in DIR/answers-KEY.part.jsonl, written as soon as the answer is there; the first line says what is being scored. The file goes when
+the scoring is done and predictions.jsonl is written. Another command has another file: neither destroys what the other has.
 """
 import hashlib
 import json
@@ -12,8 +12,8 @@ class KeptAnswers:
     """Of one command. `key`: all that the answers depend on (JSON); answers of another key are not taken up."""
 
     def __init__(self, directory: Path, key: dict):
-        self.file = directory / "answers.part.jsonl"
         self.key = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        self.file = directory / f"answers-{self.key[:12]}.part.jsonl"
         self.lines: dict[tuple[str, int], dict] = {}
         if not self._read():
             self.file.parent.mkdir(parents=True, exist_ok=True)

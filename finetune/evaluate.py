@@ -18,7 +18,9 @@ from finetune.table import Row, float32_logits, largest_difference, print_scores
 from interop.peft_in import PEFTAdapter, attach_peft
 from model.config import read_json
 from model.files import sha256_of, write_json
+from model.gguf import is_gguf
 from model.llama import Llama
+from model.tokenizer import tokenizer_file
 
 
 def evaluate_run(run: Run, args: argparse.Namespace, saved: dict, job: Job, place: Run, results: Path,
@@ -45,19 +47,26 @@ def answers_key(run: Run, args: argparse.Namespace, saved: dict, job: Job, resto
     """All that a run's answers depend on."""
     trained = run.model_file if args.method == "full" else run.adapter_file
     return {"trained": sha256_of(trained), "base": saved["fingerprints"]["base"], **asked_key(args, job),
-            "restoration": asdict(restoration) if restoration else None}
+            **read_by(Source(run.path)), "restoration": asdict(restoration) if restoration else None}
+
+
+def read_by(source: Source) -> dict:
+    """What decides, beside the weights, what a model reads and computes: weights stay what they are when these are put right."""
+    files = [source.path] if is_gguf(source.path) else [tokenizer_file(source.path), *filter(Path.is_file, [source.path / "tokenizer_config.json"])]
+    return {"config": source.config.to_json(), "end": source.stop_ids(), "tokenizer": sha256_of(*files)}
 
 
 def asked_key(args: argparse.Namespace, job: Job) -> dict:
     flags = {name: value for name, value in arguments.to_json(args).items() if name not in NOT_IN_ANSWERS}
-    return {"flags": flags, "protocol": job.task.protocol, "template_version": job.task.template_version, "data": job.fingerprints, "rows": len(job.test), "max_new_tokens": job.max_new_tokens}
+    return {"flags": flags, "protocol": job.task.protocol, "template_version": job.task.template_version, "data": job.fingerprints,
+            "rows": len(job.test), "max_new_tokens": job.max_new_tokens, "calibration": job.calibration and job.calibration.fingerprint}
 
 
 def report(rows: list[Row], run: Run, args: argparse.Namespace, saved: dict, job: Job, place: Run, results: Path) -> list[Row]:
     title = f"{run.path}: {args.method}, {args.bits} bits, {args.task}, {len(job.test)} test rows, " \
             f"{len(job.validation)} validation rows"
     print_scores(rows, title, job.task)
-    keep_scores(rows, job, place, results, model=Source(run.path).fingerprint, base=saved["fingerprints"]["base"])
+    keep_scores(rows, job, place, results, flags=arguments.to_json(args), model=Source(run.path).fingerprint, base=saved["fingerprints"]["base"])
     return rows
 
 
@@ -127,11 +136,11 @@ def adapted_states(model: Llama, run: Run, args: argparse.Namespace, job: Job) -
 def evaluate_model(source: Source, args: argparse.Namespace, place: Run, without_base: bool = False,
                    adapter: PEFTAdapter | None = None) -> list[Row]:
     """A model without a run: as it is, quantized where a quantizer is named, and the last of these with the adapter, where there is one. The
-    scores go to `place`. Raises ValueError where that holds those of another model."""
+    scores go to `place`. Raises ValueError where that holds those of another model or task."""
     job = prepare_job(source, args, calibrate=args.quantizer == GPTQ)
     fingerprint = f"{source.fingerprint}+{adapter.fingerprint}" if adapter else source.fingerprint
-    check_place(place, fingerprint)
-    job.kept = KeptAnswers(place.path, {"model": fingerprint, **asked_key(args, job)})
+    check_place(place, fingerprint, job.task.name)
+    job.kept = KeptAnswers(place.path, {"model": fingerprint, **read_by(source), **asked_key(args, job)})
     rows = []
     plain = argparse.Namespace(**{**vars(args), "quantizer": "none"})
     states = [("base", args)] if args.quantizer == "none" else [("base", plain), (how_quantized(args), args)]
@@ -143,12 +152,15 @@ def evaluate_model(source: Source, args: argparse.Namespace, place: Run, without
             rows.append(score_state(f"{state} with {adapter.path}", model, job, args.eval_batch_size))
         del model
     print_scores(rows, f"{source.place}: {args.quantizer}, {args.bits} bits, {args.task}, {len(job.test)} test rows", job.task)
-    keep_scores(rows, job, place, place.results_file, model=fingerprint)
+    keep_scores(rows, job, place, place.results_file, flags=arguments.to_json(args), model=fingerprint)
     print(f"kept in {place.path}")
     return rows
 
 
-def check_place(place: Run, fingerprint: str) -> None:
+def check_place(place: Run, fingerprint: str, task: str) -> None:
     check_predictions(place.predictions_file)
-    if place.results_file.is_file() and (other := read_json(place.results_file).get("model")) != fingerprint:
+    kept = read_json(place.results_file) if place.results_file.is_file() else {}
+    if kept and (other := kept.get("model")) != fingerprint:
         raise ValueError(f"{place.path} holds the scores of another model (sha256 {other}): give another --out")
+    if kept and kept.get("task") != task:
+        raise ValueError(f"{place.path} holds scores of --task {kept.get('task')}: give another --out")

@@ -55,6 +55,8 @@ def prepare_job(source: Source, args: argparse.Namespace, calibrate: bool) -> Jo
     for name, needed in (("data", task.needs_data), ("test_data", task.needs_test_data)):
         if needed and getattr(args, name) is None:
             raise ValueError(f"--task {args.task} needs {flag(name)}")
+    if args.limit and not task.trains:
+        raise ValueError(f"--limit {args.limit}: it is for training rows, and --task {args.task} has none; --test-limit is for test rows")
     splits = task.splits(data_file(args.data, "train"), data_file(args.test_data, "test"), args.limit, args.seed)
     for reason, rows in splits.left_out.items():
         print(f"--task {args.task}: {rows} training rows are left out: {reason}")
@@ -74,8 +76,9 @@ def prepare_job(source: Source, args: argparse.Namespace, calibrate: bool) -> Jo
         raise ValueError(f"{source.path} has {positions} positions: too few for --max-length {longest} or --max-new-tokens "
                          f"{max_new_tokens} and a prompt")
     test = task.test_rows(splits.test, tokenizer, longest)[:args.test_limit]
-    return Job(task, tokenizer, end_ids, train, validation, test, {**splits.left_out, TOO_LONG: too_long}, max_new_tokens, splits.fingerprints(),
-               calibration_of(args, tokenizer, train, longest) if calibrate else None)
+    calibration = calibration_of(args, tokenizer, train, longest) if calibrate else None
+    check_ids([row.tokens for row in test if hasattr(row, "tokens")] + (calibration.rows if calibration else []), source)
+    return Job(task, tokenizer, end_ids, train, validation, test, {**splits.left_out, TOO_LONG: too_long}, max_new_tokens, splits.fingerprints(), calibration)
 
 
 def task_of(args: argparse.Namespace) -> Task:
@@ -108,7 +111,7 @@ def calibration_of(args: argparse.Namespace, tokenizer: Tokenizer, train: list[E
 
 def check_ids(rows: list[list[int]], source: Source) -> None:
     """Raises ValueError where the tokenizer is not the one that the model's vocabulary was made for."""
-    largest = max(map(max, rows))
+    largest = max(map(max, rows), default=0)
     if largest >= source.config.vocab_size:
         raise ValueError(f"{source.path}: its tokenizer gives token id {largest}, but config.json says "
                          f"vocab_size {source.config.vocab_size}")

@@ -88,6 +88,8 @@ def compare(specs: list[str], json_file: Path | None) -> list[Comparison]:
 
 
 def check_same_rows(a: Predictions, b: Predictions) -> None:
+    if a.task != b.task:
+        raise ValueError(f"{a.name} is scored on {a.task} and {b.name} on {b.task}: scores of two tasks are not compared")
     if a.rows != b.rows:
         differ = next((i for i, (x, y) in enumerate(zip(a.rows, b.rows)) if x != y), min(len(a.rows), len(b.rows)))
         raise ValueError(f"{a.name} ({len(a.rows)} rows) and {b.name} ({len(b.rows)} rows) were not scored on the same test rows (row "

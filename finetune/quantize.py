@@ -49,9 +49,11 @@ def quantized_layer(layer: nn.Module, weight: QuantizedWeight) -> QuantLinear:
 
 
 def how_quantized(args: argparse.Namespace) -> str:
-    """`gptq on minmax 32x1, 4 bits`"""
+    """`gptq on minmax 32x1, 4 bits`, and what is not as usual: two ways of quantizing have two names."""
+    unusual = [", double-quantized"] * args.double_quant + [", act-order"] * args.act_order
+    unusual += [f", {args.quantized_layers} only"] * (args.quantized_layers != "all")
     grid = f" on {args.grid}" if args.grid else ""
-    return f"{args.quantizer}{grid} {args.block}, {args.bits} bits{', double-quantized' if args.double_quant else ''}"
+    return f"{args.quantizer}{grid} {args.block}, {args.bits} bits{''.join(unusual)}"
 
 
 def load_base(source: Source, args: argparse.Namespace, job: Job | None) -> tuple[Llama, dict | None]:

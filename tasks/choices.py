@@ -12,6 +12,7 @@ Source: lm-evaluation-harness 0.4.13; its own log-likelihoods are in tests/fixtu
 rows are: blora.txt Table 4 does not name it; its 76.3 of HellaSwag can only be acc_norm (LLaMA-7B: acc 56, as in the table's first row), the
 others are read as acc.
 """
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,7 @@ class ChoiceTask(Task):
             for group in groups.values():
                 pairs, cut = zip(*(self.pairs(rows[i], model, asking) for i in group))
                 for place, values in log_likelihoods(model, pairs, asking.batch_size):
+                    check_numbers(self.name, rows[group[place]], values)
                     yield group[place], line_of(rows[group[place]], values, cut[place])
                     bar.update()
 
@@ -95,6 +97,13 @@ def line_of(row: Question, values: list[float], cut: bool) -> dict:
     return {"prompt": contexts[0], "gold": row.choices[row.gold], "choices": list(row.choices), "log_likelihoods": values,
             **({"contexts": contexts} if len(contexts) > 1 else {}), **({"subject": row.subject} if row.subject else {}),
             **({"flags": flags} if flags else {})}
+
+
+def check_numbers(task: str, row: Question, values: Sequence[float]) -> None:
+    """Raises ValueError for a log-likelihood that is no number: the first choice would seem to be the largest, and a broken model to guess."""
+    if any(map(math.isnan, values)):
+        raise ValueError(f"--task {task}, question {row.contexts[0][:60]!r}: the model's log-likelihoods are no numbers ({values}): it is damaged, or "
+                         f"its activations overflow in --dtype")
 
 
 def first_largest(values: Sequence[float]) -> int:

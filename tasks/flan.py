@@ -6,7 +6,7 @@ chain-of-thought files, `question`, `chain_of_thought` and `answer`, whose templ
 from pathlib import Path
 
 from tasks.free_text import FreeTextTask
-from tasks.rows import read_rows
+from tasks.rows import placed_rows, read_rows
 from tasks.task import Example, Splits, one_tenth, shuffled
 
 ANSWER = "Answer:"
@@ -22,8 +22,12 @@ class Flan(FreeTextTask):
         return self.checked(Splits(train, validation, self._examples(test_data) if test_data else []))
 
     def _examples(self, path: Path) -> list[Example]:
+        """Raises ValueError, naming the line, for `inputs` without text: there would be no token from which to write."""
         if "inputs" in read_rows(path, ())[0]:
-            return [Example(row["inputs"].strip(), row["targets"].strip()) for row in read_rows(path, ("inputs", "targets"))]
+            rows = placed_rows(path, ("inputs", "targets"))
+            if empty := [place for place, row in rows if not row["inputs"].strip()]:
+                raise ValueError(f"{empty[0]}: inputs is empty")
+            return [Example(row["inputs"].strip(), row["targets"].strip()) for _, row in rows]
         return [Example(f"Question: {row['question'].strip()}\nReasoning:", f"{row['chain_of_thought'].strip()}\n{ANSWER} {row['answer'].strip()}")
                 for row in read_rows(path, ("question", "chain_of_thought", "answer"))]
 

@@ -33,12 +33,14 @@ class Window:
 
 class Perplexity(Task):
     name, metric = "perplexity", "nats_per_token"
-    protocol = "windows that do not overlap, the first token of each only read, the last one left out if it is not whole"
+    protocol = "windows of {} tokens that do not overlap, the first token of each only read, the last one left out if it is not whole"
     formats = {"perplexity": ".4f", "nats_per_token": ".4f"}
     needs_test_data, trains = True, False
 
     def splits(self, data: Path | None, test_data: Path | None, limit: int | None, seed: int) -> Splits:
-        """One text. Raises FileNotFoundError, or ValueError for a file that is no UTF-8 text, or of one line."""
+        """One text. Raises FileNotFoundError, or ValueError for a file that is no UTF-8 text, and for training rows."""
+        if data:
+            raise ValueError(f"--data {data}: {self.name} is of one text; it goes to --test-data")
         if not test_data.is_file():
             raise FileNotFoundError(f"{test_data}: no such text file")
         try:
@@ -47,20 +49,24 @@ class Perplexity(Task):
             raise ValueError(f"{test_data}: not UTF-8 text ({error})") from None
 
     def test_rows(self, test: Sequence[Text], tokenizer: Tokenizer, longest: int) -> list[Window]:
-        """Raises ValueError for a text of fewer than two tokens, of which none could be scored."""
+        """The protocol says their size from here on. Raises ValueError for a text or windows of fewer than two tokens, of which none could be scored."""
         tokens = tokenizer.encode(test[0].text)
         if len(tokens) < 2:
             raise ValueError(f"--test-data: {len(tokens)} tokens of text are too few for a perplexity")
+        if longest < 2:
+            raise ValueError(f"--max-length {longest}: the first token of a window is only read, so that one of two tokens is the smallest")
+        self.protocol = type(self).protocol.format(min(longest, len(tokens)))
         whole = [w for w in split_list(tokens, longest) if len(w) == longest]
         return [Window(w) for w in whole or [tokens]]
 
     @torch.no_grad()
     def answers(self, model: Llama, rows: Sequence[Window], asking: Asking) -> Iterator[tuple[int, dict]]:
-        """A window's line: how many tokens were scored, and the sum of their log-probabilities. Windows go one at a time: a batch of
-        them would be no faster, and hold as many more logits."""
+        """A window's line: its text, how many tokens were scored, and the sum of their log-probabilities. The text is what tells the windows of two
+        files, or of two sizes, apart where scores are compared. Windows go one at a time: a batch of them would be no faster, and hold as many
+        more logits."""
         for i, row in enumerate(tqdm(rows, desc=asking.desc, unit="window", disable=None, leave=False)):
             scored = len(row.tokens) - 1
-            yield i, {"prompt": "", "gold": "", "tokens": scored, "log_likelihoods": [log_likelihood(model, row.tokens)]}
+            yield i, {"prompt": asking.tokenizer.decode(row.tokens), "gold": "", "tokens": scored, "log_likelihoods": [log_likelihood(model, row.tokens)]}
 
     def marks(self, row: Window, line: dict) -> dict[str, float]:
         return {"nats_per_token": -line["log_likelihoods"][0] / line["tokens"]}

@@ -237,6 +237,14 @@ def test_a_choice_that_leaves_no_room_and_a_tokenizer_of_another_vocabulary_are_
         answered(base, "piqa", questions("piqa"))
 
 
+def test_a_model_that_computes_no_numbers_gets_no_score(base, monkeypatch):
+    """Its first choice would be the largest of all, and right as often as the gold is the first."""
+    weight = base.model.norm.weight
+    monkeypatch.setattr(weight, "data", torch.full_like(weight, float("nan")))
+    with pytest.raises(ValueError, match="--task piqa, question .* are no numbers"):
+        answered(base, "piqa", questions("piqa"))
+
+
 def test_two_states_are_compared_row_by_row(small_base, tmp_path, elsewhere, capsys):
     asked = ["--model", small_base, "--task", "winogrande", "--test-data", HARNESS / "winogrande.jsonl", "--bits", "2", "--block", "16x1", "--out", "w"]
     assert call(eval_script, *asked) is None

@@ -1,22 +1,27 @@
 """Scoring as a user sees it: other tasks than the run's own, perplexity, what is kept, and going on after an interruption."""
 import json
 import math
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import eval as eval_script
 import train
 from finetune.answers import KeptAnswers
 from finetune.arguments import EMBEDDED_BASE
+from finetune.evaluate import read_by
+from finetune.models import Source
 from model.checkpoint import load_config, load_model, weight_files
+from model.files import write_json
 from model.generate import generate
 from model.tokenizer import load_tokenizer
 from tasks.banking77 import Banking77
 from tasks.generative import EMPTY, TRUNCATED
 from tasks.perplexity import Perplexity, Text
 from tasks.task import Asking, Example
-from tests.cli import FEW, call, rows_of
+from tests.cli import FEW, SMALL, call, rows_of
 
 
 @pytest.fixture(scope="session")
@@ -81,7 +86,10 @@ def test_windows_do_not_overlap_and_the_rest_is_left_out(tokenizer):
     (["--task", "perplexity", "--test-data", "bytes.txt"], "bytes.txt: not UTF-8 text"),
     (["--task", "perplexity", "--test-data", "empty.txt"], "too few for a perplexity"),
     (["--task", "perplexity", "--test-data", "text.txt", "--quantizer", "gptq", "--block", "16x1"], "--task perplexity has no training rows to calibrate gptq on"),
-    (["--task", "perplexity", "--test-data", "text.txt", "--max-length", "4000"], "positions: too few for --max-length 4000")])
+    (["--task", "perplexity", "--test-data", "text.txt", "--max-length", "4000"], "positions: too few for --max-length 4000"),
+    (["--task", "perplexity", "--test-data", "text.txt", "--max-length", "1"], "--max-length 1: the first token of a window is only read"),
+    (["--task", "perplexity", "--test-data", "text.txt", "--data", "text.txt"], "text.txt: perplexity is of one text"),
+    (["--task", "perplexity", "--test-data", "text.txt", "--limit", "3"], "--limit 3: it is for training rows")])
 def test_what_perplexity_cannot_be_is_said_before_a_weight_is_read(small_base, text_file, tmp_path, elsewhere, monkeypatch, arguments, message):
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\xe9")
     (tmp_path / "empty.txt").write_text("")
@@ -90,8 +98,28 @@ def test_what_perplexity_cannot_be_is_said_before_a_weight_is_read(small_base, t
     assert not (tmp_path / "evals").exists()
 
 
+def test_a_text_or_calibration_beyond_the_models_vocabulary_is_named_before_a_weight_is_read(small_base, text_file, tmp_path, elsewhere, monkeypatch):
+    shutil.copytree(small_base, "cut")
+    write_json(tmp_path / "cut" / "config.json", {**SMALL.to_json(), "vocab_size": 300})
+    monkeypatch.setattr("finetune.check.open_weights", lambda *rest: None)
+    monkeypatch.setattr("finetune.evaluate.load_base", lambda *rest: pytest.fail("weights were read"))
+    asked, message = ["--model", "cut", "--task", "perplexity", "--test-data"], "config.json says vocab_size 300"
+    (tmp_path / "few.txt").write_text("a a a")
+    assert message in call(eval_script, *asked, text_file)
+    assert message in call(eval_script, *asked, "few.txt", "--quantizer", "gptq", "--block", "16x1", "--calibration", text_file)
+
+
 def test_training_on_a_benchmark_is_refused(small_base, text_file, elsewhere):
     assert "--task perplexity has no training rows" in call(train, "--model", small_base, "--task", "perplexity", "--test-data", text_file)
+
+
+def test_perplexities_of_other_texts_or_windows_are_not_compared(small_base, text_file, tmp_path, elsewhere, capsys):
+    (tmp_path / "other.txt").write_text(text_file.read_text().replace("card", "note"))
+    for out, text, window in (("p", text_file, 32), ("q", tmp_path / "other.txt", 32), ("r", text_file, 30), ("s", text_file, 32)):
+        assert call(eval_script, "--model", small_base, "--task", "perplexity", "--test-data", text, "--max-length", window, "--test-limit", "3", "--out", out) is None
+    assert "not scored on the same test rows" in call(eval_script, "--compare", "p:base", "q:base")
+    assert "not scored on the same test rows" in call(eval_script, "--compare", "p:base", "r:base")
+    assert call(eval_script, "--compare", "p:base", "s:base") is None
 
 
 # ---- a run on another task than its own ---------------------------------------------------------------------------
@@ -119,13 +147,15 @@ def test_scores_of_two_models_do_not_go_into_one_place(small_base, run, text_fil
     asked = ["--task", "perplexity", "--test-data", text_file, "--max-length", "32", "--test-limit", "2", "--out", "p"]
     assert call(eval_script, "--model", small_base, *asked) is None
     assert "p holds the scores of another model" in call(eval_script, "--model", run / "merged", *asked)
+    (tmp_path / "rows.jsonl").write_text('{"goal": "a", "sol1": "b", "sol2": "c", "label": 0}')
+    assert "p holds scores of --task perplexity" in call(eval_script, "--model", small_base, "--task", "piqa", "--test-data", "rows.jsonl", "--out", "p")
 
 
 def test_results_say_what_was_scored_and_how(small_base, text_file, tmp_path, elsewhere):
     from model.files import sha256_of
     assert call(eval_script, "--model", small_base, "--task", "perplexity", "--test-data", text_file, "--max-length", "32", "--out", "p") is None
     results = json.loads((tmp_path / "p" / "results.json").read_text())
-    assert results["task"] == "perplexity" and results["protocol"] == Perplexity.protocol and results["model"] == sha256_of(small_base / "model.safetensors")
+    assert results["task"] == "perplexity" and results["protocol"] == Perplexity.protocol.format(32) and results["model"] == sha256_of(small_base / "model.safetensors")
     text_file.write_text(text_file.read_text() + ".")
     assert call(eval_script, "--model", small_base, "--task", "perplexity", "--test-data", text_file, "--max-length", "32", "--out", "q") is None
     assert json.loads((tmp_path / "q" / "results.json").read_text())["data"]["test"] != results["data"]["test"]
@@ -150,7 +180,8 @@ def test_an_interrupted_scoring_goes_on_where_it_stopped(small_base, text_file, 
     monkeypatch.setattr(Perplexity, "answers", cut_off_after(windows + 3))
     assert call(eval_script, *asked, "--out", "p") == "interrupted"
     assert not (tmp_path / "p" / "results.json").exists()
-    with open(tmp_path / "p" / "answers.part.jsonl", "a") as file:
+    (part,) = (tmp_path / "p").glob("answers-*.part.jsonl")
+    with open(part, "a") as file:
         file.write('{"state": "cut o')  # as a killed process leaves it
     monkeypatch.setattr(Perplexity, "answers", cut_off_after(10 ** 6))
     assert call(eval_script, *asked, "--out", "p") is None
@@ -159,7 +190,7 @@ def test_an_interrupted_scoring_goes_on_where_it_stopped(small_base, text_file, 
     for state, row in rows_of(tmp_path / "whole").items():
         assert rows_of(tmp_path / "p")[state]["scores"] == row["scores"]
     assert (tmp_path / "p" / "predictions.jsonl").read_text() == (tmp_path / "whole" / "predictions.jsonl").read_text()
-    assert not (tmp_path / "p" / "answers.part.jsonl").exists()
+    assert not part.exists()
 
 
 def test_answers_to_another_question_are_not_taken_up(tmp_path):
@@ -168,7 +199,56 @@ def test_answers_to_another_question_are_not_taken_up(tmp_path):
     assert KeptAnswers(tmp_path, {"rows": 3}).of("base") == {0: {"text": "a"}}
     assert KeptAnswers(tmp_path, {"rows": 3}).of("merged") == {}
     assert KeptAnswers(tmp_path, {"rows": 4}).of("base") == {}
-    assert KeptAnswers(tmp_path, {"rows": 3}).of("base") == {}  # begun anew by the other
+    assert KeptAnswers(tmp_path, {"rows": 3}).of("base") == {0: {"text": "a"}}  # a look at four rows in between costs nothing
+
+
+def test_whatever_decides_an_answer_is_in_the_key_and_nothing_else(run, small_base, text_file, tmp_path, elsewhere, monkeypatch):
+    keys = []
+
+    def interrupted(directory, key):
+        keys.append(json.dumps(key, sort_keys=True))
+        raise KeyboardInterrupt
+    monkeypatch.setattr("finetune.evaluate.KeptAnswers", interrupted)
+    (tmp_path / "other.txt").write_text(text_file.read_text().replace("card", "note"))
+    shutil.copytree(run, "x")
+
+    def asked(*flags, data=text_file):
+        assert call(eval_script, "x", "--task", "perplexity", "--test-data", data, *flags) == "interrupted"
+    for flags in ([], ["--eval-batch-size", "2"], ["--test-limit", "2"], ["--max-length", "30"], ["--max-new-tokens", "4"], ["--restore", "8"]):
+        asked(*flags)
+    asked(data="other.txt")
+    shutil.copy("other.txt", text_file)
+    asked()
+    tensors = load_file("x/adapter.safetensors")
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, "x/adapter.safetensors")
+    asked()
+    assert keys[0] == keys[1] and len(set(keys)) == len(keys) - 1
+
+
+@pytest.mark.parametrize("file,change", [("tokenizer.model", None), ("tokenizer_config.json", {"add_bos_token": False}), ("config.json", {"rope_theta": 5e5})])
+def test_answers_of_another_tokenizer_or_configuration_are_not_taken_up(small_base, tmp_path, file, change):
+    """An interrupted scoring, a mistake found and put right in the model directory, the same command: the weights alone would not tell."""
+    shutil.copytree(small_base, tmp_path / "model")
+    before, path = read_by(Source(tmp_path / "model")), tmp_path / "model" / file
+    if change:
+        write_json(path, {**(json.loads(path.read_text()) if path.is_file() else {}), **change})
+    else:
+        path.write_bytes(path.read_bytes() + b"\n\x00")  # an empty field more
+    after = read_by(Source(tmp_path / "model"))
+    assert before == read_by(Source(small_base)) and before != after
+
+
+@pytest.mark.parametrize("ways", [[[], ["--quantized-layers", "attention"]],
+                                  [["--quantizer", "gptq", "--calibration", "text.txt", *more] for more in ([], ["--act-order"])]])
+def test_two_ways_of_quantizing_are_two_states_and_are_kept_with_their_flags(small_base, text_file, tmp_path, elsewhere, ways):
+    asked = ["--model", small_base, "--task", "perplexity", "--test-data", text_file, "--max-length", "32", "--test-limit", "2", "--bits", "4", "--block",
+             "16x1", "--without-base", "--out", "p"]
+    for flags in ways:
+        assert call(eval_script, *asked, *flags) is None
+    states = [json.loads(line)["state"] for line in (tmp_path / "p" / "predictions.jsonl").read_text().splitlines()]
+    assert len(states) == 4 and len(set(states)) == 2
+    flags = json.loads((tmp_path / "p" / "results.json").read_text())["flags"]
+    assert (flags["quantized_layers"], flags["act_order"]) == (("attention", False) if len(ways[1]) == 2 else ("all", True))
 
 
 # ---- writing answers ----------------------------------------------------------------------------------------------

@@ -244,6 +244,12 @@ def test_flan_reads_both_schemas(tmp_path):
         Flan()._examples(write(tmp_path / "c.jsonl", [{"text": "t"}]))
 
 
+def test_flan_names_a_row_without_a_prompt(tmp_path):
+    (tmp_path / "flan.jsonl").write_text('{"inputs": "a", "targets": "b"}\n{"inputs": " ", "targets": "b"}\n')
+    with pytest.raises(ValueError, match="flan.jsonl, line 2: inputs is empty"):
+        TASKS["flan"]().splits(tmp_path / "flan.jsonl", None, None, 0)
+
+
 def test_flan_compares_the_final_answer():
     pytest.importorskip("rouge_score")
     assert final_answer("Answer: 3, so\nAnswer:  (B)\n x ") == "(b) x" and final_answer(" Yes ") == "yes"

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from experiments import restoration, sft_ptq_qlora
+from experiments import real_model, restoration, sft_ptq_qlora, shared
 from finetune import arguments
 from finetune.table import Row
 from finetune.tradeoff import Point, averages, points_of, show_tradeoff, trained_title
+from tests.cli import call
 
 
 def point(run, k, score, l=None, megabytes=5.0, adapter="lora", loss=0.2, ratio=None):
@@ -81,3 +82,21 @@ def test_the_experiments_commands_are_commands_of_train_py(tmp_path):
         arguments.resolve(args, arguments.given_flags(parser, args, command))
     names = {call[2].name.removesuffix("-seed0") for call in calls}
     assert names == {spec.partition(":")[0] for spec in sft_ptq_qlora.STATES.values()}
+
+
+def test_what_a_failed_process_printed_is_no_result(tmp_path):
+    """The experiment on a real model takes a log that is there for a text that was written."""
+    log = tmp_path / "text.log"
+    with pytest.raises(RuntimeError, match="text.log.part"):
+        shared.python(["-c", "print('half a text'); raise SystemExit(1)"], log)
+    assert not log.exists()
+    shared.python(["-c", "import os; print(os.environ['OMP_NUM_THREADS'])"], log)
+    assert log.read_text() == "1\n" and not (tmp_path / "text.log.part").exists()
+
+
+def test_tables_of_other_settings_do_not_mix(tmp_path, monkeypatch):
+    for step in ("loading", "texts", "perplexities", "fine_tuned"):
+        monkeypatch.setattr(real_model, step, lambda options: "a table")
+    asked = ["--model", "m", "--gguf", "g", "--data", "d", "--out", tmp_path / "o"]
+    assert call(real_model, *asked) is None and call(real_model, *asked) is None
+    assert "give another --out" in call(real_model, *asked, "--windows", "4")
