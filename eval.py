@@ -38,6 +38,7 @@ from finetune.table import Row, print_table, save_table
 from finetune.tradeoff import check_scores, points_of, show_tradeoff
 from interop.peft_in import read_peft
 from model.checkpoint import empty_model
+from model.hub import pinned
 
 REQUANTIZE = ("requantize", *arguments.REQUANTIZE_FLAGS, *arguments.GPTQ_FLAGS)
 OF_THE_ROWS = ("protocol", "test_data", "test_limit", "max_new_tokens")
@@ -175,6 +176,7 @@ def score_model(args: argparse.Namespace, given: dict) -> None:
     if args.without_base and args.quantizer == "none":
         raise ValueError("--without-base leaves nothing to score: no --quantizer is named")
     arguments.resolve_requantization(args, given, (args.quantizer,))
+    args.model = pinned(args.model)  # the results remember the commit
     source = Source(args.model)
     check_quantization(source, args)
     adapter = read_peft(args.adapter, source.config) if args.adapter else None

@@ -35,7 +35,6 @@ from model.hub import pinned
 from model.llama import Llama
 from model.tokenizer import copy_tokenizer
 from quant.linear import QuantLinear
-from tasks.hub_data import pinned_data
 
 
 def main() -> None:
@@ -72,7 +71,6 @@ def refuse_other_flags(given: dict) -> None:
 def prepare(args: argparse.Namespace) -> tuple[Source, argparse.Namespace, Job]:
     """All that can be wrong is found here, before a weight is read."""
     args.model = pinned(args.model)  # the run remembers the commit
-    args.data, args.test_data = pinned_data(args.data, "train"), pinned_data(args.test_data, "test")
     source = Source(args.model)
     check.take_block_of_base(source, args)
     check.check_layers(source, args)

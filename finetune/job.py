@@ -11,7 +11,7 @@ from finetune.models import Source
 from model.tokenizer import Tokenizer
 from tasks import TASKS
 from tasks.batching import split_list
-from tasks.hub_data import data_file
+from tasks.hub_data import data_file, pinned_data
 from tasks.task import Encoded, Task
 
 LONGEST = 2048  # tokens of a training row, or of a window of text, unless --max-length says otherwise
@@ -57,6 +57,7 @@ def prepare_job(source: Source, args: argparse.Namespace, calibrate: bool) -> Jo
             raise ValueError(f"--task {args.task} needs {flag(name)}")
     if args.limit and not task.trains:
         raise ValueError(f"--limit {args.limit}: it is for training rows, and --task {args.task} has none; --test-limit is for test rows")
+    args.data, args.test_data = pinned_data(args.data, "train"), pinned_data(args.test_data, "test")  # what is kept of the flags names the commit
     splits = task.splits(data_file(args.data, "train"), data_file(args.test_data, "test"), args.limit, args.seed)
     for reason, rows in splits.left_out.items():
         print(f"--task {args.task}: {rows} training rows are left out: {reason}")

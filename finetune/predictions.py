@@ -10,6 +10,7 @@ from finetune.job import Job
 from finetune.run import Run
 from finetune.table import Row, print_columns
 from model.files import write_json, write_text
+from tasks import TASKS
 from tasks.rows import read_rows
 from tasks.significance import Comparison, compare_scores
 
@@ -80,7 +81,10 @@ def compare(specs: list[str], json_file: Path | None) -> list[Comparison]:
     for other in others:
         check_same_rows(first, other)
     results = [compare_scores(other.scores, first.scores) for other in others]
-    print_columns(f"{first.task}, {len(first.scores)} rows, each beside {first.name} ({results[0].mean_b:.2%})", [COLUMNS, *map(cells, others, results)])
+    task = TASKS.get(first.task)  # None: of an older version of this project
+    how = task.formats.get(task.metric, ".2%") if task else ".2%"
+    print_columns(f"{first.task}, {len(first.scores)} rows, each beside {first.name} ({results[0].mean_b:{how}})",
+                  [COLUMNS, *(cells(other, result, how) for other, result in zip(others, results))])
     if json_file:
         write_json(json_file, {"task": first.task, "beside": first.name, "comparisons": [
             {"name": other.name, **asdict(result)} for other, result in zip(others, results)]})
@@ -99,7 +103,7 @@ def check_same_rows(a: Predictions, b: Predictions) -> None:
 COLUMNS = ["", "score", "difference", "95 % interval", "right alone", "wrong alone", "p", "test"]
 
 
-def cells(other: Predictions, result: Comparison) -> list[str]:
+def cells(other: Predictions, result: Comparison, how: str) -> list[str]:
     alone = ["-" if n is None else str(n) for n in (result.only_a, result.only_b)]
-    return [other.name, f"{result.mean_a:.2%}", f"{result.difference:+.2%}", f"[{result.low:+.2%}, {result.high:+.2%}]", *alone,
+    return [other.name, f"{result.mean_a:{how}}", f"{result.difference:+{how}}", f"[{result.low:+{how}}, {result.high:+{how}}]", *alone,
             f"{result.p_value:.2g}", result.test]

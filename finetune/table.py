@@ -16,6 +16,7 @@ from model.llama import Llama
 from tasks.batching import collate, split_list
 from tasks.task import Asking, Encoded, Task
 
+TAKEN_UP = "answers of an interrupted scoring, whose seconds are not counted"
 COMPARED = 32  # validation rows on which logits are compared
 
 
@@ -41,13 +42,15 @@ class Row:
 
 
 def score_state(state: str, model: Llama, job: Job, batch_size: int) -> Row:
-    start = time.perf_counter()
+    start, taken_up = time.perf_counter(), len(job.kept.of(state)) if job.kept else 0
     model.eval()
     lines = answers_to_all(state, model, job, batch_size)
     scores, errors = job.task.scores(job.test, lines) if lines else ({}, {})
     parts = job.task.parts(job.test, lines)
     loss = mean_loss(model, job.validation, batch_size) if job.validation else None
     counts = {"rows": len(lines), **Counter(flag for line in lines for flag in line.get("flags", ()))}
+    if taken_up:
+        counts[TAKEN_UP] = taken_up
     return Row(state, scores, loss, bits_per_weight(model), stored_bytes([model]) / 1e6, seconds=time.perf_counter() - start,
                standard_errors=errors, counts=counts, parts=parts, lines=lines)
 
@@ -102,7 +105,7 @@ OPTIONAL = {"validation loss": ("validation_loss", ".4f"), "bits a weight": ("bi
 def print_scores(rows: list[Row], title: str, task: Task) -> None:
     """The table, what its figures are, and the metric of each part that the rows fall into."""
     print_table(rows, title, task.formats)
-    print(f"protocol: {task.protocol}" + (f"; the papers' rows are {task.metric}" if not task.trains and task.metric in rows[0].scores else ""))
+    print(f"protocol: {task.protocol}" + (f"; the papers' rows are {task.metric}" if not task.trains and task.metric not in task.formats and rows else ""))
     if parts := list(dict.fromkeys(part for row in rows for part in row.parts)):
         print_columns(f"{task.metric} of each part", [["", *(row.state for row in rows)], *(
             [part, *(f"{row.parts[part]:.2%}" for row in rows)] for part in parts)])

@@ -13,6 +13,7 @@ from finetune.answers import KeptAnswers
 from finetune.arguments import EMBEDDED_BASE
 from finetune.evaluate import read_by
 from finetune.models import Source
+from finetune.table import TAKEN_UP
 from model.checkpoint import load_config, load_model, weight_files
 from model.files import write_json
 from model.generate import generate
@@ -189,6 +190,7 @@ def test_an_interrupted_scoring_goes_on_where_it_stopped(small_base, text_file, 
     assert len(asked_for) == 2 * windows  # nothing twice
     for state, row in rows_of(tmp_path / "whole").items():
         assert rows_of(tmp_path / "p")[state]["scores"] == row["scores"]
+    assert [row["counts"].get(TAKEN_UP) for row in rows_of(tmp_path / "p").values()] == [windows, 3]  # whose seconds are in no figure
     assert (tmp_path / "p" / "predictions.jsonl").read_text() == (tmp_path / "whole" / "predictions.jsonl").read_text()
     assert not part.exists()
 
@@ -294,3 +296,12 @@ def test_the_base_can_be_left_out(small_base, run, text_file, tmp_path, elsewher
     assert call(eval_script, run, *asked) is None
     assert list(rows_of(run / "benchmarks" / "perplexity")) == ["quantized base", "as trained", "merged, 4 bits"]
     assert "--without-base leaves nothing to score" in call(eval_script, "--model", small_base, *asked)
+
+
+def test_what_is_no_share_of_one_is_compared_in_its_own_unit(small_base, text_file, tmp_path, elsewhere, capsys):
+    asked = ["--task", "perplexity", "--test-data", text_file, "--max-length", "32", "--test-limit", "3", "--bits", "2", "--block", "16x1", "--out", "p"]
+    assert call(eval_script, "--model", small_base, *asked) is None
+    assert "the papers' rows are" not in capsys.readouterr().out  # they are perplexities, not nats
+    assert call(eval_script, "--compare", "p:base", "p:minmax 16x1, 2 bits") is None
+    printed = capsys.readouterr().out
+    assert "%" not in printed.replace("95 % interval", "") and f"({rows_of(tmp_path / 'p')['base']['scores']['nats_per_token']:.4f})" in printed
