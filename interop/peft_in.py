@@ -23,7 +23,10 @@ from model.llama import Linear, Llama
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 PLAIN = {"bias": ("none",), "fan_in_fan_out": (False,), "use_dora": (False,), "use_qalora": (False,), "lora_bias": (False,), "modules_to_save": (),
          "trainable_token_indices": (), "target_parameters": (), "megatron_config": (), "layer_replication": (), "alora_invocation_tokens": (),
-         "exclude_modules": (), "corda_config": (), "eva_config": (), "arrow_config": ()}  # values that leave plain LoRA plain; None and empty always do
+         "exclude_modules": (), "corda_config": (), "eva_config": (), "arrow_config": (), "use_bdlora": (), "velora_config": (), "kasa_config": (),
+         "monteclora_config": (), "lora_ga_config": (), "loftq_config": (),
+         # pissa, olora, corda, loftq ... change the base, too: the adapter beside the base as it was is another model
+         "init_lora_weights": (True, "gaussian", "orthogonal", "eva")}  # values that leave plain LoRA plain; None, False and empty always do
 
 
 @dataclass(frozen=True)

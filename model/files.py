@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -33,9 +34,12 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str
     """Tensors that share memory (tied weights) must come under one name only.
 
     `metadata` of at most one key: the library writes several in random order, and equal runs should give equal bytes.
-    `format: pt` is what transformers asks of a dense checkpoint."""
+    `format: pt` is what transformers asks of a dense checkpoint. Raises OSError where the disk is full."""
     whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    replace_file(path, lambda beside: save_file(whole, beside, metadata=metadata or {"format": "pt"}))
+    try:
+        replace_file(path, lambda beside: save_file(whole, beside, metadata=metadata or {"format": "pt"}))
+    except SafetensorError as error:  # a full disk, by a name of the library's own
+        raise OSError(f"{path}: {error}") from None
 
 
 def sha256_of(*paths: Path) -> str:

@@ -1,7 +1,9 @@
 """export.py: what comes out is whole or not there, says what it is worth, and computes what the run computes. safetensors."""
 import hashlib
 import json
+import resource
 import shutil
+import signal
 from dataclasses import replace
 
 import pytest
@@ -123,6 +125,19 @@ def test_an_interrupted_export_leaves_nothing(small_base, tmp_path, monkeypatch,
     before = set(tmp_path.iterdir())
     assert "nothing was exported" in call(export_script, run, "--format", form, "--to", tmp_path / to)
     assert set(tmp_path.iterdir()) == before
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(small_base, tmp_path):
+    """Files end at 64 kB here."""
+    run = made_run(tmp_path / "run", small_base, "--method", "lora")
+    kept, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, kept[1]))
+        message = refusal(run, "safetensors", tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, kept)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "model.safetensors" in message and "too large" in message
 
 
 # ---- what is refused ----------------------------------------------------------------------------------------------

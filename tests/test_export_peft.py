@@ -134,7 +134,7 @@ def adapter(small_base, tmp_path_factory):
                for name, (r, D_out, D_in) in sizes.items() for letter, shape in (("A", (r, D_in)), ("B", (D_out, r)))}, path / WEIGHTS)
     write_json(path / CONFIG, {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"], "bias": "none",
                                "rank_pattern": {"down_proj": 2}, "alpha_pattern": {"layers.0.mlp.down_proj": 6}, "use_dora": False,
-                               "modules_to_save": None, "lora_dropout": 0.1, "task_type": "CAUSAL_LM"})
+                               "modules_to_save": None, "init_lora_weights": True, "lora_dropout": 0.1, "task_type": "CAUSAL_LM"})
     return path
 
 
@@ -161,7 +161,8 @@ def test_an_adapter_on_codes_is_the_same_adapter(small_base, adapter, tmp_path):
     ({"peft_type": "IA3"}, r"peft_type 'IA3' is not read; LORA is"), ({"use_dora": True}, "use_dora True is not plain LoRA"),
     ({"bias": "all"}, "bias 'all' is not plain LoRA"), ({"modules_to_save": ["lm_head"]}, r"modules_to_save \['lm_head'\]"),
     ({"fan_in_fan_out": True}, "fan_in_fan_out True"), ({"lora_alpha": None}, "lora_alpha is None, not a number above 0"),
-    ({"layer_replication": [[0, 1]]}, "layer_replication"), ({"r": 8}, r"q_proj.lora_A.weight has shape \[4, 32\] instead of \[8, 32\] \(r 8")])
+    ({"layer_replication": [[0, 1]]}, "layer_replication"), ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights 'pissa_niter_4' is not plain LoRA"),
+    ({"init_lora_weights": "olora"}, "init_lora_weights 'olora'"), ({"kasa_config": {"beta": 1}}, "kasa_config"), ({"r": 8}, r"q_proj.lora_A.weight has shape \[4, 32\] instead of \[8, 32\] \(r 8")])
 def test_what_is_not_plain_lora_is_refused_by_name(small_base, adapter, tmp_path, changed, message):
     shutil.copytree(adapter, tmp_path / "a")
     write_json(tmp_path / "a" / CONFIG, {**read_json(adapter / CONFIG), **changed})
