@@ -48,7 +48,7 @@ class Planned:
 
 
 class GGUFExport:
-    name, is_directory = "gguf", False
+    name, is_directory, tolerance = "gguf", False, 0.0
 
     def __init__(self, trained: Trained, to: Path, dtype: str | None):
         """dtype: of a dense file; None for one that keeps everything as it is in the run. Raises ValueError for what llama.cpp does not compute,

@@ -18,6 +18,7 @@ class Export(Protocol):
     """What each format's class offers. The constructor, of (trained, to, dtype), refuses from headers whatever can be refused."""
     name: str
     is_directory: bool
+    tolerance: float  # as `compare` has it
 
     def write(self, model: Llama, place: Path) -> dict: ...             # what there is to say of it
     def reread(self, place: Path) -> Llama: ...
@@ -51,17 +52,16 @@ def hand_over(trained: Trained, export: Export, to: Path) -> None:
             beside.mkdir()
         model = trained.load()
         facts = export.write(model, beside)
-        difference = compare(model, export.reread(beside), rows, export.expected)
+        difference = compare(model, export.reread(beside), rows, export.expected, export.tolerance)
         files = files_of(beside)
         if not export.is_directory:
             files = {to.name: files.pop(beside.name)}
         report = report_json(trained, export.name, facts, difference, files)
-        if export.is_directory:
-            write_json(beside / REPORT, report)
+        write_json(beside / REPORT if export.is_directory else report_file(to), report)
         os.replace(beside, to)
-        if not export.is_directory:
-            write_json(report_file(to), report)
     finally:
+        if not export.is_directory and not to.exists():
+            report_file(to).unlink(missing_ok=True)
         shutil.rmtree(beside, ignore_errors=True)
         beside.unlink(missing_ok=True)
     print("\n".join(report_lines(f"{to}: {export.name} of {trained.path}", facts, difference, files)))

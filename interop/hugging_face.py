@@ -9,8 +9,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from finetune.models import Source, sixteen_bit_type
+from interop.report import check_tokenizer
 from interop.trained import Trained, dense_tensor, dense_tensors, tensor_names
-from model.checkpoint import load_model
+from model.checkpoint import load_config, load_model, weight_files
 from model.config import LlamaConfig
 from model.files import write_json, write_safetensors
 from model.llama import Llama
@@ -21,7 +22,7 @@ BESIDE = ("generation_config.json", "special_tokens_map.json", "chat_template.ji
 
 
 class SafetensorsExport:
-    name, is_directory = "safetensors", True
+    name, is_directory, tolerance = "safetensors", True, 0.0
 
     def __init__(self, trained: Trained, to: Path, dtype: str | None):
         """dtype: None for that of the checkpoint's embeddings, bfloat16 where they are float32. Reads headers only."""
@@ -37,7 +38,7 @@ class SafetensorsExport:
         return dense_tensor(model, name).to(self.dtype)
 
     def reread(self, place: Path) -> Llama:
-        return load_model([place / "model.safetensors"], self.trained.config, torch.float32)
+        return read_model(self.trained, place)
 
 
 def name_of(dtype: torch.dtype) -> str:
@@ -54,6 +55,16 @@ def write_model(trained: Trained, model: Llama, dtype: torch.dtype, directory: P
     for path in (trained.origin / name for name in BESIDE if trained.origin and trained.origin.is_dir()):
         if path.is_file():
             shutil.copy(path, directory / path.name)
+
+
+def read_model(trained: Trained, directory: Path) -> Llama:
+    """By its own config.json. Raises ValueError where that, or its tokenizer, is another."""
+    check_tokenizer(trained, directory)
+    config = load_config(directory)
+    if differ := [name for name, value in vars(config).items() if value != getattr(trained.config, name)]:
+        raise ValueError(f"config.json, read again, says {differ[0]} {getattr(config, differ[0])!r}, and the run has {getattr(trained.config, differ[0])!r}; "
+                         f"nothing is left of this export")
+    return load_model(weight_files(directory), config, torch.float32)
 
 
 def hugging_face_config(config: LlamaConfig, dtype: torch.dtype) -> dict:

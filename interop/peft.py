@@ -24,14 +24,14 @@ from torch import Tensor
 
 from adapters.adapted import adapted_layers
 from finetune.models import load_run_base
-from interop.hugging_face import DTYPES, name_of, write_model
+from interop.hugging_face import DTYPES, name_of, read_model, write_model
 from interop.peft_in import attach_peft, read_peft
 from interop.trained import Trained, is_run
-from model.checkpoint import load_model
 from model.files import write_json, write_safetensors
 from model.hub import HubModel
 from model.llama import Llama
 
+PRODUCTS = 1e-4  # of a tensor's largest value: what products of other factors may round otherwise
 CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "base"
 
 
@@ -51,6 +51,7 @@ class PEFTExport:
         if self.original and dtype:
             raise ValueError(f"--dtype is of the base that leaves with an adapter, and this one stands beside the original, {self.original}")
         self.dtype = DTYPES[dtype or "float32"]
+        self.tolerance = max(PRODUCTS, 4 * torch.finfo(self.dtype).eps)
 
     def write(self, model: Llama, place: Path) -> dict:
         tensors, ranks, alphas = {}, {}, {}
@@ -89,7 +90,7 @@ class PEFTExport:
         if self.original:
             model = self.trained.base.load(torch.float32, "cpu")
         else:
-            model = load_model([place / BASE / "model.safetensors"], self.trained.config, torch.float32)
+            model = read_model(self.trained, place / BASE)
         attach_peft(model, read_peft(place, self.trained.config))
         return model
 

@@ -1,4 +1,5 @@
 """What an export is worth: it is read again and put beside the run, weight by weight and logit by logit."""
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,8 +12,10 @@ from tqdm import tqdm
 from interop.trained import Trained, dense_tensor, tensor_names
 from model.files import sha256_of
 from model.llama import Llama
+from model.tokenizer import load_tokenizer
 
 LONGEST = 64  # tokens of a row
+SAME_WEIGHTS, SAME_LOGITS = 1e-5, 1e-3  # of the largest weight of a tensor, and of the largest logit: float32's own noise lies below
 # What logits are compared on, and tokenizers: prose, a table, digits and signs, accents and other alphabets, white space.
 TEXTS = (
     "The customer asks why the card that was ordered two weeks ago hasn't arrived yet. I'll answer: it's on its way, and we've sent the "
@@ -50,21 +53,37 @@ def logits_of(model: Llama, rows: list[list[int]]) -> list[Tensor]:
     return [logits[:len(row)] for logits, row in zip(model(batch), rows)]
 
 
-def compare(model: Llama, again: Llama, rows: list[list[int]], expected: Callable[[Llama, str], Tensor | None]) -> Difference:
+def compare(model: Llama, again: Llama, rows: list[list[int]], expected: Callable[[Llama, str], Tensor | None], tolerance: float) -> Difference:
     """`model` is the run, `again` what was read. expected(model, name): what a file that was written without fault holds for this tensor,
-    exactly; None where that is not known. Raises ValueError where it does not."""
-    largest, where = 0.0, "none"
+    exactly; None where that is not known, and it may differ by `tolerance` times the tensor's largest value. Raises ValueError where a tensor is another,
+    and where all are the run's but not what they compute: then a config says something else."""
+    largest, where, relative = 0.0, "none", 0.0
     for name in tqdm(tensor_names(model.config), desc="comparing", unit="tensor", disable=None, leave=False):
         ours, theirs = dense_tensor(model, name), dense_tensor(again, name).float()
         exact = expected(model, name)
         if exact is not None and not torch.equal(exact.float(), theirs):
             raise ValueError(f"{name}: what was read again is not what was written; nothing is left of this export")
         difference = (ours.float() - theirs).abs().max().item()
+        of_largest = difference / (ours.abs().max().item() or 1.0)
+        if exact is None and not of_largest <= tolerance:
+            raise ValueError(f"{name}: what was read again differs from the run by {difference:.3g}, {of_largest:.2g} of its largest value; nothing is left "
+                             f"of this export")
+        relative = max(relative, of_largest)
         if not difference <= largest:
             largest, where = difference, name
-    before, after = logits_of(model, rows), logits_of(again, rows)
-    return Difference(largest, where, max((a - b).abs().max().item() for a, b in zip(before, after, strict=True)),
-                      max(a.abs().max().item() for a in before), len(rows), sum(map(len, rows)))
+    before, after = (torch.cat(logits_of(m, rows)) for m in (model, again))
+    difference, size = (before - after).abs().max().item(), before.abs().max().item()
+    if not math.isfinite(difference) or (relative <= SAME_WEIGHTS and difference > SAME_LOGITS * size):
+        raise ValueError(f"the logits of what was read again differ by {difference:.3g}, of logits up to {size:.3g}, though its weights are the run's; "
+                         f"nothing is left of this export")
+    return Difference(largest, where, difference, size, len(rows), sum(map(len, rows)))
+
+
+def check_tokenizer(trained: Trained, place: Path) -> None:
+    """Raises ValueError where the tokenizer that was written makes other tokens of the fixed texts."""
+    ours, theirs = trained.tokenizer, load_tokenizer(place)
+    if other := [text for text in TEXTS if ours.encode(text) != theirs.encode(text)]:
+        raise ValueError(f"the tokenizer that was read again makes other tokens of {other[0][:40]!r}; nothing is left of this export")
 
 
 def files_of(place: Path) -> dict[str, dict]:

@@ -5,6 +5,7 @@ import resource
 import shutil
 import signal
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ import export as export_script
 from finetune.models import Source, load_trained
 from finetune.run import Run
 from interop import hand_over, hugging_face
+from interop import report as reporting
 from interop.trained import dense_tensors
 from model.checkpoint import load_config, load_model, random_model, save_model, weight_files
 from model.files import write_json
@@ -112,6 +114,29 @@ def test_a_file_that_does_not_read_as_it_was_written_gets_no_name(small_base, tm
     monkeypatch.setattr(hugging_face, "write_safetensors", damaged)
     message = refusal(run, "safetensors", tmp_path / "out")
     assert "model.layers.0.mlp.up_proj.weight: what was read again is not what was written" in message
+
+
+def test_a_config_or_tokenizer_that_is_another_gets_no_name(small_base, tmp_path, monkeypatch):
+    run = made_run(tmp_path / "run", small_base, "--method", "lora")
+    with monkeypatch.context() as inside:
+        right = hugging_face.hugging_face_config
+        inside.setattr(hugging_face, "hugging_face_config", lambda *rest: {**right(*rest), "rope_theta": 123.0})
+        assert "config.json, read again, says rope_theta 123.0, and the run has 10000.0" in refusal(run, "safetensors", tmp_path / "out")
+    monkeypatch.setattr(reporting, "load_tokenizer", lambda place: SimpleNamespace(encode=lambda text: [0]))
+    assert "the tokenizer that was read again makes other tokens of" in refusal(run, "safetensors", tmp_path / "out")
+
+
+def test_the_same_weights_that_compute_something_else_are_refused_and_so_are_logits_that_are_no_numbers(small_base):
+    model, again = loaded(small_base), loaded(small_base)
+    rows, unknown = [[1, 5, 6], [1, 7]], lambda model, name: None
+    assert reporting.compare(model, again, rows, unknown, 0.0).largest_logit_difference == 0
+    again.config = replace(again.config, final_softcap=1e-3)
+    with pytest.raises(ValueError, match="though its weights are the run's"):
+        reporting.compare(model, again, rows, unknown, 0.0)
+    damaged = loaded(small_base)
+    damaged.model.norm.weight.data[3] = torch.nan
+    with pytest.raises(ValueError, match="differs from the run by nan|differ by nan"):
+        reporting.compare(model, damaged, rows, unknown, 1.0)
 
 
 @pytest.mark.parametrize("form,to", [("safetensors", "out"), ("gguf", "out.gguf"), ("peft", "out")])

@@ -13,6 +13,7 @@ from adapters import ADAPTERS
 from adapters.adapted import adapted_layers
 from adapters.irqlora import IRQLoRA
 from adapters.pooling import Lam
+from interop.peft import PEFTExport
 from interop.peft_in import attach_peft, read_peft
 from model.checkpoint import load_config, load_model, weight_files
 from model.config import read_json
@@ -91,6 +92,13 @@ def test_base_and_exported_adapter_compute_what_the_run_computes(small_base, tmp
     assert report["rank"] == rank and report["largest_logit_difference"] < 2e-4 and report["largest_weight_difference"] < 1e-5
     stated = json.loads((tmp_path / "out" / CONFIG).read_text())
     assert stated["base_model_name_or_path"] == str(base.resolve()) and stated["task_type"] == "CAUSAL_LM"
+
+
+def test_an_adapter_that_does_not_read_as_it_was_written_gets_no_name(small_base, tmp_path, monkeypatch):
+    """Control of the comparison: the alpha that is written is another."""
+    run, right = made_run(tmp_path / "run", small_base, "--method", "lora"), PEFTExport.config
+    monkeypatch.setattr(PEFTExport, "config", lambda self, *rest: {**right(self, *rest), "lora_alpha": 17})
+    assert "what was read again differs from the run by" in refusal(run, "peft", tmp_path / "out")
 
 
 def test_the_base_of_codes_leaves_beside_the_adapter_as_it_was_trained_on(small_base, tmp_path, capsys):

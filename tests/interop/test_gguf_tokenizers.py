@@ -11,7 +11,7 @@ from tokenizers import pre_tokenizers
 
 from model.gguf_tokenizer import SPLITTINGS
 from model.tokenizer import load_tokenizer
-from tests.test_gguf_tokenizer import SPECIAL, TEXTS, bytewise, gguf_with, trained_bpe
+from tests.test_gguf_tokenizer import TEXTS, bytewise, gguf_with, trained_bpe
 
 llama_cpp = pytest.importorskip("llama_cpp", reason="pip install -r tests/interop/requirements.txt")
 SEQUENCES = 400
