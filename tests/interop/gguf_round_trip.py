@@ -30,6 +30,7 @@ from tests.cli import call
 
 LENGTH = 256  # tokens of the longest prompt and its answer
 ROWS = 64     # on which logits are compared
+ONE_THREAD = {"n_threads": 1, "n_threads_batch": 1}  # several wait for each other in a loop: on a busy machine that takes 40 times as long
 
 
 def main() -> None:
@@ -74,7 +75,7 @@ def ours(path: Path) -> Llama:
 
 
 def theirs(path: Path) -> llama_cpp.Llama:
-    return llama_cpp.Llama(str(path), n_ctx=LENGTH, logits_all=True, verbose=False, type_k=0, type_v=0)
+    return llama_cpp.Llama(str(path), n_ctx=LENGTH, logits_all=True, verbose=False, type_k=0, type_v=0, **ONE_THREAD)
 
 
 def compared(name: str, path: Path, job: Job) -> str:

@@ -21,6 +21,7 @@ from tests.test_families import GEMMA2
 
 LINEAR = {"rope_type": "linear", "factor": 4.0}
 LLAMA_3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+ONE_THREAD = {"n_threads": 1, "n_threads_batch": 1}
 HEADS = {"llama.attention.value_length": 16, "llama.rope.dimension_count": 16}  # a head is not hidden_size / heads here
 FAMILIES = {"llama": {}, "llama 3.1": {"rope_scaling": LLAMA_3}, "linear": {"rope_scaling": LINEAR, "tie_word_embeddings": False},
             "mistral": {"model_type": "mistral"}, "qwen2": {"model_type": "qwen2", "attention_bias": True, "head_dim": 8},
@@ -118,7 +119,7 @@ def test_what_peft_adds_to_lora_is_refused_by_name(tmp_path, small_base, options
 def llama_logits(path: Path, rows: list[list[int]]) -> tuple[list[torch.Tensor], list[list[int]]]:
     """float32 keys and values; and the ids that llama.cpp itself makes of the texts."""
     llama_cpp = pytest.importorskip("llama_cpp", reason="pip install -r tests/interop/requirements.txt")
-    model, found = llama_cpp.Llama(str(path), n_ctx=128, logits_all=True, verbose=False, type_k=0, type_v=0), []
+    model, found = llama_cpp.Llama(str(path), n_ctx=128, logits_all=True, verbose=False, type_k=0, type_v=0, **ONE_THREAD), []
     for row in rows:
         model.reset()
         model.eval(row)
