@@ -99,7 +99,7 @@ def describe(run: Run, source: Source, args: argparse.Namespace, job: Job) -> di
                      "safetensors": safetensors.__version__},
         "fingerprints": {"base": None if args.from_scratch else source.fingerprint, "data": job.fingerprints,
                          "calibration": job.calibration.fingerprint if args.quantizer == GPTQ else None},
-        "data": {"template_version": job.task.template_version, "left_out": job.left_out},
+        "data": {"template_version": job.task.template_version, "left_out": job.left_out, "empty_answers": job.empty_answers},
     }
     copy_tokenizer(source.path, run.path)
     write_json(run.config_file, saved)

@@ -63,7 +63,7 @@ def processor_seconds() -> float:
 
 def draw(source: Path, target: Path, n: int) -> Path:
     """n of the file's rows, in its order."""
-    lines = source.read_text(encoding="utf-8").splitlines()
+    lines = source.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # splitlines would also split at U+2028, which may stand inside a row
     write_text(target, "".join(lines[i] + "\n" for i in sorted(shuffled(range(len(lines)), 0)[:n])))
     return target
 

@@ -145,7 +145,9 @@ def evaluate_model(source: Source, args: argparse.Namespace, place: Run, without
     plain = argparse.Namespace(**{**vars(args), "quantizer": "none"})
     states = [("base", args)] if args.quantizer == "none" else [("base", plain), (how_quantized(args), args)]
     for state, how in states[without_base:]:
-        model, _ = load_base(source, how, job)
+        model, report = load_base(source, how, job)
+        if report:
+            write_json(place.quantization_file, report)
         rows.append(score_state(state, model, job, args.eval_batch_size))
         if adapter and how is args:
             attach_peft(model, adapter)

@@ -42,6 +42,7 @@ class Job:
     validation: list[Encoded]
     test: list                # of the task's own kind
     left_out: dict[str, int]  # why -> how many training and validation rows
+    empty_answers: int        # training and validation rows of which only the end token is learned
     max_new_tokens: int
     fingerprints: dict[str, str]
     calibration: Calibration | None  # where GPTQ will be asked for
@@ -61,6 +62,8 @@ def prepare_job(source: Source, args: argparse.Namespace, calibrate: bool) -> Jo
     splits = task.splits(data_file(args.data, "train"), data_file(args.test_data, "test"), args.limit, args.seed)
     for reason, rows in splits.left_out.items():
         print(f"--task {args.task}: {rows} training rows are left out: {reason}")
+    if empty := sum(not row.answer.strip() for row in splits.train + splits.validation):
+        print(f"--task {args.task}: {empty} training rows have an empty answer: they teach to write nothing")
     tokenizer, end_ids, positions = source.tokenizer, source.stop_ids(), source.config.max_position_embeddings
     longest = args.max_length or min(LONGEST, positions)
     parts = [task.encode(part, tokenizer, end_ids[0]) for part in (splits.train, splits.validation)]
@@ -79,7 +82,7 @@ def prepare_job(source: Source, args: argparse.Namespace, calibrate: bool) -> Jo
     test = task.test_rows(splits.test, tokenizer, longest)[:args.test_limit]
     calibration = calibration_of(args, tokenizer, train, longest) if calibrate else None
     check_ids([row.tokens for row in test if hasattr(row, "tokens")] + (calibration.rows if calibration else []), source)
-    return Job(task, tokenizer, end_ids, train, validation, test, {**splits.left_out, TOO_LONG: too_long}, max_new_tokens, splits.fingerprints(), calibration)
+    return Job(task, tokenizer, end_ids, train, validation, test, {**splits.left_out, TOO_LONG: too_long}, empty, max_new_tokens, splits.fingerprints(), calibration)
 
 
 def task_of(args: argparse.Namespace) -> Task:

@@ -5,7 +5,7 @@ from model.generate import generate_each
 from model.llama import Llama
 from tasks.task import Asking, Example, Task
 
-TRUNCATED, EMPTY = "prompt cut on the left", "empty answer"
+TRUNCATED, EMPTY, EMPTY_GOLD = "prompt cut on the left", "empty answer", "empty gold answer"
 
 
 class GenerativeTask(Task):
@@ -18,7 +18,7 @@ class GenerativeTask(Task):
         stopped = lambda ids: any(stop in asking.tokenizer.decode(ids) for stop in self.stop_texts)
         for i, ids in generate_each(model, prompts, asking.max_new_tokens, asking.end_ids, asking.batch_size, asking.desc, stopped=stopped):
             text = before(asking.tokenizer.decode(ids), self.stop_texts).strip()
-            flags = [TRUNCATED] * (len(prompts[i]) > room) + [EMPTY] * (not text)
+            flags = [TRUNCATED] * (len(prompts[i]) > room) + [EMPTY] * (not text) + [EMPTY_GOLD] * (not rows[i].answer.strip())
             yield i, {"prompt": rows[i].prompt, "gold": rows[i].answer, "text": text, **({"flags": flags} if flags else {})}
 
 

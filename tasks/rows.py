@@ -149,4 +149,5 @@ def _distinct(names: list[str], place: str) -> list[str]:
     return names
 
 
+csv.field_size_limit(2 ** 31 - 1)  # Python refuses cells of more than 131,072 characters by itself
 READERS = {".jsonl": _json_lines, ".json": _json, ".csv": _csv}

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from finetune import arguments
 from finetune.arguments import EMBEDDED_BASE
 from model.checkpoint import random_model, save_model
 from model.files import write_json
@@ -18,6 +19,14 @@ torch.manual_seed(0)
 # derandomize: the same examples on every machine and in every run. No deadline: CI machines are noisy.
 settings.register_profile("project", derandomize=True, deadline=None, max_examples=60)
 settings.load_profile("project")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def float32_on_every_machine():
+    """The scripts' default is bfloat16 where the machine multiplies it; tests that want it say so."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arguments, "default_dtype", lambda: "float32")
+        yield
 
 
 @pytest.fixture(scope="session")

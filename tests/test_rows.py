@@ -52,6 +52,11 @@ def test_any_text_survives_csv_and_json(tmp_path_factory, table):
         assert read_rows(folder / name, {"a": str, "b": str, "n": int}) == table
 
 
+def test_a_cell_of_csv_may_be_as_long_as_a_book(tmp_path):
+    WRITERS["X.CSV"](tmp_path / "X.CSV", [{"a": "x" * 200_000}])
+    assert read_rows(tmp_path / "X.CSV", ("a",)) == [{"a": "x" * 200_000}]
+
+
 def test_a_row_of_csv_is_on_the_line_where_it_begins(tmp_path):
     (tmp_path / "x.csv").write_bytes(b'\xef\xbb\xbfa,b\r\n1,"two\r\nlines"\r\n\r\n3,four\r\n')  # a byte order mark, a line break in quotes, an empty line
     assert placed_rows(tmp_path / "x.csv", ("a", "b")) == [(f"{tmp_path}/x.csv, line 2", {"a": "1", "b": "two\r\nlines"}),

@@ -2,6 +2,7 @@
 import json
 import math
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from model.tokenizer import load_tokenizer
 from tasks.banking77 import Banking77
 from tasks.generative import EMPTY, TRUNCATED
 from tasks.perplexity import Perplexity, Text
+from tasks.piqa import Piqa
 from tasks.task import Asking, Example
 from tests.cli import FEW, SMALL, call, rows_of
 
@@ -164,33 +166,36 @@ def test_results_say_what_was_scored_and_how(small_base, text_file, tmp_path, el
 
 # ---- going on after an interruption -------------------------------------------------------------------------------
 
-def test_an_interrupted_scoring_goes_on_where_it_stopped(small_base, text_file, tmp_path, elsewhere, monkeypatch, capsys):
-    asked = ["--model", small_base, "--task", "perplexity", "--test-data", text_file, "--max-length", "32", "--bits", "4", "--block", "16x1"]
+@pytest.mark.parametrize("task,flags", [
+    (Perplexity, ["--test-data", "text.txt", "--max-length", "32"]),
+    (Piqa, ["--test-data", Path(__file__).parent / "fixtures" / "lm_eval" / "piqa.jsonl", "--eval-batch-size", "1"])])  # other batches round otherwise
+def test_an_interrupted_scoring_goes_on_where_it_stopped(task, flags, small_base, text_file, tmp_path, elsewhere, monkeypatch, capsys):
+    asked = ["--model", small_base, "--task", task.name, *flags, "--bits", "4", "--block", "16x1"]
     assert call(eval_script, *asked, "--out", "whole") is None
-    asked_for, original = [], Perplexity.answers
+    asked_for, original = [], task.answers
 
     def cut_off_after(n):
         def answers(self, model, rows, asking):
             for place, line in original(self, model, rows, asking):
                 if len(asked_for) == n:
                     raise KeyboardInterrupt
-                asked_for.append(rows[place].tokens)
+                asked_for.append(rows[place])
                 yield place, line
         return answers
-    windows = rows_of(tmp_path / "whole")["base"]["counts"]["rows"]
-    monkeypatch.setattr(Perplexity, "answers", cut_off_after(windows + 3))
+    rows = rows_of(tmp_path / "whole")["base"]["counts"]["rows"]
+    monkeypatch.setattr(task, "answers", cut_off_after(rows + 3))
     assert call(eval_script, *asked, "--out", "p") == "interrupted"
     assert not (tmp_path / "p" / "results.json").exists()
     (part,) = (tmp_path / "p").glob("answers-*.part.jsonl")
     with open(part, "a") as file:
         file.write('{"state": "cut o')  # as a killed process leaves it
-    monkeypatch.setattr(Perplexity, "answers", cut_off_after(10 ** 6))
+    monkeypatch.setattr(task, "answers", cut_off_after(10 ** 6))
     assert call(eval_script, *asked, "--out", "p") is None
-    assert f"{windows + 3} answers of an interrupted scoring are taken up" in capsys.readouterr().out
-    assert len(asked_for) == 2 * windows  # nothing twice
+    assert f"{rows + 3} answers of an interrupted scoring are taken up" in capsys.readouterr().out
+    assert len(asked_for) == 2 * rows  # nothing twice
     for state, row in rows_of(tmp_path / "whole").items():
         assert rows_of(tmp_path / "p")[state]["scores"] == row["scores"]
-    assert [row["counts"].get(TAKEN_UP) for row in rows_of(tmp_path / "p").values()] == [windows, 3]  # whose seconds are in no figure
+    assert [row["counts"].get(TAKEN_UP) for row in rows_of(tmp_path / "p").values()] == [rows, 3]  # whose seconds are in no figure
     assert (tmp_path / "p" / "predictions.jsonl").read_text() == (tmp_path / "whole" / "predictions.jsonl").read_text()
     assert not part.exists()
 
@@ -250,6 +255,7 @@ def test_two_ways_of_quantizing_are_two_states_and_are_kept_with_their_flags(sma
     states = [json.loads(line)["state"] for line in (tmp_path / "p" / "predictions.jsonl").read_text().splitlines()]
     assert len(states) == 4 and len(set(states)) == 2
     flags = json.loads((tmp_path / "p" / "results.json").read_text())["flags"]
+    assert (tmp_path / "p" / "quantization.json").is_file() == ("gptq" in ways[0])  # GPTQ's report
     assert (flags["quantized_layers"], flags["act_order"]) == (("attention", False) if len(ways[1]) == 2 else ("all", True))
 
 

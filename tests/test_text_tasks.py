@@ -18,7 +18,7 @@ from tasks.alpaca import Alpaca, alpaca_prompt
 from tasks.bitext import Bitext, BitextResponse
 from tasks.flan import Flan, final_answer
 from tasks.free_text import FreeTextTask, rouge
-from tasks.generative import EMPTY, TRUNCATED
+from tasks.generative import EMPTY, EMPTY_GOLD, TRUNCATED
 from tasks.gsm8k import Gsm8k, Gsm8kZeroShot, bare, read_problems, with_shots
 from tasks.labels import macro_f1, micro_f1
 from tasks.sql_create_context import GOLD_DOES_NOT_COMPILE, SqlCreateContext, SqlExample, compiles, schema_of, statements, whole_schemas
@@ -281,6 +281,16 @@ def test_each_task_trains_and_is_scored_per_row(name, small_base, tmp_path, else
     assert json.loads((tmp_path / "x" / "config.json").read_text())["data"]["template_version"] == 1
     if name == "gsm8k":
         assert row["counts"][TRUNCATED] == 3  # five shots do not fit 160 positions
+
+
+def test_empty_answers_are_counted_among_the_training_and_the_test_rows(small_base, tmp_path, elsewhere, capsys):
+    pytest.importorskip("rouge_score")
+    rows = [{"inputs": f"Is {i} even?", "targets": " " if i % 4 == 0 else "yes"} for i in range(40)]
+    data = ["--data", write(tmp_path / "train.jsonl", rows), "--test-data", write(tmp_path / "test.jsonl", rows)]
+    assert call(train_script, "--model", small_base, "--task", "flan", *data, *FEW, "--out", "x") is None
+    assert "10 training rows have an empty answer" in capsys.readouterr().out
+    assert json.loads((tmp_path / "x" / "config.json").read_text())["data"]["empty_answers"] == 10
+    assert rows_of(tmp_path / "x")["as trained"]["counts"][EMPTY_GOLD] == 1  # of rows 0, 1 and 2
 
 
 def test_benchmark_rows_are_asked_for(small_base, tmp_path, elsewhere):
