@@ -3,8 +3,8 @@
     log p(continuation | context) = sum over its tokens of log softmax(logits)[token], natural logarithm, in float32
 
 Questions of multiple choice repeat themselves: their choices follow one context, and contexts may begin with the same worked examples.
-What the questions of a batch begin with is computed once, what the choices of one question begin with once a question, and only the
-rest once a choice:
+What the questions of a batch begin with is computed once, for it and for the next batches that begin with it; what the choices of one question
+begin with once a question, and only the rest once a choice:
 
 | code name | meaning |
 |---|---|
@@ -70,42 +70,46 @@ def log_likelihoods(model: Llama, questions: Sequence[Sequence[Pair]], batch_siz
     them at a time. Only what ALL questions of a batch begin with is computed once for them: give those together that begin alike."""
     length = [max(len(p.context) + len(p.continuation) for p in pairs) for pairs in questions]
     order = sorted(range(len(questions)), key=length.__getitem__)
+    prefix = Prefix([])
     for start in range(0, len(order), batch_size):
-        batch = order[start:start + batch_size]
-        yield from zip(batch, batch_log_likelihoods(model, [questions[i] for i in batch]))
+        batch = Batch.of([questions[i] for i in order[start:start + batch_size]])
+        prefix = read_prefix(model, batch, prefix)
+        yield from zip(order[start:start + batch_size], batch_log_likelihoods(model, batch, prefix))
 
 
-def batch_log_likelihoods(model: Llama, questions: Sequence[Sequence[Pair]]) -> list[list[float]]:
-    rows: list[list[int]] = []    # what the model reads
-    parents: list[int] = []       # the question of each row
-    row_of: list[list[int]] = []  # question, pair -> row
-    for i, pairs in enumerate(questions):
-        distinct = list(dict.fromkeys(tuple(p.context + p.continuation[:-1]) for p in pairs))
-        row_of.append([len(rows) + distinct.index(tuple(p.context + p.continuation[:-1])) for p in pairs])
-        rows += map(list, distinct)
-        parents += [i] * len(distinct)
-    prefix, stems = shared_parts(questions, rows, parents)
-    x = last_pass(model, rows, parents, prefix, stems)
-    starts = [len(prefix if stems is None else stems[i]) for i in parents]  # of each row, what the last pass did not read
+@dataclass(frozen=True)
+class Batch:
+    questions: Sequence[Sequence[Pair]]
+    rows: list[list[int]]         # what the model reads
+    parents: list[int]            # the question of each row
+    row_of: list[list[int]]       # question, pair -> row
+    stems: list[list[int]]        # of each question
+
+    @classmethod
+    def of(cls, questions: Sequence[Sequence[Pair]]) -> "Batch":
+        rows, parents, row_of, stems = [], [], [], []
+        for i, pairs in enumerate(questions):
+            read = [tuple(p.context + p.continuation[:-1]) for p in pairs]
+            distinct = list(dict.fromkeys(read))
+            row_of.append([len(rows) + distinct.index(row) for row in read])
+            rows += map(list, distinct)
+            parents += [i] * len(distinct)
+            stems.append(common_start(list(map(list, distinct)))[:min(len(p.context) for p in pairs) - 1])
+        return cls(questions, rows, parents, row_of, stems)
+
+
+def batch_log_likelihoods(model: Llama, batch: Batch, prefix: "Prefix") -> list[list[float]]:
+    x, done = last_pass(model, batch.rows, batch.parents, batch.stems, prefix)
     places, targets, sizes = [], [], []
-    for pairs, chosen in zip(questions, row_of):
+    for pairs, chosen in zip(batch.questions, batch.row_of):
         for pair, row in zip(pairs, chosen):
-            first = len(pair.context) - 1 - starts[row]
+            first = len(pair.context) - 1 - done[row]
             places += [(row, first + j) for j in range(len(pair.continuation))]
             targets += pair.continuation
             sizes.append(len(pair.continuation))
     at = torch.tensor(places, device=model.device).unbind(1)
     sums = iter(part.sum().item() for part in token_log_probabilities(model, x[at], targets).double().split(sizes))
-    return [[next(sums) for _ in pairs] for pairs in questions]
-
-
-def shared_parts(questions: Sequence[Sequence[Pair]], rows: list[list[int]], parents: list[int]) -> tuple[list[int], list[list[int]] | None]:
-    """The batch's prefix, and each question's stem, which begins with it; None where no question has two rows."""
-    unread = [min(len(p.context) for p in pairs) - 1 for pairs in questions]  # tokens before the first place that is read
-    stems = [common_start([row for row, q in zip(rows, parents) if q == i])[:unread[i]] for i in range(len(questions))]
-    prefix = common_start(stems) if len(rows) > 1 else []
-    prefix = prefix if len(prefix) >= SHORTEST_PREFIX else []
-    return prefix, stems if len(rows) > len(questions) else None
+    return [[next(sums) for _ in pairs] for pairs in batch.questions]
 
 
 def common_start(rows: Sequence[list[int]]) -> list[int]:
@@ -133,6 +137,12 @@ class Branch:
     def layer(self, layer: int) -> tuple[Tensor, Tensor]:
         return self._after_trunk(layer, *self.own[layer])
 
+    def first(self, length: int) -> "Branch":
+        """Of the first tokens only. For a branch without a trunk."""
+        cut = Branch()
+        cut.length, cut.own = length, [(k[:, :, :length], v[:, :, :length]) for k, v in self.own]
+        return cut
+
     def _after_trunk(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         if self.trunk is None:
             return k, v
@@ -140,25 +150,43 @@ class Branch:
         return torch.cat((old_k[self.parents], k), dim=2), torch.cat((old_v[self.parents], v), dim=2)
 
 
-def last_pass(model: Llama, rows: list[list[int]], parents: list[int], prefix: list[int], stems: list[list[int]] | None) -> Tensor:
-    """What the last block puts out for each row after its stem, or after the prefix where there are no stems: (rows, T, hidden_size),
-    padded on the right. That of prefix and stems goes into a cache only."""
-    trunk, mask, done = None, None, [len(prefix)] * len(rows)
-    if prefix:
-        trunk = Branch()
-        model.hidden(torch.tensor([prefix], device=model.device), cache=trunk)
-    if stems is not None and max(map(len, stems)) > len(prefix):
+@dataclass(frozen=True)
+class Prefix:
+    tokens: list[int]
+    branch: Branch | None = None  # None: of no tokens
+
+
+def read_prefix(model: Llama, batch: Batch, before: Prefix) -> Prefix:
+    """What the batch's questions begin with. That of the batch before serves where they begin alike, or nearly: what all questions of one batch
+    share by chance, a word or two, costs less once a question than all of it once more."""
+    shared = common_start(batch.stems)
+    same = common_start([shared, before.tokens])
+    if same and (len(shared) - len(same)) * len(batch.stems) <= len(shared):
+        return Prefix(same, before.branch.first(len(same)))
+    if len(shared) < SHORTEST_PREFIX:
+        return Prefix([])
+    branch = Branch()
+    model.hidden(torch.tensor([shared], device=model.device), cache=branch)
+    return Prefix(shared, branch)
+
+
+def last_pass(model: Llama, rows: list[list[int]], parents: list[int], stems: list[list[int]], prefix: Prefix) -> tuple[Tensor, list[int]]:
+    """What the last block puts out for each row after its stem, (rows, T, hidden_size), padded on the right; and how many tokens of each row are
+    not in it. Those of prefix and stems go into a cache only. Where no question has two rows, their stems have no pass of their own."""
+    n, trunk, mask = len(prefix.tokens), prefix.branch, None
+    done = [n] * len(rows)
+    if len(rows) > len(stems) and max(map(len, stems)) > n:
         trunk = Branch(trunk, [0] * len(stems))
-        tokens, real = pad_right([stem[len(prefix):] for stem in stems], model.device)
+        tokens, real = pad_right([stem[n:] for stem in stems], model.device)
         model.hidden(tokens, cache=trunk)  # causality keeps a stem from its padding; those that go on from it need the mask
         done = [len(stems[i]) for i in parents]
-        mask = torch.cat((real.new_ones(len(rows), len(prefix)), real[parents]), dim=1)
-    elif prefix:
+        mask = torch.cat((real.new_ones(len(rows), n), real[parents]), dim=1)
+    else:
         parents = [0] * len(rows)
     tokens, real = pad_right([row[start:] for row, start in zip(rows, done)], model.device)
     if mask is not None:
         mask = torch.cat((mask, torch.ones_like(real)), dim=1)
-    return model.hidden(tokens, mask, Branch(trunk, parents, keep=False))
+    return model.hidden(tokens, mask, Branch(trunk, parents, keep=False)), done
 
 
 def pad_right(rows: Sequence[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -52,9 +52,11 @@ tokens = lambda least, most: st.lists(st.integers(3, 47), min_size=least, max_si
 def question_lists(draw):
     """As benchmarks have them: a few shots that all share, one context a question or one a choice, choices of one token or several,
     some of them alike or the beginning of another."""
-    shots = draw(tokens(0, 30))
+    every = draw(tokens(0, 30))
+    others = draw(st.sampled_from([every, every[:20], [4] + every]))  # after which some of the questions stand: other prefixes, batch by batch
 
     def question():
+        shots = draw(st.sampled_from([every, others]))
         start, kind = draw(tokens(1, 12)), draw(st.sampled_from(["letters", "texts", "a context a choice"]))
         n = draw(st.integers(2, 4))
         if kind == "a context a choice":
@@ -89,6 +91,21 @@ def test_the_prefix_is_read_once_a_batch_stems_once_a_question_and_letters_not_a
     assert read == [(1, 30), (6, 2)]
 
 
+def test_the_prefix_of_the_batch_before_serves_as_far_as_it_is_this_ones(monkeypatch):
+    """In batches of two: the first two questions share two tokens more than all do, the last two begin otherwise."""
+    read, model = [], MODELS["all that came before"]
+    questions = [[Pair(SHOTS + start + [20 + i] * i, [c]) for c in range(3)] for i, start in enumerate([[3, 4], [3, 4], [5, 6], [6, 7]])]
+    questions += [[Pair([40] + SHOTS + [20 + i] * i, [c]) for c in range(3)] for i in (7, 8)]
+    hidden = type(model).hidden
+    monkeypatch.setattr(type(model), "hidden", lambda self, tokens, *rest, **more: read.append(tuple(tokens.shape)) or hidden(self, tokens, *rest, **more))
+    values = scored(model, questions, batch_size=2)
+    assert read == [(1, 31), (2, 2), (2, 5), (1, 31), (2, 8)]
+    assert values == [pytest.approx([naive(model, pair) for pair in pairs], abs=1e-4) for pairs in questions]
+    read.clear()
+    scored(model, questions[:3], batch_size=1)
+    assert read == [(1, 31), (1, 1), (1, 2), (1, 4)]  # of single questions each goes on from the one before
+
+
 def test_only_the_places_that_are_read_go_through_the_vocabulary(monkeypatch):
     read, model = [], MODELS["all that came before"]
     logits = type(model).logits
@@ -105,7 +122,7 @@ def test_only_the_places_that_are_read_go_through_the_vocabulary(monkeypatch):
 def test_the_comparison_notices(damage, monkeypatch):
     """Negative controls: stems of other questions; padding looked at; a window that counts padding."""
     model = MODELS["a window" if damage == "window in places" else "all that came before"]
-    questions = [[Pair([9, 4] * (1 + 4 * i) + [c], [5, c, 8]) for c in (6, 7)] for i in range(3)]
+    questions = [[Pair([9 + i, 4] * (1 + 4 * i) + [c], [5, c, 8]) for c in (6, 7)] for i in range(3)]
     if damage == "parents":
         monkeypatch.setattr(likelihood, "last_pass", lambda m, rows, parents, *rest, real=likelihood.last_pass: real(m, rows, [0] * len(rows), *rest))
     elif damage == "mask":
