@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=TASK_NAMES, default=list(TASK_NAMES))
     parser.add_argument("--test-limit", type=int, help="rows of each zero-shot task")
     parser.add_argument("--mmlu-limit", type=int, help="rows of MMLU")
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     options = parser.parse_args()
     keep_settings(options, ("model", "test_limit", "mmlu_limit", "dtype"))
