@@ -11,7 +11,7 @@ begin with once a question, and only the rest once a choice:
 | `Pair` | token ids of a context and of what follows it |
 | row | what the model reads of a pair: all but the last token. Pairs that differ in that token only (A, B, C, D) are one row |
 | stem | what all rows of a question begin with, up to the first place that is read |
-| `prefix` | what all stems of a batch begin with |
+| `prefix` | what all stems of a batch begin with, or nearly all of that |
 | `Branch` | keys and values of sequences that go on from others |
 
 The protocol (where context and continuation are cut, what is too long) is that of lm-evaluation-harness 0.4.
@@ -79,6 +79,7 @@ def log_likelihoods(model: Llama, questions: Sequence[Sequence[Pair]], batch_siz
 
 @dataclass(frozen=True)
 class Batch:
+    """Questions that are scored together."""
     questions: Sequence[Sequence[Pair]]
     rows: list[list[int]]         # what the model reads
     parents: list[int]            # the question of each row
@@ -99,7 +100,7 @@ class Batch:
 
 
 def batch_log_likelihoods(model: Llama, batch: Batch, prefix: "Prefix") -> list[list[float]]:
-    x, done = last_pass(model, batch.rows, batch.parents, batch.stems, prefix)
+    x, done = last_pass(model, batch, prefix)
     places, targets, sizes = [], [], []
     for pairs, chosen in zip(batch.questions, batch.row_of):
         for pair, row in zip(pairs, chosen):
@@ -170,9 +171,10 @@ def read_prefix(model: Llama, batch: Batch, before: Prefix) -> Prefix:
     return Prefix(shared, branch)
 
 
-def last_pass(model: Llama, rows: list[list[int]], parents: list[int], stems: list[list[int]], prefix: Prefix) -> tuple[Tensor, list[int]]:
+def last_pass(model: Llama, batch: Batch, prefix: Prefix) -> tuple[Tensor, list[int]]:
     """What the last block puts out for each row after its stem, (rows, T, hidden_size), padded on the right; and how many tokens of each row are
-    not in it. Those of prefix and stems go into a cache only. Where no question has two rows, their stems have no pass of their own."""
+    not in it. Those of prefix and stems go into a cache only. Where no question has two rows, stems have no pass of their own."""
+    rows, parents, stems = batch.rows, batch.parents, batch.stems
     n, trunk, mask = len(prefix.tokens), prefix.branch, None
     done = [n] * len(rows)
     if len(rows) > len(stems) and max(map(len, stems)) > n:

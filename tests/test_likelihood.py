@@ -124,7 +124,8 @@ def test_the_comparison_notices(damage, monkeypatch):
     model = MODELS["a window" if damage == "window in places" else "all that came before"]
     questions = [[Pair([9 + i, 4] * (1 + 4 * i) + [c], [5, c, 8]) for c in (6, 7)] for i in range(3)]
     if damage == "parents":
-        monkeypatch.setattr(likelihood, "last_pass", lambda m, rows, parents, *rest, real=likelihood.last_pass: real(m, rows, [0] * len(rows), *rest))
+        monkeypatch.setattr(likelihood, "last_pass", lambda m, batch, prefix, real=likelihood.last_pass:
+                            real(m, replace(batch, parents=[0] * len(batch.rows)), prefix))
     elif damage == "mask":
         hidden = type(model).hidden
         monkeypatch.setattr(type(model), "hidden", lambda self, tokens, mask=None, cache=None: hidden(self, tokens, None, cache))
