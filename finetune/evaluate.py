@@ -147,7 +147,7 @@ def evaluate_model(source: Source, args: argparse.Namespace, place: Run, without
     for state, how in states[without_base:]:
         model, report = load_base(source, how, job)
         if report:
-            write_json(place.quantization_file, report)
+            keep_report(place, state, report)
         rows.append(score_state(state, model, job, args.eval_batch_size))
         if adapter and how is args:
             attach_peft(model, adapter)
@@ -157,6 +157,12 @@ def evaluate_model(source: Source, args: argparse.Namespace, place: Run, without
     keep_scores(rows, job, place, place.results_file, flags=arguments.to_json(args), model=fingerprint)
     print(f"kept in {place.path}")
     return rows
+
+
+def keep_report(place: Run, state: str, report: dict) -> None:
+    """GPTQ's, beside those of other ways in which the model was quantized for this place."""
+    kept = read_json(place.quantization_file) if place.quantization_file.is_file() else {}
+    write_json(place.quantization_file, {**kept, state: report})
 
 
 def check_place(place: Run, fingerprint: str, task: str) -> None:

@@ -42,7 +42,7 @@ class Job:
     validation: list[Encoded]
     test: list                # of the task's own kind
     left_out: dict[str, int]  # why -> how many training and validation rows
-    empty_answers: int        # training and validation rows of which only the end token is learned
+    empty_answers: int        # of the training and validation rows, those that teach to write nothing
     max_new_tokens: int
     fingerprints: dict[str, str]
     calibration: Calibration | None  # where GPTQ will be asked for
@@ -63,7 +63,7 @@ def prepare_job(source: Source, args: argparse.Namespace, calibrate: bool) -> Jo
     for reason, rows in splits.left_out.items():
         print(f"--task {args.task}: {rows} training rows are left out: {reason}")
     if empty := sum(not row.answer.strip() for row in splits.train + splits.validation):
-        print(f"--task {args.task}: {empty} training rows have an empty answer: they teach to write nothing")
+        print(f"--task {args.task}: {empty} training and validation rows have an empty answer: they teach to write nothing")
     tokenizer, end_ids, positions = source.tokenizer, source.stop_ids(), source.config.max_position_embeddings
     longest = args.max_length or min(LONGEST, positions)
     parts = [task.encode(part, tokenizer, end_ids[0]) for part in (splits.train, splits.validation)]

@@ -67,7 +67,8 @@ def fitted(pair: Pair, positions: int) -> Pair:
 @torch.no_grad()
 def log_likelihoods(model: Llama, questions: Sequence[Sequence[Pair]], batch_size: int) -> Iterator[tuple[int, list[float]]]:
     """(number of a question, log-likelihood of each of its pairs), as they come: questions of near-equal length together, `batch_size` of
-    them at a time. Only what ALL questions of a batch begin with is computed once for them: give those together that begin alike."""
+    them at a time. Only what ALL questions of a batch begin with is computed once for them, and again only where a batch between begins
+    otherwise: give those together that begin alike."""
     length = [max(len(p.context) + len(p.continuation) for p in pairs) for pairs in questions]
     order = sorted(range(len(questions)), key=length.__getitem__)
     prefix = Prefix([])
@@ -144,6 +145,12 @@ class Branch:
         cut.length, cut.own = length, [(k[:, :, :length], v[:, :, :length]) for k, v in self.own]
         return cut
 
+    def whole(self) -> "Branch":
+        """The same without a trunk."""
+        whole = Branch()
+        whole.length, whole.own = self.length, [self.layer(i) for i in range(len(self.own))]
+        return whole
+
     def _after_trunk(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         if self.trunk is None:
             return k, v
@@ -158,17 +165,16 @@ class Prefix:
 
 
 def read_prefix(model: Llama, batch: Batch, before: Prefix) -> Prefix:
-    """What the batch's questions begin with. That of the batch before serves where they begin alike, or nearly: what all questions of one batch
-    share by chance, a word or two, costs less once a question than all of it once more."""
+    """What the batch's questions begin with, or all but a few tokens of it. It goes on from the prefix of the batch before, as far as the two begin
+    alike, so that nothing is read again that questions share but what two or three of one batch share by chance."""
     shared = common_start(batch.stems)
     same = common_start([shared, before.tokens])
-    if same and (len(shared) - len(same)) * len(batch.stems) <= len(shared):
-        return Prefix(same, before.branch.first(len(same)))
-    if len(shared) < SHORTEST_PREFIX:
-        return Prefix([])
-    branch = Branch()
-    model.hidden(torch.tensor([shared], device=model.device), cache=branch)
-    return Prefix(shared, branch)
+    known = before.branch.first(len(same)) if same else None
+    if len(shared) - len(same) < SHORTEST_PREFIX:
+        return Prefix(same, known)
+    new = Branch(known)
+    model.hidden(torch.tensor([shared[len(same):]], device=model.device), cache=new)
+    return Prefix(shared, new.whole() if known else new)
 
 
 def last_pass(model: Llama, batch: Batch, prefix: Prefix) -> tuple[Tensor, list[int]]:

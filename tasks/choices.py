@@ -54,7 +54,7 @@ class ChoiceTask(Task):
 
     def answers(self, model: Llama, rows: Sequence[Question], asking: Asking) -> Iterator[tuple[int, dict]]:
         """A row's line: prompt, gold, choices and their log-likelihoods; contexts where each choice has its own. Questions after the same
-        shots go together, so that shots are read once a batch."""
+        shots go together, so that shots are read once."""
         groups: dict[tuple[str, ...], list[int]] = {}
         for i, row in enumerate(rows):
             groups.setdefault(row.shots, []).append(i)

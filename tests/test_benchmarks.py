@@ -11,6 +11,7 @@ import eval as eval_script
 import train
 from experiments import benchmarks
 from finetune.arguments import EMBEDDED_BASE
+from finetune.table import TAKEN_UP
 from model.checkpoint import load_config, load_model, weight_files
 from model.tokenizer import load_tokenizer
 from tasks import TASKS
@@ -251,6 +252,15 @@ def test_two_states_are_compared_row_by_row(small_base, tmp_path, elsewhere, cap
     states = list(rows_of(tmp_path / "w"))
     assert call(eval_script, "--compare", *(f"w:{state}" for state in states)) is None
     assert "McNemar" in capsys.readouterr().out
+
+
+def test_rows_are_drawn_whole_and_seconds_say_of_how_many_rows(tmp_path):
+    lines = [json.dumps({"q": f"{i}\u2028."}, ensure_ascii=False) for i in range(9)]  # a line separator inside a row
+    (tmp_path / "all.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    drawn = benchmarks.draw(tmp_path / "all.jsonl", tmp_path / "drawn.jsonl", 4).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    assert len(drawn) == 4 and drawn == [line for line in lines if line in drawn]
+    assert benchmarks.seconds({"seconds": 9.4, "counts": {"rows": 5}}) == "9"
+    assert benchmarks.seconds({"seconds": 9.4, "counts": {"rows": 5, TAKEN_UP: 2}}) == "9 (3 rows)"
 
 
 def test_the_experiment_makes_one_table_and_repeats_nothing(small_base, tmp_path, elsewhere, monkeypatch):

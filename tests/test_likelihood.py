@@ -92,7 +92,7 @@ def test_the_prefix_is_read_once_a_batch_stems_once_a_question_and_letters_not_a
 
 
 def test_the_prefix_of_the_batch_before_serves_as_far_as_it_is_this_ones(monkeypatch):
-    """In batches of two: the first two questions share two tokens more than all do, the last two begin otherwise."""
+    """In batches of two: the first two questions share a token more than the first four do, the last two begin otherwise."""
     read, model = [], MODELS["all that came before"]
     questions = [[Pair(SHOTS + start + [20 + i] * i, [c]) for c in range(3)] for i, start in enumerate([[3, 4], [3, 4], [5, 6], [6, 7]])]
     questions += [[Pair([40] + SHOTS + [20 + i] * i, [c]) for c in range(3)] for i in (7, 8)]
@@ -104,6 +104,20 @@ def test_the_prefix_of_the_batch_before_serves_as_far_as_it_is_this_ones(monkeyp
     read.clear()
     scored(model, questions[:3], batch_size=1)
     assert read == [(1, 31), (1, 1), (1, 2), (1, 4)]  # of single questions each goes on from the one before
+
+
+@pytest.mark.parametrize("shared,more,reads", [(13, 0, [(2, 15), (2, 16)]), (15, 0, [(1, 16), (2, 1), (2, 3)]),  # 16 tokens are worth a pass
+                                               (16, 30, [(1, 47), (2, 1), (1, 32), (2, 1)])])
+def test_a_prefix_goes_on_from_what_it_shares_with_the_one_before(shared, more, reads, monkeypatch):
+    """Two batches that share their first tokens; behind these, the questions of each batch share `more` and one or two others."""
+    read, model = [], MODELS["a window"]
+    start = [3 + i % 40 for i in range(shared)]
+    questions = [[Pair(start + [7 + b] * more + [20 + b] * (b + 1) + [30 + q], [c]) for c in range(3)] for b in (0, 1) for q in (0, 1)]
+    hidden = type(model).hidden
+    monkeypatch.setattr(type(model), "hidden", lambda self, tokens, *rest, **more: read.append(tuple(tokens.shape)) or hidden(self, tokens, *rest, **more))
+    values = scored(model, questions, batch_size=2)
+    assert read == reads
+    assert values == [pytest.approx([naive(model, pair) for pair in pairs], abs=1e-4) for pairs in questions]
 
 
 def test_only_the_places_that_are_read_go_through_the_vocabulary(monkeypatch):

@@ -288,7 +288,7 @@ def test_empty_answers_are_counted_among_the_training_and_the_test_rows(small_ba
     rows = [{"inputs": f"Is {i} even?", "targets": " " if i % 4 == 0 else "yes"} for i in range(40)]
     data = ["--data", write(tmp_path / "train.jsonl", rows), "--test-data", write(tmp_path / "test.jsonl", rows)]
     assert call(train_script, "--model", small_base, "--task", "flan", *data, *FEW, "--out", "x") is None
-    assert "10 training rows have an empty answer" in capsys.readouterr().out
+    assert "10 training and validation rows have an empty answer" in capsys.readouterr().out
     assert json.loads((tmp_path / "x" / "config.json").read_text())["data"]["empty_answers"] == 10
     assert rows_of(tmp_path / "x")["as trained"]["counts"][EMPTY_GOLD] == 1  # of rows 0, 1 and 2
 
