@@ -73,9 +73,10 @@ def log_likelihoods(model: Llama, questions: Sequence[Sequence[Pair]], batch_siz
     order = sorted(range(len(questions)), key=length.__getitem__)
     prefix = Prefix([])
     for start in range(0, len(order), batch_size):
-        batch = Batch.of([questions[i] for i in order[start:start + batch_size]])
+        numbers = order[start:start + batch_size]
+        batch = Batch.of([questions[i] for i in numbers])
         prefix = read_prefix(model, batch, prefix)
-        yield from zip(order[start:start + batch_size], batch_log_likelihoods(model, batch, prefix))
+        yield from zip(numbers, batch_log_likelihoods(model, batch, prefix))
 
 
 @dataclass(frozen=True)
@@ -91,12 +92,12 @@ class Batch:
     def of(cls, questions: Sequence[Sequence[Pair]]) -> "Batch":
         rows, parents, row_of, stems = [], [], [], []
         for i, pairs in enumerate(questions):
-            read = [tuple(p.context + p.continuation[:-1]) for p in pairs]
-            distinct = list(dict.fromkeys(read))
+            read = [p.context + p.continuation[:-1] for p in pairs]
+            distinct = list(map(list, dict.fromkeys(map(tuple, read))))
             row_of.append([len(rows) + distinct.index(row) for row in read])
-            rows += map(list, distinct)
+            rows += distinct
             parents += [i] * len(distinct)
-            stems.append(common_start(list(map(list, distinct)))[:min(len(p.context) for p in pairs) - 1])
+            stems.append(common_start(distinct)[:min(len(p.context) for p in pairs) - 1])
         return cls(questions, rows, parents, row_of, stems)
 
 
@@ -140,16 +141,10 @@ class Branch:
         return self._after_trunk(layer, *self.own[layer])
 
     def first(self, length: int) -> "Branch":
-        """Of the first tokens only. For a branch without a trunk."""
+        """Of the first tokens only; a branch without a trunk."""
         cut = Branch()
-        cut.length, cut.own = length, [(k[:, :, :length], v[:, :, :length]) for k, v in self.own]
+        cut.length, cut.own = length, [(k[:, :, :length], v[:, :, :length]) for k, v in map(self.layer, range(len(self.own)))]
         return cut
-
-    def whole(self) -> "Branch":
-        """The same without a trunk."""
-        whole = Branch()
-        whole.length, whole.own = self.length, [self.layer(i) for i in range(len(self.own))]
-        return whole
 
     def _after_trunk(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         if self.trunk is None:
@@ -174,7 +169,7 @@ def read_prefix(model: Llama, batch: Batch, before: Prefix) -> Prefix:
         return Prefix(same, known)
     new = Branch(known)
     model.hidden(torch.tensor([shared[len(same):]], device=model.device), cache=new)
-    return Prefix(shared, new.whole() if known else new)
+    return Prefix(shared, new)
 
 
 def last_pass(model: Llama, batch: Batch, prefix: Prefix) -> tuple[Tensor, list[int]]:

@@ -11,6 +11,7 @@ from model import likelihood
 from model.checkpoint import random_model
 from model.config import LlamaConfig
 from model.likelihood import Pair, common_start, encode_pairs, fitted, log_likelihoods
+from model.llama import Llama
 from model.tokenizer import load_tokenizer
 
 TOKENIZER = load_tokenizer(EMBEDDED_BASE)
@@ -79,11 +80,16 @@ SHOTS = [5, 9, 17, 30, 8, 41] * 5
 QUESTIONS = [[Pair(SHOTS + [20 + i, 7], [c, 3 + c, 11][:1 + c % 3]) for c in range(3, 7)] for i in range(6)]
 
 
-def test_the_prefix_is_read_once_a_batch_stems_once_a_question_and_letters_not_at_all(monkeypatch):
-    """Counts the places that go through the layers."""
-    read, model = [], MODELS["all that came before"]
-    hidden = type(model).hidden
-    monkeypatch.setattr(type(model), "hidden", lambda self, tokens, *rest, **more: read.append(tuple(tokens.shape)) or hidden(self, tokens, *rest, **more))
+@pytest.fixture
+def read(monkeypatch):
+    """The shapes of what goes through the layers, pass by pass."""
+    shapes, hidden = [], Llama.hidden
+    monkeypatch.setattr(Llama, "hidden", lambda self, tokens, *rest, **more: shapes.append(tuple(tokens.shape)) or hidden(self, tokens, *rest, **more))
+    return shapes
+
+
+def test_the_prefix_is_read_once_a_batch_stems_once_a_question_and_letters_not_at_all(read):
+    model = MODELS["all that came before"]
     scored(model, QUESTIONS)
     assert read == [(1, 30), (6, 1), (18, 3)]  # the shots; what is left of each context but its last token; each distinct choice
     read.clear()
@@ -91,13 +97,11 @@ def test_the_prefix_is_read_once_a_batch_stems_once_a_question_and_letters_not_a
     assert read == [(1, 30), (6, 2)]
 
 
-def test_the_prefix_of_the_batch_before_serves_as_far_as_it_is_this_ones(monkeypatch):
+def test_the_prefix_of_the_batch_before_serves_as_far_as_it_is_this_ones(read):
     """In batches of two: the first two questions share a token more than the first four do, the last two begin otherwise."""
-    read, model = [], MODELS["all that came before"]
+    model = MODELS["all that came before"]
     questions = [[Pair(SHOTS + start + [20 + i] * i, [c]) for c in range(3)] for i, start in enumerate([[3, 4], [3, 4], [5, 6], [6, 7]])]
     questions += [[Pair([40] + SHOTS + [20 + i] * i, [c]) for c in range(3)] for i in (7, 8)]
-    hidden = type(model).hidden
-    monkeypatch.setattr(type(model), "hidden", lambda self, tokens, *rest, **more: read.append(tuple(tokens.shape)) or hidden(self, tokens, *rest, **more))
     values = scored(model, questions, batch_size=2)
     assert read == [(1, 31), (2, 2), (2, 5), (1, 31), (2, 8)]
     assert values == [pytest.approx([naive(model, pair) for pair in pairs], abs=1e-4) for pairs in questions]
@@ -108,13 +112,11 @@ def test_the_prefix_of_the_batch_before_serves_as_far_as_it_is_this_ones(monkeyp
 
 @pytest.mark.parametrize("shared,more,reads", [(13, 0, [(2, 15), (2, 16)]), (15, 0, [(1, 16), (2, 1), (2, 3)]),  # 16 tokens are worth a pass
                                                (16, 30, [(1, 47), (2, 1), (1, 32), (2, 1)])])
-def test_a_prefix_goes_on_from_what_it_shares_with_the_one_before(shared, more, reads, monkeypatch):
+def test_a_prefix_goes_on_from_what_it_shares_with_the_one_before(shared, more, reads, read):
     """Two batches that share their first tokens; behind these, the questions of each batch share `more` and one or two others."""
-    read, model = [], MODELS["a window"]
+    model = MODELS["a window"]
     start = [3 + i % 40 for i in range(shared)]
     questions = [[Pair(start + [7 + b] * more + [20 + b] * (b + 1) + [30 + q], [c]) for c in range(3)] for b in (0, 1) for q in (0, 1)]
-    hidden = type(model).hidden
-    monkeypatch.setattr(type(model), "hidden", lambda self, tokens, *rest, **more: read.append(tuple(tokens.shape)) or hidden(self, tokens, *rest, **more))
     values = scored(model, questions, batch_size=2)
     assert read == reads
     assert values == [pytest.approx([naive(model, pair) for pair in pairs], abs=1e-4) for pairs in questions]
