@@ -24,19 +24,19 @@ from pathlib import Path
 import torch
 
 from finetune import arguments
-from finetune.check import check_adapters, check_quantization
-from finetune.evaluate import evaluate_model, evaluate_run, restore_run
-from finetune.job import Job, check_calibration, check_data, prepare_job, task_of
+from finetune.checks import check_adapters, check_quantization
+from scoring.score_run import evaluate_model, evaluate_run, restore_run
+from finetune.data import Job, check_calibration, check_data, prepare_job, task_of
 from finetune.methods import GPTQ, METHODS
 from finetune.models import Source, check_trained, read_run
-from finetune.plot import check_picture
-from finetune.predictions import check_predictions, compare
-from finetune.prompt import add_prompt_flags, complete, refuse_without_prompt
-from finetune.restore import Restoration, add_restore_flags, asked_for, check_restoration
+from finetune.pictures import check_picture
+from scoring.predictions import check_predictions, compare
+from sample import add_prompt_flags, complete, refuse_without_prompt
+from scoring.restore import Restoration, add_restore_flags, asked_for, check_restoration
 from finetune.run import Run
-from finetune.table import Row, print_table, save_table
-from finetune.tradeoff import check_scores, points_of, show_tradeoff
-from interop.peft_in import read_peft
+from scoring.table import Row, print_table, save_table
+from scoring.tradeoff import check_scores, points_of, show_tradeoff
+from adapters.peft_in import read_peft
 from model.checkpoint import empty_model
 from model.hub import pinned
 

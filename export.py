@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from finetune.arguments import OneLineParser
-from interop.gguf import GGUFExport
+from interop.gguf_writer import GGUFExport
 from interop.hand_over import check_target, hand_over
 from interop.hugging_face import DTYPES, SafetensorsExport
 from interop.peft import PEFTExport

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from finetune.arguments import COMPUTE, OneLineParser, default_device, default_dtype, device, model_place, positive, seed
 from finetune.models import Source
-from finetune.predictions import check_same_rows, read_predictions
-from finetune.table import print_columns
+from scoring.predictions import check_same_rows, read_predictions
+from scoring.table import print_columns
 from judging.endpoint import Endpoint, JudgeFailed
 from judging.judgements import Compared, Judge, Outcome, judge_all, outcome_of, results_of
 from judging.local import LocalJudge

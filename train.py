@@ -17,18 +17,18 @@ import torch
 
 from adapters import ADAPTERS
 from adapters.adapted import adapted_layers, adapter_parameters
-from finetune import arguments, check, models
+from finetune import arguments, checks as check, models
 from finetune.arguments import DTYPES
-from finetune.evaluate import evaluate_run
+from scoring.score_run import evaluate_run
 from finetune.example import show_example
-from finetune.job import Job, check_calibration, check_data, prepare_job
+from finetune.data import Job, check_calibration, check_data, prepare_job
 from finetune.loop import Settings, Trainer, TrainingDiverged
 from finetune.methods import GPTQ, METHODS
 from finetune.models import Source
-from finetune.plot import plot_losses
+from finetune.pictures import plot_losses
 from finetune.quantize import load_base
 from finetune.run import Run, new_run
-from finetune.table import bits_per_weight
+from scoring.table import bits_per_weight
 from model.checkpoint import random_model, save_model
 from model.files import write_json
 from model.hub import pinned

@@ -3,7 +3,7 @@ from torch import Tensor, nn
 
 from adapters.lora import low_rank_factors
 from adapters.operators import OPERATORS
-from adapters.pooling import Lam
+from adapters.lam import Lam
 
 
 class BLoRA(nn.Module):

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.lora import low_rank_factors
-from adapters.pooling import Lam, group_mean, repeat_each
+from adapters.lam import Lam, group_mean, repeat_each
 
 
 class IRQLoRA(nn.Module):

@@ -4,7 +4,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from adapters.pooling import Lam
+from adapters.lam import Lam
 
 
 def low_rank_factors(n_out: int, n_in: int, rank: int) -> tuple[nn.Parameter, nn.Parameter]:

@@ -16,7 +16,7 @@ from torch import nn
 
 from adapters.adapted import AdaptedLinear
 from adapters.peqa import PEQA
-from adapters.pooling import Lam
+from adapters.lam import Lam
 from model.llama import Linear
 from quant.grid import Block, QuantizedWeight
 from quant.linear import QuantLinear

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adapters.pooling import Lam, group_mean, repeat_each
+from adapters.lam import Lam, group_mean, repeat_each
 
 
 class AvgPool:

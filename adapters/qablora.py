@@ -2,7 +2,7 @@
 import torch
 from torch import Tensor, nn
 
-from adapters.pooling import Lam
+from adapters.lam import Lam
 from adapters.operators import OPERATORS
 
 

@@ -1,7 +1,7 @@
 """QA-LoRA (Xu et al. 2023; blora.txt Sec. 2 and Table 1)."""
 from torch import Tensor, nn
 
-from adapters.pooling import Lam, group_mean
+from adapters.lam import Lam, group_mean
 from adapters.lora import low_rank_factors
 from adapters.operators import AvgPool
 

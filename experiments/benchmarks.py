@@ -14,7 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from experiments.shared import keep_settings, python
-from finetune.table import TAKEN_UP
+from scoring.table import TAKEN_UP
 from model.config import read_json
 from model.files import write_json, write_text
 from tasks import TASKS

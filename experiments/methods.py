@@ -22,11 +22,11 @@ import train as train_script
 from adapters.adapted import adapter_parameters
 from experiments.shared import at_once, draw_test_rows, keep_settings, make_run
 from finetune import arguments, models
-from finetune.evaluate import adapted_states
+from scoring.score_run import adapted_states
 from finetune.loop import summed_loss
 from finetune.methods import METHODS
 from finetune.run import Run
-from finetune.table import bits_per_weight
+from scoring.table import bits_per_weight
 from model.files import write_json
 from tasks.batching import epoch_batches
 

@@ -16,7 +16,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from experiments.shared import at_once, draw_test_rows, keep_settings, make_run, python
-from finetune.tradeoff import Point, averages, show_tradeoff
+from scoring.tradeoff import Point, averages, show_tradeoff
 
 RESTORED = (3, 4, 8, 16)
 

@@ -13,7 +13,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from experiments.shared import at_once, draw_test_rows, keep_settings, make_run
-from finetune.predictions import compare
+from scoring.predictions import compare
 
 PTQ = {"nf": ["--quantizer", "nf"], "gptq": ["--quantizer", "gptq"]}
 STATES = {"SFT, 16 bits": "sft:as trained", "SFT for the same extra steps": "sft-more:as trained",

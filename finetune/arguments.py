@@ -8,9 +8,9 @@ import torch
 
 from adapters import ADAPTERS
 from adapters.operators import OPERATORS
-from adapters.pooling import Lam
+from adapters.lam import Lam
 from finetune.methods import DEFAULT_BITS, GPTQ, GPTQ_BLOCK, GPTQ_GRID, METHODS, TARGETS, Method
-from model.gguf import is_gguf
+from model.gguf_reader import is_gguf
 from model.hub import HubModel
 from quant import QUANTIZERS
 from quant.grid import Block

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from adapters.adapted import replace_layers
 from finetune.arguments import DTYPES, make_quantizer, make_requantizer
-from finetune.job import Calibration, Job
+from finetune.data import Calibration, Job
 from finetune.methods import GPTQ
 from finetune.models import Source, linear_names
 from model.checkpoint import empty_model

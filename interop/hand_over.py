@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from interop.report import compare, files_of, report_json, report_lines, token_rows
+from interop.comparison import compare, files_of, report_json, report_lines, token_rows
 from interop.trained import Trained
 from model.files import write_json
 from model.llama import Llama

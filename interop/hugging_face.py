@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from finetune.models import Source, sixteen_bit_type
-from interop.report import check_tokenizer
+from interop.comparison import check_tokenizer
 from interop.trained import Trained, dense_tensor, dense_tensors, tensor_names
 from model.checkpoint import load_config, load_model, weight_files
 from model.config import LlamaConfig

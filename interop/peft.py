@@ -25,7 +25,7 @@ from torch import Tensor
 from adapters.adapted import adapted_layers
 from finetune.models import load_run_base
 from interop.hugging_face import DTYPES, name_of, read_model, write_model
-from interop.peft_in import attach_peft, read_peft
+from adapters.peft_in import attach_peft, read_peft
 from interop.trained import Trained, is_run
 from model.files import write_json, write_safetensors
 from model.hub import HubModel

@@ -14,7 +14,7 @@ from finetune.models import Source, check_fingerprint, check_trained, linear_nam
 from finetune.run import Run
 from model.checkpoint import empty_model, load_config, open_weights, quantized_layers, weight_files
 from model.config import LlamaConfig, read_json
-from model.gguf import is_gguf
+from model.gguf_reader import is_gguf
 from model.llama import Llama
 from quant.grid import Block
 from quant.linear import QuantLinear

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from finetune.arguments import DTYPES
-from finetune.job import check_ids
+from finetune.data import check_ids
 from finetune.models import Source
-from finetune.prompt import continuation
+from sample import continuation
 from model.generate import generate
 from model.llama import Llama
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from model.config import LlamaConfig, config_from_json, read_json, token_ids
 from model.files import write_safetensors
-from model.gguf import GGUFWeights, gguf_config, is_gguf, read_gguf
+from model.gguf_reader import GGUFWeights, gguf_config, is_gguf, read_gguf
 from model.llama import Linear, Llama
 from quant.factors import OUTER_BLOCK, DoubleQuantized, ZeroPoints
 from quant.grid import Block, Grid

@@ -11,8 +11,8 @@ import sentencepiece
 import tokenizers
 
 from model.config import read_json
-from model.gguf import is_gguf, read_gguf
-from model.gguf_tokenizer import save_gguf_tokenizer
+from model.gguf_reader import is_gguf, read_gguf
+from model.gguf_tokenizer_reader import save_gguf_tokenizer
 
 FILES = ("tokenizer.model", "tokenizer.json")
 

@@ -7,7 +7,7 @@ import torch
 import export as export_script
 import train as train_script
 from finetune import arguments
-from finetune.check import check_layers, take_block_of_base
+from finetune.checks import check_layers, take_block_of_base
 from finetune.models import Source
 from finetune.run import new_run
 from interop.trained import Trained

@@ -2,7 +2,7 @@
 import torch
 from hypothesis import strategies as st
 
-from adapters.pooling import Lam
+from adapters.lam import Lam
 from quant.grid import Block
 from quant.packing import SUPPORTED_BITS
 

@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 import export as export_script
 import train as train_script
-from finetune.job import Job, prepare_job
+from finetune.data import Job, prepare_job
 from finetune.models import Source, read_run
-from interop.report import logits_of
+from interop.comparison import logits_of
 from model.files import write_text
 from model.llama import Llama
 from tasks.batching import split_list

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from interop.peft_in import attach_peft, read_peft
-from interop.report import TEXTS, logits_of, token_rows
+from adapters.peft_in import attach_peft, read_peft
+from interop.comparison import TEXTS, logits_of, token_rows
 from interop.trained import Trained
 from model.checkpoint import load_config, load_model, save_model, weight_files
 from model.files import write_json
 from model.tokenizer import copy_tokenizer
 from tests.export_runs import as_trained, export, made_run
 from tests.gguf_files import ODD_HEADS, strong_model, write_gguf
-from tests.test_families import GEMMA2
+from tests.model.test_families import GEMMA2
 
 LINEAR = {"rope_type": "linear", "factor": 4.0}
 LLAMA_3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}

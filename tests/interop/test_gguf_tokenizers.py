@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from tokenizers import pre_tokenizers
 
-from model.gguf_tokenizer import SPLITTINGS
+from model.gguf_tokenizer_reader import SPLITTINGS
 from model.tokenizer import load_tokenizer
-from tests.test_gguf_tokenizer import TEXTS, bytewise, gguf_with, trained_bpe
+from tests.model.test_gguf_tokenizer_reader import TEXTS, bytewise, gguf_with, trained_bpe
 
 llama_cpp = pytest.importorskip("llama_cpp", reason="pip install -r tests/interop/requirements.txt")
 SEQUENCES = 400
@@ -39,7 +39,7 @@ def test_ids_are_llama_cpps(tmp_path, pre):
 
 def test_another_splitting_gives_other_ids(tmp_path):
     """Control: a file that says smollm, read as if it said llama-bpe."""
-    from model import gguf_tokenizer
+    from model import gguf_tokenizer_reader as gguf_tokenizer
     path = gguf_with(tmp_path, trained_bpe([bytewise()]), "smollm")
     kept = gguf_tokenizer.SPLITTINGS["smollm"]
     try:

@@ -1,0 +1,1 @@
+"""Scoring: the states of a model, what each scores, tables and files of scores."""

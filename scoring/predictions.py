@@ -1,0 +1,109 @@
+"""What each state of a run wrote for each test row, kept in the run's predictions.jsonl; and paired tests between two of them.
+
+    python eval.py --compare runs/a runs/b "runs/b:quantized base"
+"""
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from finetune.data import Job
+from finetune.run import Run
+from scoring.table import Row, print_columns
+from model.files import write_json, write_text
+from tasks import TASKS
+from tasks.rows import read_rows
+from tasks.significance import Comparison, compare_scores
+
+TRAINED = "as trained"  # the state that a run stands for where none is named
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """One state's, in the order of the test rows."""
+    name: str                 # RUN:STATE
+    task: str
+    rows: list[tuple[str, str]]  # prompt and right answer
+    scores: list[float]
+    texts: list[str | None]   # what was written; None for an answer that was chosen
+
+
+def save_predictions(path: Path, rows: list[Row], job: Job) -> None:
+    """A line a state and test row. States that are scored anew replace themselves; others stay."""
+    anew = {row.state for row in rows}
+    kept = [line for line in _lines(path) if line["state"] not in anew]
+    new = []
+    for row in rows:
+        for i, (asked, line) in enumerate(zip(job.test, row.lines)):
+            marks = job.task.marks(asked, line)
+            new.append({"state": row.state, "task": job.task.name, "row": i, **line, "score": marks[job.task.metric], "marks": marks})
+    write_text(path, "".join(json.dumps(line) + "\n" for line in kept + new))
+
+
+def _lines(path: Path) -> list[dict]:
+    """Raises ValueError, naming the file and the line, for one that `save_predictions` did not write."""
+    lines = read_rows(path, ("state", "task", "prompt", "gold")) if path.is_file() and path.stat().st_size else []
+    for number, line in enumerate(lines, 1):
+        if not isinstance(line.get("score"), float):
+            raise ValueError(f"{path}, line {number}: score is {line.get('score')!r}, not a number")
+    return lines
+
+
+def check_predictions(path: Path) -> None:
+    """Raises ValueError for a damaged file, which scoring would have to add to."""
+    _lines(path)
+
+
+def read_predictions(spec: str) -> Predictions:
+    """`RUN` or `RUN:STATE`. Raises ValueError or FileNotFoundError, naming the states that are there."""
+    path, state = split_spec(spec)
+    file = Run(path).predictions_file
+    if not file.is_file():
+        raise FileNotFoundError(f"{path}: no predictions.jsonl there; python eval.py {path} makes it")
+    every = _lines(file)
+    lines = [line for line in every if line["state"] == state]
+    if not lines:
+        raise ValueError(f"{file} holds no state {state!r}; it holds: {', '.join(dict.fromkeys(line['state'] for line in every)) or 'none'}")
+    return Predictions(f"{path}: {state}", lines[0]["task"], [(line["prompt"], line["gold"]) for line in lines],
+                       [float(line["score"]) for line in lines], [line.get("text") for line in lines])
+
+
+def split_spec(spec: str) -> tuple[Path, str]:
+    """`split_spec("runs/a:quantized base") == (Path("runs/a"), "quantized base")`; a directory whose name has a colon is itself."""
+    path, colon, state = spec.rpartition(":")
+    return (Path(path), state) if colon and not Path(spec).is_dir() else (Path(spec), TRAINED)
+
+
+def compare(specs: list[str], json_file: Path | None) -> list[Comparison]:
+    """Each of the others with the first, row by row. Raises ValueError where they were not scored on the same rows."""
+    first, *others = map(read_predictions, specs)
+    if not others:
+        raise ValueError("--compare needs two runs at least, as RUN or RUN:STATE")
+    for other in others:
+        check_same_rows(first, other)
+    results = [compare_scores(other.scores, first.scores) for other in others]
+    task = TASKS.get(first.task)  # None: of an older version of this project
+    how = task.formats.get(task.metric, ".2%") if task else ".2%"
+    print_columns(f"{first.task}, {len(first.scores)} rows, each beside {first.name} ({results[0].mean_b:{how}})",
+                  [COLUMNS, *(cells(other, result, how) for other, result in zip(others, results))])
+    if json_file:
+        write_json(json_file, {"task": first.task, "beside": first.name, "comparisons": [
+            {"name": other.name, **asdict(result)} for other, result in zip(others, results)]})
+    return results
+
+
+def check_same_rows(a: Predictions, b: Predictions) -> None:
+    if a.task != b.task:
+        raise ValueError(f"{a.name} is scored on {a.task} and {b.name} on {b.task}: scores of two tasks are not compared")
+    if a.rows != b.rows:
+        differ = next((i for i, (x, y) in enumerate(zip(a.rows, b.rows)) if x != y), min(len(a.rows), len(b.rows)))
+        raise ValueError(f"{a.name} ({len(a.rows)} rows) and {b.name} ({len(b.rows)} rows) were not scored on the same test rows (row "
+                         f"{differ} is the first that differs): score both again with the same --test-data and --test-limit")
+
+
+COLUMNS = ["", "score", "difference", "95 % interval", "right alone", "wrong alone", "p", "test"]
+
+
+def cells(other: Predictions, result: Comparison, how: str) -> list[str]:
+    alone = ["-" if n is None else str(n) for n in (result.only_a, result.only_b)]
+    return [other.name, f"{result.mean_a:{how}}", f"{result.difference:+{how}}", f"[{result.low:+{how}}, {result.high:+{how}}]", *alone,
+            f"{result.p_value:.2g}", result.test]

@@ -1,0 +1,210 @@
+"""Every adapter (with every operator) on every quantizer, by rounding and by GPTQ, at every width: what each promises to all.
+
+Blocks, tiles and shapes are looped over inside, so that one test is one combination of adapter and base."""
+import copy
+import itertools
+from functools import cache
+
+import pytest
+import torch
+
+from adapters import ADAPTERS, adapted_layer
+from adapters.merge import MergeRefused, merge_to_dense, merge_to_k_bits
+from adapters.operators import OPERATORS
+from adapters.peqa import PEQA
+from adapters.lam import Lam
+from finetune import models
+from finetune.run import Run
+from model.checkpoint import load_model, random_model, save_model
+from model.config import LlamaConfig
+from quant import QUANTIZERS
+from quant.gptq import gptq
+from quant.grid import Block, split_blocks
+from quant.linear import QuantLinear
+from tests.strategies import nonzero_adapter, random
+
+KINDS = [(kind, operators) for kind in ADAPTERS.values()
+         for operators in (OPERATORS if "operators" in kind.options else ["avgpool"])]
+BASES = [(name, bits, by_gptq, double) for name, kind in QUANTIZERS.items() for bits in kind.allowed_bits
+         for by_gptq in (False, True) for double in ((False, True) if name in ("nf", "icq") else (False,))]
+BLOCKS = [Block(4, 8), Block(8, 8), Block(32, 1), Block(16, 2), Block(None, 1)]
+SHAPES = [(16, 64), (48, 32)]
+LAMS = {"lora": [Lam(1, 1)], "irqlora": [Lam(1, 1)], "peqa": [Lam(1, 1)], "blora": [Lam(2, 2), Lam(8, 8), Lam(16, 16)],
+        "qalora": [Lam(8, 1), Lam(32, 1)], "qablora": [Lam(4, 8), Lam(8, 8), Lam(32, 1), Lam(2, 2)]}
+
+
+def ids(case):
+    return "-".join(getattr(part, "name", str(part)) for part in case)
+
+
+@cache
+def hessian(D_in):
+    x = random(256, D_in // 4, seed=3) @ random(D_in // 4, D_in, seed=4) + 0.3 * random(256, D_in, seed=5)
+    return x.T @ x
+
+
+@cache
+def base_layer(base, block, shape):
+    name, bits, by_gptq, double = base
+    quantizer, weight = QUANTIZERS[name](bits, block, torch.float64, double), random(*shape, seed=5)
+    quantized = gptq(weight, hessian(shape[1]), quantizer)[0] if by_gptq else quantizer.quantize(weight)
+    return QuantLinear.from_weight(quantized, random(shape[0], seed=6))
+
+
+def layers(kind, operators, base):
+    """Every adapted layer of this combination, over blocks, tiles and shapes. PEQA takes integer zero points only."""
+    if kind is PEQA and base[0] != "intminmax":
+        return
+    for block, shape, lam in itertools.product(BLOCKS, SHAPES, LAMS[kind.name]):
+        layer = base_layer(base, block, shape)
+        yield adapted_layer(layer, nonzero_adapter(kind, *shape, lam, operators=operators, block=layer.block))
+
+
+def constant_on_blocks(delta, block):
+    """By looking, not by the rule."""
+    blocks = split_blocks(delta, block)
+    return bool((blocks - blocks[:, :1, :, :1]).abs().max() < 1e-12)
+
+
+@pytest.mark.parametrize("base", BASES, ids=ids)
+@pytest.mark.parametrize("kind", KINDS, ids=ids)
+def test_the_layer_is_one_matrix_and_its_merge_is_exact_or_refused(kind, base):
+    """Identity probe; the 16-bit merge in float64; the k-bit merge, exact with codes and levels bit for bit, wherever delta_W is
+    constant on the blocks, and refused everywhere else. The adapted layer is left as it was."""
+    for layer in layers(*kind, base):
+        before, x = copy.deepcopy(layer.state_dict()), torch.eye(layer.base.in_features, dtype=torch.float64)
+        y, bias = layer(x), layer.base.bias
+        assert (y - layer.base(x)).abs().max() > 1e-3  # the adapter does something
+        torch.testing.assert_close(y - bias, layer.weight().T, rtol=0, atol=1e-10)
+        torch.testing.assert_close(merge_to_dense(layer, torch.float64)(x), y, rtol=0, atol=1e-10)
+        unchanged(layer, before)
+        merges = kind[0] is PEQA or constant_on_blocks(layer.adapter.delta_weight(), layer.base.block)
+        try:
+            merged = merge_to_k_bits(layer, "layer")
+        except MergeRefused:
+            assert not merges
+            continue
+        assert merges
+        torch.testing.assert_close(merged(x), y, rtol=0, atol=1e-10)
+        kept = ("codes", "levels", "offset.zero") if kind[0] is PEQA else ("codes", "levels", *(n for n in before if ".scale" in n))
+        for name in (n.removeprefix("base.") for n in kept):
+            assert torch.equal(merged.state_dict()[name], before[f"base.{name}"]), name
+        unchanged(layer, before)
+
+
+def unchanged(layer, before):
+    for name, tensor in layer.state_dict().items():
+        assert torch.equal(tensor, before[name]), f"merging changed {name}"
+
+
+@pytest.mark.parametrize("base", BASES, ids=ids)
+def test_which_adapters_merge_into_k_bits(base):
+    """On each base: averaged tiles that hold whole blocks, and PEQA; never LoRA, IR-QLoRA, or operators that leave inputs out."""
+    into_k_bits = {}
+    for kind, operators in KINDS:
+        for layer in layers(kind, operators, base):
+            refused = models.why_not_k_bits(torch.nn.ModuleDict({"layer": layer}))
+            into_k_bits.setdefault((kind.name, operators), set()).add(refused is None)
+    assert into_k_bits.pop(("peqa", "avgpool"), {True}) == {True}
+    for (name, operators), merged in into_k_bits.items():
+        sometimes = name in ("blora", "qalora", "qablora") and operators == "avgpool"
+        assert merged == ({True, False} if sometimes else {False}), (name, operators)
+
+
+@pytest.mark.parametrize("fault,spoil", [
+    ("missing 1/lam_in", lambda moved: 4 * moved), ("flipped sign", lambda moved: -moved),
+    ("shifted block", lambda moved: moved.roll(1, 1)), ("blocks in another order", lambda moved: moved.flip(0)),
+    ("blocks transposed", lambda moved: moved.T.reshape(moved.shape))])
+@pytest.mark.parametrize("base", [base for base in BASES if base[1] == 3], ids=ids)
+def test_a_wrong_merge_would_be_noticed(base, fault, spoil):
+    layer = adapted_layer(base_layer(base, Block(4, 8), (48, 32)), nonzero_adapter(ADAPTERS["qablora"], 48, 32, Lam(4, 8)))
+    merged, (_, offset), x = merge_to_k_bits(layer, "layer"), layer.base.quantized_weight().grid.factors(), random(3, 32, seed=8)
+    merged.offset = offset + spoil(merged.offset - offset)
+    assert (merged(x) - layer(x)).abs().max() > 1e-3, fault
+
+
+def without(tensor):
+    return torch.zeros_like(tensor)
+
+
+@pytest.mark.parametrize("kind,fault,spoil", [
+    ("lora", "transposed factors", lambda layer: setattr(layer.adapter.B, "data", layer.adapter.B.data.flip(0))),
+    ("irqlora", "B A alone", lambda layer: setattr(layer.adapter.iec_b, "data", without(layer.adapter.iec_b.data))),
+    ("irqlora", "first shortcut lost", lambda layer: setattr(layer.adapter.iec_a, "data", without(layer.adapter.iec_a.data))),
+    ("qalora", "sum in place of mean", lambda layer: setattr(layer.adapter, "scaling", layer.adapter.scaling * 8)),
+    ("peqa", "scale left as it was", lambda layer: setattr(layer.adapter.log_factor, "data", without(layer.adapter.log_factor.data))),
+    ("peqa", "zero points moved", lambda layer: layer.base.offset.zero.add_(1)),
+    ("blora", "bias lost", lambda layer: layer.base.bias.zero_()), ("qablora", "a code changed", lambda layer: layer.base.codes[0].add_(1))])
+def test_a_merge_of_anything_else_would_be_noticed(kind, fault, spoil):
+    """Both merges of a layer with one fault, against the output of the layer without."""
+    lam = {"blora": Lam(8, 8), "qalora": Lam(8, 1), "qablora": Lam(8, 8)}.get(kind, Lam(1, 1))
+    block = Block(8, 1) if kind == "qalora" else Block(4, 8)
+    layer = adapted_layer(copy.deepcopy(base_layer(("intminmax", 3, False, False), block, (48, 32))),
+                          nonzero_adapter(ADAPTERS[kind], 48, 32, lam, block=block))
+    x = random(3, 32, seed=8)
+    y = layer(x)
+    spoil(layer)
+    assert (merge_to_dense(layer, torch.float64)(x) - y).abs().max() > 1e-3, fault
+    if models.why_not_k_bits(torch.nn.ModuleDict({"layer": layer})) is None:
+        assert (merge_to_k_bits(layer, "layer")(x) - y).abs().max() > 1e-3, fault
+
+
+# ---- on disk --------------------------------------------------------------------------------------------------------
+
+CONFIG = LlamaConfig(vocab_size=16, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+                     num_key_value_heads=1, head_dim=16, max_position_embeddings=16, tie_word_embeddings=True, eos_token_ids=(2,))
+
+
+def quantized_model(base, block):
+    name, bits, by_gptq, double = base
+    quantizer, model = QUANTIZERS[name](bits, block, double_quant=double), random_model(CONFIG, torch.float32, 0)
+
+    def change(name, layer):
+        weight = layer.weight.detach()
+        return QuantLinear.from_weight(gptq(weight, hessian(weight.shape[1]).float(), quantizer)[0] if by_gptq
+                                       else quantizer.quantize(weight))
+    models.replace_layers(model, models.linear_names(model, "all"), change)
+    return model
+
+
+def same_bits(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(a[n].dtype == b[n].dtype and torch.equal(a[n], b[n]) for n in a)
+
+
+@pytest.mark.parametrize("base", BASES, ids=ids)
+def test_a_base_saved_and_loaded_has_the_same_bits_before_and_after_a_merge(base, tmp_path):
+    for block, kind in ((Block(4, 8), "qablora"), (Block(32, 1), "qalora"), (Block(None, 1), "peqa")):
+        model = quantized_model(base, block)
+
+        def merged(name, layer):
+            if kind == "peqa" and base[0] != "intminmax":
+                return layer
+            lam = Lam(block.n_in or layer.in_features, block.n_out)
+            adapter = nonzero_adapter(ADAPTERS[kind], layer.out_features, layer.in_features, lam, block=layer.block).float()
+            return merge_to_k_bits(adapted_layer(layer, adapter), name)
+        for _ in range(2):
+            save_model(model, tmp_path / "model.safetensors")
+            loaded = load_model([tmp_path / "model.safetensors"], CONFIG, torch.float32)
+            assert same_bits(model, loaded)
+            layer = loaded.model.layers[0].mlp.down_proj
+            assert torch.equal(layer.dequantize(), model.model.layers[0].mlp.down_proj.dequantize())
+            models.replace_layers(model, models.linear_names(model, "all"), merged)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=ids)
+def test_an_adapter_saved_and_loaded_has_the_same_bits(kind, tmp_path):
+    def adapted(seed):
+        model = quantized_model(("intminmax", 3, False, False), Block(4, 8))
+
+        def adapt(name, layer):
+            lam = {"lora": Lam(1, 1), "irqlora": Lam(1, 1), "blora": Lam(2, 2), "qalora": Lam(4, 1)}.get(kind[0].name, Lam(4, 8))
+            return adapted_layer(layer, nonzero_adapter(kind[0], layer.out_features, layer.in_features, lam, seed=seed,
+                                                        operators=kind[1], block=layer.block).float())
+        models.replace_layers(model, models.linear_names(model, "all"), adapt)
+        return model
+    first, second, run = adapted(0), adapted(50), Run(tmp_path)
+    assert not same_bits(first, second)
+    models.save_adapter(first, run)
+    models.load_adapter(second, run)
+    assert same_bits(first, second)
