@@ -1,6 +1,6 @@
 """`train.py --show-example`: what the model will read and learn to write, before it is trained for hours on it."""
 from finetune.data import Job
-from sample import continuation
+from model.tokenizer import continuation
 
 
 def show_example(job: Job) -> None:

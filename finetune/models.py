@@ -17,8 +17,9 @@ from finetune.methods import METHODS, TARGETS
 from finetune.run import Run
 from model.checkpoint import (empty_model, load_config, load_model, open_safetensors, open_weights, quantized_layers,
                               read_tensors, save_model, weight_files)
-from model.config import LlamaConfig, read_json
-from model.files import sha256_of, write_json, write_safetensors
+from model.config import LlamaConfig
+from model.config_json import config_to_json
+from model.files import read_json, sha256_of, write_json, write_safetensors
 from model.hub import HubModel, directory_of
 from model.llama import Llama
 from model.tokenizer import Tokenizer, copy_tokenizer, load_tokenizer
@@ -222,6 +223,6 @@ def load_trained(run: Run, dtype: torch.dtype, device: str) -> Llama:
 
 def save_beside(model: Llama, run: Run, directory: Path) -> None:
     """A merged model as a model directory of its own."""
-    write_json(directory / "config.json", model.config.to_json())
+    write_json(directory / "config.json", config_to_json(model.config))
     copy_tokenizer(run.path, directory)
     save_model(model, directory / "model.safetensors")

@@ -13,12 +13,13 @@ from finetune.data import Calibration, Job
 from finetune.methods import GPTQ
 from finetune.models import Source, linear_names
 from model.checkpoint import empty_model
-from model.llama import Block, Llama
+from model.llama import DecoderLayer, Llama
+from model.padding import pad_right
 from quant.gptq import Hessian, LayerReport, quantize_by_gptq
 from quant.grid import QuantizedWeight
 from quant.linear import QuantLinear
 from quant.quantizer import Quantizer
-from tasks.batching import pad_right, split_list
+from tasks.batching import split_list
 
 AT_A_TIME = 16  # calibration rows
 SHOWN = 8       # worst layers printed
@@ -132,11 +133,11 @@ class Batch:
         tokens, self.real = pad_right(rows)
         self.x, self.cos, self.sin, self.allowed = model.embed(tokens.to(model.device))
 
-    def through(self, block: Block) -> Tensor:
+    def through(self, block: DecoderLayer) -> Tensor:
         return block(self.x, self.cos, self.sin, self.allowed, None)
 
 
-def collect(block: Block, name: str, batches: list[Batch]) -> Hessian:
+def collect(block: DecoderLayer, name: str, batches: list[Batch]) -> Hessian:
     """H of the inputs that the named layer of `block` gets from the rows' real tokens."""
     layer = block.get_submodule(name)
     hessian = Hessian(layer.in_features, device=layer.weight.device)
@@ -149,7 +150,7 @@ def collect(block: Block, name: str, batches: list[Batch]) -> Hessian:
     return hessian
 
 
-def quantize_stage(block: Block, names: list[str], prefix: str, hessian: Hessian, quantizer: Quantizer, act_order: bool,
+def quantize_stage(block: DecoderLayer, names: list[str], prefix: str, hessian: Hessian, quantizer: Quantizer, act_order: bool,
                    errors: WeightErrors, reports: list[LayerReport]) -> None:
     """Layers that read the same input, by one H."""
     def change(name: str, layer: nn.Module) -> QuantLinear:

@@ -26,8 +26,7 @@ from finetune.quantize import load_base
 from finetune.run import Run
 from scoring.table import Row, float32_logits, largest_difference, optional_cell, score_state, stored_bytes
 from model.checkpoint import load_config, stored_layers, weight_files
-from model.config import read_json
-from model.files import write_json
+from model.files import read_json, write_json
 from model.llama import Llama
 from quant import QUANTIZERS
 

@@ -16,8 +16,8 @@ from scoring.restore import Restoration, restored_states
 from finetune.run import Run
 from scoring.table import Row, float32_logits, largest_difference, print_scores, save_table, score_state
 from adapters.peft_in import PEFTAdapter, attach_peft
-from model.config import read_json
-from model.files import sha256_of, write_json
+from model.config_json import config_to_json
+from model.files import read_json, sha256_of, write_json
 from model.gguf_reader import is_gguf
 from model.llama import Llama
 from model.tokenizer import tokenizer_file
@@ -53,7 +53,7 @@ def answers_key(run: Run, args: argparse.Namespace, saved: dict, job: Job, resto
 def read_by(source: Source) -> dict:
     """What decides, beside the weights, what a model reads and computes: weights stay what they are when these are put right."""
     files = [source.path] if is_gguf(source.path) else [tokenizer_file(source.path), *filter(Path.is_file, [source.path / "tokenizer_config.json"])]
-    return {"config": source.config.to_json(), "end": source.stop_ids(), "tokenizer": sha256_of(*files)}
+    return {"config": config_to_json(source.config), "end": source.stop_ids(), "tokenizer": sha256_of(*files)}
 
 
 def asked_key(args: argparse.Namespace, job: Job) -> dict:
