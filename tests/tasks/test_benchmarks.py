@@ -1,4 +1,4 @@
-"""Benchmarks of multiple choice: prompts, log-likelihoods and scores are lm-evaluation-harness' own; bad rows are named."""
+"""Multiple-choice benchmarks: prompts, log-likelihoods and scores equal lm-evaluation-harness'; bad rows are named."""
 import json
 import shutil
 from dataclasses import replace
@@ -83,10 +83,10 @@ def test_the_comparison_notices(damage, base, monkeypatch):
     if damage == "characters of the prompt":
         longer = [replace(row, choices=tuple(f"{choice}{'x' * 40 * i}" for i, choice in enumerate(row.choices)))
                   for row in rows]
-        marks = [TASKS["piqa"]().marks(row, line)["acc_norm"] for row, line in zip(longer, lines)]
+        marks = [TASKS["piqa"]().marks(row, line)["acc_norm"] for row, line in zip(longer, lines, strict=True)]
         return pytest.fail("not noticed") if marks == [row["acc_norm"] for row in golden] else None
-    assert max(abs(a - b) for line, row in zip(lines, golden)
-               for a, b in zip(line["log_likelihoods"], row["log_likelihoods"])) > 0.1
+    assert max(abs(a - b) for line, row in zip(lines, golden, strict=True)
+               for a, b in zip(line["log_likelihoods"], row["log_likelihoods"], strict=True)) > 0.1
 
 
 def test_the_first_of_equal_choices_is_the_answer_and_lengths_are_unicode_characters():
@@ -123,7 +123,7 @@ def test_mmlu_averages_over_questions_not_over_subjects():
     rows.append(replace(rows[0], subject="us_foreign_policy"))
     right = [1, 0, 0, 1, 1]
     lines = [{"log_likelihoods": [0.0 if (i == row.gold) == bool(hit) else -1.0 for i in range(4)]}
-             for row, hit in zip(rows, right)]
+             for row, hit in zip(rows, right, strict=True)]
     scores, errors = task.scores(rows, lines)
     assert scores["STEM"] == 0.5 and scores["social"] == 1 and scores["acc"] == 0.6 and "humanities" not in scores
     # sample deviation of 1, 0, 0, 1 over sqrt(4)
@@ -165,8 +165,8 @@ def kept(path):
 def test_eval_scores_every_task_and_keeps_each_row(name, small_base, tmp_path, elsewhere, capsys):
     assert call(eval_script, "--model", small_base, "--task", name, "--test-data", HARNESS / f"{name}.jsonl",
                 "--eval-batch-size", "2") is None
-    row, lines = rows_of(tmp_path / "evals" / f"{small_base.name}-{name}")["base"], kept(tmp_path / "evals"
-                                                                                         / f"{small_base.name}-{name}")
+    out = tmp_path / "evals" / f"{small_base.name}-{name}"
+    row, lines = rows_of(out)["base"], kept(out)
     metric = "acc_norm" if name == "hellaswag" else "acc"
     assert set(row["scores"]) == {"acc", "acc_norm"} == set(row["standard_errors"]) and len(lines) == 5
     assert row["scores"][metric] == pytest.approx(sum(line["score"] for line in lines) / 5)
@@ -179,8 +179,8 @@ def test_a_run_is_scored_on_mmlu_by_either_protocol(small_base, tmp_path, elsewh
     assert call(train, "--model", small_base, "--method", "qablora", *FEW, "--out", "run") is None
     assert call(eval_script, "run", "--task", "mmlu", *MMLU_FILES) is None
     assert "abstract_algebra" in capsys.readouterr().out
-    assert call(eval_script, "run", "--task", "mmlu", *MMLU_FILES, "--protocol", "hendrycks", "--test-limit",
-                "4") is None
+    assert call(eval_script, "run", "--task", "mmlu", *MMLU_FILES, "--protocol", "hendrycks",
+                "--test-limit", "4") is None
     rows = rows_of(tmp_path / "run" / "benchmarks" / "mmlu")
     assert list(rows) == ["base", "quantized base", "as trained", "merged, 4 bits"]
     assert set(rows["base"]["scores"]) == {"acc", "acc_norm", "STEM", "social"} and len(rows["base"]["parts"]) == 3
@@ -228,8 +228,8 @@ def test_a_bad_row_is_named_before_a_weight_is_read(name, change, message, small
     (tmp_path / "dev.jsonl").write_text(good)
     (tmp_path / "test.jsonl").write_text(good + "\n" + json.dumps(ROW[name] | change) + "\n")
     data = ["--data", "dev.jsonl"] if name == "mmlu" else []
-    assert call(eval_script, "--model", small_base, "--task", name, *data, "--test-data",
-                "test.jsonl").startswith(f"error: test.jsonl, line 3: {message}")
+    said = call(eval_script, "--model", small_base, "--task", name, *data, "--test-data", "test.jsonl")
+    assert said.startswith(f"error: test.jsonl, line 3: {message}")
 
 
 @pytest.mark.parametrize("arguments,message", [
@@ -251,8 +251,8 @@ def test_training_on_a_benchmark_is_refused(name, small_base, elsewhere):
 
 def test_a_choice_that_leaves_no_room_and_a_tokenizer_of_another_vocabulary_are_named(base, monkeypatch):
     row = replace(questions("piqa")[0], choices=("word " * 600, "b"))
-    with pytest.raises(ValueError,
-                       match=r"--task piqa, question 'Question: Kill.*a continuation of \d+ tokens is longer than the model's 512 positions"):
+    with pytest.raises(ValueError, match=r"--task piqa, question 'Question: Kill.*a continuation of \d+ tokens is "
+                                         "longer than the model's 512 positions"):
         answered(base, "piqa", [row])
     monkeypatch.setattr(base, "config", replace(base.config, vocab_size=100))
     with pytest.raises(ValueError, match="gives token id .* vocab_size is 100"):
@@ -279,8 +279,8 @@ def test_two_states_are_compared_row_by_row(small_base, tmp_path, elsewhere, cap
 def test_rows_are_drawn_whole_and_seconds_say_of_how_many_rows(tmp_path):
     lines = [json.dumps({"q": f"{i}\u2028."}, ensure_ascii=False) for i in range(9)]  # a line separator inside a row
     (tmp_path / "all.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    drawn = benchmarks.draw(tmp_path / "all.jsonl", tmp_path / "drawn.jsonl",
-                            4).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    file = benchmarks.draw(tmp_path / "all.jsonl", tmp_path / "drawn.jsonl", 4)
+    drawn = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     assert len(drawn) == 4 and drawn == [line for line in lines if line in drawn]
     assert benchmarks.seconds({"seconds": 9.4, "counts": {"rows": 5}}) == "9"
     assert benchmarks.seconds({"seconds": 9.4, "counts": {"rows": 5, TAKEN_UP: 2}}) == "9 (3 rows)"
@@ -303,7 +303,8 @@ def test_the_experiment_makes_one_table_and_repeats_nothing(small_base, tmp_path
                     "--mmlu-limit", "4") is None
     assert asked == ["piqa", "mmlu"]
     table = (tmp_path / "runs" / "benchmarks" / "table.md").read_text().splitlines()
-    assert table[2].startswith("| piqa | 3 | acc | ") and table[3].startswith("| mmlu | 4 | acc | ") and "±" in table[2]
+    assert table[2].startswith("| piqa | 3 | acc | ") and table[3].startswith("| mmlu | 4 | acc | ")
+    assert "±" in table[2]
     saved = json.loads((tmp_path / "runs" / "benchmarks" / "benchmarks.json").read_text())
     assert len(saved["tasks"]["piqa"]["rows"]) == 2 and saved["settings"]["test_limit"] == 3
     other = call(benchmarks, "--model", small_base, "--data", "data", "--test-limit", "4")

@@ -105,8 +105,8 @@ def test_the_one_file_called_after_the_split_is_fetched_and_no_other(fake):
 
 
 def test_a_path_is_fetched_without_a_look_at_the_list(fake):
-    assert data_file(HubData("org/name", FIRST, "data/test.jsonl"),
-                     "train").read_text() == (fake.folder / FIRST / "data/test.jsonl").read_text()
+    file = data_file(HubData("org/name", FIRST, "data/test.jsonl"), "train")
+    assert file.read_text() == (fake.folder / FIRST / "data/test.jsonl").read_text()
     assert fake.asked == [("fetch", FIRST)]
     with pytest.raises(FileNotFoundError, match="org/name:data/no.csv: the data set has no such file at commit"):
         data_file(HubData("org/name", None, "data/no.csv"), "train")
@@ -120,16 +120,16 @@ def test_several_or_no_files_of_a_split_are_listed_as_they_would_be_named(fake):
         fake.names = lambda commit: [str(p.relative_to(fake.folder / FIRST)) for p in (fake.folder / FIRST).rglob("*")
                                      if p.is_file()]
         data_file(HubData("org/name", "v1"), "train")
-    with pytest.raises(ValueError,
-                       match="none of its 3 readable files is named after the validation split; give one of: org/name:data/test.jsonl, "):
+    with pytest.raises(ValueError, match="none of its 3 readable files is named after the validation split; "
+                                         "give one of: org/name:data/test.jsonl, "):
         data_file(HubData("org/name"), "validation")
 
 
 @pytest.mark.parametrize("split,names,found", [
     ("train", ["Bitext_Training_v11.csv", "constrained.csv", "latest.csv"], "Bitext_Training_v11.csv"),
     ("test", ["latest.csv", "x/TEST.parquet"], "x/TEST.parquet"),
-    ("validation", ["dev.json", "train.json"], "dev.json"), ("validation", ["validation-0.parquet", "device.txt"],
-                                                             "validation-0.parquet")])
+    ("validation", ["dev.json", "train.json"], "dev.json"),
+    ("validation", ["validation-0.parquet", "device.txt"], "validation-0.parquet")])
 def test_a_splits_name_begins_a_word(fake, split, names, found):
     fake.names = lambda commit: names
     assert hub_data.file_of_split(HubData("org/name"), split) == found
@@ -137,8 +137,8 @@ def test_a_splits_name_begins_a_word(fake, split, names, found):
 
 def test_a_data_set_without_readable_files_is_named(fake):
     fake.names = lambda commit: ["data.zip", "script.py"]
-    with pytest.raises(ValueError,
-                       match=r"org/name: the data set has no file that can be read here \(.jsonl, .json, .csv, .parquet\)"):
+    with pytest.raises(ValueError, match=r"org/name: the data set has no file that can be read here "
+                                         r"\(.jsonl, .json, .csv, .parquet\)"):
         data_file(HubData("org/name"), "train")
 
 
@@ -158,8 +158,8 @@ def test_what_the_hub_refuses_is_one_line(fake, tmp_path, small_base, error, mes
 
 
 def test_a_run_remembers_commit_and_file_and_is_scored_on_them(fake, tmp_path, small_base):
-    assert call(train_script, "--method", "lora", "--model", small_base, "--data", "org/name", "--test-data",
-                "org/name", *few("lora"), "--out", "x") is None
+    assert call(train_script, "--method", "lora", "--model", small_base, "--data", "org/name",
+                "--test-data", "org/name", *few("lora"), "--out", "x") is None
     saved = json.loads((tmp_path / "x" / "config.json").read_text())["arguments"]
     assert saved["data"] == f"org/name@{FIRST}:data/train-0[1].jsonl"
     assert saved["test_data"] == f"org/name@{FIRST}:data/test.jsonl"
@@ -175,6 +175,6 @@ def test_a_run_remembers_commit_and_file_and_is_scored_on_them(fake, tmp_path, s
 def test_a_run_on_local_files_reads_them_back_as_paths(tmp_path, small_base, fake):
     fake.put("here", "rows.jsonl", ROWS)
     (tmp_path / "rows.jsonl").write_text((fake.folder / "here" / "rows.jsonl").read_text())
-    assert call(train_script, "--method", "lora", "--model", small_base, "--data", "rows.jsonl", *few("lora"), "--out",
-                "x") is None
+    assert call(train_script, "--method", "lora", "--model", small_base, "--data", "rows.jsonl", *few("lora"),
+                "--out", "x") is None
     assert read_run(tmp_path / "x")[1].data == tmp_path / "rows.jsonl" and not fake.asked

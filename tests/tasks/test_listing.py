@@ -3,14 +3,7 @@ import pytest
 
 from tasks import TASKS, TRAINING_TASKS
 from tasks.choices import ChoiceTask
-from tasks.listing import (
-    HEADER,
-    WIDTHS,
-    need_of_data,
-    need_of_test_data,
-    task_table,
-    task_table_text,
-)
+from tasks.listing import HEADER, WIDTHS, need_of_data, need_of_test_data, task_table, task_table_text
 from tasks.mmlu import HendrycksMmlu
 
 EVERY = [*TASKS.values(), HendrycksMmlu]
@@ -35,8 +28,7 @@ def test_the_table_has_a_line_for_each_task_and_fits_120_columns(tasks):
 
 def test_only_tasks_that_train_are_offered_for_training():
     assert set(TRAINING_TASKS) == {"banking77", "sql-create-context", "gsm8k", "gsm8k-zero-shot", "alpaca", "flan",
-                                   "bitext",
-                                   "bitext-response", "pretrain"}
+                                   "bitext", "bitext-response", "pretrain"}
 
 
 @pytest.mark.parametrize("name,data,test_data", [

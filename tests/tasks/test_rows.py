@@ -1,4 +1,4 @@
-"""Rows of .jsonl, .json, .csv and .parquet files: the same rows whatever the file, and what is wrong with a file by its line."""
+"""Rows of .jsonl, .json, .csv and .parquet files: every format gives the same rows, and errors name the line."""
 import csv
 import json
 
@@ -62,9 +62,9 @@ def test_a_cell_of_csv_may_be_as_long_as_a_book(tmp_path):
 def test_a_row_of_csv_is_on_the_line_where_it_begins(tmp_path):
     # a byte order mark, a line break in quotes, an empty line
     (tmp_path / "x.csv").write_bytes(b'\xef\xbb\xbfa,b\r\n1,"two\r\nlines"\r\n\r\n3,four\r\n')
-    assert placed_rows(tmp_path / "x.csv", ("a", "b")) == [(f"{tmp_path}/x.csv, line 2",
-                                                            {"a": "1", "b": "two\r\nlines"}),
-                                                          (f"{tmp_path}/x.csv, line 5", {"a": "3", "b": "four"})]
+    assert placed_rows(tmp_path / "x.csv", ("a", "b")) == [
+        (f"{tmp_path}/x.csv, line 2", {"a": "1", "b": "two\r\nlines"}),
+        (f"{tmp_path}/x.csv, line 5", {"a": "3", "b": "four"})]
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_field(tmp_path):
@@ -139,5 +139,5 @@ def test_a_directory_is_no_data_file(tmp_path):
 
 
 def test_kinds_have_words():
-    assert in_words({"text": [str],
-                     "label": [int]}) == "an object of text (a list of text) and label (a list of an integer)"
+    words = in_words({"text": [str], "label": [int]})
+    assert words == "an object of text (a list of text) and label (a list of an integer)"

@@ -62,14 +62,14 @@ def test_the_bootstraps_p_value_is_that_of_the_t_test_on_well_behaved_difference
 
 
 def test_pairing_is_what_finds_a_small_difference():
-    """Control: with b's rows in another order the same scores say nothing, so a test that forgot to pair would fail here."""
+    """Control: with b's rows in another order the scores differ by chance only. A test that did not pair would fail."""
     a, b = SCORES
     assert compare_scores(a, b).p_value < 1e-3
     assert compare_scores(a, np.random.default_rng(1).permutation(b)).p_value > 0.1
 
 
 def test_the_interval_holds_no_difference_as_often_as_it_says():
-    """95 % of the intervals of data without a difference hold 0: of 200, 190 give or take three standard deviations of 3.1."""
+    """95 % of the intervals of data without a difference hold 0: 190 of 200, give or take three deviations of 3.1."""
     rng = np.random.default_rng(4)
     hits = sum(low <= 0 <= high for low, high, _ in (paired_bootstrap(rng.normal(size=80), seed, 500)
                                                      for seed in range(200)))

@@ -54,10 +54,10 @@ def test_banking77_scores_by_hand():
 
 def test_a_perfect_and_an_empty_answer_score_one_and_zero():
     examples = Banking77().splits(None, None, None, 0).test
-    assert scores_of(Banking77(), [e.answer for e in examples], examples) == {"accuracy": 1, "micro_f1": 1,
-                                                                              "macro_f1": 1, "invalid": 0}
-    assert scores_of(Banking77(), [""] * len(examples), examples) == {"accuracy": 0, "micro_f1": 0, "macro_f1": 0,
-                                                                      "invalid": 1}
+    right = scores_of(Banking77(), [e.answer for e in examples], examples)
+    assert right == {"accuracy": 1, "micro_f1": 1, "macro_f1": 1, "invalid": 0}
+    empty = scores_of(Banking77(), [""] * len(examples), examples)
+    assert empty == {"accuracy": 0, "micro_f1": 0, "macro_f1": 0, "invalid": 1}
 
 
 def test_macro_f1_counts_each_class_once_however_many_rows_it_has():
@@ -85,8 +85,8 @@ def test_sql_splits_share_no_row_and_keep_all(tmp_path):
 def test_a_row_without_its_field_is_named_with_file_and_line(tmp_path):
     path = sql_file(tmp_path / "train.jsonl", 3)
     path.write_text(path.read_text() + '{"question": "q", "context": "c"}\n')
-    with pytest.raises(ValueError,
-                       match=r"train.jsonl, line 4: field 'answer' is missing or not text \(fields of the row: question, context\)"):
+    with pytest.raises(ValueError, match=r"train.jsonl, line 4: field 'answer' is missing or not text "
+                                         r"\(fields of the row: question, context\)"):
         SqlCreateContext().splits(path, None, None, 0)
 
 
@@ -131,8 +131,8 @@ def test_masking_goes_by_length_and_the_end_token_is_learned(prompt, answer):
 @pytest.mark.parametrize("prompt,answer", [("a question?\nIntent:", "card arrival"),
                                            ("CREATE TABLE t (a INTEGER)\nSQL:", "SELECT a FROM t")])
 def test_an_encoded_example_reads_as_prompt_space_answer(prompt, answer):
-    assert TOKENIZER.decode(encode_example(Example(prompt, answer), TOKENIZER,
-                                           EOS).tokens[1:-1]) == f"{prompt} {answer}"
+    encoded = encode_example(Example(prompt, answer), TOKENIZER, EOS)
+    assert TOKENIZER.decode(encoded.tokens[1:-1]) == f"{prompt} {answer}"
 
 
 def test_an_answer_is_what_stands_before_the_first_stop_text():
@@ -173,7 +173,9 @@ def test_batches_differ_between_epochs_and_hold_similar_lengths():
     lengths = torch.randint(5, 100, (640,), generator=torch.Generator().manual_seed(0)).tolist()
     first, second = (epoch_batches(lengths, 16, 0, e) for e in (0, 1))
     assert first != second
-    waste = lambda batches: sum(max(lengths[i] for i in b) * len(b) for b in batches) / sum(lengths)
+
+    def waste(batches):
+        return sum(max(lengths[i] for i in b) * len(b) for b in batches) / sum(lengths)
     assert waste(first) < 1.2 < waste(split_list(list(range(640)), 16))
 
 

@@ -57,8 +57,8 @@ JUDGED_BY_THE_HARNESS = [
 
 @pytest.mark.parametrize("text,strict,flexible", JUDGED_BY_THE_HARNESS)
 def test_gsm8k_scores_are_those_of_the_harness(text, strict, flexible):
-    assert marks(Gsm8k(), "She has 9 * 2 = <<9*2=18>>18.\n#### 18", text) == {"strict_match": strict,
-                                                                              "flexible_extract": flexible}
+    scores = marks(Gsm8k(), "She has 9 * 2 = <<9*2=18>>18.\n#### 18", text)
+    assert scores == {"strict_match": strict, "flexible_extract": flexible}
 
 
 def test_gold_numbers_lose_commas_dollars_and_the_working():
@@ -104,7 +104,8 @@ CONTEXT = "CREATE TABLE head (age INTEGER, name VARCHAR); CREATE TABLE town (nam
 
 @pytest.mark.parametrize("query,expected", [
     ("SELECT COUNT(*) FROM head WHERE age > 56", True), ('SELECT name FROM head WHERE name = "X"', True),
-    ("SELECT T1.age FROM head AS T1 JOIN town AS T2 ON T1.name = T2.name GROUP BY T1.age HAVING MAX(T2.size) > 3 ORDER BY 1 LIMIT 2;", True),
+    ("SELECT T1.age FROM head AS T1 JOIN town AS T2 ON T1.name = T2.name GROUP BY T1.age "
+     "HAVING MAX(T2.size) > 3 ORDER BY 1 LIMIT 2;", True),
     # for ever, if it were run
     ("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n", True),
     ("SELECT height FROM head", False), ("SELECT age FROM heads", False), ("SELECT age FROM head WHERE", False),
@@ -134,7 +135,8 @@ def test_the_compiler_itself_refuses_what_does_not_read(monkeypatch):
 @pytest.mark.parametrize("hostile", ["ATTACH DATABASE 'written.db' AS x", "VACUUM INTO 'written.db'",
                                      "CREATE TABLE x.y (a INTEGER)",
                                      "PRAGMA temp_store_directory = '.'", "SELECT load_extension('./written')",
-                                     "CREATE TABLE endless AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n"])
+                                     "CREATE TABLE endless AS WITH RECURSIVE n(i) AS "
+                                     "(SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n"])
 def test_nothing_that_is_written_reaches_the_disk(hostile, tmp_path, elsewhere):
     for query, context in ((hostile, CONTEXT), ("SELECT age FROM head", f"{hostile}; {CONTEXT}"),
                            (f"SELECT 1; {hostile}", CONTEXT)):
@@ -143,7 +145,8 @@ def test_nothing_that_is_written_reaches_the_disk(hostile, tmp_path, elsewhere):
 
 
 def test_a_table_that_stands_twice_in_the_schema_leaves_the_others_be():
-    doubled = f"{CONTEXT}; CREATE TABLE head (age INTEGER); CREATE TABLE bad (a INTEGER, a INTEGER); CREATE TABLE late (a VARCHAR)"
+    doubled = (f"{CONTEXT}; CREATE TABLE head (age INTEGER); CREATE TABLE bad (a INTEGER, a INTEGER); "
+               "CREATE TABLE late (a VARCHAR)")
     assert compiles("SELECT a FROM late", doubled) and not compiles("SELECT a FROM bad", doubled)
     assert statements("CREATE TABLE a (b TEXT DEFAULT ';'); \nCREATE TABLE c (d TEXT)") == [
         "CREATE TABLE a (b TEXT DEFAULT ';');", " \nCREATE TABLE c (d TEXT);"]
@@ -185,8 +188,8 @@ def test_splitting_by_rows_would_share_schemas(tmp_path):
 
 
 def test_training_rows_of_a_schema_in_the_test_file_are_left_out_and_counted(tmp_path):
-    data, test = write(tmp_path / "train.jsonl", sql_rows(range(30))), write(tmp_path / "test.jsonl",
-                                                                             sql_rows([3, 3, 17, 99]))
+    data = write(tmp_path / "train.jsonl", sql_rows(range(30)))
+    test = write(tmp_path / "test.jsonl", sql_rows([3, 3, 17, 99]))
     splits = SqlCreateContext().splits(data, test, None, 0)
     assert splits.left_out == {"their schema is in the test file": 2} and len(splits.test) == 4
     assert len(splits.train) + len(splits.validation) == 28
@@ -207,7 +210,7 @@ letters = st.sampled_from("abc")
 
 @given(st.lists(st.tuples(letters, letters), min_size=1, max_size=20))
 def test_f1_micro_is_the_accuracy_where_every_answer_is_a_label(pairs):
-    written, gold = zip(*pairs)
+    written, gold = zip(*pairs, strict=True)
     assert micro_f1(written, gold, set("abc")) == pytest.approx(sum(w == g for w, g in pairs) / len(pairs))
 
 
@@ -220,8 +223,8 @@ def bitext_rows(n):
 def test_bitext_reads_both_schemas_and_both_answers(tmp_path):
     splits = Bitext().splits(write(tmp_path / "a.jsonl", bitext_rows(30)), None, None, 0)
     assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [25, 3, 2]
-    assert {(e.prompt.partition("order ")[0], e.answer) for e in splits.train} == {("where is ", "track order"),
-                                                                                   ("where is ", "cancel order")}
+    read = {(e.prompt.partition("order ")[0], e.answer) for e in splits.train}
+    assert read == {("where is ", "track order"), ("where is ", "cancel order")}
     other = write(tmp_path / "b.jsonl", [{"utterance": "stop it", "intent": "cancel_order"}])
     assert Bitext().splits(tmp_path / "a.jsonl", other, None, 0).test == [Example("stop it\nIntent:", "cancel order")]
     pytest.importorskip("rouge_score")
@@ -243,8 +246,8 @@ def test_bitext_scores_by_hand(tmp_path):
 
 def test_rouge_by_hand():
     pytest.importorskip("rouge_score")
-    assert rouge("The cat sat on the mat.", "the cat on mat") == {"rouge1": pytest.approx(0.8), "rouge2": pytest.approx(
-        0.25), "rougeL": pytest.approx(0.8)}
+    scores = rouge("The cat sat on the mat.", "the cat on mat")
+    assert scores == {"rouge1": pytest.approx(0.8), "rouge2": pytest.approx(0.25), "rougeL": pytest.approx(0.8)}
     assert rouge("The cat sat", "sat cat the")["rougeL"] == pytest.approx(1 / 3)
     assert rouge("The cat sat", "sat cat the")["rouge1"] == 1
     assert set(rouge("a b c", "").values()) == {0} and set(rouge("one two", "one two").values()) == {1}
@@ -264,10 +267,11 @@ def test_without_rouge_score_the_line_to_run_is_said_before_a_weight_is_read(tmp
 def test_the_alpaca_prompts_are_the_published_ones():
     assert alpaca_prompt("Say {x}.", "") == (
         "Below is an instruction that describes a task. Write a response that appropriately completes the request."
-                                             "\n\n### Instruction:\nSay {x}.\n\n### Response:")
+        "\n\n### Instruction:\nSay {x}.\n\n### Response:")
     assert alpaca_prompt("Add.", "1 2") == (
         "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
-                                            "response that appropriately completes the request.\n\n### Instruction:\nAdd.\n\n### Input:\n1 2\n\n### Response:")
+        "response that appropriately completes the request."
+        "\n\n### Instruction:\nAdd.\n\n### Input:\n1 2\n\n### Response:")
 
 
 def test_flan_reads_both_schemas(tmp_path):
@@ -311,11 +315,11 @@ FEW = ["--method", "lora", "--steps", "2", "--batch-size", "4", "--max-new-token
 def test_each_task_trains_and_is_scored_per_row(name, small_base, tmp_path, elsewhere):
     if issubclass(TASKS[name], FreeTextTask):
         pytest.importorskip("rouge_score")
-    data = ["--data", write(tmp_path / "train.jsonl", FILES[name][:36]), "--test-data",
-            write(tmp_path / "test.jsonl", FILES[name][36:])]
+    data = ["--data", write(tmp_path / "train.jsonl", FILES[name][:36]),
+            "--test-data", write(tmp_path / "test.jsonl", FILES[name][36:])]
     assert call(train_script, "--model", small_base, "--task", name, *data, *FEW, "--out", "x") is None
-    row, lines = rows_of(tmp_path / "x")["as trained"], [
-        json.loads(line) for line in (tmp_path / "x" / "predictions.jsonl").read_text().splitlines()]
+    row = rows_of(tmp_path / "x")["as trained"]
+    lines = [json.loads(line) for line in (tmp_path / "x" / "predictions.jsonl").read_text().splitlines()]
     of_state = [line for line in lines if line["state"] == "as trained"]
     assert len(of_state) == 3 and row["counts"]["rows"] == 3
     metric = TASKS[name].metric
@@ -338,32 +342,35 @@ def test_empty_answers_are_counted_among_the_training_and_the_test_rows(small_ba
 
 
 def test_benchmark_rows_are_asked_for(small_base, tmp_path, elsewhere):
-    assert "--task gsm8k needs --test-data" in call(eval_script, "--model", small_base, "--task", "gsm8k", "--data",
-                                                    write(tmp_path / "x.jsonl", problems(9)))
+    data = write(tmp_path / "x.jsonl", problems(9))
+    assert "--task gsm8k needs --test-data" in call(eval_script, "--model", small_base, "--task", "gsm8k",
+                                                    "--data", data)
     assert "--task alpaca needs --data" in call(eval_script, "--model", small_base, "--task", "alpaca")
 
 
 def test_show_example_prints_what_is_read_and_learned_and_stops(small_base, tmp_path, elsewhere, capsys, monkeypatch):
     pytest.importorskip("rouge_score")
     monkeypatch.setattr("finetune.models.load_model", None)
-    files = ["--data", write(tmp_path / "a.jsonl", FILES["alpaca"]), "--test-data",
-             write(tmp_path / "t.jsonl", FILES["alpaca"][:2])]
+    files = ["--data", write(tmp_path / "a.jsonl", FILES["alpaca"]),
+             "--test-data", write(tmp_path / "t.jsonl", FILES["alpaca"][:2])]
     assert call(train_script, "--model", small_base, "--method", "lora", "--task", "alpaca", *files,
                 "--show-example") is None
     out, tokenizer = capsys.readouterr().out, load_tokenizer(small_base)
     first = Alpaca().splits(tmp_path / "a.jsonl", None, None, 0).train[0]
     n, whole = len(tokenizer.encode(first.prompt)), len(tokenizer.encode(f"{first.prompt} {first.answer}")) + 1
-    assert f"--- alpaca, template version 1: the first of 36 training rows, {whole} tokens; its prompt, {n} tokens\n{first.prompt}\n" in out
+    assert (f"--- alpaca, template version 1: the first of 36 training rows, {whole} tokens; its prompt, {n} tokens\n"
+            f"{first.prompt}\n") in out
     assert f"--- what is learned after it, {whole - n} tokens with the end token\n {first.answer}\n" in out
-    assert f"--- the first of 2 test prompts, {len(tokenizer.encode(alpaca_prompt('Count 0.', '')))} tokens; at most 80 are written" in out
+    n_test = len(tokenizer.encode(alpaca_prompt("Count 0.", "")))
+    assert f"--- the first of 2 test prompts, {n_test} tokens; at most 80 are written" in out
     assert {path.name for path in tmp_path.iterdir()} == {"a.jsonl", "t.jsonl"}
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_answers_flags_and_scores_do_not_depend_on_the_batch(batch_size):
     """By the embedded base, which writes words; in float32. The gold query of the second row does not compile."""
-    model, tokenizer = load_model(weight_files(EMBEDDED_BASE), load_config(EMBEDDED_BASE),
-                                  torch.float32), load_tokenizer(EMBEDDED_BASE)
+    model = load_model(weight_files(EMBEDDED_BASE), load_config(EMBEDDED_BASE), torch.float32)
+    tokenizer = load_tokenizer(EMBEDDED_BASE)
     rows = [SqlExample(f"CREATE TABLE t{i} (a INTEGER, b VARCHAR)\nQuestion: {'how many ' * i}a?\nSQL:", gold,
                        f"CREATE TABLE t{i} (a INTEGER, b VARCHAR)")
             for i, gold in enumerate(["SELECT a FROM t0", "SELECT c FROM t1", "SELECT COUNT(a) FROM t2",
@@ -382,8 +389,8 @@ def one_by_one(model, tokenizer, rows):
 
 def test_an_empty_answer_is_counted(small_base):
     """A model that ends at once: whatever it would write is an end token."""
-    model, tokenizer = load_model(weight_files(small_base), load_config(small_base),
-                                  torch.float32), load_tokenizer(small_base)
+    model = load_model(weight_files(small_base), load_config(small_base), torch.float32)
+    tokenizer = load_tokenizer(small_base)
     asking = Asking(tokenizer, tuple(range(4096)), 4, 2)
     line = dict(Gsm8k().answers(model, [Example("Question: 1?\nAnswer:", "#### 1")], asking))[0]
     assert line["text"] == "" and line["flags"] == [EMPTY]
