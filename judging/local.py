@@ -28,7 +28,7 @@ class LocalJudge:
         return str(self.source.place)
 
     def identity(self) -> dict:
-        """What an answer depends on besides the prompt: the weights, wherever they are stored, and the compute type."""
+        """What an answer depends on besides the prompt: the weights (not their path) and the compute type."""
         return {"judge": self.source.fingerprint, "dtype": self.dtype}
 
     @cached_property

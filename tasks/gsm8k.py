@@ -60,7 +60,7 @@ def read_problems(path: Path) -> list[Example]:
 
 
 def with_shots(test: Sequence[Example], pool: Sequence[Example], shots: int) -> list[Example]:
-    """Each test row after `shots` rows of `pool`, drawn for it alone, with two line breaks between them."""
+    """Each test row after `shots` rows of `pool`, drawn anew for each, with two line breaks between them."""
     draw = random.Random(FEWSHOT_SEED)
     return [Example("".join(f"{shot.prompt} {shot.answer}\n\n" for shot in draw.sample(pool, shots)) + row.prompt,
                     row.answer)
