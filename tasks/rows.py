@@ -2,8 +2,8 @@
 
 The kind of a field is written as an example of its data: `str`, `int`, `bool`, `[str]` for a list of text, and
 `{"text": [str], "label": [str]}` for an object of such lists. Cells of a .csv file are text. Integers, `true`, `false`,
-and lists and objects in JSON are parsed from that text. An integer may be text in any file, because copies of one data set
-differ in how they store labels.
+and lists and objects in JSON are parsed from that text. An integer may be text in any file, because copies of one
+data set differ in how they store labels.
 """
 import csv
 import importlib
