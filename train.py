@@ -41,9 +41,8 @@ from model.llama import Llama
 from model.tokenizer import continuation, copy_tokenizer
 from quant.linear import QuantLinear
 from scoring.score_run import evaluate_run
-from scoring.table import print_columns
-from tasks import TASKS
-from tasks.listing import task_table
+from tasks import TRAINING_TASKS
+from tasks.listing import task_table_text
 
 Parameters = dict[str, nn.Parameter]
 Prepared = tuple[Llama, Parameters, Callable[[], None]]  # the model, what trains, and what saves that
@@ -54,7 +53,7 @@ def main() -> None:
     run, fresh = None, False
     try:
         if "list_tasks" in given:
-            return print_columns("python train.py --task NAME", task_table(task for task in TASKS.values() if task.trains))
+            return print(task_table_text(TRAINING_TASKS.values()))
         if "resume" in given:
             run = reopened(given)
             config, data = run.config, data_of(run)

@@ -7,9 +7,9 @@ applied, so a chat model judges below its abilities.
 from dataclasses import dataclass
 from functools import cached_property
 
-from finetune.arguments import DTYPES
+from finetune.config import DTYPES
 from finetune.data import check_ids
-from finetune.models import Source
+from finetune.source import Source
 from model.generate import generate
 from model.llama import Llama
 from model.tokenizer import continuation
