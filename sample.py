@@ -1,6 +1,5 @@
 """Completions without a task: `python eval.py RUN --prompt "..."` by a run's model as trained, `--model DIR` by any other."""
 import argparse
-import os
 from collections.abc import Callable, Sequence
 
 from finetune import arguments
@@ -13,7 +12,7 @@ from finetune.quantize import load_base
 from adapters.peft_in import attach_peft, read_peft
 from model.generate import Sampling, generate
 from model.llama import Llama
-from model.tokenizer import Tokenizer
+from model.tokenizer import continuation
 
 NEW_TOKENS = 128  # unless --max-new-tokens says otherwise
 SAMPLING = ("temperature", "top_p")
@@ -123,10 +122,3 @@ def room_for_answers(prompts: Sequence[Sequence[int]], source: Source, asked: in
     if max(lengths) + (asked or 1) > positions:
         raise ValueError(f"a prompt of {max(lengths)} tokens and {asked or 'any'} new ones do not fit the {positions} positions of {source.path}")
     return asked or min(NEW_TOKENS, positions - max(lengths))
-
-
-def continuation(tokenizer: Tokenizer, prompt: list[int], answer: list[int]) -> str:
-    """What the answer adds to the prompt's text. Decoded on its own it could lose the space it begins with, and a character whose
-    bytes the border divides."""
-    before, whole = tokenizer.decode(prompt), tokenizer.decode(prompt + answer)
-    return whole[len(os.path.commonprefix((before, whole))):]

@@ -19,6 +19,7 @@ from adapters import ADAPTERS
 from adapters.adapted import adapted_layers, adapter_parameters
 from finetune import arguments, checks as check, models
 from finetune.arguments import DTYPES
+from model.config_json import config_to_json
 from scoring.score_run import evaluate_run
 from finetune.example import show_example
 from finetune.data import Job, check_calibration, check_data, prepare_job
@@ -94,7 +95,7 @@ def describe(run: Run, source: Source, args: argparse.Namespace, job: Job) -> di
     """Writes the run's config.json. The tokenizer is copied, so that the run is a model of its own."""
     saved = {
         "arguments": arguments.to_json(args),
-        "model_config": source.config.to_json(),
+        "model_config": config_to_json(source.config),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__,
                      "safetensors": safetensors.__version__},
         "fingerprints": {"base": None if args.from_scratch else source.fingerprint, "data": job.fingerprints,

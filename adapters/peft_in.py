@@ -15,8 +15,8 @@ from adapters.adapted import AdaptedLinear, replace_layers
 from adapters.lora import LoRA
 from adapters.lam import Lam
 from model.checkpoint import empty_model, open_safetensors
-from model.config import LlamaConfig, read_json
-from model.files import sha256_of
+from model.config import LlamaConfig
+from model.files import read_json, sha256_of
 from model.llama import Linear, Llama
 
 

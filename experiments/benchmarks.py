@@ -15,8 +15,7 @@ from tqdm import tqdm
 
 from experiments.shared import keep_settings, python
 from scoring.table import TAKEN_UP
-from model.config import read_json
-from model.files import write_json, write_text
+from model.files import read_json, write_json, write_text
 from tasks import TASKS
 from tasks.task import shuffled
 

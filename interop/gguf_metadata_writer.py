@@ -3,7 +3,8 @@ from finetune.models import Source
 from interop.gguf_tokenizer_writer import tokenizer_keys
 from interop.trained import Trained
 from model.config import LlamaConfig
-from model.gguf_reader import CONFIG_KEYS, LLAMA_3, OPTIONAL_KEYS, is_gguf, read_gguf
+from model.gguf_layout import CONFIG_KEYS, LLAMA_3_ROPE, OPTIONAL_KEYS
+from model.gguf_reader import is_gguf, read_gguf
 
 Metadata = dict[str, tuple[object, str, str | None]]  # key -> value, its type, and that of its elements where it is a list
 WRITTEN_AS = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2"}  # model_type -> general.architecture
@@ -17,9 +18,9 @@ def architecture_of(trained: Trained) -> str:
         raise ValueError(f"{trained.path}: model_type {config.model_type!r} is not written as GGUF; supported: {', '.join(WRITTEN_AS)}. Export it by "
                          f"--format safetensors")
     scaling = config.rope_scaling or {}
-    if scaling.get("rope_type") == "llama3" and any(scaling[key] != value for key, value in LLAMA_3.items()):
+    if scaling.get("rope_type") == "llama3" and any(scaling[key] != value for key, value in LLAMA_3_ROPE.items()):
         raise ValueError(f"{trained.path}: rotary scaling {scaling} is not written as GGUF: only Llama 3.1's own parameters are read again, "
-                         f"{', '.join(f'{key} {value}' for key, value in LLAMA_3.items())}")
+                         f"{', '.join(f'{key} {value}' for key, value in LLAMA_3_ROPE.items())}")
     width = config.num_attention_heads * config.head_dim
     if config.model_type == "qwen2" and width != config.hidden_size:
         raise ValueError(f"{trained.path}: a qwen2 whose heads have {width} dimensions together, and hidden_size {config.hidden_size}, is nothing that "

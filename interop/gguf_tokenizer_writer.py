@@ -1,4 +1,4 @@
-"""A tokenizer written as the metadata of a GGUF file: the inverse of model/gguf_tokenizer.py, by which each result is read again, so that the ids
+"""A tokenizer written as the metadata of a GGUF file: the inverse of model/gguf_tokenizer_reader.py, by which each result is read again, so that the ids
 of the file are the run's, on the texts of report.py at least, or the export is refused.
 """
 import unicodedata
@@ -8,9 +8,10 @@ from tempfile import TemporaryDirectory
 import sentencepiece
 
 from interop.comparison import TEXTS
-from model.config import LlamaConfig, read_json
+from model.config import LlamaConfig
+from model.files import read_json
 from model.gguf_reader import GGUFFile
-from model.gguf_tokenizer_reader import CONTROL, SPLITTINGS, UNKNOWN, USER_DEFINED, save_gguf_tokenizer
+from model.gguf_tokenizer_reader import CONTROL, SPLITTINGS, UNKNOWN, USER_DEFINED, extract_gguf_tokenizer
 from model.tokenizer import beside, load_tokenizer, tokenizer_file
 from tokenizers import Tokenizer, pre_tokenizers
 
@@ -55,7 +56,7 @@ def check_ids(path: Path, metadata: dict[str, object], tokenizer, texts: list[st
     """Raises ValueError unless these metadata, read again, give the tokenizer's own ids."""
     with TemporaryDirectory() as written:
         try:
-            save_gguf_tokenizer(GGUFFile(path, metadata, {}), Path(written))
+            extract_gguf_tokenizer(GGUFFile(path, metadata, {}), Path(written))
             again = load_tokenizer(Path(written))
         except ValueError as error:
             raise ValueError(f"{error} (as it would be in a GGUF file)") from None

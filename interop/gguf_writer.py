@@ -26,7 +26,8 @@ from interop.hugging_face import DTYPES, in_type
 from interop.trained import Trained, dense_tensor, tensor_names
 from model.checkpoint import empty_model, stored_grids
 from model.config import LlamaConfig
-from model.gguf_reader import PLAIN_TYPES, ROPE_DIVISORS, gguf_name, gguf_package, heads_of, interleaved, our_name, read_gguf
+from model.gguf_layout import PLAIN_TYPES, ROPE_DIVISORS, gguf_name, gguf_package, heads_of, interleaved, our_name
+from model.gguf_reader import read_gguf
 from model.llama import Llama, llama3_frequencies, rotary_frequencies
 from quant.gguf_blocks import BLOCK_TYPES, fitting_type, in_file_blocks, stored_rows
 from quant.grid import QuantizedWeight

@@ -13,6 +13,7 @@ from interop.comparison import check_tokenizer
 from interop.trained import Trained, dense_tensor, dense_tensors, tensor_names
 from model.checkpoint import load_config, load_model, weight_files
 from model.config import LlamaConfig
+from model.config_json import config_to_json
 from model.files import write_json, write_safetensors
 from model.llama import Llama
 from model.tokenizer import copy_tokenizer
@@ -69,7 +70,7 @@ def read_model(trained: Trained, directory: Path) -> Llama:
 
 def hugging_face_config(config: LlamaConfig, dtype: torch.dtype) -> dict:
     """config.json: the family's own keys with the class's name, and the type of the weights, which readers take for the computation."""
-    return {**config.to_json(), "torch_dtype": name_of(dtype)}
+    return {**config_to_json(config), "torch_dtype": name_of(dtype)}
 
 
 def in_type(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:

@@ -13,7 +13,8 @@ from finetune.methods import METHODS
 from finetune.models import Source, check_fingerprint, check_trained, linear_names, load_trained, new_adapter, read_run
 from finetune.run import Run
 from model.checkpoint import empty_model, load_config, open_weights, quantized_layers, weight_files
-from model.config import LlamaConfig, read_json
+from model.config import LlamaConfig
+from model.files import read_json
 from model.gguf_reader import is_gguf
 from model.llama import Llama
 from quant.grid import Block

@@ -9,9 +9,9 @@ from functools import cached_property
 from finetune.arguments import DTYPES
 from finetune.data import check_ids
 from finetune.models import Source
-from sample import continuation
 from model.generate import generate
 from model.llama import Llama
+from model.tokenizer import continuation
 
 NEW_TOKENS = 16  # two numbers from 1 to 10 and what may stand between them
 

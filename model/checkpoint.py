@@ -14,8 +14,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from model.config import LlamaConfig, config_from_json, read_json, token_ids
-from model.files import write_safetensors
+from model.config import LlamaConfig
+from model.config_json import config_from_json, token_ids
+from model.files import read_json, write_safetensors
 from model.gguf_reader import GGUFWeights, gguf_config, is_gguf, read_gguf
 from model.llama import Linear, Llama
 from quant.factors import OUTER_BLOCK, DoubleQuantized, ZeroPoints

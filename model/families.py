@@ -13,10 +13,8 @@ published ones do. Begin and end tokens have no defaults here: where the config 
 """
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from model.config import LlamaConfig
+from model.config import LlamaConfig
 
 WINDOWED, FULL = "sliding_attention", "full_attention"
 
@@ -27,14 +25,14 @@ class Family:
     activation: tuple[str, str]              # the key that names it, and the only value that the family uses
     defaults: dict                           # of keys that are absent
     read: Callable[[dict], dict]             # config.json -> the fields of LlamaConfig that not every family has
-    write: Callable[["LlamaConfig"], dict]   # and back
+    write: Callable[[LlamaConfig], dict]   # and back
 
 
 def read_llama(raw: dict) -> dict:
     return {"attention_bias": raw["attention_bias"], "o_bias": raw["attention_bias"], "mlp_bias": raw["mlp_bias"]}
 
 
-def write_llama(config: "LlamaConfig") -> dict:
+def write_llama(config: LlamaConfig) -> dict:
     return {"attention_bias": config.attention_bias, "mlp_bias": config.mlp_bias}
 
 
@@ -42,7 +40,7 @@ def read_mistral(raw: dict) -> dict:
     return windows(raw["sliding_window"], [WINDOWED] * raw["num_hidden_layers"])
 
 
-def write_mistral(config: "LlamaConfig") -> dict:
+def write_mistral(config: LlamaConfig) -> dict:
     return {"sliding_window": config.sliding_window}
 
 
@@ -52,7 +50,7 @@ def read_qwen2(raw: dict) -> dict:
     return {"attention_bias": True, **windows(window, stated_types(raw) or by_depth)}
 
 
-def write_qwen2(config: "LlamaConfig") -> dict:
+def write_qwen2(config: LlamaConfig) -> dict:
     # max_window_layers beside layer_types, for tools that read only the older key; exact where windows begin at one depth.
     first = min(config.windowed_layers, default=config.num_hidden_layers)
     return {"use_sliding_window": config.sliding_window is not None, "sliding_window": config.sliding_window,
@@ -70,7 +68,7 @@ def read_gemma2(raw: dict) -> dict:
             "attention_softcap": raw["attn_logit_softcapping"], "final_softcap": raw["final_logit_softcapping"]}
 
 
-def write_gemma2(config: "LlamaConfig") -> dict:
+def write_gemma2(config: LlamaConfig) -> dict:
     return {"attention_bias": config.attention_bias,
             "query_pre_attn_scalar": config.query_pre_attn_scalar, "attn_logit_softcapping": config.attention_softcap,
             "final_logit_softcapping": config.final_softcap, "sliding_window": config.sliding_window,
@@ -93,7 +91,7 @@ def stated_types(raw: dict) -> list[str] | None:
     return types
 
 
-def layer_types(config: "LlamaConfig") -> list[str]:
+def layer_types(config: LlamaConfig) -> list[str]:
     return [WINDOWED if i in config.windowed_layers else FULL for i in range(config.num_hidden_layers)]
 
 

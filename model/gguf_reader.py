@@ -15,41 +15,30 @@ import numpy
 import torch
 from torch import Tensor
 
-from model.config import LlamaConfig, config_from_json
+from model.config import LlamaConfig
+from model.config_json import config_from_json
+from model.gguf_layout import (
+    ARCHITECTURES,
+    CONFIG_KEYS,
+    LINEAR,
+    LLAMA_3_ROPE,
+    OPTIONAL_KEYS,
+    PLAIN_TYPES,
+    ROPE_DIVISORS,
+    gguf_package,
+    half_split,
+    heads_of,
+    our_name,
+)
 from model.llama import llama3_frequencies, rotary_frequencies
 from quant.gguf_blocks import BLOCK, BLOCK_TYPES, dense_rows, quantized_weight
 from quant.linear import QuantLinear
-
-PLAIN_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class Architecture:
-    model_type: str           # as config.json would say
-    interleaved_rotary: bool  # q and k rows are stored with the two of each rotary pair side by side
-
-
-ARCHITECTURES = {"llama": Architecture("llama", interleaved_rotary=True), "qwen2": Architecture("qwen2", interleaved_rotary=False)}
-CONFIG_KEYS = {
-    "hidden_size": "embedding_length", "intermediate_size": "feed_forward_length", "num_hidden_layers": "block_count",
-    "num_attention_heads": "attention.head_count", "rms_norm_eps": "attention.layer_norm_rms_epsilon",
-    "max_position_embeddings": "context_length"}
-OPTIONAL_KEYS = {"num_key_value_heads": "attention.head_count_kv", "head_dim": "attention.key_length",
-                 "rope_theta": "rope.freq_base"}
-TENSORS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-LAYER_TENSORS = {
-    "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm", "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
-LINEAR = ("_proj", "lm_head")
-ROPE_DIVISORS = "rope_freqs.weight"
-LLAMA_3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}  # of Llama 3.1 and 3.2
 
 
 # ---- the file -----------------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """A tensor in the file."""
     type: str
     shape: tuple[int, ...]  # rows first, as in torch
@@ -61,7 +50,7 @@ class Stored:
 class GGUFFile:
     path: Path
     metadata: dict[str, object]
-    tensors: dict[str, Stored]
+    tensors: dict[str, StoredTensor]
     kinds: dict[str, tuple[str, str | None]] = field(default_factory=dict)  # of metadata: GGUF's type, and that of a list's elements
 
     def get(self, key: str):
@@ -104,21 +93,12 @@ def read_gguf(path: Path) -> GGUFFile:
     return _read_gguf(path, path.stat().st_size, path.stat().st_mtime_ns)
 
 
-def gguf_package():
-    """An optional requirement, like matplotlib."""
-    try:
-        import gguf
-    except ImportError:
-        raise ValueError("a .gguf file needs the gguf package: pip install gguf (or pip install -r requirements-extra.txt)") from None
-    return gguf
-
-
 @cache
 def _read_gguf(path: Path, size: int, changed: int) -> GGUFFile:
     reader, metadata = _open_reader(path)
     if metadata.get("split.count", 1) > 1:
         raise ValueError(f"{path}: one of {metadata['split.count']} parts: join them first with llama-gguf-split --merge")
-    tensors = {t.name: Stored(t.tensor_type.name, tuple(reversed(t.shape.tolist())), t.data_offset, t.n_bytes) for t in reader.tensors}
+    tensors = {t.name: StoredTensor(t.tensor_type.name, tuple(reversed(t.shape.tolist())), t.data_offset, t.n_bytes) for t in reader.tensors}
     supported = (*PLAIN_TYPES, *BLOCK_TYPES)
     if others := {stored.type: name for name, stored in tensors.items() if stored.type not in supported}:
         raise ValueError(f"{path}: tensors of type {', '.join(f'{kind} ({name})' for kind, name in others.items())} are not supported; "
@@ -190,7 +170,7 @@ def with_divisors(config: LlamaConfig, file: GGUFFile) -> LlamaConfig:
     """Llama 3.1's scaling is stored as what each frequency is divided by. The parameters that give those divisors are sought
     among the published ones. Raises ValueError where they are not."""
     divisors = file.dense(ROPE_DIVISORS).float()
-    frequencies, scaling = rotary_frequencies(config), {"factor": shortest(divisors.max().item()), **LLAMA_3}
+    frequencies, scaling = rotary_frequencies(config), {"factor": shortest(divisors.max().item()), **LLAMA_3_ROPE}
     published = frequencies / llama3_frequencies(frequencies, **scaling)
     if config.rope_scaling or divisors.shape != published.shape or not torch.allclose(divisors, published, rtol=1e-5):
         raise ValueError(f"{file.path}: {ROPE_DIVISORS} does not hold what Llama 3.1's rotary scaling divides by (low_freq_factor 1, "
@@ -199,41 +179,6 @@ def with_divisors(config: LlamaConfig, file: GGUFFile) -> LlamaConfig:
 
 
 # ---- its tensors --------------------------------------------------------------------------------------------------
-
-def our_name(name: str) -> str:
-    """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj.weight`. An unknown name stays as it is, to be refused by it."""
-    module, _, leaf = name.rpartition(".")
-    prefix, _, rest = module.partition(".")
-    layer, _, kind = rest.partition(".")
-    if prefix == "blk" and kind in LAYER_TENSORS:
-        return f"model.layers.{layer}.{LAYER_TENSORS[kind]}.{leaf}"
-    return f"{TENSORS.get(module, module)}.{leaf}"
-
-
-def gguf_name(name: str) -> str:
-    """The inverse of `our_name`: `model.layers.3.self_attn.q_proj.weight` -> `blk.3.attn_q.weight`."""
-    module, _, leaf = name.rpartition(".")
-    if not module.startswith("model.layers."):
-        return f"{next(theirs for theirs, ours in TENSORS.items() if ours == module)}.{leaf}"
-    layer, _, kind = module.removeprefix("model.layers.").partition(".")
-    return f"blk.{layer}.{next(theirs for theirs, ours in LAYER_TENSORS.items() if ours == kind)}.{leaf}"
-
-
-def half_split(rows: Tensor, heads: int) -> Tensor:
-    """The rows of q or k in the order of Hugging Face files, x_i and x_{i + head_dim/2} turning together, from that of GGUF, where the
-    two of a pair stand side by side: rows 0 1 2 3 4 5 of one head -> 0 2 4 1 3 5."""
-    return rows.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
-
-
-def interleaved(rows: Tensor, heads: int) -> Tensor:
-    """The inverse of `half_split`: rows 0 2 4 1 3 5 of one head -> 0 1 2 3 4 5."""
-    return rows.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
-
-
-def heads_of(architecture: str, config: LlamaConfig) -> dict[str, int]:
-    """The layers whose rows a file of this architecture interleaves, and of how many heads they are."""
-    return {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads} if ARCHITECTURES[architecture].interleaved_rotary else {}
-
 
 class GGUFWeights:
     """What `model.checkpoint.Weights` is for safetensors."""
@@ -247,7 +192,7 @@ class GGUFWeights:
         for ours, name in self.names.items():
             self._list(ours, self.file.tensors[name])
 
-    def _list(self, ours: str, stored: Stored) -> None:
+    def _list(self, ours: str, stored: StoredTensor) -> None:
         """Linear layers of a block type are codes. An embedding is looked up rather than multiplied, and has to be dense."""
         layer = ours.removesuffix(".weight")
         if stored.type in BLOCK_TYPES and layer.endswith(LINEAR) and len(stored.shape) == 2:

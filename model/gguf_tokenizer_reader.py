@@ -17,8 +17,8 @@ SENTENCEPIECE_BPE = 2                     # TrainerSpec.model_type
 
 # What text is split into before any merge: the patterns published with Llama 3 (tiktoken) and Qwen2 (its tokenizer.json), which
 # llama.cpp uses under the names that stand in `tokenizer.ggml.pre`. They differ in how many digits stay together.
-LLAMA_3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
-QWEN_2 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+LLAMA_3_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+QWEN_2_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 
 
 def split_by(pattern: str) -> list:
@@ -36,11 +36,11 @@ class Splitting:
 # Differs from Qwen2's own tokenizer.json, which composes letters and accents (NFC) first: llama.cpp does not.
 SPLITTINGS = {
     "smollm": Splitting(lambda: [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]),
-    "llama-bpe": Splitting(lambda: split_by(LLAMA_3), whole_words=True, begin=True),
-    "qwen2": Splitting(lambda: split_by(QWEN_2))}
+    "llama-bpe": Splitting(lambda: split_by(LLAMA_3_SPLIT), whole_words=True, begin=True),
+    "qwen2": Splitting(lambda: split_by(QWEN_2_SPLIT))}
 
 
-def save_gguf_tokenizer(file: GGUFFile, directory: Path) -> None:
+def extract_gguf_tokenizer(file: GGUFFile, directory: Path) -> None:
     """tokenizer.json with tokenizer_config.json, or tokenizer.model. Raises ValueError for a kind that is not supported, and for
     metadata that do not make a tokenizer."""
     kind = file.get("tokenizer.ggml.model")
@@ -72,7 +72,7 @@ def begin_token(file: GGUFFile, default: bool) -> tuple[int, str] | None:
 
 # ---- byte-level BPE -----------------------------------------------------------------------------------------------
 
-def save_byte_level(file: GGUFFile, directory: Path) -> None:
+def extract_byte_level(file: GGUFFile, directory: Path) -> None:
     tokenizer = byte_level(file)
     replace_file(directory / "tokenizer.json", lambda beside: tokenizer.save(str(beside)))
     ends = {f"{kind}_token": special_token(file, kind) for kind in ("bos", "eos")}
@@ -102,7 +102,7 @@ def byte_level(file: GGUFFile) -> tokenizers.Tokenizer:
 
 # ---- sentencepiece ------------------------------------------------------------------------------------------------
 
-def save_sentencepiece(file: GGUFFile, directory: Path) -> None:
+def extract_sentencepiece(file: GGUFFile, directory: Path) -> None:
     model = sentencepiece_model(file)
     replace_file(directory / "tokenizer.model", lambda beside: beside.write_bytes(model))
 
@@ -120,13 +120,13 @@ def sentencepiece_model(file: GGUFFile) -> bytes:
         raise ValueError(f"{file.path}: a tokenizer of kind 'llama' without a token for the unknown, which sentencepiece must have")
     unknown = tokens[kinds.index(UNKNOWN)]
     begin, end = begin_token(file, default=True) or (None, unknown), special_token(file, "eos") or (None, unknown)  # not control: none
-    pieces = [field(1, field(1, token) + field(2, score) + field(3, kind)) for token, score, kind in zip(tokens, scores, kinds)]
-    trainer = field(3, SENTENCEPIECE_BPE) + field(35, True) + field(45, unknown) + field(46, begin[1]) + field(47, end[1])
-    normalizer = field(1, "identity") + field(3, file.metadata.get("tokenizer.ggml.add_space_prefix", True)) + field(4, False)
-    return b"".join(pieces) + field(2, trainer) + field(3, normalizer)
+    pieces = [protobuf_field(1, protobuf_field(1, token) + protobuf_field(2, score) + protobuf_field(3, kind)) for token, score, kind in zip(tokens, scores, kinds)]
+    trainer = protobuf_field(3, SENTENCEPIECE_BPE) + protobuf_field(35, True) + protobuf_field(45, unknown) + protobuf_field(46, begin[1]) + protobuf_field(47, end[1])
+    normalizer = protobuf_field(1, "identity") + protobuf_field(3, file.metadata.get("tokenizer.ggml.add_space_prefix", True)) + protobuf_field(4, False)
+    return b"".join(pieces) + protobuf_field(2, trainer) + protobuf_field(3, normalizer)
 
 
-def field(number: int, value: int | float | str | bytes) -> bytes:
+def protobuf_field(number: int, value: int | float | str | bytes) -> bytes:
     """One field of a protocol buffer: its number and how it is written, then the value."""
     if isinstance(value, float):
         return varint(number << 3 | 5) + struct.pack("<f", value)
@@ -141,4 +141,4 @@ def varint(n: int) -> bytes:
     return bytes([n]) if n < 128 else bytes([n & 127 | 128]) + varint(n >> 7)
 
 
-KINDS = {"gpt2": save_byte_level, "llama": save_sentencepiece}
+KINDS = {"gpt2": extract_byte_level, "llama": extract_sentencepiece}

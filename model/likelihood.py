@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from model.llama import Llama
+from model.padding import pad_right
 from model.tokenizer import Tokenizer
 
 SHORTEST_PREFIX = 16  # tokens; a shorter one is not worth a pass of its own through all layers
@@ -74,13 +75,13 @@ def log_likelihoods(model: Llama, questions: Sequence[Sequence[Pair]], batch_siz
     prefix = Prefix([])
     for start in range(0, len(order), batch_size):
         numbers = order[start:start + batch_size]
-        batch = Batch.of([questions[i] for i in numbers])
+        batch = QuestionBatch.of([questions[i] for i in numbers])
         prefix = read_prefix(model, batch, prefix)
         yield from zip(numbers, batch_log_likelihoods(model, batch, prefix))
 
 
 @dataclass(frozen=True)
-class Batch:
+class QuestionBatch:
     """Questions that are scored together."""
     questions: Sequence[Sequence[Pair]]
     rows: list[list[int]]         # what the model reads
@@ -89,7 +90,7 @@ class Batch:
     stems: list[list[int]]        # of each question
 
     @classmethod
-    def of(cls, questions: Sequence[Sequence[Pair]]) -> "Batch":
+    def of(cls, questions: Sequence[Sequence[Pair]]) -> "QuestionBatch":
         rows, parents, row_of, stems = [], [], [], []
         for i, pairs in enumerate(questions):
             read = [p.context + p.continuation[:-1] for p in pairs]
@@ -101,7 +102,7 @@ class Batch:
         return cls(questions, rows, parents, row_of, stems)
 
 
-def batch_log_likelihoods(model: Llama, batch: Batch, prefix: "Prefix") -> list[list[float]]:
+def batch_log_likelihoods(model: Llama, batch: QuestionBatch, prefix: "Prefix") -> list[list[float]]:
     x, done = last_pass(model, batch, prefix)
     places, targets, sizes = [], [], []
     for pairs, chosen in zip(batch.questions, batch.row_of):
@@ -159,7 +160,7 @@ class Prefix:
     branch: Branch | None = None  # None: of no tokens
 
 
-def read_prefix(model: Llama, batch: Batch, before: Prefix) -> Prefix:
+def read_prefix(model: Llama, batch: QuestionBatch, before: Prefix) -> Prefix:
     """What the batch's questions begin with, or all but a few tokens of it. It goes on from the prefix of the batch before, as far as the two begin
     alike, so that nothing is read again that questions share but what two or three of one batch share by chance."""
     shared = common_start(batch.stems)
@@ -172,7 +173,7 @@ def read_prefix(model: Llama, batch: Batch, before: Prefix) -> Prefix:
     return Prefix(shared, new)
 
 
-def last_pass(model: Llama, batch: Batch, prefix: Prefix) -> tuple[Tensor, list[int]]:
+def last_pass(model: Llama, batch: QuestionBatch, prefix: Prefix) -> tuple[Tensor, list[int]]:
     """What the last block puts out for each row after its stem, (rows, T, hidden_size), padded on the right; and how many tokens of each row are
     not in it. Those of prefix and stems go into a cache only. Where no question has two rows, stems have no pass of their own."""
     rows, parents, stems = batch.rows, batch.parents, batch.stems
@@ -190,13 +191,6 @@ def last_pass(model: Llama, batch: Batch, prefix: Prefix) -> tuple[Tensor, list[
     if mask is not None:
         mask = torch.cat((mask, torch.ones_like(real)), dim=1)
     return model.hidden(tokens, mask, Branch(trunk, parents, keep=False)), done
-
-
-def pad_right(rows: Sequence[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids (rows, T) padded with 0, and where they are real."""
-    longest = max(map(len, rows))
-    tokens = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
-    return tokens, torch.tensor([[True] * len(row) + [False] * (longest - len(row)) for row in rows], device=device)
 
 
 def token_log_probabilities(model: Llama, x: Tensor, targets: Sequence[int]) -> Tensor:

@@ -182,7 +182,7 @@ class MLP(nn.Module):
         return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
 
 
-class Block(nn.Module):
+class DecoderLayer(nn.Module):
     # Its linear layers in the order of use, those together that read the same input: GPTQ calibrates them in this order.
     stages = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("self_attn.o_proj",),
               ("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",))
@@ -199,7 +199,7 @@ class Block(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
-class DoublyNormedBlock(Block):
+class DoublyNormedDecoderLayer(DecoderLayer):
     """Gemma 2's: what attention and the MLP put out is normed again before it is added. `post_attention_layernorm`, which in a
     Llama stands before the MLP, is here what its name says."""
 
@@ -219,8 +219,8 @@ class Decoder(nn.Module):
     def __init__(self, config: LlamaConfig):
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        block = DoublyNormedBlock if config.norms_after else Block
-        self.layers = nn.ModuleList(block(config, i) for i in range(config.num_hidden_layers))
+        kind = DoublyNormedDecoderLayer if config.norms_after else DecoderLayer
+        self.layers = nn.ModuleList(kind(config, i) for i in range(config.num_hidden_layers))
         self.norm = new_norm(config)
 
 
@@ -258,8 +258,8 @@ class Llama(nn.Module):
     def hidden(self, tokens: Tensor, mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """What the last block puts out, (B, T, hidden_size); the arguments are those of `forward`."""
         x, cos, sin, allowed = self.embed(tokens, mask, 0 if cache is None else cache.length)
-        for block in self.model.layers:
-            x = block(x, cos, sin, allowed, cache)
+        for layer in self.model.layers:
+            x = layer(x, cos, sin, allowed, cache)
         if cache is not None:
             cache.length += tokens.shape[1]
         return x

@@ -3,6 +3,7 @@
 `begin` stands before every prompt: one token for Llama, Mistral and Gemma, none for Qwen2. `tokenizer_config.json` beside the file
 names tokens that it does not.
 """
+import os
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,9 +11,9 @@ from tempfile import TemporaryDirectory
 import sentencepiece
 import tokenizers
 
-from model.config import read_json
+from model.files import read_json
 from model.gguf_reader import is_gguf, read_gguf
-from model.gguf_tokenizer_reader import save_gguf_tokenizer
+from model.gguf_tokenizer_reader import extract_gguf_tokenizer
 
 FILES = ("tokenizer.model", "tokenizer.json")
 
@@ -94,16 +95,23 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     """Of a model directory, or of a GGUF file, by the same files that a run on it would keep."""
     if is_gguf(directory):
         with TemporaryDirectory() as written:
-            save_gguf_tokenizer(read_gguf(directory), Path(written))
+            extract_gguf_tokenizer(read_gguf(directory), Path(written))
             return load_tokenizer(Path(written))
     path = tokenizer_file(directory)
     return JsonTokenizer(path) if path.suffix == ".json" else SentencePieceTokenizer(path)
 
 
+def continuation(tokenizer: Tokenizer, prompt: list[int], answer: list[int]) -> str:
+    """What the answer adds to the prompt's text. Decoded on its own it could lose the space it begins with, and a character whose
+    bytes the border divides."""
+    before, whole = tokenizer.decode(prompt), tokenizer.decode(prompt + answer)
+    return whole[len(os.path.commonprefix((before, whole))):]
+
+
 def copy_tokenizer(source: Path, target: Path) -> None:
     """Into a directory that is to be a model of its own, from another one or from a GGUF file."""
     if is_gguf(source):
-        return save_gguf_tokenizer(read_gguf(source), target)
+        return extract_gguf_tokenizer(read_gguf(source), target)
     file = tokenizer_file(source)
     target.mkdir(parents=True, exist_ok=True)
     for path in (file, source / "tokenizer_config.json"):

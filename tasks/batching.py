@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from model.padding import pad_right
 from tasks.task import Encoded
 
 SORTED_TOGETHER = 32  # batches whose examples are sorted by length among themselves: little padding, still random
@@ -25,15 +26,6 @@ def collate(examples: Sequence[Encoded], device: torch.device | str = "cpu") -> 
         at[row, :e.prompt_length - 1] = False
     targets = torch.tensor([t for e in examples for t in e.tokens[e.prompt_length:]])
     return Batch(tokens.to(device), at.to(device), targets.to(device))
-
-
-def pad_right(rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
-    """Token ids as (B, T), padded with 0, and where they are real: `pad_right([[5, 6], [7]]) -> [[5, 6], [7, 0]], [[T, T], [T, F]]`."""
-    tokens = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
-    real = torch.zeros(tokens.shape, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        tokens[i, :len(row)], real[i, :len(row)] = torch.tensor(row), True
-    return tokens, real
 
 
 def epoch_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:

@@ -11,6 +11,7 @@ from hypothesis import settings
 
 from finetune.arguments import EMBEDDED_BASE
 from model.checkpoint import random_model, save_model
+from model.config_json import config_to_json
 from model.files import write_json
 from tests.cli import SMALL
 
@@ -32,7 +33,7 @@ def float32_on_every_machine():
 @pytest.fixture(scope="session")
 def small_base(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("model")
-    write_json(path / "config.json", SMALL.to_json())
+    write_json(path / "config.json", config_to_json(SMALL))
     save_model(random_model(SMALL, torch.float32, seed=1), path / "model.safetensors", torch.float16)
     shutil.copy(EMBEDDED_BASE / "tokenizer.model", path / "tokenizer.model")
     return path
@@ -48,7 +49,7 @@ def elsewhere(tmp_path, monkeypatch):
 def wide_base(small_base, tmp_path_factory) -> Path:
     """`small_base` with room for long prompts."""
     path = tmp_path_factory.mktemp("wide")
-    write_json(path / "config.json", {**SMALL.to_json(), "max_position_embeddings": 1024})
+    write_json(path / "config.json", {**config_to_json(SMALL), "max_position_embeddings": 1024})
     for name in ("model.safetensors", "tokenizer.model"):
         shutil.copy(small_base / name, path / name)
     return path

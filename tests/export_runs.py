@@ -11,6 +11,7 @@ from finetune.checks import check_layers, take_block_of_base
 from finetune.models import Source
 from finetune.run import new_run
 from interop.trained import Trained
+from model.config_json import config_to_json
 from model.files import write_json
 from model.llama import Llama
 from model.tokenizer import copy_tokenizer
@@ -27,7 +28,7 @@ def made_run(path: Path, model: Path, *flags) -> Path:
     source, run = Source(args.model), new_run(path, "")
     take_block_of_base(source, args)
     check_layers(source, args)
-    saved = {"arguments": arguments.to_json(args), "model_config": source.config.to_json(), "fingerprints": {"base": source.fingerprint}}
+    saved = {"arguments": arguments.to_json(args), "model_config": config_to_json(source.config), "fingerprints": {"base": source.fingerprint}}
     write_json(run.config_file, saved)
     copy_tokenizer(source.path, run.path)
     make = train_script.full(run, args) if args.method == "full" else train_script.adapted(run, args, saved, None)

@@ -6,13 +6,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters import ADAPTERS
+from adapters import ADAPTERS, adapted_layer
 from adapters.adapted import AdaptedLinear
+from adapters.adapter import AdditiveAdapter
 from adapters.blora import BLoRA
 from adapters.irqlora import IRQLoRA
-from adapters.lora import LoRA
+from adapters.lora import LoRA, low_rank_factors
+from adapters.merge import merge_to_dense
 from adapters.operators import OPERATORS, AvgPool
-from adapters.peqa import PEQA
 from adapters.lam import Lam, group_mean, repeat_each
 from adapters.qablora import QABLoRA
 from adapters.qalora import QALoRA
@@ -20,7 +21,7 @@ from model.llama import Linear
 from tests.strategies import nonzero_adapter, random, tiled_layers
 
 
-ADDITIVE = [kind for kind in ADAPTERS.values() if kind is not PEQA]
+ADDITIVE = [kind for kind in ADAPTERS.values() if kind.additive]
 
 
 @st.composite
@@ -37,10 +38,6 @@ def adapters(draw, kinds=ADDITIVE):
     return nonzero_adapter(kind, D_out, D_in, lam, rank, seed=draw(st.integers(0, 99)), operators=operators), D_out, D_in
 
 
-def core_of(adapter):
-    return adapter.H if isinstance(adapter, QABLoRA) else adapter.B @ adapter.A
-
-
 @given(adapters())
 def test_probing_the_cheap_path_with_the_identity_gives_the_dense_matrix(drawn):
     adapter, D_out, D_in = drawn
@@ -52,11 +49,11 @@ def test_probing_the_cheap_path_with_the_identity_gives_the_dense_matrix(drawn):
 @given(adapters([LoRA, BLoRA, QALoRA, QABLoRA]))
 def test_averaging_adapters_are_the_kronecker_product_of_section_2(drawn):
     adapter, D_out, D_in = drawn
-    if getattr(adapter, "operators", AvgPool) is not AvgPool:
+    if adapter.operators is not AvgPool:
         return
     lam = adapter.tile
     expected = adapter.scaling / lam.lam_in * torch.kron(
-        core_of(adapter), torch.ones(lam.lam_out, lam.lam_in, dtype=torch.float64))
+        adapter.core_weight(), torch.ones(lam.lam_out, lam.lam_in, dtype=torch.float64))
     torch.testing.assert_close(adapter.delta_weight(), expected, rtol=0, atol=1e-10)
 
 
@@ -73,6 +70,40 @@ def test_the_operators_of_table_6_are_these_two_matrices(name, C, R):
     torch.testing.assert_close(operators.expand(core, Lam(2, 3)), R @ core @ C, rtol=0, atol=1e-10)
     others = [o.expand(core, Lam(2, 3)) for o in OPERATORS.values() if o is not operators]
     assert all((other - R @ core @ C).abs().max() > 1e-3 for other in others)  # the three differ
+
+
+@given(adapters())
+def test_every_additive_adapter_is_the_plain_lora_of_its_lora_factors(drawn):
+    adapter, D_out, D_in = drawn
+    A, B = adapter.lora_factors()
+    assert A.shape[1] == D_in and B.shape[0] == D_out
+    torch.testing.assert_close(adapter.scaling * B @ A, adapter.delta_weight(), rtol=0, atol=1e-10)
+
+
+def test_lora_pays_nothing_for_the_operators():
+    """With lam 1x1 they return the very tensors that they are given."""
+    lora, x = nonzero_adapter(LoRA, 6, 4), random(3, 4)
+    assert lora.operators.compress(x, 1) is x and lora.operators.restore(x, 1) is x
+    assert all(factor is own for factor, own in zip(lora.lora_factors(), (lora.A, lora.B), strict=True))
+
+
+def test_a_new_method_is_a_constructor_and_two_factors():
+    class Rank1(AdditiveAdapter):
+        """delta_W = scaling * v u^T."""
+        name, options = "rank1", ("lora_alpha",)
+
+        def __init__(self, D_out, D_in, lora_alpha):
+            super().__init__()
+            self.scaling = lora_alpha
+            self.u, self.v = low_rank_factors(D_out, D_in, 1)
+
+        def core_factors(self):
+            return self.u, self.v
+    adapter, x = nonzero_adapter(Rank1, 6, 4), random(3, 4)
+    layer = adapted_layer(Linear(4, 6).double(), adapter)
+    torch.testing.assert_close(layer(x), layer.base(x) + 3.0 * x @ adapter.u.T @ adapter.v.T, rtol=0, atol=1e-10)
+    torch.testing.assert_close(merge_to_dense(layer, torch.float64)(x), layer(x), rtol=0, atol=1e-10)
+    assert adapter.tile == Lam(1, 1) and adapter.additive and adapter.merges_into == "offset"
 
 
 @given(adapters(), st.sampled_from([(1,), (2, 3), ()]))

@@ -7,7 +7,7 @@ from hypothesis import given
 
 from adapters import ADAPTERS, adapted_layer
 from adapters.adapted import AdaptedLinear, dense_weight
-from adapters.merge import MergeRefused, merge_to_dense, merge_to_k_bits
+from adapters.merge import MergeRefused, merge_to_dense, merge_into_codes
 from adapters.operators import OPERATORS
 from adapters.peqa import PEQA
 from adapters.lam import Lam
@@ -18,7 +18,7 @@ from quant.grid import Block
 from quant.linear import QuantLinear
 from tests.strategies import nonzero_adapter, random, seeds, tiled_layers
 
-ADDITIVE = [(kind, operators) for kind in ADAPTERS.values() if kind is not PEQA
+ADDITIVE = [(kind, operators) for kind in ADAPTERS.values() if kind.additive
             for operators in (OPERATORS if "operators" in kind.options else ["avgpool"])]
 LAMS = {"lora": Lam(1, 1), "irqlora": Lam(1, 1), "blora": Lam(8, 8), "qalora": Lam(8, 1), "qablora": Lam(4, 8)}
 D_OUT, D_IN = 32, 16
@@ -67,12 +67,12 @@ def test_a_restored_layer_merges_into_the_l_bit_offsets_exactly_or_is_refused(ki
         tile = restored.adapter.tile
         if tile.lam_in % block.n_in or tile.lam_out % block.n_out:
             with pytest.raises(MergeRefused, match="lam_in % n_in == 0 and lam_out % n_out == 0"):
-                merge_to_k_bits(restored, "layer")
+                merge_into_codes(restored, "layer")
             continue
-        merged, merged_some = merge_to_k_bits(restored, "layer"), True
+        merged, merged_some = merge_into_codes(restored, "layer"), True
         assert torch.allclose(merged(x), restored(x), rtol=0, atol=1e-10)
-        assert torch.equal(merged.codes, base.codes) and torch.equal(merged.scale, base.scale)
-        other = merge_to_k_bits(AdaptedLinear(base_of(name, 2 if bits != 2 else 4, block), restored.adapter), "layer")
+        assert merged.codes is base.codes and merged.scale is base.scale
+        other = merge_into_codes(AdaptedLinear(base_of(name, 2 if bits != 2 else 4, block), restored.adapter), "layer")
         assert (other(x) - restored(x)).abs().max() > 1e-3  # control: merged into another width, it is another layer
     assert merged_some == (kind.name in ("blora", "qalora", "qablora") and operators == "avgpool")
     adapter = nonzero_adapter(kind, D_OUT, D_IN, LAMS[kind.name], operators=operators)

@@ -19,6 +19,7 @@ from interop import hand_over, hugging_face
 from interop import comparison as reporting
 from interop.trained import dense_tensors
 from model.checkpoint import load_config, load_model, random_model, save_model, weight_files
+from model.config_json import config_to_json
 from model.files import write_json
 from quant.linear import QuantLinear
 from tests.cli import SMALL, call
@@ -172,7 +173,7 @@ def test_weights_beyond_float16_are_refused_by_name(tmp_path, small_base):
     shutil.copytree(small_base, base)
     model = random_model(replace(SMALL, num_hidden_layers=2), torch.float32, seed=0)
     model.model.layers[1].mlp.up_proj.weight.data[0, 0] = 70000
-    write_json(base / "config.json", model.config.to_json())
+    write_json(base / "config.json", config_to_json(model.config))
     save_model(model, base / "model.safetensors")
     message = refusal(base, "safetensors", tmp_path / "out", "--dtype", "float16")
     assert "model.layers.1.mlp.up_proj.weight holds values up to 7e+04, which float16 cannot hold (up to 65504): give --dtype bfloat16" in message

@@ -11,8 +11,10 @@ from finetune.models import merge_best, save_beside
 from finetune.run import Run
 from interop.gguf_metadata_writer import model_keys
 from model.checkpoint import load_config, load_model, random_model, save_model, weight_files
+from model.config_json import config_to_json
 from model.files import write_json
-from model.gguf_reader import LLAMA_3, _open_reader, gguf_name, our_name
+from model.gguf_layout import LLAMA_3_ROPE, gguf_name, our_name
+from model.gguf_reader import _open_reader
 from model.tokenizer import copy_tokenizer
 from quant.absmax import AbsMax
 from quant.gguf_blocks import BLOCK_TYPES, fitting_type, in_file_blocks, quantized_weight, stored_rows
@@ -145,7 +147,7 @@ def test_a_dense_file_of_any_run_with_the_files_own_metadata(q4_1, tmp_path, dty
 def odd_base(tmp_path_factory, small_base) -> Path:
     """Heads whose rows GGUF interleaves, strong enough that it matters."""
     path = tmp_path_factory.mktemp("odd")
-    write_json(path / "config.json", ODD_HEADS.to_json())
+    write_json(path / "config.json", config_to_json(ODD_HEADS))
     save_model(strong_model(), path / "model.safetensors", torch.bfloat16)
     copy_tokenizer(small_base, path)
     return path
@@ -160,7 +162,7 @@ def test_codes_on_whole_number_levels_in_blocks_of_32_or_several_such_are_q4_1(o
     if "64x1" in flags:
         model = tmp_path / "wide"
         config = replace(ODD_HEADS, hidden_size=64)
-        write_json(model / "config.json", config.to_json())
+        write_json(model / "config.json", config_to_json(config))
         save_model(strong_model(config), model / "model.safetensors", torch.bfloat16)
         copy_tokenizer(small_base, model)
     run = made_run(tmp_path / "run", model, *flags)
@@ -197,7 +199,7 @@ def test_layers_without_an_adapter_leave_as_q4_0_and_q8_0_where_there_is_no_offs
     for bits, kind in ((4, "Q4_0"), (8, "Q8_0")):
         run = made_run(tmp_path / f"run{bits}", odd_base, "--method", "qlora", "--quantizer", "absmax", "--bits", bits, "--block", "32x1")
         base = tmp_path / f"base{bits}"
-        write_json(base / "config.json", ODD_HEADS.to_json())
+        write_json(base / "config.json", config_to_json(ODD_HEADS))
         (run / "base.safetensors").rename(base / "model.safetensors")
         copy_tokenizer(run, base)
         report = export(base, "gguf", tmp_path / f"out{bits}.gguf")
@@ -244,7 +246,7 @@ def dense(run, to):
 
 def test_gemma_2_is_refused_by_name(tmp_path, small_base):
     config = replace(SMALL, **GEMMA2)
-    write_json(tmp_path / "base/config.json", config.to_json())
+    write_json(tmp_path / "base/config.json", config_to_json(config))
     save_model(random_model(config, torch.float32, seed=0), tmp_path / "base/model.safetensors")
     copy_tokenizer(small_base, tmp_path / "base")
     assert "model_type 'gemma2' is not written as GGUF; supported: llama, mistral, qwen2. Export it by --format safetensors" in refusal(
@@ -253,7 +255,7 @@ def test_gemma_2_is_refused_by_name(tmp_path, small_base):
 
 def test_heads_that_llama_cpp_does_not_load_are_refused(tmp_path, small_base):
     config = replace(ODD_HEADS, model_type="qwen2", attention_bias=True)
-    write_json(tmp_path / "base/config.json", config.to_json())
+    write_json(tmp_path / "base/config.json", config_to_json(config))
     save_model(random_model(config, torch.float32, seed=0), tmp_path / "base/model.safetensors")
     copy_tokenizer(small_base, tmp_path / "base")
     assert "a qwen2 whose heads have 64 dimensions together, and hidden_size 32" in refusal(tmp_path / "base", "gguf", tmp_path / "out.gguf")
@@ -264,7 +266,7 @@ def test_a_window_ends_the_context_where_it_would_begin_to_matter():
     assert model_keys(SMALL)["context_length"] == SMALL.max_position_embeddings
 
 
-@pytest.mark.parametrize("model_type,scaling", [("llama", {"rope_type": "llama3", **LLAMA_3, "factor": 8.0}),
+@pytest.mark.parametrize("model_type,scaling", [("llama", {"rope_type": "llama3", **LLAMA_3_ROPE, "factor": 8.0}),
                                                 ("mistral", {"rope_type": "linear", "factor": 4.0}), ("qwen2", {"rope_type": "linear", "factor": 4.0})])
 def test_other_families_and_rotary_scalings_come_back_as_they_were(tmp_path, small_base, model_type, scaling):
     config = replace(ODD_HEADS, rope_scaling=scaling, model_type=model_type, attention_bias=model_type == "qwen2", rope_theta=500000.0,
@@ -274,7 +276,7 @@ def test_other_families_and_rotary_scalings_come_back_as_they_were(tmp_path, sma
         if name.endswith("bias"):
             p.data.normal_(generator=torch.Generator().manual_seed(0))
     base = tmp_path / "base"
-    write_json(base / "config.json", config.to_json())
+    write_json(base / "config.json", config_to_json(config))
     save_model(model, base / "model.safetensors")
     copy_tokenizer(small_base, base)
     assert export(base, "gguf", tmp_path / "out.gguf")["largest_logit_difference"] < 1e-4

@@ -16,8 +16,7 @@ from adapters.lam import Lam
 from interop.peft import PEFTExport
 from adapters.peft_in import attach_peft, read_peft
 from model.checkpoint import load_config, load_model, weight_files
-from model.config import read_json
-from model.files import write_json
+from model.files import read_json, write_json
 from tests.cli import call, rows_of
 from tests.export_runs import as_trained, difference, export, made_run, refusal
 

@@ -13,6 +13,7 @@ from adapters.peft_in import attach_peft, read_peft
 from interop.comparison import TEXTS, logits_of, token_rows
 from interop.trained import Trained
 from model.checkpoint import load_config, load_model, save_model, weight_files
+from model.config_json import config_to_json
 from model.files import write_json
 from model.tokenizer import copy_tokenizer
 from tests.export_runs import as_trained, export, made_run
@@ -33,7 +34,7 @@ def made_base(path: Path, small_base: Path, family: str = "llama") -> Path:
     for name, p in model.named_parameters():
         if name.endswith("bias"):
             p.data.normal_(generator=torch.Generator().manual_seed(0))
-    write_json(path / "config.json", model.config.to_json())
+    write_json(path / "config.json", config_to_json(model.config))
     save_model(model, path / "model.safetensors")
     copy_tokenizer(small_base, path)
     return path

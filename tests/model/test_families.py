@@ -14,7 +14,8 @@ from finetune.data import Calibration
 from finetune.models import linear_names
 from finetune.quantize import WeightErrors, gptq_model
 from model.checkpoint import load_config, load_model, random_model, save_model, weight_files
-from model.config import LlamaConfig, config_from_json
+from model.config import LlamaConfig
+from model.config_json import config_from_json, config_to_json
 from model.llama import RMSNorm, ZeroCenteredRMSNorm, fused_attention, softcap, softcapped_attention
 from quant.grid import Block
 from quant.linear import QuantLinear
@@ -169,7 +170,7 @@ def test_absent_keys_take_the_familys_published_defaults(model_type, expected):
 def test_which_layers_have_windows(raw, expected):
     config = config_from_json({**LEAST, **raw}, "x")
     assert (config.sliding_window, config.windowed_layers) == expected
-    assert config_from_json(config.to_json(), "again") == config
+    assert config_from_json(config_to_json(config), "again") == config
 
 
 def test_gemma2s_published_config_and_its_newer_spelling_mean_the_same():
@@ -183,7 +184,7 @@ def test_gemma2s_published_config_and_its_newer_spelling_mean_the_same():
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_written_are_the_familys_own_keys_with_its_own_values(case):
     """So that transformers reads it. Beside them only the classic spelling of the rotary keys, and what old files leave out."""
-    file, written = json.loads((FIXTURES / case / "config.json").read_text()), load_config(FIXTURES / case).to_json()
+    file, written = json.loads((FIXTURES / case / "config.json").read_text()), config_to_json(load_config(FIXTURES / case))
     added = {"rope_theta", "rope_scaling", "head_dim"}
     if case == "llama1":
         added |= {"num_key_value_heads", "tie_word_embeddings", "attention_bias", "mlp_bias"}
@@ -211,7 +212,7 @@ def test_configs_of_runs_saved_before_there_were_families_are_read(tmp_path):
              "tie_word_embeddings": False, "attention_bias": False, "mlp_bias": False, "bos_token_id": None, "eos_token_id": 2}
     (tmp_path / "config.json").write_text(json.dumps({"arguments": {}, "model_config": saved}))
     assert load_config(tmp_path) == TINY
-    assert TINY.to_json() == saved  # and are still what is written
+    assert config_to_json(TINY) == saved  # and are still what is written
 
 
 # ---- fine-tuning --------------------------------------------------------------------------------------------------
@@ -248,7 +249,7 @@ def test_a_family_is_quantized_by_gptq_adapted_trained_and_merged(case, tmp_path
     torch.testing.assert_close(model(t), trained.detach(), rtol=0, atol=1e-4)
     assert bias is None or torch.equal(model.model.layers[1].self_attn.q_proj.bias, bias)
     save_model(model, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps(model.config.to_json()))
+    (tmp_path / "config.json").write_text(json.dumps(config_to_json(model.config)))
     again = load_model(weight_files(tmp_path), load_config(tmp_path), torch.float32)
     assert torch.equal(again(t), model(t)) and again.config == model.config
 

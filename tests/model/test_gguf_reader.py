@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from model.checkpoint import load_config, load_model, open_weights, quantized_layers, save_model, weight_files
-from model.config import config_from_json
-from model.gguf_reader import GGUFWeights, half_split, our_name, read_gguf
+from model.config_json import config_from_json, config_to_json
+from model.gguf_layout import half_split, our_name
+from model.gguf_reader import GGUFWeights, read_gguf
 from model.llama import llama3_frequencies, rotary_frequencies
 from quant.linear import QuantLinear
 from tests.gguf_files import ODD_HEADS, gguf, interleaved, strong_model, write_gguf
@@ -58,7 +59,7 @@ def test_another_number_of_heads_gives_another_model(tmp_path):
 
 
 def qwen2_model():
-    raw = replace(ODD_HEADS, model_type="qwen2", attention_bias=True).to_json()
+    raw = config_to_json(replace(ODD_HEADS, model_type="qwen2", attention_bias=True))
     model = strong_model(config_from_json(raw, "qwen2"))
     for name, p in model.named_parameters():
         if name.endswith("bias"):

@@ -6,7 +6,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from finetune.arguments import EMBEDDED_BASE
-from model.gguf_tokenizer_reader import SPLITTINGS, field, varint
+from model.gguf_tokenizer_reader import SPLITTINGS, protobuf_field, varint
 from model.tokenizer import copy_tokenizer, load_tokenizer
 from tests.gguf_files import byte_level_tokens, sentencepiece_tokens, strong_model, write_gguf
 
@@ -108,7 +108,7 @@ def test_the_files_own_begin_and_space_prefix_are_kept(tmp_path):
 
 
 def test_numbers_of_a_protocol_buffer_are_written_as_it_says():
-    assert varint(300) == b"\xac\x02" and field(2, "testing") == b"\x12\x07testing" and field(1, 150) == b"\x08\x96\x01"
+    assert varint(300) == b"\xac\x02" and protobuf_field(2, "testing") == b"\x12\x07testing" and protobuf_field(1, 150) == b"\x08\x96\x01"
 
 
 # ---- refused ------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from finetune import arguments
 from finetune.models import Source, read_run
 from model import hub
 from model.checkpoint import random_model, save_model
+from model.config_json import config_to_json
 from model.files import sha256_of
 from model.hub import HubModel
 from tests.cli import FEW, SMALL, call, few, rows_of
@@ -207,7 +208,7 @@ def test_a_repository_without_safetensors_is_named(fake, tmp_path):
 
 def test_another_architecture_is_refused_before_its_weights_are_fetched(fake):
     folder = fake.folders["org/small", FIRST]
-    (folder / "config.json").write_text(json.dumps({**SMALL.to_json(), "model_type": "gpt2"}))
+    (folder / "config.json").write_text(json.dumps({**config_to_json(SMALL), "model_type": "gpt2"}))
     assert "model_type 'gpt2'" in call(train_script, "--model", "org/small", *FEW)
     assert len(fake.asked) == 1
 

@@ -7,6 +7,7 @@ import sentencepiece
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from model.checkpoint import load_config
+from model.config_json import config_to_json
 from model.files import write_json
 from model.tokenizer import load_tokenizer
 from tests.model.test_model import TINY
@@ -74,10 +75,10 @@ def test_sentencepiece_prompts_begin_unless_the_config_beside_says_no(tmp_path, 
     (2, [1, 107, 2], (2, 1, 107)),    # Gemma 2's chat models: the end of a turn stands in generation_config.json alone
     (9, {}, (9,))])                   # a generation_config.json that names none
 def test_end_tokens_of_both_config_files_count_and_the_models_own_comes_first(tmp_path, config, generation, expected):
-    write_json(tmp_path / "config.json", {**TINY.to_json(), "eos_token_id": config})
+    write_json(tmp_path / "config.json", {**config_to_json(TINY), "eos_token_id": config})
     if generation is not None:
         write_json(tmp_path / "generation_config.json", {} if generation == {} else {"eos_token_id": generation})
     assert load_config(tmp_path).eos_token_ids == expected
-    write_json(tmp_path / "config.json", load_config(tmp_path).to_json())
+    write_json(tmp_path / "config.json", config_to_json(load_config(tmp_path)))
     (tmp_path / "generation_config.json").unlink(missing_ok=True)
     assert load_config(tmp_path).eos_token_ids == expected  # what a run saves holds all of them

@@ -4,13 +4,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scoring.table import stored_bytes
 from quant import QUANTIZERS
 from quant.factors import DoubleQuantized, ZeroPoints, dynamic_map
 from quant.grid import Block, Grid, QuantizedWeight, join_blocks, per_block, round_to_grid, split_blocks
 from quant.icq import ICQ
 from quant.integer_minmax import IntegerMinMax
-from quant.linear import QuantLinear
+from quant.linear import QuantLinear, stored_bytes
 from quant.normal_float import NormalFloat
 from tests.strategies import bits, blocks, random, seeds, weights
 

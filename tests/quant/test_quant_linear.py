@@ -3,10 +3,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from scoring.table import stored_bytes
 from quant import QUANTIZERS
 from quant.grid import Block
-from quant.linear import QuantLinear
+from quant.linear import QuantLinear, stored_bytes
 from quant.minmax import MinMax
 from tests.strategies import random
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import eval as eval_script
 import train
+from model.config_json import config_to_json
 from scoring.resume import KeptAnswers
 from finetune.arguments import EMBEDDED_BASE
 from scoring.score_run import read_by
@@ -103,7 +104,7 @@ def test_what_perplexity_cannot_be_is_said_before_a_weight_is_read(small_base, t
 
 def test_a_text_or_calibration_beyond_the_models_vocabulary_is_named_before_a_weight_is_read(small_base, text_file, tmp_path, elsewhere, monkeypatch):
     shutil.copytree(small_base, "cut")
-    write_json(tmp_path / "cut" / "config.json", {**SMALL.to_json(), "vocab_size": 300})
+    write_json(tmp_path / "cut" / "config.json", {**config_to_json(SMALL), "vocab_size": 300})
     monkeypatch.setattr("finetune.checks.open_weights", lambda *rest: None)
     monkeypatch.setattr("scoring.score_run.load_base", lambda *rest: pytest.fail("weights were read"))
     asked, message = ["--model", "cut", "--task", "perplexity", "--test-data"], "config.json says vocab_size 300"

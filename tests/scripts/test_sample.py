@@ -9,7 +9,8 @@ import eval as eval_script
 import train as train_script
 from finetune.arguments import DTYPES
 from finetune.models import Source, load_trained
-from sample import continuation
+from model.config_json import config_to_json
+from model.tokenizer import continuation
 from finetune.run import Run
 from model.checkpoint import random_model, save_model
 from model.files import write_json
@@ -144,6 +145,6 @@ def test_an_empty_prompt_needs_a_begin_token(small_base, tmp_path, capsys):
 def test_a_tokenizer_of_another_vocabulary_is_refused(small_base, tmp_path):
     base = tmp_path / "base"
     shutil.copytree(small_base, base)
-    write_json(base / "config.json", {**SMALL.to_json(), "vocab_size": 100})
+    write_json(base / "config.json", {**config_to_json(SMALL), "vocab_size": 100})
     save_model(random_model(Source(base).config, torch.float32, seed=1), base / "model.safetensors", torch.float16)
     assert "but config.json says vocab_size 100" in call(eval_script, "--model", base, "--prompt", "hello world")
