@@ -11,6 +11,7 @@ from adapters.merge import MergeRefused
 from finetune.adapted_model import attach_adapters, linear_names, why_not_k_bits
 from finetune.config import BaseConfig, RunConfig, StoredCodes
 from finetune.methods import METHODS
+from finetune.run import Run
 from finetune.source import Source
 from model.checkpoint import empty_model, open_weights, weight_files
 from model.llama import Llama
@@ -77,6 +78,18 @@ def planned_model(source: Source, config: RunConfig) -> Llama:
         if source.quantized():
             raise ValueError(f"{source.path} is quantized: codes do not train, so --method {config.method} needs a dense base")
         return model
+    put_adapters(model, config)
+    return model
+
+
+def planned_run(run: Run, config: RunConfig) -> Llama:
+    """The planned model of a run whose base was quantized, or stayed as it was. The model that a quantized base was made from
+    need not be there any more."""
+    base = config.base
+    if not base.quantization:
+        return planned_model(Source(base.model), config)
+    model = empty_model(Source(run.path).config, torch.float32)
+    put_codes(model, linear_names(model, base.quantized_layers), base.quantization)
     put_adapters(model, config)
     return model
 

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Collection
 from dataclasses import MISSING, Field, fields
+from pathlib import Path
 from typing import Any, NoReturn
 
 from finetune.config import (
@@ -14,10 +15,12 @@ from finetune.config import (
     ComputeConfig,
     DataConfig,
     EvaluationConfig,
+    RunConfig,
     TrainingConfig,
     flag,
 )
 from quant.spec import QuantSpec
+from tasks import TASKS
 
 GROUPS = {BaseConfig: "model", ComputeConfig: "model", QuantSpec: "quantization", AdapterConfig: "adapter",
           DataConfig: "data", TrainingConfig: "optimisation", EvaluationConfig: "evaluation"}
@@ -75,3 +78,19 @@ def typed(parse: Callable[[str], Any]) -> Callable[[str], Any]:
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
     return checked
+
+
+def train_parser() -> Parser:
+    """The flags of train.py."""
+    parser = Parser("Fine-tune one method on one base for one task, then score every state of the model.\n\n"
+                    "    python train.py --method qablora --bits 4")
+    parser.add_field(RunConfig.__dataclass_fields__["method"], "adapter")
+    parser.add_fields(BaseConfig, ComputeConfig, QuantSpec, AdapterConfig, DataConfig, TrainingConfig, EvaluationConfig)
+    tasks = ", ".join(name for name, task in TASKS.items() if task.trains)
+    parser.groups["data"].add_argument("--list-tasks", action="store_true", help=f"print what each task needs, and stop ({tasks})")
+    parser.groups["data"].add_argument("--show-example", action="store_true",
+                                       help="print the first training row as the model reads it, and stop")
+    parser.groups["output"].add_argument("--out", type=Path, metavar="DIR", help="write the run into this new directory "
+                                         "(default: the next free runs/METHOD-BITS-TASK-NUMBER)")
+    parser.groups["output"].add_argument("--resume", type=Path, metavar="RUN", help="go on with an interrupted run; give no other flag")
+    return parser

@@ -31,7 +31,7 @@ def print_table_1(means: Sequence[Average], metric: str) -> None:
     rows = [[f"{task} {model}", *(cell.get((task, model, *column), "-") for column in columns)]
             for task, model in dict.fromkeys((mean.task, mean.model) for mean in means)]
     print_columns(f"{metric}, %, of an adapter trained at k bits, as trained and restored to l > k bits "
-                  f" (Kanda & Hatano, Table 1)",
+                  f"(Kanda & Hatano, Table 1)",
                   [["", *(f"{bits}-bit {label}" for bits, label in columns)], *rows])
 
 
