@@ -3,7 +3,9 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
+from adapters.lam import Lam
 from experiments import results_page
 from tests.docs.pages import PAGES, ROOT, name_of
 
@@ -64,6 +66,20 @@ def test_every_name_beside_a_file_in_the_papers_table_is_in_that_file():
     for file, names in pairs:
         text = (ROOT / file).read_text(encoding="utf-8")
         assert [name for name in re.findall(r"`(\w+)`", names) if not re.search(rf"\b{name}\b", text)] == [], file
+
+
+def test_the_adapter_on_the_page_about_adding_a_method_is_one():
+    """Beside its own file's imports it needs nothing; delta and delta_weight follow from the base class."""
+    text = (ROOT / "docs" / "adding-a-method.md").read_text(encoding="utf-8")
+    block, = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    names: dict = {}
+    exec(compile(block, "adding-a-method.md", "exec"), names)
+    adapter = names["MeanLoRA"](8, 12, Lam(4, 2), rank=2, lora_alpha=3.0).double()
+    assert not adapter.delta_weight().any()  # the base model at the start
+    torch.nn.init.normal_(adapter.B)
+    probed = adapter.delta(torch.eye(12, dtype=torch.float64)).T
+    assert adapter.delta_weight().any()
+    torch.testing.assert_close(probed, adapter.delta_weight(), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
