@@ -46,8 +46,8 @@ def test_every_json_file_of_results_is_on_the_page_with_its_provenance():
 def test_the_table_of_methods_is_what_the_code_says():
     from experiments.methods_table import table
     text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
-    between = text.partition("<!-- methods_table: begin -->\n")[2].partition("\n<!-- methods_table: end -->")[0]
-    assert between == table(), "put what python -m experiments.methods_table prints between the markers"
+    between = text.partition("<!-- methods_table: begin -->")[2].partition("<!-- methods_table: end -->")[0]
+    assert between.strip() == table(), "put what python -m experiments.methods_table prints between the markers"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
