@@ -11,15 +11,14 @@ from adapters.adapted import AdaptedLinear
 from adapters.adapter import AdditiveAdapter
 from adapters.blora import BLoRA
 from adapters.irqlora import IRQLoRA
+from adapters.lam import Lam, group_mean, repeat_each
 from adapters.lora import LoRA, low_rank_factors
 from adapters.merge import merge_to_dense
 from adapters.operators import OPERATORS, AvgPool
-from adapters.lam import Lam, group_mean, repeat_each
 from adapters.qablora import QABLoRA
 from adapters.qalora import QALoRA
 from model.llama import Linear
 from tests.strategies import nonzero_adapter, random, tiled_layers
-
 
 ADDITIVE = [kind for kind in ADAPTERS.values() if kind.additive]
 

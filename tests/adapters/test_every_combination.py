@@ -10,9 +10,9 @@ import torch
 
 from adapters import ADAPTERS, adapted_layer
 from adapters.adapted import replace_layers
+from adapters.lam import Lam
 from adapters.merge import MergeRefused, merge_into_codes, merge_target, merge_to_dense
 from adapters.operators import OPERATORS
-from adapters.lam import Lam
 from model.checkpoint import load_model, random_model, save_model
 from model.config import LlamaConfig
 from quant import QUANTIZERS

@@ -9,11 +9,11 @@ from adapters import adapted_layer as adapted
 from adapters.adapted import AdaptedLinear
 from adapters.blora import BLoRA
 from adapters.irqlora import IRQLoRA
+from adapters.lam import Lam
 from adapters.lora import LoRA
 from adapters.merge import MergeRefused, merge_into_codes, merge_target, merge_to_dense
 from adapters.operators import OPERATORS
 from adapters.peqa import PEQA
-from adapters.lam import Lam
 from adapters.qablora import QABLoRA
 from adapters.qalora import QALoRA
 from model.llama import Linear

@@ -7,11 +7,17 @@ from hypothesis import given
 
 from adapters import ADAPTERS, adapted_layer
 from adapters.adapted import AdaptedLinear, dense_weight
-from adapters.merge import MergeRefused, merge_to_dense, merge_into_codes
+from adapters.lam import Lam
+from adapters.merge import MergeRefused, merge_into_codes, merge_to_dense
 from adapters.operators import OPERATORS
 from adapters.peqa import PEQA
-from adapters.lam import Lam
-from adapters.restoration import LayerChange, RestorationRefused, check_restores, layer_change, overall_ratio
+from adapters.restoration import (
+    LayerChange,
+    RestorationRefused,
+    check_restores,
+    layer_change,
+    overall_ratio,
+)
 from model.llama import Linear
 from quant import QUANTIZERS
 from quant.grid import Block

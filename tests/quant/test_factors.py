@@ -6,7 +6,15 @@ from hypothesis import strategies as st
 
 from quant import QUANTIZERS
 from quant.factors import DoubleQuantized, ZeroPoints, dynamic_map
-from quant.grid import Block, Grid, QuantizedWeight, join_blocks, per_block, round_to_grid, split_blocks
+from quant.grid import (
+    Block,
+    Grid,
+    QuantizedWeight,
+    join_blocks,
+    per_block,
+    round_to_grid,
+    split_blocks,
+)
 from quant.icq import ICQ
 from quant.integer_minmax import IntegerMinMax
 from quant.linear import QuantLinear, stored_bytes

@@ -3,7 +3,13 @@ import numpy
 import pytest
 import torch
 
-from quant.gguf_blocks import BLOCK_TYPES, codes_of_halves, codes_of_signed, dense_rows, quantized_weight
+from quant.gguf_blocks import (
+    BLOCK_TYPES,
+    codes_of_halves,
+    codes_of_signed,
+    dense_rows,
+    quantized_weight,
+)
 from quant.linear import QuantLinear
 from tests.gguf_files import gguf
 

@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from quant import QUANTIZERS
 from quant.factors import DoubleQuantized, ZeroPoints
-from quant.gptq import LAZY, CalibrationError, Hessian, gptq, lazy_blocks, quantize_by_gptq
+from quant.gptq import (
+    LAZY,
+    CalibrationError,
+    Hessian,
+    gptq,
+    lazy_blocks,
+    quantize_by_gptq,
+)
 from quant.grid import Block
 from quant.integer_minmax import IntegerMinMax
 from quant.linear import QuantLinear
