@@ -18,7 +18,7 @@ OUTER_BLOCK = 256  # factors that share one second-level absmax (Dettmers et al.
 def dynamic_map() -> Tensor:
     """The 256 values of bitsandbytes' signed 8-bit dynamic map, ascending, float32.
 
-    For i in 0..6: the means of neighbours of linspace(.1, 1, 2^i + 1) times 10^(i - 6), with both signs. And 0, and 1."""
+    For i in 0..6: the means of neighbours of linspace(.1, 1, 2^i + 1) times 10^(i - 6), both signs. Also 0 and 1."""
     ends = [torch.linspace(0.1, 1, 2 ** i + 1) for i in range(7)]
     means = torch.cat([(e[1:] + e[:-1]) / 2 * 10.0 ** (i - 6) for i, e in enumerate(ends)])
     return torch.cat((-means, means, torch.tensor([0.0, 1.0]))).sort().values

@@ -58,7 +58,7 @@ class ICQ(NormalFloat):
 def code_entropy(ordered: Tensor, levels: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
     """-sum_c p_c log2 p_c in bits. p_c is the share of a block's weights that get code c.
 
-    ordered: (n, size) weights, ascending in each block; scale, offset: (n, candidates). Result: (n, candidates), float64.
+    ordered: (n, size) weights, ascending in each block; scale, offset: (n, candidates). -> (n, candidates), float64.
     Sorted weights stay sorted on a grid, so the position of each midpoint gives the counts. They are the
     counts of the codes that rounding chooses."""
     values = normalise(ordered[:, None, :], scale[..., None], offset[..., None])  # (n, candidates, size)

@@ -56,10 +56,10 @@ class QuantLinear(nn.Module):
 
     @classmethod
     def on_meta(cls, D_out: int, D_in: int, block: Block, bits: int, bias: bool = False,
-                zero_points: bool = False) -> "QuantLinear":
-        """A layer with sizes and no memory, for checks that read headers only. Raises ValueError if the block does not
-        divide the layer."""
-        block.check_divides(D_out, D_in, "on_meta")
+                zero_points: bool = False, layer: str = "weight") -> "QuantLinear":
+        """A layer with sizes and no memory, for checks that read headers only. `zero_points`: its offsets are integer
+        zero points. Raises ValueError, with the layer, if the block does not divide it."""
+        block.check_divides(D_out, D_in, layer)
         block = block.in_layer(D_in)
         with torch.device("meta"):
             scale = torch.empty(D_out // block.n_out, D_in // (block.n_in or D_in))
