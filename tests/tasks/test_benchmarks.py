@@ -10,7 +10,7 @@ import torch
 import eval as eval_script
 import train
 from experiments import benchmarks
-from finetune.arguments import EMBEDDED_BASE
+from finetune.config import EMBEDDED_BASE
 from model.checkpoint import load_config, load_model, weight_files
 from model.tokenizer import load_tokenizer
 from scoring.table import TAKEN_UP

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import eval as eval_script
 import train as train_script
-from finetune.arguments import EMBEDDED_BASE
+from finetune.config import EMBEDDED_BASE
 from model.checkpoint import load_config, load_model, weight_files
 from model.tokenizer import load_tokenizer
 from tasks import TASKS, free_text
