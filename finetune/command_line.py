@@ -20,7 +20,7 @@ from finetune.config import (
     flag,
 )
 from quant.spec import QuantSpec
-from tasks import TASKS
+from tasks import TRAINING_TASKS
 
 GROUPS = {BaseConfig: "model", ComputeConfig: "model", QuantSpec: "quantization", AdapterConfig: "adapter",
           DataConfig: "data", TrainingConfig: "optimisation", EvaluationConfig: "evaluation"}
@@ -67,7 +67,7 @@ def facts_of(f: Field) -> dict[str, Any]:
 
 
 def default_of(f: Field) -> str:
-    return str(f.default if f.default is not MISSING else f.default_factory() if f.default_factory is not MISSING else "")
+    return "" if f.default is MISSING else str(f.default)
 
 
 def typed(parse: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -86,11 +86,11 @@ def train_parser() -> Parser:
                     "    python train.py --method qablora --bits 4")
     parser.add_field(RunConfig.__dataclass_fields__["method"], "adapter")
     parser.add_fields(BaseConfig, ComputeConfig, QuantSpec, AdapterConfig, DataConfig, TrainingConfig, EvaluationConfig)
-    tasks = ", ".join(name for name, task in TASKS.items() if task.trains)
-    parser.groups["data"].add_argument("--list-tasks", action="store_true", help=f"print what each task needs, and stop ({tasks})")
-    parser.groups["data"].add_argument("--show-example", action="store_true",
-                                       help="print the first training row as the model reads it, and stop")
-    parser.groups["output"].add_argument("--out", type=Path, metavar="DIR", help="write the run into this new directory "
-                                         "(default: the next free runs/METHOD-BITS-TASK-NUMBER)")
-    parser.groups["output"].add_argument("--resume", type=Path, metavar="RUN", help="go on with an interrupted run; give no other flag")
+    tasks = ", ".join(TRAINING_TASKS)
+    data, output = (parser.groups[name].add_argument for name in ("data", "output"))
+    data("--list-tasks", action="store_true", help=f"print what each task needs, and stop ({tasks})")
+    data("--show-example", action="store_true", help="print the first training row as the model reads it, and stop")
+    output("--out", type=Path, metavar="DIR",
+           help="write the run into this new directory (default: the next free runs/METHOD-BITS-TASK-NUMBER)")
+    output("--resume", type=Path, metavar="RUN", help="go on with an interrupted run; give no other flag")
     return parser
