@@ -201,8 +201,8 @@ def test_correlated_inputs_give_other_codes_than_rounding_and_never_a_larger_los
 
 
 def test_feedback_can_be_worse_than_rounding_and_the_report_says_so():
-    """Error feedback is greedy. The middle weight compensates for the first, so it cannot compensate for the last, which
-    is clipped."""
+    """Error feedback is greedy. The middle weight compensates for the first, so it cannot compensate for the last,
+    which is clipped."""
     hessian, weight = Hessian(3, torch.float64), torch.tensor([[1.4, 0.0, 3.0]]).double()
     hessian.tokens, hessian.sum = 2, torch.tensor([[1.0, 0.0, 0.3], [0.0, 1.0, -0.9], [0.3, -0.9, 1.0]]).double()
     quantizer = MinMax(2, Block(None, 1), storage=torch.float64)
