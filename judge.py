@@ -110,7 +110,8 @@ def report(compared: Compared, judge: Judge, out: Path, batch_size: int) -> None
 
 def table_of(outcome: Outcome) -> list[list[str]]:
     figures = {"win rate": (outcome.win_rate, ".2%"), "standard error": (outcome.standard_error, ".2%"),
-               "p": (outcome.p_value, ".2g"), "mean score a": (outcome.mean_score_a, ".2f"), "mean score b": (outcome.mean_score_b, ".2f")}
+               "p": (outcome.p_value, ".2g"),
+               "mean score a": (outcome.mean_score_a, ".2f"), "mean score b": (outcome.mean_score_b, ".2f")}
     return [["", "wins", "ties", "losses", "malformed", *figures],
             ["a against b", *(str(n) for n in (outcome.wins, outcome.ties, outcome.losses, outcome.malformed)),
              *("-" if value is None else format(value, how) for value, how in figures.values())]]

@@ -46,7 +46,8 @@ def planned_base(source: Source, base: BaseConfig) -> Llama:
     quantized, spec = source.quantized(), base.quantization
     if quantized and spec:
         name, stated = next(iter(quantized.items()))
-        raise ValueError(f"{source.path} is quantized already ({name}: {stated['bits']} bits, block {stated['block']}): "
+        held = f"{name}: {stated['bits']} bits, block {stated['block']}"
+        raise ValueError(f"{source.path} is quantized already ({held}): "
                          "give --quantizer none to train on it as it is")
     if not source.is_adapter_run:
         open_weights(weight_files(source.path), source.config, torch.float32)

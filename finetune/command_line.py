@@ -20,7 +20,7 @@ from finetune.config import (
     flag,
 )
 from quant.spec import QuantSpec
-from tasks import TRAINING_TASKS
+from tasks import TASKS, TRAINING_TASKS
 
 GROUPS = {BaseConfig: "model", ComputeConfig: "model", QuantSpec: "quantization", AdapterConfig: "adapter",
           DataConfig: "data", TrainingConfig: "optimisation", EvaluationConfig: "evaluation"}
@@ -45,8 +45,9 @@ class Parser(argparse.ArgumentParser):
                 if f.metadata and f.metadata.get("flag", True) and f.name not in leave_out:
                     self.add_field(f, f.metadata.get("group") or GROUPS[kind])
 
-    def add_field(self, f: Field, group: str) -> None:
-        self.groups[group].add_argument(flag(f.name), **facts_of(f))
+    def add_field(self, f: Field, group: str, **other: Any) -> None:
+        """other: facts that differ in this command."""
+        self.groups[group].add_argument(flag(f.name), **{**facts_of(f), **other})
 
     def given(self, command: list[str] | None = None) -> dict[str, Any]:
         """What the command line says, by field. None: the process's own."""
@@ -80,12 +81,23 @@ def typed(parse: Callable[[str], Any]) -> Callable[[str], Any]:
     return checked
 
 
+def task_that_trains(name: str) -> str:
+    if name not in TASKS:
+        raise ValueError(f"{name!r} is no task; tasks that train: {', '.join(TRAINING_TASKS)} (see --list-tasks)")
+    if name not in TRAINING_TASKS:
+        raise ValueError(f"{name} has test rows only: train on one of {', '.join(TRAINING_TASKS)} (see --list-tasks), "
+                         f"and score with python eval.py RUN --task {name}")
+    return name
+
+
 def train_parser() -> Parser:
     """The flags of train.py."""
     parser = Parser("Fine-tune one method on one base for one task, then score every state of the model.\n\n"
                     "    python train.py --method qablora --bits 4")
     parser.add_field(RunConfig.__dataclass_fields__["method"], "adapter")
-    parser.add_fields(BaseConfig, ComputeConfig, QuantSpec, AdapterConfig, DataConfig, TrainingConfig, EvaluationConfig)
+    parser.add_fields(BaseConfig, ComputeConfig, QuantSpec, AdapterConfig)
+    parser.add_field(DataConfig.__dataclass_fields__["task"], "data", choices=None, type=typed(task_that_trains))
+    parser.add_fields(DataConfig, TrainingConfig, EvaluationConfig, leave_out=("task",))
     tasks = ", ".join(TRAINING_TASKS)
     data, output = (parser.groups[name].add_argument for name in ("data", "output"))
     data("--list-tasks", action="store_true", help=f"print what each task needs, and stop ({tasks})")

@@ -22,7 +22,6 @@ from finetune.config import (
 from finetune.methods import METHODS, TARGETS, Method
 from quant.grid import Block
 from quant.spec import DEFAULT_BITS, GPTQ, QuantSpec
-from tasks import TASKS
 
 Given = Mapping[str, Any]  # field -> value, as the command line says it
 Config = TypeVar("Config", bound=ScoringConfig)
@@ -58,9 +57,6 @@ def resolve_run(given: Given) -> RunConfig:
     requantize = requantization_of(given, base.bits)
     check_gptq_fields(given, base.by_gptq or bool(requantize and requantize.by_gptq))
     data = part(DataConfig, given)
-    if not TASKS[data.task].trains:
-        raise ValueError(f"--task {data.task} has test rows only: train on another task (see --list-tasks), and score "
-                         f"with python eval.py RUN --task {data.task}")
     rows = given.get("batch_size", TrainingConfig.batch_size)
     training = part(TrainingConfig, given, lr=given.get("lr", method.lr),
                     micro_batch=min(given.get("micro_batch", rows), rows))

@@ -26,12 +26,12 @@ from finetune.checks import check_merges, planned_base, put_adapters
 from finetune.config import BaseConfig, RunConfig
 from finetune.quantize import load_base
 from finetune.run import Run
-from quant.linear import stored_bytes
 from finetune.source import Source, check_fingerprint
 from model.checkpoint import load_config, stored_layers, weight_files
 from model.files import read_json, write_json
 from model.llama import Llama
 from quant import QUANTIZERS
+from quant.linear import stored_bytes
 from quant.spec import GPTQ, QuantSpec
 from scoring.scores import Row, Scoring, comparing, score_state
 from scoring.state import State, merged_state

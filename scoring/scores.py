@@ -10,8 +10,8 @@ from torch import Tensor
 from finetune.data import PreparedData
 from finetune.loop import mean_loss
 from finetune.size import bits_per_weight
-from quant.linear import stored_bytes
 from model.llama import Llama
+from quant.linear import stored_bytes
 from scoring.resume import KeptAnswers
 from scoring.state import State
 from tasks.batching import collate, split_list
