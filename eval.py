@@ -1,188 +1,221 @@
-"""Score a run in each of its states, or a model as it is and quantized; compare runs; complete prompts.
+"""Score a run in each of its states, or a model as it is and quantized; or compare what was scored.
 
     python eval.py runs/x                                                     # base, quantized, as trained, merged
     python eval.py runs/x --test-data test.jsonl --test-limit 200
-    python eval.py runs/x --restore 3 4 8 16                                  # and Post-LoRA Restoration: other widths under its adapter
-    python eval.py runs/x --restore 8 --merge                                 # and the adapter folded into the 8-bit base: a model of its own
-    python eval.py runs/q2 runs/q3 runs/q4 --restore 3 4 8 16 --plot plr.png  # plr.txt Table 1 and Figure 2
+    python eval.py runs/x --task mmlu --data dev.jsonl --test-data test.jsonl # a benchmark
+    python eval.py runs/x --restore 3 4 8 16                                  # Post-LoRA Restoration: other widths
+    python eval.py runs/x --restore 8 --merge                                 # and merged into the 8-bit base
+    python eval.py runs/q2 runs/q3 runs/q4 --restore 3 4 8 16 --plot plr.png  # Kanda & Hatano, Table 1 and Figure 2
     python eval.py runs/sft runs/sft-qlora                                    # every state of both, in one table
-    python eval.py --compare runs/sft "runs/sft-qlora:quantized base"         # paired tests on what was scored last
-    python eval.py runs/x --requantize gptq                                   # and, lossily, back to k bits
-    python eval.py --model DIR --quantizer gptq --bits 3 --task banking77     # no run: base and quantized base
-    python eval.py --model DIR --task perplexity --test-data wiki.txt         # or a benchmark; of a run, too:
-    python eval.py runs/x --task perplexity --test-data wiki.txt
-    python eval.py runs/x --task mmlu --data dev.jsonl --test-data test.jsonl [--protocol hendrycks]
-    python eval.py runs/x --prompt "..." --temperature 0.7                    # no task: how the model as trained goes on from here
-    python eval.py --model DIR --adapter PEFT_DIR --task banking77            # PEFT's LoRA adapter beside a model, or beside its codes
-    python eval.py --model DIR --bits 4 --prompt "..."                        # or a model, here rounded to 4 bits
+    python eval.py --compare runs/sft runs/sft-qlora:quantized                # paired tests on what was scored last
+    python eval.py runs/x --requantize gptq                                   # lossily back to k bits
+    python eval.py --model DIR --quantizer gptq --bits 3 --task banking77     # a model without a run
+    python eval.py --model DIR --task perplexity --test-data wiki.txt
+    python eval.py --model DIR --adapter PEFT_DIR --task banking77            # with PEFT's LoRA adapter
 """
-import argparse
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import torch
-
-from finetune import arguments
-from finetune.checks import check_adapters, check_quantization
-from scoring.score_run import evaluate_model, evaluate_run, restore_run
-from finetune.data import Job, check_calibration, check_data, prepare_job, task_of
-from finetune.methods import GPTQ, METHODS
-from finetune.models import Source, check_trained, read_run
-from finetune.pictures import check_picture
-from scoring.predictions import check_predictions, compare
-from sample import add_prompt_flags, complete, refuse_without_prompt
-from scoring.restore import Restoration, add_restore_flags, asked_for, check_restoration
-from finetune.run import Run
-from scoring.table import Row, print_table, save_table
-from scoring.tradeoff import check_scores, points_of, show_tradeoff
 from adapters.peft_in import read_peft
-from model.checkpoint import empty_model
+from finetune.checks import check_requantization, planned_base, planned_run
+from finetune.command_line import Parser
+from finetune.config import BaseConfig, ComputeConfig, DataConfig, EvaluationConfig, RunConfig, flag, spec_text
+from finetune.data import (
+    PreparedData,
+    check_calibration,
+    check_data,
+    prepare_data,
+    task_of,
+    with_pinned_data,
+)
+from finetune.pictures import check_picture
+from finetune.resolve import GPTQ_FIELDS, check_gptq_fields, rescored, resolve_scoring
+from finetune.run import Run, open_run
+from finetune.source import Source, check_trained
 from model.hub import pinned
+from quant.spec import QuantSpec
+from scoring.predictions import check_predictions, compare
+from scoring.restore import Restoration, check_restoration
+from scoring.score_model import evaluate_model
+from scoring.score_run import evaluate_run, restore_run
+from scoring.show_tradeoff import show_tradeoff
+from scoring.table import print_table, save_table
+from scoring.tradeoff import check_scores, points_of
 
-REQUANTIZE = ("requantize", *arguments.REQUANTIZE_FLAGS, *arguments.GPTQ_FLAGS)
-OF_THE_ROWS = ("protocol", "test_data", "test_limit", "max_new_tokens")
-MAY_CHANGE = ("model", "task", *OF_THE_ROWS, "eval_batch_size", "dtype", "device", *REQUANTIZE)  # of a run
-OF_ANOTHER_TASK = ("data", "limit", "max_length", *OF_THE_ROWS)  # what a run says of these is of its own task
-OUTPUTS = ("compare", "plot", "json", "out", "without_base")
+Given = dict[str, Any]  # what the command line says, by flag
+OWN = ("run", "compare", "plot", "json", "out", "without_base", "adapter", "restore", "restore_quantizer", "merge")
+
+
+def eval_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument("run", type=Path, nargs="*", default=[], help="score these run directories")
+    parser.add_fields(BaseConfig, ComputeConfig, QuantSpec, DataConfig, EvaluationConfig, leave_out=("from_scratch",))
+    model, scored, output = (parser.groups[name].add_argument for name in ("model", "evaluation", "output"))
+    model("--adapter", type=Path, metavar="DIR", help="a model without a run: put PEFT's LoRA adapter beside it")
+    scored("--restore", type=int, nargs="+", metavar="BITS",
+           help="Post-LoRA Restoration: score the run's adapter on its base at these widths; 16 is the original weights")
+    scored("--restore-quantizer", type=spec_text, metavar="SPEC", help="make the restored bases this way, e.g. gptq:minmax@32x1 "
+           "(default: as the run's own base; gptq for a run on a 16-bit base)")
+    scored("--merge", action="store_true", help="with --restore: also merge the adapter into each restored base, exactly, score "
+           "it, and save it in RUN/restored-BITSbit; refused before anything is loaded if it does not merge")
+    scored("--without-base", action="store_true", help="leave out the row of the base before quantization")
+    scored("--compare", nargs="+", metavar="RUN[:KEY]", help="test each of the others against the first, row by row, on the "
+           "answers of their last scoring; KEY is a state such as quantized, merged-4bit or restored-8bit (default: trained)")
+    output("--plot", type=Path, metavar="FILE", help="with --restore: draw score against memory; the numbers go beside it, or "
+           "to --json")
+    output("--json", type=Path, metavar="FILE", help="several runs, --plot or --compare: write the joint table")
+    output("--out", type=Path, metavar="DIR", help="a model without a run: keep scores here (default: evals/NAME-TASK)")
+    return parser
 
 
 def main() -> None:
-    parser = arguments.OneLineParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, nargs="*", help="run directories")
-    add_restore_flags(parser)
-    parser.add_argument("--compare", nargs="+", metavar="RUN[:STATE]", help="paired tests of each of the others beside the first, on the "
-                        "predictions of their last scoring; STATE is a row of their tables, 'as trained' unless named")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="with --restore: score against memory as a picture; the numbers go beside it, or to --json")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="of several runs, --plot or --compare: the joint table")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="of a model without a run: where its scores and predictions go; default: "
-                        "evals/NAME-TASK")
-    parser.add_argument("--without-base", action="store_true", help="leave out the row of the base as it is, before quantization")
-    parser.add_argument("--adapter", type=Path, metavar="DIR", help="of a model without a run: PEFT's LoRA adapter beside it, as it is or quantized")
-    add_prompt_flags(parser)
-    arguments.add_base_flags(parser)
-    args = parser.parse_args()
-    given = {name: value for name, value in arguments.given_flags(parser, args).items() if name not in ("run", *OUTPUTS)}
+    parser = eval_parser()
+    given = parser.given()
+    if len(given) == 1 and not given["run"]:
+        parser.print_usage()
+        sys.exit("error: name a run or --model, or compare runs by --compare (see --help)")
     try:
-        refuse_without_prompt(given)
-        if args.compare:
-            refuse_beside_compare(args, given)
-            compare(args.compare, args.json)
-        elif args.prompt:
-            complete(args, given)
-        elif args.run:
-            score_runs(args, given)
+        if "compare" in given:
+            refuse_beside_compare(given)
+            compare(given["compare"], given.get("json"))
+        elif given["run"]:
+            score_runs(given)
         else:
-            score_model(args, given)
+            score_model(given)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted")
 
 
-def refuse_beside_compare(args: argparse.Namespace, given: dict) -> None:
-    if args.run or args.plot or args.out or given:
-        raise ValueError("--compare reads what was scored before and takes no other flag than --json: name all runs behind it")
+def of_configuration(given: Mapping[str, Any]) -> Given:
+    return {name: value for name, value in given.items() if name not in OWN}
 
 
-@dataclass
+def refuse_beside_compare(given: Given) -> None:
+    others = [flag(name) for name in given if name not in ("run", "compare", "json")]
+    if given["run"] or others:
+        named = ", ".join([*map(str, given["run"]), *others])
+        raise ValueError(f"--compare reads what was scored before and takes no other flag than --json: leave out {named}, or name "
+                         f"all runs behind --compare")
+
+
+def restoration_of(given: Given) -> Restoration | None:
+    """Raises ValueError for flags that need --restore, or a width below 16."""
+    if "restore" not in given:
+        if unused := [name for name in ("restore_quantizer", "merge") if name in given]:
+            raise ValueError(f"{', '.join(map(flag, unused))} goes with --restore only")
+        return None
+    widths = tuple(dict.fromkeys(given["restore"]))
+    if "restore_quantizer" in given and set(widths) == {16}:
+        raise ValueError("--restore-quantizer goes with a width below 16 only")
+    return Restoration(widths, given.get("restore_quantizer"), "merge" in given)
+
+
+# ---- runs -----------------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
 class Prepared:
-    """A run that may be scored: everything that can be refused has been looked at."""
+    """A run that may be scored: all checks are done."""
     run: Run
-    args: argparse.Namespace
-    saved: dict
-    job: Job
+    config: RunConfig
+    data: PreparedData
     place: Run     # where its scores go
     results: Path
 
 
-def score_runs(args: argparse.Namespace, given: dict) -> None:
-    """All runs are checked before the first is scored. With --restore, several runs are scored as trained and restored only."""
-    restoration, several = asked_for(given), len(args.run) > 1
-    if args.out:
-        raise ValueError("--out is for a model without a run: a run's scores are kept in the run")
-    if args.plot:
+def score_runs(given: Given) -> None:
+    """All runs are checked before the first is scored. With --restore, several runs are scored as trained and restored
+    only."""
+    restoration, several = restoration_of(given), len(given["run"]) > 1
+    check_outputs(given, restoration, several)
+    prepared = [prepare_run(path, of_configuration(given), restoration) for path in given["run"]]
+    if restoration and (several or "plot" in given):
+        if "requantize" in given:
+            raise ValueError("--requantize makes a row of one run's own table: give one run, and no --plot")
+        check_scores([(p.run.path, p.config, p.data) for p in prepared])
+        scored = [(p, restore_run(p.run, p.config, p.data, p.place, p.results, restoration)) for p in prepared]
+        points = [point for p, rows in scored for point in points_of(p.run.path, p.config, rows)]
+        show_tradeoff(points, given.get("plot"), given.get("json"))
+        return
+    scored = [(p, evaluate_run(p.run, p.config, p.data, p.place, p.results, restoration, "without_base" in given))
+              for p in prepared]
+    if several:
+        named = {f"{p.run.path}: {row.state.title}": row for p, rows in scored for row in rows}
+        print_table(named, "all runs", {name: how for p in prepared for name, how in p.data.task.formats.items()})
+        if "json" in given:
+            save_table(list(named.values()), given["json"], names=list(named))
+
+
+def check_outputs(given: Given, restoration: Restoration | None, several: bool) -> None:
+    for name in ("out", "adapter"):
+        if name in given:
+            raise ValueError(f"{flag(name)} is for a model without a run; a run keeps its scores and has its own adapter")
+    if "plot" in given:
         if not restoration:
             raise ValueError("--plot shows what restoring brings: it goes with --restore only")
-        check_picture(args.plot)
-    if args.json and args.json.is_dir():
-        raise ValueError(f"--json {args.json} is a directory")
-    if args.json and not (several or args.plot):
-        raise ValueError(f"--json is for the joint table of several runs; that of one is in {args.run[0]}/eval.json")
-    prepared = [prepare_run(path, given, restoration) for path in args.run]
-    if restoration and (several or args.plot):
-        if "requantize" in given:
-            raise ValueError("--requantize makes a row of one run's own table: give it without --plot, and one run")
-        check_scores([(p.run.path, p.args, p.job) for p in prepared])
-        points = [point for p in prepared for point in
-                  points_of(p.run.path, p.args, restore_run(p.run, p.args, p.saved, p.job, p.place, p.results, restoration), restoration.widths)]
-        return show_tradeoff(points, args.plot, args.json)
-    rows = [(p.run.path, row) for p in prepared for row in evaluate_run(p.run, p.args, p.saved, p.job, p.place, p.results, restoration, args.without_base)]
-    if several:
-        joint_table(rows, {name: how for p in prepared for name, how in p.job.task.formats.items()}, args.json)
+        check_picture(given["plot"])
+    if "json" in given and given["json"].is_dir():
+        raise ValueError(f"--json {given['json']} is a directory")
+    if "json" in given and not (several or "plot" in given):
+        raise ValueError(f"--json is for the joint table of several runs; that of one is in {given['run'][0]}/eval.json")
 
 
-def prepare_run(path: Path, given: dict, restoration: Restoration | None) -> Prepared:
-    run, args, saved = read_run(path)
-    check_trained(run, args)
-    other_task = given.get("task", args.task) != args.task
-    if other_task:
-        for name in OF_ANOTHER_TASK:
-            setattr(args, name, None)
-    may_change = (*MAY_CHANGE, *OF_ANOTHER_TASK) if other_task else MAY_CHANGE
-    for name, value in given.items():
-        if name not in may_change:
-            raise ValueError(f"{arguments.flag(name)} comes from the run and cannot be changed; a run takes "
-                             + ", ".join(map(arguments.flag, dict.fromkeys(may_change))))
-        setattr(args, name, value)
-    arguments.refuse_flags(args, METHODS[args.method], given)
-    restored = {base.quantizer for base in check_restoration(run, args, saved, restoration)} if restoration else set()
-    if GPTQ in restored and args.quantizer == GPTQ and (others := [name for name in arguments.GPTQ_FLAGS if name in given]):
-        raise ValueError(f"{', '.join(map(arguments.flag, others))}: a base restored by {GPTQ} is made as the run's own was, so that nothing but "
-                         f"its width differs")
-    arguments.resolve_requantization(args, given, (args.requantize, *restored))
-    if other_task and GPTQ in (args.requantize, *restored):
-        raise ValueError(f"{GPTQ} is calibrated on the rows that the run was trained on, and --task {args.task} has others: leave --task out, or "
-                         f"take a quantizer that rounds")
-    place = run.benchmark(task_of(args).name) if other_task else run
+def prepare_run(path: Path, given: Given, restoration: Restoration | None) -> Prepared:
+    run = open_run(path)
+    check_trained(run)
+    own = run.config
+    config = rescored(own, given)
+    other_task = config.data.task != own.data.task
+    restored = check_restoration(run, config, restoration) if restoration else []
+    requantize = config.evaluation.requantize
+    restores_by_gptq = any(base.by_gptq for base in restored)
+    by_gptq = restores_by_gptq or bool(requantize and requantize.by_gptq)
+    if restores_by_gptq and own.base.by_gptq and (others := [name for name in GPTQ_FIELDS if name in given]):
+        raise ValueError(f"{', '.join(map(flag, others))}: a base restored by gptq is made as the run's own was, so that nothing "
+                         f"but its width differs")
+    check_gptq_fields(given, by_gptq)
+    if other_task and by_gptq:
+        raise ValueError(f"gptq is calibrated on the rows that the run was trained on, and --task {config.data.task} has others: "
+                         f"leave --task out, or take a quantizer that rounds")
+    place = run.benchmark(task_of(config.data).name) if other_task else run
     check_predictions(place.predictions_file)
-    if args.requantize:
-        check_adapters(empty_model(Source(run.path).config, torch.float32), args)
-    job = prepare_job(Source(run.path), args, calibrate=GPTQ in (args.requantize, *restored))
+    if requantize:
+        check_requantization(planned_run(run, config), config)
+    config = with_pinned_data(config)
+    data = prepare_data(Source(run.path), config, calibrate=by_gptq)
     if not other_task:
-        check_data(job, saved)
-    if GPTQ in restored and args.quantizer == GPTQ:
-        check_calibration(job, saved)
-    return Prepared(run, args, saved, job, place, place.results_file if other_task else run.eval_file)
+        check_data(data, run)
+    if restores_by_gptq and own.base.by_gptq:
+        check_calibration(data, run)
+    return Prepared(run, config, data, place, place.results_file if other_task else run.eval_file)
 
 
-def joint_table(rows: list[tuple[Path, Row]], formats: dict[str, str], json_file: Path | None) -> None:
-    named = [replace(row, state=f"{path}: {row.state}") for path, row in rows]
-    print_table(named, "all runs", formats)
-    if json_file:
-        save_table(named, json_file)
+# ---- a model without a run ------------------------------------------------------------------------------------------
 
-
-def score_model(args: argparse.Namespace, given: dict) -> None:
-    for name in ("requantize", *arguments.REQUANTIZE_FLAGS):
-        if name in given:
-            raise ValueError(f"{arguments.flag(name)} needs a run; a model without one is quantized by --quantizer")
-    if asked_for(given) or args.plot or args.json:
-        raise ValueError("--restore, --plot and --json need runs: give their directories")
-    if "targets" in given:
-        raise ValueError("--targets says where adapters go, and a model without a run has none: use --quantized-layers")
-    arguments.resolve_model_quantizer(args, given)
-    if args.without_base and args.quantizer == "none":
+def score_model(given: Given) -> None:
+    refuse_flags_of_runs(given)
+    config = resolve_scoring(of_configuration(given))
+    if "without_base" in given and not config.base.quantization:
         raise ValueError("--without-base leaves nothing to score: no --quantizer is named")
-    arguments.resolve_requantization(args, given, (args.quantizer,))
-    args.model = pinned(args.model)  # the results remember the commit
-    source = Source(args.model)
-    check_quantization(source, args)
-    adapter = read_peft(args.adapter, source.config) if args.adapter else None
-    name = source.place.name.removesuffix(".gguf") + (f"-{args.adapter.resolve().name}" if adapter else "")
-    place = Run(args.out or Path("evals") / f"{name}-{task_of(args).name}")
-    evaluate_model(source, args, place, args.without_base, adapter)
+    config = replace(config, base=replace(config.base, model=pinned(config.base.model)))
+    source = Source(config.base.model)
+    planned_base(source, config.base)
+    config = with_pinned_data(config)
+    adapter = read_peft(given["adapter"], source.config) if "adapter" in given else None
+    name = source.place.name.removesuffix(".gguf") + (f"-{given['adapter'].resolve().name}" if adapter else "")
+    place = Run(given.get("out") or Path("evals") / f"{name}-{task_of(config.data).name}")
+    evaluate_model(source, config, place, "without_base" in given, adapter)
+
+
+def refuse_flags_of_runs(given: Given) -> None:
+    if "requantize" in given:
+        raise ValueError("--requantize needs a run; a model without one is quantized by --quantizer")
+    if restoration_of(given) or "plot" in given or "json" in given:
+        raise ValueError("--restore, --plot and --json need runs: give their directories")
 
 
 if __name__ == "__main__":

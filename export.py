@@ -7,13 +7,12 @@
     python export.py runs/x --format gguf --dtype float16 --to x.gguf        # dense
     python export.py runs/x/merged --format gguf --to x.gguf                 # a model directory that is a result itself
 
-What was written is read again and compared with the run before it gets its name; the figures are printed and kept in export.json.
+The export is read again and compared with the run before it gets its name. The figures are printed and kept in export.json.
 """
-import argparse
 import sys
 from pathlib import Path
 
-from finetune.arguments import OneLineParser
+from finetune.command_line import Parser
 from interop.gguf_writer import GGUFExport
 from interop.hand_over import check_target, hand_over
 from interop.hugging_face import DTYPES, SafetensorsExport
@@ -23,20 +22,24 @@ from interop.trained import Trained
 FORMATS = {export.name: export for export in (SafetensorsExport, PEFTExport, GGUFExport)}
 
 
+def export_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument("run", type=Path, help="export this run; or a model directory or GGUF file, such as RUN/merged")
+    add = parser.groups["output"].add_argument
+    add("--format", choices=FORMATS, required=True, help="write this format")
+    add("--to", type=Path, required=True, metavar="PLACE", help="write to this new directory; for gguf, a new file NAME.gguf")
+    add("--dtype", choices=DTYPES, help="store dense weights in this type (default: safetensors, the base's type, or bfloat16 if "
+        "that is float32; gguf, codes stay codes; peft, float32 for the base in PLACE/base)")
+    return parser
+
+
 def main() -> None:
-    parser = OneLineParser(description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="a run directory; or a model directory or GGUF file, such as RUN/merged and RUN/restored-8bit")
-    parser.add_argument("--format", choices=FORMATS, required=True)
-    parser.add_argument("--to", type=Path, required=True, metavar="PLACE", help="a new directory; for gguf a new file that ends in .gguf")
-    parser.add_argument("--dtype", choices=DTYPES, help="safetensors: of the weights; default: that of the base, bfloat16 where it was float32. gguf: a "
-                        "dense model of this type; default: everything as the run has it, codes as codes. peft: of the base in PLACE/base, where the "
-                        "base is codes; default: float32")
-    args = parser.parse_args()
-    kind = FORMATS[args.format]
+    given = export_parser().given()
+    kind, to = FORMATS[given["format"]], given["to"]
     try:
-        check_target(args.to, kind.is_directory)
-        trained = Trained.at(args.run)
-        hand_over(trained, kind(trained, args.to, args.dtype), args.to)
+        check_target(to, kind.is_directory)
+        trained = Trained.at(given["run"])
+        hand_over(trained, kind(trained, to, given.get("dtype")), to)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

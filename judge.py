@@ -1,20 +1,23 @@
-"""Judge two runs' answers against each other: win, tie and loss as blora.txt Sec. 4.2 defines them.
+"""Judge two runs' answers against each other: win, tie and loss as Shen et al., Sec. 4.2 define them.
 
-    python judge.py runs/a runs/b --judge gpt-4o                    # OPENAI_API_KEY, and OPENAI_BASE_URL for any other server
-    python judge.py runs/a "runs/b:quantized base" --judge NAME     # another state than the one as trained
-    python judge.py runs/a runs/b --judge-model DIR                 # a local model; plain prompt, no chat template
-    python judge.py runs/a runs/b --dry-run --limit 3               # prints the prompts, asks nobody
+    python judge.py runs/a runs/b --judge gpt-4o              # OPENAI_API_KEY, and OPENAI_BASE_URL for any other server
+    python judge.py runs/a runs/b:quantized --judge NAME      # another state than the one as trained
+    python judge.py runs/a runs/b --judge-model DIR           # a local model; plain prompt, no chat template
+    python judge.py runs/a runs/b --dry-run --limit 3         # print the prompts, ask nobody
 
-Both runs' predictions.jsonl (of eval.py or train.py) must be of the same test rows. Every row is asked in both orders; an interrupted
-judging goes on by the same command, and asks nothing twice.
+Both runs' predictions.jsonl must be of the same test rows. Every row is asked in both orders. An interrupted judging goes on
+by the same command, and asks nothing twice.
 """
-import argparse
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from finetune.arguments import COMPUTE, OneLineParser, default_device, default_dtype, device, model_place, positive, seed
-from finetune.models import Source
+from finetune.command_line import Parser, typed
+from finetune.config import ComputeConfig, model_place, positive, seed
+from finetune.resolve import part
+from finetune.source import Source
 from scoring.predictions import check_same_rows, read_predictions
 from scoring.table import print_columns
 from judging.endpoint import Endpoint, JudgeFailed
@@ -22,36 +25,40 @@ from judging.judgements import Compared, Judge, Outcome, judge_all, outcome_of, 
 from judging.local import LocalJudge
 from model.files import write_json
 
+BATCH = 4  # rows that a local judge reads together, unless --batch-size says otherwise
+
+
+def judge_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument("a", metavar="RUN_A", help="judge this run, or RUN:KEY for another state than trained; wins are its own")
+    parser.add_argument("b", metavar="RUN_B", help="against this run")
+    add = parser.groups["evaluation"].add_argument
+    add("--judge", metavar="NAME", help="ask this model of the endpoint")
+    add("--judge-model", type=typed(model_place), metavar="MODEL", help="ask this local model; MODEL as --model of eval.py")
+    add("--limit", type=typed(positive(int)), metavar="N", help="judge the first N rows (default: all)")
+    add("--batch-size", type=typed(positive(int)), metavar="ROWS", help=f"let a local judge read this many rows at a time "
+        f"(default: {BATCH})")
+    add("--seed", type=typed(seed), help="send this seed to the endpoint, beside temperature 0 (default: 0)")
+    parser.add_fields(ComputeConfig)
+    output = parser.groups["output"].add_argument
+    output("--dry-run", action="store_true", help="print the prompts, and make no connection")
+    output("--out", type=Path, metavar="DIR", help="keep judgements here (default: judged/A--B--JUDGE)")
+    return parser
+
 
 def main() -> None:
-    args = parser().parse_args()
+    given = judge_parser().given()
     try:
-        compared = read_compared(args.a, args.b, args.limit)
-        if args.dry_run:
+        compared = read_compared(given["a"], given["b"], given.get("limit"))
+        if "dry_run" in given:
             return print_prompts(compared)
-        judge = judge_of(args, compared)
-        out = args.out or Path("judged") / "--".join(re.sub(r"[^\w.-]+", "-", name).strip("-") for name in (args.a, args.b, judge.name))
-        report(compared, judge, out, args.batch_size)
+        judge = judge_of(given, compared)
+        name = "--".join(re.sub(r"[^\w.-]+", "-", part).strip("-") for part in (given["a"], given["b"], judge.name))
+        report(compared, judge, given.get("out") or Path("judged") / name, given.get("batch_size", BATCH))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command goes on")
-
-
-def parser() -> argparse.ArgumentParser:
-    parser = OneLineParser(description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("a", metavar="RUN_A", help="RUN or RUN:STATE, as eval.py --compare takes it; wins are its own")
-    parser.add_argument("b", metavar="RUN_B")
-    parser.add_argument("--judge", metavar="NAME", help="the endpoint's model")
-    parser.add_argument("--judge-model", type=model_place, metavar="MODEL", help="a local judge, as --model of eval.py names it")
-    parser.add_argument("--dry-run", action="store_true", help="print the prompts, and make no connection")
-    parser.add_argument("--limit", type=positive(int), help="judge the first so many rows")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: judged/A--B--JUDGE")
-    parser.add_argument("--batch-size", type=positive(int), default=4, help="rows that a local judge reads together")
-    parser.add_argument("--seed", type=seed, default=0, help="sent to the endpoint, beside temperature 0")
-    parser.add_argument("--dtype", choices=COMPUTE, default=default_dtype())
-    parser.add_argument("--device", type=device, default=default_device())
-    return parser
 
 
 def read_compared(a: str, b: str, limit: int | None) -> Compared:
@@ -71,13 +78,15 @@ def print_prompts(compared: Compared) -> None:
           f"nobody was asked")
 
 
-def judge_of(args: argparse.Namespace, compared: Compared) -> Judge:
-    """All that can be wrong with it is found before it is asked, or its weights are read."""
-    if (args.judge is None) == (args.judge_model is None):
-        raise ValueError("give one judge: --judge NAME, a model of the endpoint at OPENAI_BASE_URL, or --judge-model DIR; --dry-run needs none")
-    if args.judge:
-        return Endpoint.from_environment(args.judge, args.seed)
-    judge = LocalJudge(Source(args.judge_model), args.dtype, args.device)
+def judge_of(given: Mapping[str, Any], compared: Compared) -> Judge:
+    """The judge, after all checks that need neither a connection nor its weights. Raises ValueError."""
+    if ("judge" in given) == ("judge_model" in given):
+        raise ValueError("give one judge: --judge NAME, a model of the endpoint at OPENAI_BASE_URL, or --judge-model DIR; "
+                         "--dry-run needs none")
+    if "judge" in given:
+        return Endpoint.from_environment(given["judge"], given.get("seed", 0))
+    compute = part(ComputeConfig, given)
+    judge = LocalJudge(Source(given["judge_model"]), compute.dtype, compute.device)
     judge.check([prompt for both in compared.prompts() for prompt in both])
     return judge
 

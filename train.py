@@ -2,60 +2,70 @@
 
     python train.py --method qablora --bits 4
 
-A run directory holds everything afterwards (finetune/run.py); `python eval.py RUN` prints its table again, and
-`python train.py --resume RUN` goes on where an interrupted run stopped.
+A run directory holds everything afterwards (finetune/run.py). `python eval.py RUN` prints its table again.
+`python train.py --resume RUN` goes on after an interruption.
 """
-import argparse
 import platform
 import resource
 import sys
-from dataclasses import fields
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy
 import safetensors
 import torch
+from torch import nn
 
 from adapters import ADAPTERS
 from adapters.adapted import adapted_layers, adapter_parameters
-from finetune import arguments, checks as check, models
-from finetune.arguments import DTYPES
-from model.config_json import config_to_json
-from scoring.score_run import evaluate_run
-from finetune.example import show_example
-from finetune.data import Job, check_calibration, check_data, prepare_job
-from finetune.loop import Settings, Trainer, TrainingDiverged
-from finetune.methods import GPTQ, METHODS
-from finetune.models import Source
+from finetune.adapted_model import attach_adapters, save_adapter, why_not_k_bits
+from finetune.checks import check_run, with_codes_of_base
+from finetune.command_line import train_parser
+from finetune.config import DTYPES, RunConfig, flag
+from finetune.config_json import FORMAT, config_json
+from finetune.data import PreparedData, check_calibration, check_data, prepare_data, with_pinned_data
+from finetune.loop import Trainer, TrainingDiverged
 from finetune.pictures import plot_losses
 from finetune.quantize import load_base
-from finetune.run import Run, new_run
-from scoring.table import bits_per_weight
+from finetune.resolve import resolve_run
+from finetune.run import Run, new_run, open_run
+from finetune.size import bits_per_weight
+from finetune.source import Source, check_fingerprint, load_run_base
 from model.checkpoint import random_model, save_model
+from model.config_json import config_to_json
 from model.files import write_json
 from model.hub import pinned
 from model.llama import Llama
-from model.tokenizer import copy_tokenizer
+from model.tokenizer import continuation, copy_tokenizer
 from quant.linear import QuantLinear
+from scoring.score_run import evaluate_run
+from tasks import TRAINING_TASKS
+from tasks.listing import task_table_text
+
+Parameters = dict[str, nn.Parameter]
+Prepared = tuple[Llama, Parameters, Callable[[], None]]  # the model, what trains, and what saves that
 
 
 def main() -> None:
-    parser = arguments.train_parser()
-    args = parser.parse_args()
+    given = train_parser().given()
     run, fresh = None, False
     try:
-        if args.resume:
-            refuse_other_flags(arguments.given_flags(parser, args))
-            run, args, saved = models.read_run(args.resume)
-            job = reopen(run, args, saved)
+        if "list_tasks" in given:
+            return print(task_table_text(TRAINING_TASKS.values()))
+        if "resume" in given:
+            run = reopened(given)
+            config, data = run.config, data_of(run)
         else:
-            source, args, job = prepare(arguments.resolve(args, arguments.given_flags(parser, args)))
-            if args.show_example:
-                return show_example(job)
-            run = new_run(args.out, f"{args.method}-{args.bits}bit-{args.task}")
+            source, config, data = prepare(given)
+            if "show_example" in given:
+                return show_example(data)
+            run = new_run(given.get("out"), f"{config.method}-{config.base.bits}bit-{config.data.task}")
             fresh = True
-            saved = describe(run, source, args, job)
-        train(run, args, saved, job)
-        evaluate_run(run, args, saved, job, run, run.results_file)
+            describe(run, source, config, data)
+        train(run, config, data)
+        evaluate_run(run, config, data, run, run.results_file)
     except (ValueError, OSError, TrainingDiverged) as error:
         if fresh and not run.has_progress():
             run.discard()
@@ -64,107 +74,140 @@ def main() -> None:
         sys.exit(f"interrupted; go on with: python train.py --resume {run.path}" if run else "interrupted")
 
 
-def refuse_other_flags(given: dict) -> None:
-    if others := [arguments.flag(name) for name in given if name != "resume"]:
+# ---- before any weight is read --------------------------------------------------------------------------------------
+
+def prepare(given: Mapping[str, Any]) -> tuple[Source, RunConfig, PreparedData]:
+    """All that can be wrong is found here, before any weight is read. The run remembers the commit of what the hub holds."""
+    config = resolve_run(given)
+    config = replace(config, base=replace(config.base, model=pinned(config.base.model)))
+    source = Source(config.base.model)
+    config = with_codes_of_base(source, config)
+    check_run(source, config)
+    config = with_pinned_data(config)
+    requantize = config.evaluation.requantize
+    return source, config, prepare_data(source, config, calibrate=config.base.by_gptq or bool(requantize and requantize.by_gptq))
+
+
+def reopened(given: Mapping[str, Any]) -> Run:
+    if others := [flag(name) for name in given if name != "resume"]:
         raise ValueError(f"--resume takes every other flag from the run, {', '.join(others)} too: give it alone")
+    return open_run(given["resume"])
 
 
-def prepare(args: argparse.Namespace) -> tuple[Source, argparse.Namespace, Job]:
-    """All that can be wrong is found here, before a weight is read."""
-    args.model = pinned(args.model)  # the run remembers the commit
-    source = Source(args.model)
-    check.take_block_of_base(source, args)
-    check.check_layers(source, args)
-    return source, args, prepare_job(source, args, calibrate=GPTQ in (args.quantizer, args.requantize))
-
-
-def reopen(run: Run, args: argparse.Namespace, saved: dict) -> Job:
-    """The job of an interrupted run, whose data and base must be what they were."""
-    source = Source(args.model)
-    if not args.from_scratch and not run.base_file.is_file():
-        models.check_fingerprint(source, saved)
-    needs_base = args.quantizer == GPTQ and not run.base_file.is_file()
-    job = prepare_job(source, args, calibrate=needs_base or args.requantize == GPTQ)
-    check_data(job, saved)
+def data_of(run: Run) -> PreparedData:
+    """The rows of an interrupted run. They and the base must be what they were."""
+    config = run.config
+    source = Source(config.base.model)
+    if not config.base.from_scratch and not run.base_file.is_file():
+        check_fingerprint(source, run)
+    needs_base = config.base.by_gptq and not run.base_file.is_file()
+    requantize = config.evaluation.requantize
+    data = prepare_data(source, config, calibrate=needs_base or bool(requantize and requantize.by_gptq))
+    check_data(data, run)
     if needs_base:
-        check_calibration(job, saved)
-    return job
+        check_calibration(data, run)
+    return data
 
 
-def describe(run: Run, source: Source, args: argparse.Namespace, job: Job) -> dict:
+def describe(run: Run, source: Source, config: RunConfig, data: PreparedData) -> None:
     """Writes the run's config.json. The tokenizer is copied, so that the run is a model of its own."""
-    saved = {
-        "arguments": arguments.to_json(args),
+    copy_tokenizer(source.path, run.path)
+    write_json(run.config_file, {
+        "format": FORMAT,
+        "config": config_json(config),
         "model_config": config_to_json(source.config),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__,
                      "safetensors": safetensors.__version__},
-        "fingerprints": {"base": None if args.from_scratch else source.fingerprint, "data": job.fingerprints,
-                         "calibration": job.calibration.fingerprint if args.quantizer == GPTQ else None},
-        "data": {"template_version": job.task.template_version, "left_out": job.left_out, "empty_answers": job.empty_answers},
-    }
-    copy_tokenizer(source.path, run.path)
-    write_json(run.config_file, saved)
-    return saved
+        "fingerprints": {"base": None if config.base.from_scratch else source.fingerprint, "data": data.fingerprints,
+                         "calibration": data.calibration.fingerprint if config.base.by_gptq else None},
+        "data": {"template_version": data.task.template_version, "left_out": data.left_out,
+                 "empty_answers": data.empty_answers},
+    })
 
 
-def train(run: Run, args: argparse.Namespace, saved: dict, job: Job) -> None:
-    torch.manual_seed(args.seed)
-    model, parameters, keep_best = full(run, args) if args.method == "full" else adapted(run, args, saved, job)
-    settings = Settings(**{f.name: getattr(args, f.name) for f in fields(Settings)})
-    trainer = Trainer(model, parameters, settings, job.train, job.validation, run.state_file, keep_best, run.log)
-    print_plan(run, args, model, parameters, job, trainer.total_steps)
+# ---- training -------------------------------------------------------------------------------------------------------
+
+def train(run: Run, config: RunConfig, data: PreparedData) -> None:
+    torch.manual_seed(config.data.seed)
+    model, parameters, keep_best = full(run, config) if config.adapter_kind is None else adapted(run, config, data)
+    trainer = Trainer(model, parameters, config.training, config.data.seed, data.train, data.validation,
+                      run.state_file, keep_best, run.log)
+    print_plan(run.path, config, model, parameters, data, trainer.total_steps)
     if run.state_file.is_file():
         trainer.load_state()
     run.forget_after(trainer.step)
     trainer.run()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3  # ru_maxrss is in kB on Linux
-    write_json(run.training_file, {"trainable_parameters": sum(p.numel() for p in parameters.values()), "tokens": trainer.tokens,
-                                   "seconds": round(trainer.seconds, 3), "peak_memory_mb": round(peak)})
+    write_json(run.training_file, {"trainable_parameters": sum(p.numel() for p in parameters.values()),
+                                   "tokens": trainer.tokens, "seconds": round(trainer.seconds, 3),
+                                   "peak_memory_mb": round(peak)})
     print(f"trained {trainer.tokens} tokens in {trainer.seconds:.0f} s, {trainer.tokens / trainer.seconds:.0f} tokens/s, "
           f"peak memory of the process {peak:.0f} MB")
     plot_losses(run)
 
 
-def full(run: Run, args: argparse.Namespace):
-    """Every weight trains, in float32; what is saved has the checkpoint's own type unless --save-dtype says otherwise."""
-    source, dtype = Source(args.model), DTYPES[args.dtype]
-    if args.from_scratch:
-        model, kept = random_model(source.config, dtype, args.seed).to(args.device), torch.float32
+def full(run: Run, config: RunConfig) -> Prepared:
+    """Every weight trains, in float32. It is saved in the checkpoint's own type unless --save-dtype names another."""
+    source, compute = Source(config.base.model), config.compute
+    if config.base.from_scratch:
+        model = random_model(source.config, compute.torch_dtype, config.data.seed).to(compute.device)
+        kept = torch.float32
     else:
-        model = source.load(dtype, args.device)
+        model = source.load(compute.torch_dtype, compute.device)
         kept = model.model.embed_tokens.weight.dtype
         model.float().requires_grad_(True)
-    kept = DTYPES[args.save_dtype] if args.save_dtype else kept
+    kept = DTYPES[config.training.save_dtype] if config.training.save_dtype else kept
     return model, dict(model.named_parameters()), lambda: save_model(model, run.model_file, kept)
 
 
-def adapted(run: Run, args: argparse.Namespace, saved: dict, job: Job):
-    """The adapters train; the base is quantized once, saved, and from then on read from its file."""
-    if args.quantizer != "none" and not run.base_file.is_file():
-        base, report = load_base(Source(args.model), args, job)
+def adapted(run: Run, config: RunConfig, data: PreparedData | None) -> Prepared:
+    """The adapters train. The base is quantized once, saved, and from then on read from its file. Only GPTQ needs the data."""
+    compute = config.compute
+    if config.base.quantization and not run.base_file.is_file():
+        base, report = load_base(Source(config.base.model), config.base, compute, data and data.calibration)
         if report:
             write_json(run.quantization_file, report)
         save_model(base, run.base_file)
-    model = models.load_run_base(run, args, saved)
-    models.attach_adapters(model, args)
-    return model, adapter_parameters(model), lambda: models.save_adapter(model, run)
+    model = load_run_base(run, config, compute.torch_dtype, compute.device)
+    attach_adapters(model, config)
+    return model, adapter_parameters(model), lambda: save_adapter(model, run)
 
 
-def print_plan(run: Run, args: argparse.Namespace, model: Llama, parameters: dict, job: Job, steps: int) -> None:
-    trainable = sum(p.numel() for p in parameters.values())
-    print(f"{run.path}: {METHODS[args.method].title} on {args.model}")
-    how = f"{args.quantizer} on {args.grid}" if args.grid else args.quantizer
+# ---- what is printed ------------------------------------------------------------------------------------------------
+
+def print_plan(path: Path, config: RunConfig, model: Llama, parameters: Parameters, data: PreparedData, steps: int) -> None:
+    trainable, base = sum(p.numel() for p in parameters.values()), config.base
     codes = sum(isinstance(module, QuantLinear) for module in model.modules())
-    print(f"  base      {how}, {args.bits} bits, block {args.block}: {codes} quantized layers, adapters in "
+    print(f"{path}: {config.of_method.title} on {base.model}")
+    print(f"  base      {base.quantization or base.codes or '16 bits'}: {codes} quantized layers, adapters in "
           f"{len(adapted_layers(model))}, {bits_per_weight(model):.3f} bits a weight with the adapters")
-    kind = METHODS[args.method].adapter
-    options = "".join(f", {name} {getattr(args, name)}" for name in ADAPTERS[kind].options) if kind else ""
-    print(f"  trains    {trainable:,} parameters{options}, lr {args.lr:g}")
-    print(f"  data      {len(job.train)} training rows, {len(job.validation)} validation, {len(job.test)} test"
-          + "".join(f"; {rows} left out, {reason}" for reason, rows in job.left_out.items() if rows))
-    print(f"  steps     {steps} of {args.batch_size} rows")
-    if args.bits < 16 and (reason := models.why_not_k_bits(model)):
+    stated = {name: getattr(config.adapter, name, None) for name in options_of(config)}
+    options = "".join(f", {name} {value}" for name, value in stated.items() if value is not None)
+    print(f"  trains    {trainable:,} parameters{options}, lr {config.training.lr:g}")
+    print(f"  data      {len(data.train)} training rows, {len(data.validation)} validation, {len(data.test)} test"
+          + "".join(f"; {rows} left out, {reason}" for reason, rows in data.left_out.items() if rows))
+    print(f"  steps     {steps} of {config.training.batch_size} rows")
+    if base.bits < 16 and (reason := why_not_k_bits(model)):
         print(f"  note      merges to 16 bits only: {reason}")
+
+
+def options_of(config: RunConfig) -> tuple[str, ...]:
+    return ADAPTERS[config.adapter_kind].options if config.adapter_kind else ()
+
+
+def show_example(data: PreparedData) -> None:
+    """Prints the template's version, the first training row as its tokens read, and the first test prompt, with their token
+    counts."""
+    first, tokenizer, task = data.train[0], data.tokenizer, data.task
+    prompt, answer = first.tokens[:first.prompt_length], first.tokens[first.prompt_length:]
+    print(f"--- {task.name}, template version {task.template_version}: the first of {len(data.train)} training rows, "
+          f"{len(first.tokens)} tokens; its prompt, {len(prompt)} tokens\n{tokenizer.decode(prompt)}")
+    print(f"--- what is learned after it, {len(answer)} tokens with the end token\n"
+          f"{continuation(tokenizer, prompt, answer[:-1])}")
+    if data.test and hasattr(data.test[0], "prompt"):
+        text = data.test[0].prompt
+        print(f"--- the first of {len(data.test)} test prompts, {len(tokenizer.encode(text))} tokens; "
+              f"at most {data.max_new_tokens} are written\n{text}")
 
 
 if __name__ == "__main__":

@@ -1,49 +1,53 @@
-"""Adapters. One identity for every additive one (blora.txt, Eq. 2, and Table 6 for the operators):
+"""Adapters. All additive adapters share one identity (Shen et al., Eq. 2; the operators are those of Table 6):
 
-    delta_W = scaling * R core C, as a rule  scaling / lam_in * kron(core, ones(lam_out, lam_in))
+    delta_W = scaling * R core C,   with average pooling   scaling / lam_in * kron(core, ones(lam_out, lam_in))
 
-Averaging each group of lam_in inputs, multiplying by `core`, repeating each output lam_out times IS multiplication by
-that Kronecker product, which is constant on tiles of lam_in inputs x lam_out outputs.
+Averaging each group of lam_in inputs, multiplying by `core`, and repeating each output lam_out times IS multiplication
+by that Kronecker product. It is constant on tiles of lam_in inputs x lam_out outputs.
 
-| code name | meaning | shape | symbol in blora.txt |
+| code name | meaning | shape | symbol in Shen et al. |
 |---|---|---|---|
-| `core` | what acts between the compressed inputs and the outputs before restoration | (D_out/lam_out, D_in/lam_in) | B A, or H |
+| `core` | the matrix between compressed inputs and outputs | (D_out/lam_out, D_in/lam_in) | B A, or H |
 | `A`, `B` | low-rank factors of `core` | (R, D_in/lam_in), (D_out/lam_out, R) | qblora_A, qblora_B |
 | `H` | the full core of QA-BLoRA | (D_out/lam_out, D_in/lam_in) | qablora_H |
 | `rank` | the nominal rank r; BLoRA's factors have R = lam * r, LoRA's R = r | | D_rank |
 | `scaling` | s = lora_alpha / rank | | s |
 | `lam_in`, `lam_out` | inputs averaged, outputs repeated; written `4x8`, or `2` for `2x2` | | lambda_1, lambda_2 |
-| `operators` | how inputs are compressed (C) and outputs restored (R): avgpool as a rule | | Table 6 |
+| `operators` | how inputs are compressed (C) and outputs restored (R); default avgpool | | Table 6 |
 | `tile` | the largest rectangle on which delta_W is constant: lam, or 1x1 | | |
 | `iec_a`, `iec_b` | the scalars of IR-QLoRA's two shortcuts | (1,) | |
-| `log_factor` | ln of what multiplies each scale in PEQA | (D_out/n_out, D_in/n_in) | |
+| `log_factor` | ln of PEQA's factor on each scale | (D_out/n_out, D_in/n_in) | |
 
 | file | method | lam_in x lam_out | core | merges into |
 |---|---|---|---|---|
 | `lora.py` | LoRA, QLoRA | 1 x 1 | B A | 16 bits |
-| `blora.py` | BLoRA, Q-BLoRA | lam x lam | B A, rank lam * r | 16 bits; k bits where lam is a multiple of the block |
+| `blora.py` | BLoRA, Q-BLoRA | lam x lam | B A, rank lam * r | 16 bits; k bits if lam is a multiple of the block |
 | `qalora.py` | QA-LoRA | group x 1 | B A | k bits |
 | `qablora.py` | QA-BLoRA | n_in x n_out of the block | H | k bits |
 | `irqlora.py` | IR-QLoRA | 1 x 1 | (B + iec_b R)(A + iec_a P) | 16 bits |
 | `peqa.py` | PEQA | not additive: (scale + d_scale) * (codes - z) | | k bits |
 
-Each additive file holds `delta(x)`, the cheap path that training uses, `delta_weight()`, the dense matrix that it
-equals, and `lora_factors()`, the A and B of the plain LoRA that it is, for tools that know no other. `operators.py` has the three ways to compress and restore; `adapted.py` puts an adapter beside any base layer; `merge.py` folds
-it in, exactly, or refuses; `restore.py` says what putting it beside another base means (plr.txt).
+`adapter.py` states the facts of a method, and has the equations that all additive methods share: `delta(x)`, the cheap
+path that training uses; `delta_weight()`, the dense matrix that it equals; `lora_factors()`, the A and B of the plain
+LoRA that it equals, for tools that know no other adapter. A method's file has its equation, its factors and their
+initial values. `operators.py` has the three ways to compress and restore. `adapted.py` puts an adapter beside any base
+layer. `merge.py` merges it, exactly, or says why not. `restoration.py` puts it beside another base (Kanda & Hatano).
+`peft_in.py` reads adapters that PEFT saved. docs/papers.md lists the errata that docstrings name.
 """
 from torch import nn
 
 from adapters.adapted import AdaptedLinear
+from adapters.adapter import Adapter
 from adapters.blora import BLoRA
 from adapters.irqlora import IRQLoRA
 from adapters.lora import LoRA
-from adapters.peqa import PEQA, RescaledLinear
+from adapters.peqa import PEQA
 from adapters.qablora import QABLoRA
 from adapters.qalora import QALoRA
 
-ADAPTERS = {adapter.name: adapter for adapter in (LoRA, BLoRA, QALoRA, QABLoRA, IRQLoRA, PEQA)}
+ADAPTERS: dict[str, type[Adapter]] = {kind.name: kind for kind in (LoRA, BLoRA, QALoRA, QABLoRA, IRQLoRA, PEQA)}
 
 
-def adapted_layer(base: nn.Module, adapter: nn.Module, dropout: float = 0.0) -> AdaptedLinear:
+def adapted_layer(base: nn.Module, adapter: Adapter, dropout: float = 0.0) -> AdaptedLinear:
     """Base and adapter as one layer. Raises ValueError for PEQA on a base without integer zero points."""
-    return RescaledLinear(base, adapter) if isinstance(adapter, PEQA) else AdaptedLinear(base, adapter, dropout)
+    return adapter.layer(base, adapter, dropout)

@@ -1,5 +1,6 @@
-"""An adapter beside a base layer. The base is opaque: whatever maps (..., D_in) to (..., D_out) will do."""
+"""An adapter beside a base layer, and the adapted layers of a model."""
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +9,12 @@ from quant.linear import QuantLinear
 
 
 class AdaptedLinear(nn.Module):
-    """y = base(x) + adapter.delta(dropout(x))"""
+    """y = base(x) + adapter.delta(dropout(x))
+
+    The base is opaque: any module that maps (..., D_in) to (..., D_out) will do. Any module with `delta` and
+    `delta_weight` will do as the adapter."""
+    base: Any
+    adapter: Any
 
     def __init__(self, base: nn.Module, adapter: nn.Module, dropout: float = 0.0):
         super().__init__()
@@ -19,28 +25,29 @@ class AdaptedLinear(nn.Module):
         return self.base(x) + self.adapter.delta(self.dropout(x))
 
     def weight(self) -> Tensor:
-        """The one matrix that base and adapter are together, in the wider of float32 and the adapter's type, (D_out, D_in)."""
+        """W + delta_W, (D_out, D_in), in the wider of float32 and the adapter's type."""
         delta = self.adapter.delta_weight()
         return dense_weight(self.base, delta.dtype) + delta
 
 
 def dense_weight(base: nn.Module, dtype: torch.dtype) -> Tensor:
-    """The matrix that a base layer multiplies by, codes or not, (D_out, D_in)."""
-    return base.dequantize(dtype) if isinstance(base, QuantLinear) else base.weight.to(dtype)
+    """The matrix that a base layer multiplies by, (D_out, D_in). Codes are dequantized."""
+    return base.dequantize(dtype) if isinstance(base, QuantLinear) else base.get_parameter("weight").to(dtype)
 
 
 def replace_layers(model: nn.Module, names: list[str], change: Callable[[str, nn.Module], nn.Module]) -> None:
-    """Put `change(name, layer)` in the place of each named layer, one at a time."""
+    """Replace each named layer by `change(name, layer)`, one at a time."""
     for name in names:
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, change(name, model.get_submodule(name)))
 
 
 def adapted_layers(model: nn.Module) -> dict[str, AdaptedLinear]:
+    """The adapted layers of a model by name."""
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, AdaptedLinear)}
 
 
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Every adapter's parameters under the name of its layer: `model.layers.0.self_attn.q_proj.A`."""
+    """The parameters of every adapter, named after its layer: `model.layers.0.self_attn.q_proj.A`."""
     return {f"{layer}.{name}": p for layer, adapted in adapted_layers(model).items()
             for name, p in adapted.adapter.named_parameters()}

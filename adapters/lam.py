@@ -1,4 +1,4 @@
-"""What pools inputs and repeats outputs, and in groups of how many (blora.txt, Eq. 2 and the text below it)."""
+"""How many inputs are averaged and how many outputs are repeated (Shen et al., Eq. 2)."""
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -6,23 +6,26 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Lam:
-    """lam_in inputs averaged, lam_out outputs repeated. `Lam.parse("4x8") == Lam(4, 8)`, `Lam.parse("2") == Lam(2, 2)`."""
+    """lam_in inputs are averaged, lam_out outputs repeated.
+
+    `Lam.parse("4x8") == Lam(4, 8)`; `Lam.parse("2") == Lam(2, 2)`."""
     lam_in: int
     lam_out: int
 
     @classmethod
     def parse(cls, text: str) -> "Lam":
-        """Raises ValueError unless `text` is one positive integer, or two with an x between them."""
+        """Raises ValueError unless `text` is a positive integer, or two joined by an x."""
         parts = text.lower().split("x")
         if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-            raise ValueError(f"lam {text!r} is neither one positive integer nor of the form lam_in x lam_out, as in 4x8")
+            raise ValueError(f"lam {text!r} is not allowed: give one positive integer, such as 2, or lam_in x lam_out, "
+                             f"such as 4x8")
         return cls(int(parts[0]), int(parts[-1]))
 
     def __str__(self) -> str:
         return f"{self.lam_in}x{self.lam_out}"
 
     def check_divides(self, D_out: int, D_in: int, layer: str) -> None:
-        """Raises ValueError, naming the layer and the sizes, unless whole groups cover its inputs and outputs."""
+        """Raises ValueError, with the layer and the sizes, unless lam_in divides D_in and lam_out divides D_out."""
         if D_in % self.lam_in:
             raise ValueError(f"D_in={D_in} is not a multiple of lam_in={self.lam_in} (layer {layer}, lam {self})")
         if D_out % self.lam_out:

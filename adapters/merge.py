@@ -1,95 +1,104 @@
-"""Folding an adapter into its base layer. Each function returns a new layer and leaves the adapted one as it was.
+"""Merging an adapter into its base layer. Each merge returns a new layer and leaves the adapted layer as it was.
 
-When does delta_W merge into k bits? It is constant on tiles of lam_in x lam_out. It goes into `offset` exactly, codes
-and scale untouched, if and only if each quantization block lies inside one tile (blora.txt Sec. 3.3 aligns the two;
-DESIGN.md Section 2 states the rule):
+`merge_target` answers the one question: where does this adapter go in this base?
+
+| into | layer after the merge | when |
+|---|---|---|
+| `offset` | offset + delta_W on each block; codes, levels and scale unchanged | each block lies inside one tile |
+| `scale` | scale + d_scale; codes, levels and zero points unchanged | always, for PEQA |
+| `16 bits` | a dense layer, W_hat + delta_W | all other cases |
+
+A tile is a rectangle of lam_in inputs x lam_out outputs on which delta_W is constant (`adapter.tile`). Each block of
+n_in inputs x n_out outputs lies inside one tile if and only if
 
     lam_in % n_in == 0  and  lam_out % n_out == 0
 
-Which tile an adapter has follows from its lam and its operators (`adapter.tile`); that of LoRA, of IR-QLoRA and of the operators
-that leave inputs out is a single weight. PEQA goes into `scale` instead, always.
+Shen et al., Sec. 3.3 choose equal blocks and tiles, but do not state the rule. The tile is a single weight for LoRA,
+for IR-QLoRA, and for the operators that skip inputs (truncation, interval sampling).
 """
-from dataclasses import replace
+from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adapters.adapted import AdaptedLinear
+from adapters.adapter import Adapter, AdditiveAdapter
 from adapters.peqa import PEQA
-from adapters.lam import Lam
 from model.llama import Linear
-from quant.grid import Block, QuantizedWeight
 from quant.linear import QuantLinear
+
+SIXTEEN_BITS = "16 bits"
 
 
 class MergeRefused(ValueError):
-    """The adapter is not constant on the base's blocks."""
+    """The adapter does not merge into the base's codes."""
 
 
-def check_merges_into_offset(tile: Lam, block: Block, layer: str) -> None:
-    """Raises MergeRefused, with the rule and the sizes, where the rule does not hold."""
-    if tile.lam_in % block.n_in or tile.lam_out % block.n_out:
-        raise MergeRefused(
-            f"layer {layer}: an adapter merges into k bits only if each quantization block lies inside one of its tiles, "
-            f"lam_in % n_in == 0 and lam_out % n_out == 0; here the tile is lam_in={tile.lam_in} x lam_out={tile.lam_out}, the block "
-            f"n_in={block.n_in} x n_out={block.n_out}. Merge to 16 bits instead, or train with averaged tiles that are multiples of "
-            f"the block")
+@dataclass(frozen=True)
+class MergeTarget:
+    """What `into` names is replaced in the base: "offset", "scale", or "16 bits" for the whole layer."""
+    into: str
+    reason: str = ""  # of "16 bits": why not into k bits, with the rule and the sizes
+
+    @property
+    def keeps_codes(self) -> bool:
+        """Whether the merged layer has the base's codes, so its k bits."""
+        return self.into != SIXTEEN_BITS
 
 
-def merge_into_offset(weight: QuantizedWeight, adapter: nn.Module, layer: str = "weight") -> QuantizedWeight:
-    """offset_merged = offset + delta_W on that block; codes, levels and scale are the base's own.
+def merge_target(base: nn.Module, adapter: Adapter) -> MergeTarget:
+    """Where the adapter goes in this base. Reads sizes only, so that layers and adapters on the meta device will do."""
+    if not isinstance(base, QuantLinear):
+        return MergeTarget(SIXTEEN_BITS, "its base is not quantized, so it has no codes to keep")
+    if adapter.tile is None:
+        return MergeTarget(adapter.merges_into)
+    n_in, n_out = base.block_size
+    lam_in, lam_out = adapter.tile.lam_in, adapter.tile.lam_out
+    if lam_in % n_in == 0 and lam_out % n_out == 0:
+        return MergeTarget(adapter.merges_into)
+    return MergeTarget(SIXTEEN_BITS,
+                       f"the tile is lam_in={lam_in} x lam_out={lam_out} and the block is n_in={n_in} x n_out={n_out}. "
+                       f"An adapter merges into k bits only if each quantization block lies inside one of its tiles: "
+                       f"lam_in % n_in == 0 and lam_out % n_out == 0. Merge to 16 bits instead, or train with averaged "
+                       f"tiles that are multiples of the block")
 
-    Differs from `get_new_beta` of Algorithm 2, which expands beta to the full matrix: it stays one a block (erratum 5).
-    The new offsets have the wider of the two types, float32 as a rule: rounding the sum back to float16 would be a second
-    quantization. Raises MergeRefused."""
-    block = weight.grid.block
-    check_merges_into_offset(adapter.tile, block, layer)
-    delta_of_block = adapter.delta_weight().detach()[::block.n_out, ::block.n_in]
-    _, offset = weight.grid.factors()
-    wide = torch.promote_types(offset.dtype, delta_of_block.dtype)
-    return QuantizedWeight(weight.codes, replace(weight.grid, offset=offset.to(wide) + delta_of_block))
+
+def merge_into_codes(adapted: AdaptedLinear, layer: str = "weight") -> QuantLinear:
+    """The k-bit layer with the adapter in its offset or scale. It shares the base's `codes` buffer.
+
+    Raises MergeRefused, with the layer and the reason, unless `merge_target` keeps the codes."""
+    base, adapter = adapted.base, adapted.adapter
+    target = merge_target(base, adapter)
+    if target.into == "offset":
+        return base.with_offset(merged_offset(base, adapter))
+    if target.into == "scale":
+        return base.with_scale(merged_scale(base, adapter))
+    raise MergeRefused(f"layer {layer}: {target.reason}")
 
 
-def merge_into_scale(weight: QuantizedWeight, adapter: PEQA) -> QuantizedWeight:
-    """scale_merged = scale + d_scale; codes, levels and integer zero points are the base's own."""
-    return QuantizedWeight(weight.codes, replace(weight.grid, scale=adapter.scale(weight.grid.factors()[0]).detach()))
+def merged_offset(base: QuantLinear, adapter: AdditiveAdapter) -> Tensor:
+    """offset + delta_W on that block, (D_out/n_out, D_in/n_in), in the wider of the two types.
+
+    The result is float32 as a rule, even for a float16 offset: rounding the sum to float16 would be a second
+    quantization. Differs from `get_new_beta` of Algorithm 2, which expands beta to the full matrix: here it stays one
+    number a block (erratum 5)."""
+    n_in, n_out = base.block_size
+    delta_of_block = adapter.delta_weight().detach()[::n_out, ::n_in]
+    _, offset = base.grid.factors()
+    return offset.to(torch.promote_types(offset.dtype, delta_of_block.dtype)) + delta_of_block
+
+
+def merged_scale(base: QuantLinear, adapter: PEQA) -> Tensor:
+    """scale + d_scale, (D_out/n_out, D_in/n_in)."""
+    scale, _ = base.grid.factors()
+    return adapter.scale(scale).detach()
 
 
 def merge_to_dense(adapted: AdaptedLinear, dtype: torch.dtype) -> Linear:
-    """W = W_hat + delta_W (or W + delta_W), in float32 or wider, then in `dtype`."""
+    """W = W_hat + delta_W (or W + delta_W), summed in float32 or wider, then rounded to `dtype`."""
     base = adapted.base
     merged = Linear(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
     merged.weight = nn.Parameter(adapted.weight().detach().to(dtype), requires_grad=False)
     if base.bias is not None:
         merged.bias = nn.Parameter(base.bias.detach().clone(), requires_grad=False)
     return merged
-
-
-def merges_into_blocks(adapter: nn.Module, block: Block) -> bool:
-    """Whether this adapter on blocks of this size merges into k bits: what `check_merges_to_k_bits` says of a layer, without one."""
-    try:
-        check_adapter_merges(adapter, block, "weight")
-    except MergeRefused:
-        return False
-    return True
-
-
-def check_adapter_merges(adapter: nn.Module, block: Block, layer: str) -> None:
-    """PEQA always does; an additive adapter by the rule. Raises MergeRefused."""
-    if not isinstance(adapter, PEQA):
-        check_merges_into_offset(adapter.tile, block, layer)
-
-
-def check_merges_to_k_bits(adapted: AdaptedLinear, layer: str) -> None:
-    """Raises MergeRefused where the base has no codes, or the rule does not hold."""
-    if not isinstance(adapted.base, QuantLinear):
-        raise MergeRefused(f"layer {layer}: its base is not quantized, so there are no offsets to merge into")
-    check_adapter_merges(adapted.adapter, adapted.base.block, layer)
-
-
-def merge_to_k_bits(adapted: AdaptedLinear, layer: str) -> QuantLinear:
-    """The k-bit layer that is the base with the adapter in its offsets, or in its scales for PEQA. Raises MergeRefused."""
-    check_merges_to_k_bits(adapted, layer)
-    weight, adapter = adapted.base.quantized_weight(), adapted.adapter
-    merged = merge_into_scale(weight, adapter) if isinstance(adapter, PEQA) else merge_into_offset(weight, adapter, layer)
-    return QuantLinear.from_weight(merged, adapted.base.bias)

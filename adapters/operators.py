@@ -1,11 +1,11 @@
-"""The compression operators of blora.txt Table 6: how lam_in inputs become one, and one output becomes lam_out. None has a
-parameter, and all are linear, so each adapter that uses them is one matrix:
+"""The compression operators of Shen et al., Table 6. C makes one of lam_in inputs, R makes lam_out of one output.
 
     delta_W = scaling * R core C          C: (D_in/lam_in, D_in), R: (D_out, D_out/lam_out)
 
-Each class is one row of the table: `compress` multiplies by C, `restore` by R, `expand` writes R core C out, and `tile` is the
-largest rectangle of lam_in x lam_out on which R core C is constant whatever `core` is: what merging asks for.
+No operator has parameters and all are linear, so each adapter that uses them is one matrix.
 """
+from abc import ABC, abstractmethod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,10 +13,35 @@ from torch import Tensor
 from adapters.lam import Lam, group_mean, repeat_each
 
 
-class AvgPool:
-    """AvgPool & repeat_interleave (blora.txt Sec. 3.2): R core C = 1/lam_in * kron(core, ones(lam_out, lam_in)).
+class Operators(ABC):
+    """One row of the table: a way to compress and the matching way to restore."""
+    name: str
 
-    Differs from `get_delta_weight` of Algorithm 1, which repeats along dim 1 twice and leaves s out (erratum 4)."""
+    @staticmethod
+    @abstractmethod
+    def compress(x: Tensor, lam_in: int) -> Tensor:
+        """x @ C.T: (..., D_in) -> (..., D_in/lam_in)."""
+
+    @staticmethod
+    @abstractmethod
+    def restore(y: Tensor, lam_out: int) -> Tensor:
+        """y @ R.T: (..., D_out/lam_out) -> (..., D_out)."""
+
+    @staticmethod
+    @abstractmethod
+    def expand(core: Tensor, lam: Lam) -> Tensor:
+        """R core C: (D_out/lam_out, D_in/lam_in) -> (D_out, D_in)."""
+
+    @staticmethod
+    def tile(lam: Lam) -> Lam:
+        """The largest rectangle on which R core C is constant for every core. A merge depends on it (`merge.py`)."""
+        return Lam(1, 1)
+
+
+class AvgPool(Operators):
+    """AvgPool & repeat_interleave (Shen et al., Sec. 3.2): R core C = 1/lam_in * kron(core, ones(lam_out, lam_in)).
+
+    Differs from `get_delta_weight` of Algorithm 1, which repeats along dim 1 twice and omits s (erratum 4)."""
     name = "avgpool"
 
     @staticmethod
@@ -29,6 +54,8 @@ class AvgPool:
 
     @staticmethod
     def expand(core: Tensor, lam: Lam) -> Tensor:
+        if lam == Lam(1, 1):
+            return core
         return torch.kron(core, core.new_ones(lam.lam_out, lam.lam_in)) / lam.lam_in
 
     @staticmethod
@@ -36,8 +63,9 @@ class AvgPool:
         return lam
 
 
-class Truncation:
-    """truncation & supplement_0: the first D_in/lam_in inputs; outputs, then zeros. `core` is the top left corner of R core C."""
+class Truncation(Operators):
+    """truncation & supplement_0: C keeps the first D_in/lam_in inputs, R appends zeros. R core C holds `core` in its
+    top left corner."""
     name = "truncation"
 
     @staticmethod
@@ -53,14 +81,10 @@ class Truncation:
         rows, columns = core.shape
         return F.pad(core, (0, columns * (lam.lam_in - 1), 0, rows * (lam.lam_out - 1)))
 
-    @staticmethod
-    def tile(lam: Lam) -> Lam:
-        return Lam(1, 1)
 
-
-class IntervalSampling:
-    """interval_sampling & interpolation: every lam_in-th input; every lam_out-th output, zeros between. R core C holds `core`
-    at those rows and columns."""
+class IntervalSampling(Operators):
+    """interval_sampling & interpolation: C keeps every lam_in-th input, R puts lam_out - 1 zeros after each output.
+    R core C holds `core` at those rows and columns."""
     name = "interval"
 
     @staticmethod
@@ -77,9 +101,5 @@ class IntervalSampling:
         spread[::lam.lam_out, ::lam.lam_in] = core
         return spread
 
-    @staticmethod
-    def tile(lam: Lam) -> Lam:
-        return Lam(1, 1)
 
-
-OPERATORS = {operators.name: operators for operators in (AvgPool, Truncation, IntervalSampling)}
+OPERATORS: dict[str, type[Operators]] = {kind.name: kind for kind in (AvgPool, Truncation, IntervalSampling)}

@@ -1,46 +1,31 @@
-"""PEQA (Kim et al. 2023; blora.txt Table 1): the scales of a quantized base train, and nothing else."""
+"""PEQA (Kim et al. 2023; Shen et al., Table 1): the scales of a quantized base train, and nothing else."""
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from adapters.adapted import AdaptedLinear
+from adapters.adapter import Adapter
 from quant.factors import ZeroPoints
 from quant.grid import Block, QuantizedWeight, split_blocks
 from quant.linear import QuantLinear
 
 
-class PEQA(nn.Module):
-    """W_hat = (scale + d_scale) * (codes - z);  d_scale = scale * (exp(log_factor) - 1).
-
-    Codes and z are frozen. Trained is the logarithm of what multiplies each block's scale, 0 at the start, so that a scale stays
-    positive whatever the step, and a learning rate means the same for layers of different size. Differs from PEQA, which
-    trains the scale itself and has nothing to keep it positive."""
-    name = "peqa"
-    options = ("block",)
-
-    def __init__(self, D_out: int, D_in: int, block: Block):
-        super().__init__()
-        block = block.in_layer(D_in)  # one number for each scale
-        self.log_factor = nn.Parameter(torch.zeros(D_out // block.n_out, D_in // block.n_in))
-
-    def scale(self, base_scale: Tensor) -> Tensor:
-        """scale + d_scale, in the parameter's type."""
-        return base_scale.to(self.log_factor.dtype) * self.log_factor.exp()
-
-
 class RescaledMatmul(torch.autograd.Function):
-    """y = x @ W_hat.T with gradients for x and for the scale of W_hat. Saves x and the scale; W_hat is made anew in backward, where
-    the gradient of one layer's whole weight exists for the time of the sum over its blocks."""
+    """y = x @ W_hat.T with gradients for x and for the scale of W_hat.
+
+    Saves x and the scale only. Backward makes W_hat again, and holds the gradient of one layer's whole weight until it
+    is summed over the blocks."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, scale: Tensor, base: QuantLinear) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, base: QuantLinear) -> Tensor:
         ctx.save_for_backward(x, scale)
         ctx.base = base
         return x @ rescaled(base, scale).dequantize(x.dtype).T
 
     @staticmethod
-    def backward(ctx, grad_y: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor, None]:
         x, scale = ctx.saved_tensors
         weight = rescaled(ctx.base, scale)
         grad_weight = (grad_y.reshape(-1, grad_y.shape[-1]).T @ x.reshape(-1, x.shape[-1])).to(scale.dtype)
@@ -56,12 +41,15 @@ def rescaled(base: QuantLinear, scale: Tensor) -> QuantizedWeight:
 
 
 class RescaledLinear(AdaptedLinear):
-    """y = x @ ((scale + d_scale) * (codes - z)).T: the one adapted layer that is not base plus something."""
+    """y = x @ ((scale + d_scale) * (codes - z)).T + bias: the one adapted layer that is not base(x) + delta(x).
 
-    def __init__(self, base: nn.Module, adapter: PEQA):
+    There is no dropout: it acts on the input of an additive adapter, and PEQA has none. Raises ValueError unless the
+    base has integer zero points."""
+
+    def __init__(self, base: nn.Module, adapter: "PEQA", dropout: float = 0.0):
         if not (isinstance(base, QuantLinear) and isinstance(base.offset, ZeroPoints)):
-            raise ValueError("peqa trains the scale of a grid with integer zero points: use --quantizer intminmax, or "
-                             "--quantizer gptq --grid intminmax")
+            raise ValueError("this base has no integer zero points, and peqa trains the scale of a grid that has them: "
+                             "use --quantizer intminmax, or --quantizer gptq --grid intminmax")
         super().__init__(base, adapter)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,3 +61,23 @@ class RescaledLinear(AdaptedLinear):
 
     def _scale(self) -> Tensor:
         return self.adapter.scale(self.base.scale)
+
+
+class PEQA(Adapter):
+    """W_hat = (scale + d_scale) * (codes - z);  d_scale = scale * (exp(log_factor) - 1).
+
+    Codes and z are frozen. `log_factor` is the logarithm of a factor on each block's scale, and starts at 0. A scale
+    therefore stays positive after any step, and one learning rate suits layers of different size. Differs from PEQA,
+    which trains the scale itself, with nothing to keep it positive."""
+    name = "peqa"
+    options = ("block",)
+    additive, merges_into, layer = False, "scale", RescaledLinear
+
+    def __init__(self, D_out: int, D_in: int, block: Block):
+        super().__init__()
+        n_in = block.n_in or D_in
+        self.log_factor = nn.Parameter(torch.zeros(D_out // block.n_out, D_in // n_in))  # one number for each scale
+
+    def scale(self, base_scale: Tensor) -> Tensor:
+        """scale + d_scale, in the parameter's type."""
+        return base_scale.to(self.log_factor.dtype) * self.log_factor.exp()

@@ -1,86 +1,127 @@
-"""What can be wrong with a model directory and the flags together, found from headers alone, before a weight is read."""
-import argparse
+"""What can be wrong with a model and a configuration together. All checks run on file headers, before any weights are
+loaded: the planned model has the layers that training will have, and no memory for their weights."""
+from dataclasses import replace
 
 import torch
+from torch import nn
 
-from adapters import ADAPTERS
-from adapters.merge import merges_into_blocks
+from adapters.adapted import adapted_layers, replace_layers
 from adapters.lam import Lam
+from adapters.merge import MergeRefused
+from finetune.adapted_model import attach_adapters, linear_names, why_not_k_bits
+from finetune.config import BaseConfig, RunConfig, StoredCodes
 from finetune.methods import METHODS
-from finetune.models import Source, linear_names, new_adapter
+from finetune.run import Run
+from finetune.source import Source
 from model.checkpoint import empty_model, open_weights, weight_files
 from model.llama import Llama
 from quant.grid import Block
+from quant.linear import QuantLinear
+from quant.spec import QuantSpec
 
 
-def take_block_of_base(source: Source, args: argparse.Namespace) -> None:
-    """Where the base is codes already and stays as it is, bits and block are the base's own, and a lam that follows the
-    block follows that. ValueError where the target layers differ in block and lam is not given."""
-    if args.from_scratch or args.quantizer != "none":
-        return
+def with_codes_of_base(source: Source, config: RunConfig) -> RunConfig:
+    """The configuration with the bits and block of a base that holds codes already, and with a lam that follows its block.
+    Raises ValueError if lam follows the block and the target layers differ in theirs."""
+    if config.base.from_scratch or config.base.quantization:
+        return config
     quantized = source.quantized()
-    stated = [quantized[n] for n in linear_names(empty_model(source.config, torch.float32), args.targets) if n in quantized]
+    targets = linear_names(empty_model(source.config, torch.float32), config.adapter.targets)
+    stated = [quantized[name] for name in targets if name in quantized]
     if stated:
-        args.bits, args.block = stated[0]["bits"], Block.parse(stated[0]["block"])
-    if METHODS[args.method].lam == "block" and args.lam is None:
+        codes = StoredCodes(stated[0]["bits"], Block.parse(stated[0]["block"]))
+        config = replace(config, base=replace(config.base, codes=codes))
+    if METHODS[config.method].lam == "block" and config.adapter.lam is None:
         if not stated or any(s["block"] != stated[0]["block"] for s in stated):
             raise ValueError(f"{source.path}: the target layers are not quantized in blocks of one size, so lam has no block "
                              f"to follow: give --lam, or a --quantizer")
-        args.lam = Lam(args.block.n_in, args.block.n_out)
+        block = config.base.block
+        config = replace(config, adapter=replace(config.adapter, lam=Lam(block.n_in, block.n_out)))
+    return config
 
 
-def check_quantization(source: Source, args: argparse.Namespace) -> Llama:
-    """The empty model, after checking that the checkpoint's tensors fit the config and that the block divides every layer that
-    will be quantized. Raises ValueError, also for quantization asked of a base that is codes already. Reads headers only."""
-    quantized = source.quantized()
-    if quantized and args.quantizer != "none":
+def planned_base(source: Source, base: BaseConfig) -> Llama:
+    """The base on the meta device, codes where the model holds them or will. Raises ValueError if the checkpoint's tensors do
+    not fit its config, if codes would be quantized again, or if a block does not divide a layer."""
+    quantized, spec = source.quantized(), base.quantization
+    if quantized and spec:
         name, stated = next(iter(quantized.items()))
         raise ValueError(f"{source.path} is quantized already ({name}: {stated['bits']} bits, block {stated['block']}): "
                          f"give --quantizer none to train on it as it is")
     if not source.is_adapter_run:
         open_weights(weight_files(source.path), source.config, torch.float32)
     model = empty_model(source.config, torch.float32)
-    for name in linear_names(model, args.quantized_layers) if args.quantizer != "none" else []:
-        layer = model.get_submodule(name)
-        args.block.check_divides(layer.out_features, layer.in_features, name)
+    if spec:
+        put_codes(model, linear_names(model, base.quantized_layers), spec)
+    replace_layers(model, list(quantized), lambda name, layer: planned_codes(
+        layer, Block.parse(quantized[name]["block"]), quantized[name]["bits"], quantized[name]["zero_points"]))
     return model
 
 
-def check_layers(source: Source, args: argparse.Namespace) -> None:
-    """Raises ValueError, naming the layer and the sizes, for a block, lam or rank that does not suit every target layer, and for
-    codes that the method cannot train on."""
-    if args.from_scratch:
-        return
-    model, kind = check_quantization(source, args), METHODS[args.method].adapter
-    quantized = source.quantized()
-    if kind is None:
-        if quantized:
-            raise ValueError(f"{source.path} is quantized: codes do not train, so --method {args.method} needs a dense base")
-        return
-    for name in linear_names(model, args.targets):
-        layer = model.get_submodule(name)
-        if args.lam:
-            args.lam.check_divides(layer.out_features, layer.in_features, name)
-        if "block" in ADAPTERS[kind].options and args.quantizer == "none" and not quantized.get(name, {}).get("zero_points"):
-            raise ValueError(f"layer {name} of {source.path} has no integer zero points, whose scale --method {args.method} trains: "
-                             f"use --quantizer intminmax on a dense base")
-    check_adapters(model, args)
+def put_codes(model: Llama, names: list[str], spec: QuantSpec) -> None:
+    """Layers without memory, quantized as `spec` says, in the place of the named dense ones."""
+    def change(name: str, layer: nn.Module) -> QuantLinear:
+        spec.block.check_divides(layer.out_features, layer.in_features, name)
+        return planned_codes(layer, spec.block, spec.bits, spec.grid_name == "intminmax")
+    replace_layers(model, names, change)
 
 
-def check_adapters(model: Llama, args: argparse.Namespace) -> None:
-    """Raises ValueError, naming the layer, for adapters that cannot be; and, where --requantize is asked for, for a block that does
-    not divide a target layer, or where every layer merges into k bits without loss. `model` has no memory for its weights."""
-    lossless = []
-    for name in linear_names(model, args.targets):
+def planned_codes(layer: nn.Module, block: Block, bits: int, zero_points: bool) -> QuantLinear:
+    return QuantLinear.on_meta(layer.out_features, layer.in_features, block, bits, layer.bias is not None, zero_points)
+
+
+def planned_model(source: Source, config: RunConfig) -> Llama:
+    """As `planned_base`, with an adapter beside every target layer. Raises ValueError, naming the layer and the sizes, for a
+    lam or a rank that does not suit a layer, and for codes that the method cannot train on."""
+    model = planned_base(source, config.base)
+    if config.adapter_kind is None:
+        if source.quantized():
+            raise ValueError(f"{source.path} is quantized: codes do not train, so --method {config.method} needs a dense base")
+        return model
+    put_adapters(model, config)
+    return model
+
+
+def planned_run(run: Run, config: RunConfig) -> Llama:
+    """The planned model of a run whose base was quantized, or stayed as it was. The model that a quantized base was made from
+    need not be there any more."""
+    base = config.base
+    if not base.quantization:
+        return planned_model(Source(base.model), config)
+    model = empty_model(Source(run.path).config, torch.float32)
+    put_codes(model, linear_names(model, base.quantized_layers), base.quantization)
+    put_adapters(model, config)
+    return model
+
+
+def put_adapters(model: Llama, config: RunConfig) -> None:
+    """Adapters without memory beside the target layers."""
+    lam = config.adapter.lam
+    for name in linear_names(model, config.adapter.targets) if lam else []:
         layer = model.get_submodule(name)
-        D_out, D_in = layer.out_features, layer.in_features
-        try:
-            with torch.device("meta"):
-                adapter = new_adapter(args, D_out, D_in, args.block)
-        except ValueError as error:
-            raise ValueError(f"layer {name}: {error}") from None
-        lossless.append(bool(args.block) and merges_into_blocks(adapter, args.block.in_layer(D_in)))
-        if args.requantize:
-            args.requantize_block.check_divides(D_out, D_in, name)
-    if args.requantize and all(lossless):
+        lam.check_divides(layer.out_features, layer.in_features, name)
+    with torch.device("meta"):
+        attach_adapters(model, config)
+
+
+def check_run(source: Source, config: RunConfig) -> None:
+    """Raises ValueError as `planned_model` and `check_requantization` do. Random weights need no check."""
+    if not config.base.from_scratch:
+        check_requantization(planned_model(source, config), config)
+
+
+def check_requantization(planned: Llama, config: RunConfig) -> None:
+    """Raises ValueError for a block of --requantize that does not divide a target layer, and if every layer merges into k
+    bits without loss."""
+    if not (spec := config.evaluation.requantize):
+        return
+    for name, layer in adapted_layers(planned).items():
+        spec.block.check_divides(layer.base.out_features, layer.base.in_features, name)
+    if why_not_k_bits(planned) is None:
         raise ValueError("--requantize is lossy, and this run merges into k bits exactly: leave it out")
+
+
+def check_merges(planned: Llama, what: str) -> None:
+    """Raises MergeRefused, with the rule, the layer and the sizes, unless every adapter merges into its base's codes."""
+    if reason := why_not_k_bits(planned):
+        raise MergeRefused(f"{what}: {reason}")

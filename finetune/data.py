@@ -1,13 +1,12 @@
-"""A task made ready for a model: its splits, encoded."""
-import argparse
+"""The rows of a task, made ready for a model: split, encoded, checked, fingerprinted."""
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
-from scoring.resume import KeptAnswers
-from finetune.arguments import flag
-from finetune.methods import GPTQ
-from finetune.models import Source
+from finetune.config import DataConfig, ScoringConfig, flag
+from finetune.run import Run
+from finetune.source import Source
 from model.tokenizer import Tokenizer
 from tasks import TASKS
 from tasks.batching import split_list
@@ -16,7 +15,8 @@ from tasks.task import Encoded, Task
 
 LONGEST = 2048  # tokens of a training row, or of a window of text, unless --max-length says otherwise
 TOO_LONG = "longer than --max-length"
-NEW_TOKENS = 256  # of an answer, where no training row says how long one is
+NEW_TOKENS = 256  # of an answer, if no training row says how long one is
+Config = TypeVar("Config", bound=ScoringConfig)
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,12 @@ class Calibration:
         return hashlib.sha256(json.dumps(self.rows).encode()).hexdigest()
 
     def to_json(self) -> dict:
-        return {"source": self.source, "rows": len(self.rows), "tokens": sum(map(len, self.rows)), "sha256": self.fingerprint}
+        return {"source": self.source, "rows": len(self.rows), "tokens": sum(map(len, self.rows)),
+                "sha256": self.fingerprint}
 
 
-@dataclass
-class Job:
+@dataclass(frozen=True)
+class PreparedData:
     task: Task
     tokenizer: Tokenizer
     end_ids: tuple[int, ...]  # end-of-sequence tokens
@@ -42,97 +43,118 @@ class Job:
     validation: list[Encoded]
     test: list                # of the task's own kind
     left_out: dict[str, int]  # why -> how many training and validation rows
-    empty_answers: int        # of the training and validation rows, those that teach to write nothing
+    empty_answers: int        # training and validation rows whose answer is empty
     max_new_tokens: int
     fingerprints: dict[str, str]
-    calibration: Calibration | None  # where GPTQ will be asked for
-    kept: KeptAnswers | None = None  # of a scoring that may go on after an interruption
+    calibration: Calibration | None  # if GPTQ will be asked for
 
 
-def prepare_job(source: Source, args: argparse.Namespace, calibrate: bool) -> Job:
-    """Reads and checks all data before any weight is loaded. Raises ValueError when nothing is left to train on (but for a benchmark), or to
-    calibrate on."""
-    task = task_of(args)
-    for name, needed in (("data", task.needs_data), ("test_data", task.needs_test_data)):
-        if needed and getattr(args, name) is None:
-            raise ValueError(f"--task {args.task} needs {flag(name)}")
-    if args.limit and not task.trains:
-        raise ValueError(f"--limit {args.limit}: it is for training rows, and --task {args.task} has none; --test-limit is for test rows")
-    args.data, args.test_data = pinned_data(args.data, "train"), pinned_data(args.test_data, "test")  # what is kept of the flags names the commit
-    splits = task.splits(data_file(args.data, "train"), data_file(args.test_data, "test"), args.limit, args.seed)
+def with_pinned_data(config: Config) -> Config:
+    """Data sets of the hub by their commit, which does not move."""
+    data = config.data
+    check_needs(task_of(data), data)
+    return replace(config, data=replace(data, data=pinned_data(data.data, "train"),
+                                        test_data=pinned_data(data.test_data, "test")))
+
+
+def prepare_data(source: Source, config: ScoringConfig, calibrate: bool) -> PreparedData:
+    """Reads and checks all rows before any weight is loaded. Raises ValueError if nothing is left to train on (benchmarks
+    have no training rows), or to calibrate on."""
+    asked = config.data
+    task = task_of(asked)
+    check_needs(task, asked)
+    splits = task.splits(data_file(asked.data, "train"), data_file(asked.test_data, "test"), asked.limit, asked.seed)
     for reason, rows in splits.left_out.items():
-        print(f"--task {args.task}: {rows} training rows are left out: {reason}")
+        print(f"--task {asked.task}: {rows} training rows are left out: {reason}")
     if empty := sum(not row.answer.strip() for row in splits.train + splits.validation):
-        print(f"--task {args.task}: {empty} training and validation rows have an empty answer: they teach to write nothing")
+        print(f"--task {asked.task}: {empty} training and validation rows have an empty answer: they teach to write nothing")
     tokenizer, end_ids, positions = source.tokenizer, source.stop_ids(), source.config.max_position_embeddings
-    longest = args.max_length or min(LONGEST, positions)
+    longest = asked.max_length or min(LONGEST, positions)
     parts = [task.encode(part, tokenizer, end_ids[0]) for part in (splits.train, splits.validation)]
     train, validation = ([e for e in part if len(e.tokens) <= longest + 1] for part in parts)
     too_long = sum(map(len, parts)) - len(train) - len(validation)
     if task.trains:
         if not train or not validation:
-            raise ValueError(f"--task {args.task}: {len(train)} rows to train on and {len(validation)} to validate on are left "
-                             f"({too_long} are longer than {longest} tokens, see --max-length); both need at least one")
+            raise ValueError(f"--task {asked.task}: {len(train)} rows to train on and {len(validation)} to validate on are "
+                             f"left ({too_long} are longer than {longest} tokens, see --max-length); both need at least one")
         check_ids([e.tokens for e in train + validation], source)
     longest_answer = max((len(e.tokens) - e.prompt_length for e in train + validation), default=NEW_TOKENS)
-    max_new_tokens = args.max_new_tokens or (min(task.new_tokens, positions // 2) if task.new_tokens else min(longest_answer, positions - 1))
+    usual = min(task.new_tokens, positions // 2) if task.new_tokens else min(longest_answer, positions - 1)
+    max_new_tokens = asked.max_new_tokens or usual
     if max(longest, max_new_tokens + 1) > positions:
         raise ValueError(f"{source.path} has {positions} positions: too few for --max-length {longest} or --max-new-tokens "
                          f"{max_new_tokens} and a prompt")
-    test = task.test_rows(splits.test, tokenizer, longest)[:args.test_limit]
-    calibration = calibration_of(args, tokenizer, train, longest) if calibrate else None
+    test = task.test_rows(splits.test, tokenizer, longest)[:asked.test_limit]
+    calibration = calibration_of(config, tokenizer, train, longest) if calibrate else None
     check_ids([row.tokens for row in test if hasattr(row, "tokens")] + (calibration.rows if calibration else []), source)
-    return Job(task, tokenizer, end_ids, train, validation, test, {**splits.left_out, TOO_LONG: too_long}, empty, max_new_tokens, splits.fingerprints(), calibration)
+    left_out = {**splits.left_out, TOO_LONG: too_long}
+    return PreparedData(task, tokenizer, end_ids, train, validation, test, left_out, empty, max_new_tokens,
+                        splits.fingerprints(), calibration)
 
 
-def task_of(args: argparse.Namespace) -> Task:
-    """Raises ValueError for a protocol that the task has not."""
-    kind = TASKS[args.task]
-    if args.protocol is None:
+def task_of(asked: DataConfig) -> Task:
+    """Raises ValueError for a protocol that the task does not have."""
+    kind = TASKS[asked.task]
+    if asked.protocol is None:
         return kind()
-    if args.protocol not in kind.protocols:
-        raise ValueError(f"--protocol {args.protocol}: --task {args.task} has {' and '.join(kind.protocols) or 'one protocol only'}")
-    return kind.protocols[args.protocol]()
+    if asked.protocol not in kind.protocols:
+        raise ValueError(f"--protocol {asked.protocol}: --task {asked.task} has "
+                         f"{' and '.join(kind.protocols) or 'one protocol only'}")
+    return kind.protocols[asked.protocol]()
 
 
-def calibration_of(args: argparse.Namespace, tokenizer: Tokenizer, train: list[Encoded], longest: int) -> Calibration:
-    """The first --calibration-rows training rows (plr.txt Sec. 4.1 calibrates on the task's own data), or windows of a text file
-    of as many tokens as a training row may have."""
-    if args.calibration is None and not train:
-        raise ValueError(f"--task {args.task} has no training rows to calibrate {GPTQ} on: give a text file by --calibration")
-    if args.calibration is None:
-        return Calibration([e.tokens for e in train[:args.calibration_rows]], f"training rows of {args.task}")
-    if not args.calibration.is_file():
-        raise FileNotFoundError(f"--calibration {args.calibration}: no such text file")
+def check_needs(task: Task, asked: DataConfig) -> None:
+    """Raises ValueError for a file that the task needs and no flag names, and for --limit without training rows."""
+    for name, needed in (("data", task.needs_data), ("test_data", task.needs_test_data)):
+        if needed and getattr(asked, name) is None:
+            raise ValueError(f"--task {asked.task} needs {flag(name)}")
+    if asked.limit and not task.trains:
+        raise ValueError(f"--limit {asked.limit} is for training rows, and --task {asked.task} has none: "
+                         f"use --test-limit for test rows")
+
+
+def calibration_of(config: ScoringConfig, tokenizer: Tokenizer, train: list[Encoded], longest: int) -> Calibration:
+    """The first --calibration-rows training rows (Kanda & Hatano, Sec. 4.1, calibrate on the task's own data), or windows of
+    a text file with as many tokens as a training row may have."""
+    file, rows, task = config.base.calibration, config.base.calibration_rows, config.data.task
+    if file is None and not train:
+        raise ValueError(f"--task {task} has no training rows to calibrate gptq on: name a text file by --calibration")
+    if file is None:
+        return Calibration([e.tokens for e in train[:rows]], f"training rows of {task}")
+    if not file.is_file():
+        raise FileNotFoundError(f"--calibration {file}: no such text file")
     try:
-        tokens = tokenizer.encode(args.calibration.read_text(encoding="utf-8"))
+        tokens = tokenizer.encode(file.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
-        raise ValueError(f"--calibration {args.calibration}: not UTF-8 text ({error})") from None
+        raise ValueError(f"--calibration {file}: not UTF-8 text ({error})") from None
     if not tokens:
-        raise ValueError(f"--calibration {args.calibration}: holds no text")
-    return Calibration(split_list(tokens, longest)[:args.calibration_rows], str(args.calibration))
+        raise ValueError(f"--calibration {file}: holds no text")
+    return Calibration(split_list(tokens, longest)[:rows], str(file))
 
 
 def check_ids(rows: list[list[int]], source: Source) -> None:
-    """Raises ValueError where the tokenizer is not the one that the model's vocabulary was made for."""
+    """Raises ValueError if the tokenizer gives ids beyond the model's vocabulary."""
     largest = max(map(max, rows), default=0)
     if largest >= source.config.vocab_size:
         raise ValueError(f"{source.path}: its tokenizer gives token id {largest}, but config.json says "
                          f"vocab_size {source.config.vocab_size}")
 
 
-def check_calibration(job: Job, saved: dict) -> None:
+def check_calibration(data: PreparedData, run: Run) -> None:
     """Raises ValueError unless GPTQ would see what it saw when the run began."""
-    if "calibration" not in saved["fingerprints"]:
-        raise ValueError(f"the run does not say what it was calibrated on (it is older than that), so that {job.calibration.source} cannot be checked")
-    if job.calibration.fingerprint != saved["fingerprints"]["calibration"]:
-        raise ValueError(f"{job.calibration.source} is no longer what the run was calibrated on (sha256 "
-                         f"{job.calibration.fingerprint}, the run had {saved['fingerprints']['calibration']})")
+    now, then = data.calibration, run.fingerprints
+    if "calibration" not in then:
+        raise ValueError(f"the run does not say what it was calibrated on (it is older than that), "
+                         f"so {now.source} cannot be checked")
+    if now.fingerprint != then["calibration"]:
+        raise ValueError(f"{now.source} is no longer what the run was calibrated on (sha256 {now.fingerprint}, "
+                         f"the run had {then['calibration']})")
 
 
-def check_data(job: Job, saved: dict) -> None:
+def check_data(data: PreparedData, run: Run) -> None:
     """Raises ValueError unless training and validation rows are those that the run was trained with."""
     for part in ("train", "validation"):
-        if job.fingerprints[part] != saved["fingerprints"]["data"][part]:
-            raise ValueError(f"the {part} rows are no longer those of the run (sha256 {job.fingerprints[part]}, "
-                             f"the run had {saved['fingerprints']['data'][part]}; of some tasks, another --test-data leaves other training rows out)")
+        then = run.fingerprints["data"][part]
+        if data.fingerprints[part] != then:
+            raise ValueError(f"the {part} rows are no longer those of the run (sha256 {data.fingerprints[part]}, the run had "
+                             f"{then}; for some tasks, another --test-data leaves other training rows out)")

@@ -3,7 +3,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from finetune.config import TrainingConfig
 from model.checkpoint import open_safetensors
 from model.files import write_safetensors
 from tasks.batching import collate, epoch_batches, split_list
@@ -21,22 +21,7 @@ class TrainingDiverged(RuntimeError):
     """A gradient is not finite."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    lr: float
-    batch_size: int
-    micro_batch: int
-    epochs: int
-    steps: int | None     # in place of `epochs`
-    warmup: float         # share of all steps in which the learning rate rises
-    clip: float           # largest norm of the gradient
-    weight_decay: float   # on matrices
-    beta2: float
-    seed: int
-    save_every: int       # steps between two states that can be resumed
-
-
-def learning_rate(step: int, total: int, settings: Settings) -> float:
+def learning_rate(step: int, total: int, settings: TrainingConfig) -> float:
     """Linear rise over `warmup`, then half a cosine down to 0. `step` counts from 0."""
     rising = max(1, round(settings.warmup * total))
     if step < rising:
@@ -70,10 +55,10 @@ class Trainer:
     the step and the best loss so far. The order of the data follows from (seed, epoch), so the step alone finds the place.
     """
 
-    def __init__(self, model: nn.Module, parameters: dict[str, nn.Parameter], settings: Settings,
+    def __init__(self, model: nn.Module, parameters: dict[str, nn.Parameter], settings: TrainingConfig, seed: int,
                  train: list[Encoded], validation: list[Encoded], state_file: Path,
                  keep_best: Callable[[], None], log: Callable[[dict], None]):
-        self.model, self.parameters, self.settings = model, parameters, settings
+        self.model, self.parameters, self.settings, self.seed = model, parameters, settings, seed
         self.train_set, self.validation_set = train, validation
         self.state_file, self.keep_best, self.log = state_file, keep_best, log
         matrices = [p for p in parameters.values() if p.ndim >= 2]
@@ -91,7 +76,7 @@ class Trainer:
         bar = tqdm(total=self.total_steps, initial=self.step, desc="training", unit="step", disable=None)
         while self.step < self.total_steps:
             epoch, place = divmod(self.step, self.per_epoch)
-            for indices in epoch_batches(lengths, self.settings.batch_size, self.settings.seed, epoch)[place:]:
+            for indices in epoch_batches(lengths, self.settings.batch_size, self.seed, epoch)[place:]:
                 self._one_step([self.train_set[i] for i in indices], bar)
                 if self.step == self.total_steps:
                     break

@@ -1,4 +1,4 @@
-"""The methods that `--method` offers: one row each. What a row does not say, its adapter and its quantizer do."""
+"""The methods that `--method` offers, one row each. A method is an adapter on a base; the adapter and the quantizer say the rest."""
 from dataclasses import dataclass
 
 
@@ -7,10 +7,10 @@ class Method:
     title: str
     adapter: str | None    # a key of adapters.ADAPTERS; None: all weights train
     quantizer: str         # a key of quant.QUANTIZERS, gptq, or none: the base stays as it is
-    lr: float              # what serves on the embedded base; --lr overrides it
+    lr: float              # works on the embedded base; --lr overrides it
     lam: str | None = None    # lam_in x lam_out, or "block": as the quantization block
-    block: str | None = None  # n_in x n_out; None: the quantizer's usual one
-    grid: str | None = None   # the only key of quant.QUANTIZERS that it trains on; None: any
+    block: str | None = None  # n_in x n_out; None: the quantizer's usual block
+    grid: str | None = None   # the only key of quant.QUANTIZERS that the method trains on; None: any
 
 
 METHODS = {
@@ -24,10 +24,6 @@ METHODS = {
     "irqlora": Method("IR-QLoRA", "irqlora", "icq", 5e-3, lam="1"),
     "peqa": Method("PEQA", "peqa", "intminmax", 3e-2, grid="intminmax"),
 }
-GPTQ = "gptq"                # of --quantizer and --requantize: chooses codes on the grid that --grid names
-GPTQ_BLOCK = "32x1"
-GPTQ_GRID = "minmax"
-DEFAULT_BITS = 4
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
 TARGETS = {"attention": ATTENTION, "mlp": MLP, "all": ATTENTION + MLP}

@@ -1,25 +1,30 @@
-"""A run is a directory.
+"""A run is a directory. Every file is whole or absent: it is written beside its name, then renamed.
 
-    config.json           resolved arguments, the model's configuration, versions, fingerprints (sha256) of base and data
+    config.json           format number, resolved configuration, the model's configuration, versions, sha256 of base and data
     metrics.jsonl         a line a step, a line an epoch
-    model.safetensors     what was trained (full), or
-    adapter.safetensors   what was trained (all others)
+    model.safetensors     what was trained (method full), or
+    adapter.safetensors   what was trained (all other methods)
     base.safetensors      the quantized base: codes, scale, offset, levels, and all that was not quantized
-    quantization.json     how GPTQ made the base: calibration set, and damping and errors of each layer
+    quantization.json     how GPTQ made the base: calibration rows, damping and errors of each layer
     training.json         trainable parameters, tokens, seconds, peak memory
     merged/               the merged k-bit model, a model directory of its own
-    requantized/          the same, where --requantize asked for it: lossy
-    restored-8bit/        the adapter merged into the base at another width, where --restore 8 --merge asked for it
+    requantized/          the model of --requantize: lossy
+    restored-8bit/        the model of --restore 8 --merge: the adapter merged into the base at another width
     restoration.json      how far each restored base is from the one trained on, layer by layer
     predictions.jsonl     what each state of the model answered to each test row, with its score
-    benchmarks/TASK/      predictions.jsonl and results.json of a task that is not the run's own
+    benchmarks/TASK/      predictions.jsonl and results.json of another task than the run's own
     results.json          the table that train.py ended with
     eval.json             the table that eval.py made last
     state/                what --resume needs
 """
 import json
 import shutil
+from functools import cached_property
 from pathlib import Path
+
+from finetune.config import RunConfig
+from finetune.config_json import run_config
+from model.files import read_json, write_text
 
 
 class Run:
@@ -40,8 +45,23 @@ class Run:
         self.restoration_file = path / "restoration.json"
         self.predictions_file = path / "predictions.jsonl"
 
-    def restored(self, bits: int, how: str = "") -> Path:
-        return self.path / f"restored-{bits}bit{how}"
+    @cached_property
+    def saved(self) -> dict:
+        """config.json as it stands."""
+        return read_json(self.config_file)
+
+    @cached_property
+    def config(self) -> RunConfig:
+        return run_config(self.saved, str(self.path))
+
+    @property
+    def fingerprints(self) -> dict:
+        """sha256 of what the run was made of: `base`, `data` (train, validation, test), `calibration`."""
+        return self.saved["fingerprints"]
+
+    @property
+    def trained_file(self) -> Path:
+        return self.adapter_file if self.config.adapter_kind else self.model_file
 
     def benchmark(self, task: str) -> "Run":
         """Where the scores of another task go."""
@@ -51,7 +71,7 @@ class Run:
         return self.state_file.is_file() or self.metrics_file.is_file()
 
     def discard(self) -> None:
-        """Remove a run that failed before it had made anything worth keeping, so that its name is free again."""
+        """Remove a run that failed before it made anything worth keeping, so that its name is free again."""
         shutil.rmtree(self.path)
 
     def log(self, record: dict) -> None:
@@ -62,7 +82,22 @@ class Run:
         """Drop metrics of steps that a resumed run will take again."""
         if self.metrics_file.exists():
             kept = [line for line in self.metrics_file.read_text().splitlines() if json.loads(line)["step"] <= step]
-            self.metrics_file.write_text("".join(line + "\n" for line in kept))
+            write_text(self.metrics_file, "".join(line + "\n" for line in kept))
+
+
+def is_run(path: Path) -> bool:
+    """Whether a directory's config.json is that of a run, not of a model."""
+    config = path / "config.json"
+    return config.is_file() and not {"format", "arguments"}.isdisjoint(read_json(config))
+
+
+def open_run(path: Path) -> Run:
+    """Raises FileNotFoundError if there is no run, ValueError for a model directory."""
+    if not (path / "config.json").is_file():
+        raise FileNotFoundError(f"{path}: no run there (no config.json)")
+    if not is_run(path):
+        raise ValueError(f"{path}: config.json is a model's, not a run's; give it by --model")
+    return Run(path)
 
 
 def new_run(out: Path | None, name: str) -> Run:

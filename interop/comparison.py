@@ -103,5 +103,6 @@ def report_lines(title: str, facts: dict, difference: Difference, files: dict[st
 
 
 def report_json(trained: Trained, form: str, facts: dict, difference: Difference, files: dict[str, dict]) -> dict:
-    return {"format": form, "source": str(trained.path), "method": trained.args.method if trained.args else None, **facts, **asdict(difference),
+    return {"format": form, "source": str(trained.path), "method": trained.run.config.method if trained.run else None, **facts,
+            **asdict(difference),
             "files": files}

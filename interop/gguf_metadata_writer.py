@@ -1,5 +1,5 @@
 """The metadata of a GGUF file: of the run's own config and tokenizer, or those of the GGUF file that it was trained on."""
-from finetune.models import Source
+from finetune.source import Source
 from interop.gguf_tokenizer_writer import tokenizer_keys
 from interop.trained import Trained
 from model.config import LlamaConfig

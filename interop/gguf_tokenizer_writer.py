@@ -1,5 +1,5 @@
 """A tokenizer written as the metadata of a GGUF file: the inverse of model/gguf_tokenizer_reader.py, by which each result is read again, so that the ids
-of the file are the run's, on the texts of report.py at least, or the export is refused.
+of the file are the run's, on the texts of comparison.py at least, or the export is refused.
 """
 import unicodedata
 from pathlib import Path

@@ -18,9 +18,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from adapters.adapted import AdaptedLinear
-from adapters.merge import check_adapter_merges, merge_to_k_bits
-from adapters.peqa import PEQA
-from finetune.models import Source
+from adapters.merge import MergeRefused, merge_into_codes, merge_target
+from finetune.source import Source
 from interop.gguf_metadata_writer import Metadata, architecture_of, kept_metadata, new_metadata
 from interop.hugging_face import DTYPES, in_type
 from interop.trained import Trained, dense_tensor, tensor_names
@@ -128,16 +127,17 @@ class GGUFExport:
 def types_of_codes(trained: Trained) -> dict[str, str]:
     """The type of each layer that is codes, merged where it has an adapter. Raises ValueError for a layer that fits none, with what to train
     instead. Reads headers only."""
-    quantized, model, types = trained.quantized(), empty_model(trained.config, torch.float32), {}
-    for name, grid in stored_grids(trained.code_files, quantized).items():
-        layer, has_offset = model.get_submodule(name), grid.has_offset
-        block = grid.block.in_layer(layer.in_features)
+    planned = trained.planned() if trained.adapted else empty_model(trained.config, torch.float32)
+    types = {}
+    for name, grid in stored_grids(trained.code_files, trained.quantized()).items():
+        layer, has_offset = planned.get_submodule(name), grid.has_offset
         try:
-            if name in trained.adapted:
-                adapter = trained.empty_adapter(layer, block)
-                check_adapter_merges(adapter, block, name)
-                has_offset = has_offset or not isinstance(adapter, PEQA)
-            types[name] = fitting_type(grid.levels, grid.bits, block, has_offset)
+            if isinstance(layer, AdaptedLinear):
+                target = merge_target(layer.base, layer.adapter)
+                if not target.keeps_codes:
+                    raise MergeRefused(f"layer {name}: {target.reason}")
+                has_offset, layer = has_offset or target.into == "offset", layer.base
+            types[name] = fitting_type(grid.levels, grid.bits, grid.block.in_layer(layer.in_features), has_offset)
         except ValueError as error:
             where = "" if name in str(error) else f"layer {name}: "
             raise ValueError(f"{trained.path}: {where}{error}. {INSTEAD}") from None
@@ -147,7 +147,7 @@ def types_of_codes(trained: Trained) -> dict[str, str]:
 def merged_codes(model: Llama, layer: str) -> QuantizedWeight:
     """The codes of a layer, with the adapter, where it has one, in their offsets (or scales)."""
     module = model.get_submodule(layer)
-    return (merge_to_k_bits(module, layer) if isinstance(module, AdaptedLinear) else module).quantized_weight()
+    return (merge_into_codes(module, layer) if isinstance(module, AdaptedLinear) else module).quantized_weight()
 
 
 class MergedCodes:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from finetune.models import Source, sixteen_bit_type
+from finetune.adapted_model import sixteen_bit_type
+from finetune.source import Source
 from interop.comparison import check_tokenizer
 from interop.trained import Trained, dense_tensor, dense_tensors, tensor_names
 from model.checkpoint import load_config, load_model, weight_files

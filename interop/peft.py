@@ -23,10 +23,11 @@ import torch
 from torch import Tensor
 
 from adapters.adapted import adapted_layers
-from finetune.models import load_run_base
+from finetune.run import is_run
+from finetune.source import load_run_base
 from interop.hugging_face import DTYPES, name_of, read_model, write_model
 from adapters.peft_in import attach_peft, read_peft
-from interop.trained import Trained, is_run
+from interop.trained import Trained
 from model.files import write_json, write_safetensors
 from model.hub import HubModel
 from model.llama import Llama
@@ -75,9 +76,9 @@ class PEFTExport:
         rank, _ = Counter(ranks.values()).most_common(1)[0]
         alpha = alphas[next(name for name in ranks if ranks[name] == rank)]
         others = {name.rpartition(".")[2]: name for name in ranks if ranks[name] != rank}
-        place = self.trained.args.model
+        place = self.trained.model_place
         return {"peft_type": "LORA", "task_type": "CAUSAL_LM", "inference_mode": True, "r": rank, "lora_alpha": whole(alpha),
-                "lora_dropout": self.trained.args.dropout, "bias": "none", "fan_in_fan_out": False, "use_rslora": False, "use_dora": False,
+                "lora_dropout": self.trained.run.config.adapter.dropout, "bias": "none", "fan_in_fan_out": False, "use_rslora": False, "use_dora": False,
                 "target_modules": sorted({name.rpartition(".")[2] for name in ranks}), "modules_to_save": None,
                 "rank_pattern": {kind: ranks[name] for kind, name in others.items()},
                 "alpha_pattern": {kind: whole(alphas[name]) for kind, name in others.items()},
@@ -106,7 +107,7 @@ def whole(alpha: float) -> float | int:
 
 def original_base(trained: Trained) -> Path | HubModel | None:
     """Where the base is a checkpoint that PEFT's readers load as it stands."""
-    place = trained.args.model
+    place = trained.model_place
     if trained.run.base_file.is_file() or trained.quantized():
         return None
     if isinstance(place, HubModel):
@@ -115,5 +116,4 @@ def original_base(trained: Trained) -> Path | HubModel | None:
 
 
 def load_base(trained: Trained) -> Llama:
-    trained.args.device = "cpu"
-    return load_run_base(trained.run, trained.args, trained.saved)
+    return load_run_base(trained.run, trained.run.config, torch.float32, "cpu")

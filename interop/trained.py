@@ -1,5 +1,4 @@
-"""What leaves: a run as it was trained, or a model directory or GGUF file that is a result itself."""
-import argparse
+"""What is exported: a run as it was trained, or a model directory or GGUF file that is a result itself."""
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,15 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from adapters.adapted import AdaptedLinear
-from finetune.methods import METHODS
-from finetune.models import Source, check_fingerprint, check_trained, linear_names, load_trained, new_adapter, read_run
-from finetune.run import Run
+from finetune.adapted_model import linear_names
+from finetune.checks import planned_run
+from finetune.config import Place
+from finetune.run import Run, is_run, open_run
+from finetune.source import Source, check_fingerprint, check_trained, load_trained
 from model.checkpoint import empty_model, load_config, open_weights, quantized_layers, weight_files
 from model.config import LlamaConfig
-from model.files import read_json
 from model.gguf_reader import is_gguf
 from model.llama import Llama
-from quant.grid import Block
 from quant.linear import QuantLinear
 
 
@@ -25,19 +24,17 @@ from quant.linear import QuantLinear
 class Trained:
     path: Path
     run: Run | None = None
-    args: argparse.Namespace | None = None
-    saved: dict | None = None
 
     @classmethod
     def at(cls, path: Path) -> "Trained":
         """Reads headers only. Raises ValueError or FileNotFoundError for what is no model, is not trained to the end of an epoch, or whose
         base is no longer what it was."""
         if is_run(path):
-            run, args, saved = read_run(path)
-            check_trained(run, args)
-            trained = cls(path, run, args, saved)
-            if trained.adapter_name and not run.base_file.is_file() and args.quantizer == "none":
-                check_fingerprint(trained.base, saved)
+            run = open_run(path)
+            check_trained(run)
+            trained = cls(path, run)
+            if trained.adapter_name and not run.base_file.is_file() and not run.config.base.quantization:
+                check_fingerprint(trained.base, run)
             return trained
         config = load_config(path)
         open_weights(weight_files(path), config, torch.float32)
@@ -53,13 +50,17 @@ class Trained:
 
     @property
     def adapter_name(self) -> str | None:
-        """A key of ADAPTERS; None where there is no adapter."""
-        return METHODS[self.args.method].adapter if self.args else None
+        """A key of ADAPTERS; None: there is no adapter."""
+        return self.run.config.adapter_kind if self.run else None
 
     @property
     def base(self) -> Source:
         """What the run was trained from."""
-        return Source(self.args.model)
+        return Source(self.model_place)
+
+    @property
+    def model_place(self) -> Place:
+        return self.run.config.base.model
 
     @property
     def origin(self) -> Path | None:
@@ -67,24 +68,28 @@ class Trained:
         files, or the metadata, that runs do not keep. Fetches nothing."""
         if self.run is None:
             return self.path
-        if not isinstance(self.args.model, Path) or not self.args.model.exists():
+        place = self.model_place
+        if not isinstance(place, Path) or not place.exists():
             return None
         try:
-            check_fingerprint(self.base, self.saved)
+            check_fingerprint(self.base, self.run)
         except (ValueError, OSError):
             return None
-        return Trained(self.args.model, *read_run(self.args.model)).origin if is_run(self.args.model) else self.args.model
+        return Trained(place, open_run(place)).origin if is_run(place) else place
 
     @property
     def as_it_is(self) -> Path | None:
         """The GGUF file that the run was trained on as it is, or that this is: whatever the run did not train is still the file's own."""
-        place = self.path if self.run is None else self.args.model if self.adapter_name and self.args.quantizer == "none" else None
+        if self.run is None:
+            place = self.path
+        else:
+            place = self.model_place if self.adapter_name and not self.run.config.base.quantization else None
         return place if isinstance(place, Path) and is_gguf(place) else None
 
     @property
     def code_files(self) -> list[Path]:
         """The files whose headers name the layers that are codes under the adapter, or without one."""
-        if self.run is None or self.args.method == "full":
+        if not self.adapter_name:
             return weight_files(self.path)
         if self.run.base_file.is_file():
             return [self.run.base_file]
@@ -92,27 +97,23 @@ class Trained:
 
     def quantized(self) -> dict[str, dict]:
         """The layers that are codes, as `model.checkpoint.quantized_layers` has them."""
-        if self.run is None or self.args.method == "full" or self.run.base_file.is_file():
+        if not self.adapter_name or self.run.base_file.is_file():
             return quantized_layers(self.code_files)
         return self.base.quantized()
 
     @cached_property
     def adapted(self) -> list[str]:
         """The layers that an adapter stands beside."""
-        return linear_names(empty_model(self.config, torch.float32), self.args.targets) if self.adapter_name else []
+        targets = self.run.config.adapter.targets if self.adapter_name else None
+        return linear_names(empty_model(self.config, torch.float32), targets) if targets else []
 
-    def empty_adapter(self, layer: nn.Module, block: Block | None) -> nn.Module:
-        """The adapter beside a layer of this size, without memory for its numbers."""
-        with torch.device("meta"):
-            return new_adapter(self.args, layer.out_features, layer.in_features, block)
+    def planned(self) -> Llama:
+        """The model with its adapters, without memory for any number."""
+        return planned_run(self.run, self.run.config)
 
     def load(self) -> Llama:
         """As trained, base and adapters side by side, computing in float32."""
-        return load_trained(self.run, torch.float32, "cpu") if self.run else Source(self.path).load(torch.float32, "cpu")
-
-
-def is_run(path: Path) -> bool:
-    return not is_gguf(path) and (path / "config.json").is_file() and "arguments" in read_json(path / "config.json")
+        return load_trained(self.run, self.run.config, torch.float32, "cpu") if self.run else Source(self.path).load(torch.float32, "cpu")
 
 
 def tensor_names(config: LlamaConfig) -> list[str]:

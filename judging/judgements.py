@@ -1,8 +1,9 @@
-"""Every row in both orders, each judgement on disk as it comes; and what they come to.
+"""Judges every row in both orders, stores each judgement at once, and sums them up.
 
-    DIR/judgements.jsonl   a line a judged row: its question (sha256 of judge and prompts), both prompts, both raw answers, both pairs of
-                           scores as shown, the verdict. Lines of other questions stay: a row that is asked again finds its own.
-    DIR/results.json       counts, win rate, its standard error, test
+    DIR/judgements.jsonl   one line for each judged row: its question (sha256 of judge and prompts), both prompts, both
+                           raw answers, both pairs of scores in the order shown, the verdict. Lines of other questions
+                           are kept, so that they need not be asked again.
+    DIR/results.json       counts, win rate, its standard error, the test
 """
 import hashlib
 import json
@@ -26,10 +27,10 @@ class Judge(Protocol):
     name: str
 
     def identity(self) -> dict:
-        """What its answers depend on beside the prompt."""
+        """What its answers depend on besides the prompt."""
 
     def ask(self, prompts: list[str]) -> list[str]:
-        """An answer each."""
+        """One answer for each prompt."""
 
 
 @dataclass(frozen=True)
@@ -43,25 +44,30 @@ class Compared:
     answers_b: list[str]
 
     def prompts(self) -> list[tuple[str, str]]:
-        """Of each row, with a's answer first and with b's first."""
-        return [(judge_prompt(request, a, b), judge_prompt(request, b, a)) for request, a, b in zip(self.requests, self.answers_a, self.answers_b)]
+        """The two prompts of each row: with a's answer first, and with b's first."""
+        return [(judge_prompt(request, a, b), judge_prompt(request, b, a))
+                for request, a, b in zip(self.requests, self.answers_a, self.answers_b, strict=True)]
 
 
 def judge_all(compared: Compared, judge: Judge, out: Path, rows_at_a_time: int = 1) -> list[dict]:
-    """A judgement a row. What judgements.jsonl has is not asked again; what is new is there as soon as it has been answered, so that an
-    interruption costs no more than the rows of one call."""
+    """One judgement for each row. Questions that are in judgements.jsonl are not asked again.
+
+    New judgements are written after each call of the judge, so an interruption loses the rows of one call at most."""
     file, prompts = out / "judgements.jsonl", compared.prompts()
     known, questions = read_judgements(file), [question_of(judge, both) for both in prompts]
-    first = {question: i for i, question in reversed(list(enumerate(questions)))}  # a row that stands twice is one question
+    # a row that occurs twice is one question
+    first = {question: i for i, question in reversed(list(enumerate(questions)))}
     left = sorted(i for question, i in first.items() if question not in known)
     out.mkdir(parents=True, exist_ok=True)
-    with tqdm(total=len(first), initial=len(first) - len(left), desc="judging", unit="row", disable=None, leave=False) as bar:
+    with tqdm(total=len(first), initial=len(first) - len(left), desc="judging", unit="row", disable=None,
+              leave=False) as bar:
         for start in range(0, len(left), rows_at_a_time):
             rows = left[start:start + rows_at_a_time]
             answers = judge.ask([prompt for i in rows for prompt in prompts[i]])
             with open(file, "a", encoding="utf-8") as lines:
                 for place, i in enumerate(rows):
-                    known[questions[i]] = judgement = judged(i, judge, questions[i], prompts[i], answers[2 * place:2 * place + 2])
+                    both = answers[2 * place:2 * place + 2]
+                    known[questions[i]] = judgement = judged(i, judge, questions[i], prompts[i], both)
                     lines.write(json.dumps(judgement) + "\n")
             bar.update(len(rows))
     return [with_scores(known[question]) for question in questions]
@@ -72,18 +78,21 @@ def question_of(judge: Judge, prompts: tuple[str, str]) -> str:
 
 
 def judged(row: int, judge: Judge, question: str, prompts: tuple[str, str], answers: list[str]) -> dict:
-    return with_scores({"row": row, "judge": judge.name, "question": question, "prompts": list(prompts), "answers": answers})
+    return with_scores({"row": row, "judge": judge.name, "question": question, "prompts": list(prompts),
+                        "answers": answers})
 
 
 def with_scores(judgement: dict) -> dict:
-    """Read off the raw answers, also of a line that was there before: they alone say what the judge said."""
+    """Adds scores and verdict, read from the raw answers. Scores that a stored line already has are not trusted."""
     scores = [read_scores(answer) for answer in judgement["answers"]]
     return {**judgement, "scores": scores, "verdict": verdict(*scores)}
 
 
 def read_judgements(file: Path) -> dict[str, dict]:
-    """By question. A last line without its end, cut off when the writing was, is dropped. Raises ValueError, naming the line, for others
-    that are none."""
+    """The stored judgements by question.
+
+    A last line without a line break was cut off by an interruption: it is removed from the file. Raises ValueError,
+    naming the line, for any other line that is not a judgement."""
     if not file.is_file():
         return {}
     text = file.read_text(encoding="utf-8", errors="surrogateescape")
@@ -94,27 +103,29 @@ def read_judgements(file: Path) -> dict[str, dict]:
     rows = read_rows(file, FIELDS)
     for number, row in enumerate(rows, 1):
         if len(row["answers"]) != 2:
-            raise ValueError(f"{file}, line {number}: {len(row['answers'])} answers instead of two")
+            raise ValueError(f"{file}, line {number}: {len(row['answers'])} answers, but a judgement has 2; "
+                             "remove the line to have its row judged again")
     return {row["question"]: row for row in rows}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of run a against run b, over the rows that were judged; malformed ones count in none of the figures but their own."""
+    """The result of run a against run b over the judged rows. Malformed rows count only as rows and as malformed."""
     rows: int
     wins: int
     ties: int
     losses: int
     malformed: int               # rows
-    malformed_answers: int       # of the judge; two of them at most a row
-    empty_a: int                 # answers without text, judged as they are
+    malformed_answers: int       # of the judge; a row has at most two
+    empty_a: int                 # answers without text; they are judged like all others
     empty_b: int
-    win_rate: float | None       # mean over the rows of 1 for a win, 1/2 for a tie, 0 for a loss; None where no row has a verdict
+    win_rate: float | None       # mean over the rows of 1 for a win, 1/2 for a tie, 0 for a loss; None without verdicts
     standard_error: float | None  # sample standard deviation (n - 1) / sqrt(n); None for fewer than two rows
-    p_value: float | None        # sign test, exact and two-sided, of wins and losses: ties say nothing
+    p_value: float | None        # exact two-sided sign test of wins and losses; ties do not count
     mean_score_a: float | None
     mean_score_b: float | None
-    preferred_first: int         # rows in which the answer shown first was the better one in both orders: the judge's bias, a tie by definition
+    # Rows in which the answer shown first was better in both orders: the judge's bias. Such a row is a tie.
+    preferred_first: int
     preferred_second: int
 
 
@@ -128,7 +139,8 @@ def outcome_of(judgements: list[dict], compared: Compared) -> Outcome:
     n = len(values)
     return Outcome(len(judgements), counts[WIN], counts[TIE], counts[LOSS], counts[MALFORMED],
                    sum(scores is None for judgement in judgements for scores in judgement["scores"]),
-                   *(sum(not answer.strip() for answer in answers) for answers in (compared.answers_a, compared.answers_b)),
+                   *(sum(not answer.strip() for answer in answers)
+                     for answers in (compared.answers_a, compared.answers_b)),
                    float(values.mean()) if n else None, float(values.std(ddof=1) / n ** 0.5) if n > 1 else None,
                    mcnemar_exact(counts[WIN], counts[LOSS]) if n else None,
                    float(np.mean(scores_a)) if n else None, float(np.mean(scores_b)) if n else None,
@@ -137,6 +149,8 @@ def outcome_of(judgements: list[dict], compared: Compared) -> Outcome:
 
 def results_of(outcome: Outcome, compared: Compared, judge: Judge) -> dict:
     questions = [question_of(judge, prompts) for prompts in compared.prompts()]
-    return {"task": compared.task, "a": compared.a, "b": compared.b, "judge": judge.identity(), "template_version": TEMPLATE_VERSION,
-            "protocol": "scores 1 to 10 in both orders, win/tie/loss as blora.txt Sec. 4.2", "test": "sign test, exact", **asdict(outcome),
+    return {"task": compared.task, "a": compared.a, "b": compared.b, "judge": judge.identity(),
+            "template_version": TEMPLATE_VERSION,
+            "protocol": "scores 1 to 10 in both orders, win/tie/loss as in Shen et al., Sec. 4.2",
+            "test": "sign test, exact", **asdict(outcome),
             "questions": hashlib.sha256(json.dumps(questions).encode()).hexdigest()}

@@ -1,30 +1,40 @@
-"""The linear layer that holds packed codes, scales and offsets, and no weight."""
+"""The linear layer that holds packed codes, levels, scale and offset, and no dense weight."""
+from dataclasses import replace
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from quant.grid import Grid, QuantizedWeight
-from quant.packing import pack, unpack
+from quant.factors import DoubleQuantized, ZeroPoints
+from quant.grid import Block, Grid, QuantizedWeight
+from quant.packing import pack, packed_bytes, unpack
 
 
 class DequantizedMatmul(torch.autograd.Function):
-    """y = x @ W_hat.T with W_hat frozen. W_hat is made anew in backward rather than kept from forward: what training
-    holds of a layer is its packed codes."""
+    """y = x @ W_hat.T with W_hat frozen.
+
+    Backward makes W_hat again, so training holds only a layer's packed codes."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, layer: "QuantLinear") -> Tensor:
+    def forward(ctx: Any, x: Tensor, layer: "QuantLinear") -> Tensor:
         ctx.layer = layer
         return x @ layer.dequantize(x.dtype).T
 
     @staticmethod
-    def backward(ctx, grad_y: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, None]:
         return grad_y @ ctx.layer.dequantize(grad_y.dtype), None
 
 
 class QuantLinear(nn.Module):
     """y = x @ W_hat.T + bias, W_hat = scale * levels[codes] + offset.
 
-    The buffers are what a checkpoint holds: `codes` (packed bytes), `levels`, `scale`, `offset`, the last two as modules with
-    buffers of their own where they are not plain tensors."""
+    The buffers are what a checkpoint holds: `codes` (packed bytes), `levels`, `scale`, `offset`, `bias`. Scale and
+    offset are modules with buffers of their own if they are not plain tensors (`factors.py`)."""
+    codes: Tensor
+    levels: Tensor
+    scale: Tensor | DoubleQuantized
+    offset: Tensor | DoubleQuantized | ZeroPoints
+    bias: Tensor | None
 
     def __init__(self, D_out: int, D_in: int, packed_codes: Tensor, grid: Grid, bias: Tensor | None = None):
         super().__init__()
@@ -33,18 +43,55 @@ class QuantLinear(nn.Module):
         self.register_buffer("codes", packed_codes)
         self.register_buffer("levels", grid.levels)
         for name, factor in (("scale", grid.scale), ("offset", grid.offset)):
-            keep = self.register_buffer if isinstance(factor, Tensor) else self.add_module
-            keep(name, factor)
+            if isinstance(factor, Tensor):
+                self.register_buffer(name, factor)
+            else:
+                self.add_module(name, factor)
         self.register_buffer("bias", bias)
 
     @classmethod
     def from_weight(cls, weight: QuantizedWeight, bias: Tensor | None = None) -> "QuantLinear":
-        return cls(*weight.codes.shape, pack(weight.codes, weight.grid.bits), weight.grid, bias)
+        D_out, D_in = weight.codes.shape
+        return cls(D_out, D_in, pack(weight.codes, weight.grid.bits), weight.grid, bias)
+
+    @classmethod
+    def on_meta(cls, D_out: int, D_in: int, block: Block, bits: int, bias: bool = False,
+                zero_points: bool = False, layer: str = "weight") -> "QuantLinear":
+        """A layer with sizes and no memory, for checks that read headers only. `zero_points`: its offsets are integer
+        zero points. Raises ValueError, with the layer, if the block does not divide it."""
+        block.check_divides(D_out, D_in, layer)
+        block = block.in_layer(D_in)
+        with torch.device("meta"):
+            scale = torch.empty(D_out // block.n_out, D_in // (block.n_in or D_in))
+            zero = torch.empty(packed_bytes(scale.numel(), bits), dtype=torch.uint8)
+            offset = ZeroPoints(zero, bits) if zero_points else torch.empty(1, 1)
+            codes = torch.empty(packed_bytes(D_out * D_in, bits), dtype=torch.uint8)
+            grid = Grid(torch.empty(2 ** bits), scale, offset, block, bits)
+            return cls(D_out, D_in, codes, grid, torch.empty(D_out) if bias else None)
+
+    @property
+    def grid(self) -> Grid:
+        return Grid(self.levels, self.scale, self.offset, self.block, self.bits)
+
+    @property
+    def block_size(self) -> tuple[int, int]:
+        """(n_in, n_out) of the block, both as numbers: `rowx1` is (D_in, 1)."""
+        return self.block.n_in or self.in_features, self.block.n_out
+
+    def with_offset(self, offset: Tensor) -> "QuantLinear":
+        """A layer with another offset. It shares all other buffers, `codes` included, with this one."""
+        return self._with_grid(replace(self.grid, offset=offset))
+
+    def with_scale(self, scale: Tensor) -> "QuantLinear":
+        """A layer with another scale. It shares all other buffers, `codes` included, with this one."""
+        return self._with_grid(replace(self.grid, scale=scale))
+
+    def _with_grid(self, grid: Grid) -> "QuantLinear":
+        return QuantLinear(self.out_features, self.in_features, self.codes, grid, self.bias)
 
     def quantized_weight(self) -> QuantizedWeight:
-        """The layer as Eq. 1 has it, codes unpacked."""
-        codes = unpack(self.codes, self.bits, (self.out_features, self.in_features))
-        return QuantizedWeight(codes, Grid(self.levels, self.scale, self.offset, self.block, self.bits))
+        """The terms of Eq. 1, codes unpacked."""
+        return QuantizedWeight(unpack(self.codes, self.bits, (self.out_features, self.in_features)), self.grid)
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """W_hat, (out_features, in_features)."""
@@ -56,3 +103,9 @@ class QuantLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.in_features} -> {self.out_features}, {self.bits} bits, block {self.block}"
+
+
+def stored_bytes(modules: list[nn.Module]) -> int:
+    """Bytes of all parameters and buffers. A tensor that several modules share counts once."""
+    tensors = {id(t): t for module in modules for t in (*module.parameters(), *module.buffers())}
+    return sum(t.numel() * t.element_size() for t in tensors.values())

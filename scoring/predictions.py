@@ -1,41 +1,43 @@
-"""What each state of a run wrote for each test row, kept in the run's predictions.jsonl; and paired tests between two of them.
+"""What each state of a run answered to each test row, kept in the run's predictions.jsonl; and paired tests of two states.
 
-    python eval.py --compare runs/a runs/b "runs/b:quantized base"
+    python eval.py --compare runs/a runs/b runs/b:quantized
 """
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from finetune.data import Job
+from finetune.data import PreparedData
 from finetune.run import Run
-from scoring.table import Row, print_columns
 from model.files import write_json, write_text
+from scoring.scores import Row
+from scoring.state import OLDER_KEYS, TRAINED
+from scoring.table import print_columns
 from tasks import TASKS
 from tasks.rows import read_rows
 from tasks.significance import Comparison, compare_scores
-
-TRAINED = "as trained"  # the state that a run stands for where none is named
 
 
 @dataclass(frozen=True)
 class Predictions:
     """One state's, in the order of the test rows."""
-    name: str                 # RUN:STATE
+    name: str                    # RUN:KEY
     task: str
     rows: list[tuple[str, str]]  # prompt and right answer
     scores: list[float]
-    texts: list[str | None]   # what was written; None for an answer that was chosen
+    texts: list[str | None]      # what was written; None for an answer that was chosen
 
 
-def save_predictions(path: Path, rows: list[Row], job: Job) -> None:
-    """A line a state and test row. States that are scored anew replace themselves; others stay."""
-    anew = {row.state for row in rows}
-    kept = [line for line in _lines(path) if line["state"] not in anew]
+def save_predictions(path: Path, rows: Sequence[Row], data: PreparedData) -> None:
+    """A line a state and test row. States that are scored again replace their lines; others stay."""
+    again = {row.state.key for row in rows}
+    kept = [line for line in _lines(path) if line["state"] not in again]
     new = []
     for row in rows:
-        for i, (asked, line) in enumerate(zip(job.test, row.lines)):
-            marks = job.task.marks(asked, line)
-            new.append({"state": row.state, "task": job.task.name, "row": i, **line, "score": marks[job.task.metric], "marks": marks})
+        for i, (asked, line) in enumerate(zip(data.test, row.lines, strict=True)):
+            marks = data.task.marks(asked, line)
+            new.append({"state": row.state.key, "task": data.task.name, "row": i, **line,
+                        "score": marks[data.task.metric], "marks": marks})
     write_text(path, "".join(json.dumps(line) + "\n" for line in kept + new))
 
 
@@ -45,7 +47,7 @@ def _lines(path: Path) -> list[dict]:
     for number, line in enumerate(lines, 1):
         if not isinstance(line.get("score"), float):
             raise ValueError(f"{path}, line {number}: score is {line.get('score')!r}, not a number")
-    return lines
+    return [{**line, "state": OLDER_KEYS.get(line["state"], line["state"])} for line in lines]
 
 
 def check_predictions(path: Path) -> None:
@@ -54,7 +56,7 @@ def check_predictions(path: Path) -> None:
 
 
 def read_predictions(spec: str) -> Predictions:
-    """`RUN` or `RUN:STATE`. Raises ValueError or FileNotFoundError, naming the states that are there."""
+    """`RUN` or `RUN:KEY`. Raises ValueError or FileNotFoundError, naming the states that are there."""
     path, state = split_spec(spec)
     file = Run(path).predictions_file
     if not file.is_file():
@@ -62,32 +64,34 @@ def read_predictions(spec: str) -> Predictions:
     every = _lines(file)
     lines = [line for line in every if line["state"] == state]
     if not lines:
-        raise ValueError(f"{file} holds no state {state!r}; it holds: {', '.join(dict.fromkeys(line['state'] for line in every)) or 'none'}")
-    return Predictions(f"{path}: {state}", lines[0]["task"], [(line["prompt"], line["gold"]) for line in lines],
+        there = ", ".join(dict.fromkeys(line["state"] for line in every)) or "none"
+        raise ValueError(f"{file} holds no state {state!r}; it holds: {there}")
+    return Predictions(f"{path}:{state}", lines[0]["task"], [(line["prompt"], line["gold"]) for line in lines],
                        [float(line["score"]) for line in lines], [line.get("text") for line in lines])
 
 
 def split_spec(spec: str) -> tuple[Path, str]:
-    """`split_spec("runs/a:quantized base") == (Path("runs/a"), "quantized base")`; a directory whose name has a colon is itself."""
+    """`split_spec("runs/a:quantized") == (Path("runs/a"), "quantized")`. A directory whose name has a colon is itself; a run
+    without a key stands for its state as trained."""
     path, colon, state = spec.rpartition(":")
-    return (Path(path), state) if colon and not Path(spec).is_dir() else (Path(spec), TRAINED)
+    return (Path(path), state) if colon and not Path(spec).is_dir() else (Path(spec), TRAINED.key)
 
 
-def compare(specs: list[str], json_file: Path | None) -> list[Comparison]:
-    """Each of the others with the first, row by row. Raises ValueError where they were not scored on the same rows."""
+def compare(specs: Sequence[str], json_file: Path | None) -> list[Comparison]:
+    """Each of the others with the first, row by row. Raises ValueError if they were not scored on the same rows."""
     first, *others = map(read_predictions, specs)
     if not others:
-        raise ValueError("--compare needs two runs at least, as RUN or RUN:STATE")
+        raise ValueError("--compare needs at least two runs, as RUN or RUN:KEY")
     for other in others:
         check_same_rows(first, other)
     results = [compare_scores(other.scores, first.scores) for other in others]
-    task = TASKS.get(first.task)  # None: of an older version of this project
+    task = TASKS.get(first.task)  # None: a task of an older version
     how = task.formats.get(task.metric, ".2%") if task else ".2%"
     print_columns(f"{first.task}, {len(first.scores)} rows, each beside {first.name} ({results[0].mean_b:{how}})",
-                  [COLUMNS, *(cells(other, result, how) for other, result in zip(others, results))])
+                  [COLUMNS, *(cells(other, result, how) for other, result in zip(others, results, strict=True))])
     if json_file:
         write_json(json_file, {"task": first.task, "beside": first.name, "comparisons": [
-            {"name": other.name, **asdict(result)} for other, result in zip(others, results)]})
+            {"name": other.name, **asdict(result)} for other, result in zip(others, results, strict=True)]})
     return results
 
 
@@ -95,9 +99,11 @@ def check_same_rows(a: Predictions, b: Predictions) -> None:
     if a.task != b.task:
         raise ValueError(f"{a.name} is scored on {a.task} and {b.name} on {b.task}: scores of two tasks are not compared")
     if a.rows != b.rows:
-        differ = next((i for i, (x, y) in enumerate(zip(a.rows, b.rows)) if x != y), min(len(a.rows), len(b.rows)))
-        raise ValueError(f"{a.name} ({len(a.rows)} rows) and {b.name} ({len(b.rows)} rows) were not scored on the same test rows (row "
-                         f"{differ} is the first that differs): score both again with the same --test-data and --test-limit")
+        pairs = enumerate(zip(a.rows, b.rows, strict=False))
+        differ = next((i for i, (x, y) in pairs if x != y), min(len(a.rows), len(b.rows)))
+        raise ValueError(f"{a.name} ({len(a.rows)} rows) and {b.name} ({len(b.rows)} rows) were not scored on the same test rows "
+                         f"(row {differ} is the first that differs): score both again with the same --test-data and "
+                         f"--test-limit")
 
 
 COLUMNS = ["", "score", "difference", "95 % interval", "right alone", "wrong alone", "p", "test"]
@@ -105,5 +111,5 @@ COLUMNS = ["", "score", "difference", "95 % interval", "right alone", "wrong alo
 
 def cells(other: Predictions, result: Comparison, how: str) -> list[str]:
     alone = ["-" if n is None else str(n) for n in (result.only_a, result.only_b)]
-    return [other.name, f"{result.mean_a:{how}}", f"{result.difference:+{how}}", f"[{result.low:+{how}}, {result.high:+{how}}]", *alone,
-            f"{result.p_value:.2g}", result.test]
+    return [other.name, f"{result.mean_a:{how}}", f"{result.difference:+{how}}",
+            f"[{result.low:+{how}}, {result.high:+{how}}]", *alone, f"{result.p_value:.2g}", result.test]

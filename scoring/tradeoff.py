@@ -1,23 +1,18 @@
-"""plr.txt's Table 1 and Figure 2 from several scored runs: what an adapter scores on the base it was trained on and on every other
-width, against the memory that the weights take.
+"""Table 1 and Figure 2 of Kanda & Hatano from several scored runs: what an adapter scores on the base it was trained on and
+on every other width, against the memory that the weights take.
 
     python eval.py runs/q2 runs/q3 runs/q4 runs/q8 --restore 3 4 8 16 --plot plr.png
 """
-import argparse
 import statistics
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.arguments import flag
-from finetune.data import Job
+from finetune.config import RunConfig, flag, flat
+from finetune.data import PreparedData
 from finetune.methods import METHODS
-from finetune.pictures import plot_tradeoff
-from scoring.table import Row, print_columns
-from model.files import write_json
+from scoring.scores import Row
 from tasks import TASKS
-
-
-NOT_A_SETTING = ("seed", "out", "device", "save_every", "micro_batch", "eval_batch_size", "resume")  # of what a run's adapter has learned
 
 
 @dataclass(frozen=True)
@@ -25,12 +20,12 @@ class Point:
     """One run in one state."""
     run: str
     task: str
-    model: str             # the base's directory
-    adapter: str           # a key of ADAPTERS: LoRA and QLoRA are one row of the table
+    model: str             # the name of the base
+    adapter: str           # a key of ADAPTERS: LoRA and QLoRA share a row of the table
     trained_bits: int      # k
     bits: int              # l; k as trained
     restored: bool
-    state: str
+    state: str             # its key
     score: float           # the task's main one, 0 to 1
     validation_loss: float
     bits_per_weight: float
@@ -38,31 +33,38 @@ class Point:
     restoration_ratio: float | None
 
 
-def check_scores(jobs: list[tuple[Path, argparse.Namespace, Job]]) -> None:
-    """Raises ValueError for a run whose task has nothing to draw: no score, or no test rows; and for runs that would stand in one cell
-    of the table though they differ in more than their seed, or in nothing."""
-    first: dict[tuple, tuple[Path, argparse.Namespace]] = {}
+def check_scores(scored: Sequence[tuple[Path, RunConfig, PreparedData]]) -> None:
+    """Raises ValueError for a run whose task has nothing to draw: no score, or no test rows; and for runs that would stand in
+    one cell of the table though they differ in more than their seed, or in nothing."""
+    first: dict[tuple, tuple[Path, RunConfig]] = {}
     seeds: dict[tuple, Path] = {}
-    for run, args, job in jobs:
-        if job.task.metric is None or not job.test:
-            raise ValueError(f"{run}: --task {job.task.name} has no score here ({len(job.test)} test rows), so there is nothing to compare")
-        cell = (args.task, args.model.name, METHODS[args.method].adapter, args.bits)
-        other, other_args = first.setdefault(cell, (run, args))
-        if differ := [name for name, value in vars(args).items() if name not in NOT_A_SETTING and getattr(other_args, name) != value]:
-            raise ValueError(f"{run} and {other} would be averaged as seeds of one another, but differ in {', '.join(map(flag, differ))}: "
-                             f"score them by commands of their own")
-        twin = seeds.setdefault((*cell, args.seed), run)
-        if twin != run or sum(path == run for path, _, _ in jobs) > 1:
-            raise ValueError(f"{run} and {twin} are the same run, seed {args.seed} included: name it once")
+    for run, config, data in scored:
+        if data.task.metric is None or not data.test:
+            raise ValueError(f"{run}: --task {data.task.name} has no score here ({len(data.test)} test rows), "
+                             f"so there is nothing to compare")
+        cell = (config.data.task, config.base.model.name, config.adapter_kind, config.base.bits)
+        other, other_config = first.setdefault(cell, (run, config))
+        if differ := different_settings(config, other_config):
+            raise ValueError(f"{run} and {other} would be averaged as seeds of one another, but differ in "
+                             f"{', '.join(differ)}: score them by commands of their own")
+        twin = seeds.setdefault((*cell, config.data.seed), run)
+        if twin != run or sum(path == run for path, _, _ in scored) > 1:
+            raise ValueError(f"{run} and {twin} are the same run, seed {config.data.seed} included: name it once")
 
 
-def points_of(run: Path, args: argparse.Namespace, rows: list[Row], widths: list[int]) -> list[Point]:
-    """rows: as trained, then one a width (see `restore_run`), merged models left out."""
-    rows = [row for row in rows if row.logit_difference is None]
-    metric = TASKS[args.task].metric
-    return [Point(str(run), args.task, args.model.name, METHODS[args.method].adapter, args.bits, bits, i > 0, row.state, row.scores[metric],
+def different_settings(a: RunConfig, b: RunConfig) -> list[str]:
+    """The flags of all fields that belong to the experiment and differ."""
+    pairs = zip(flat(a), flat(b), strict=True)
+    return [flag(f.name) for (f, x), (_, y) in pairs if x != y and f.metadata.get("setting", True)]
+
+
+def points_of(run: Path, config: RunConfig, rows: Sequence[Row]) -> list[Point]:
+    """rows: as trained and restored; models that were merged are left out."""
+    metric, k = TASKS[config.data.task].metric, config.base.bits
+    return [Point(str(run), config.data.task, config.base.model.name, config.adapter_kind, k,
+                  row.state.bits or k, row.state.kind == "restored", row.state.key, row.scores[metric],
                   row.validation_loss, row.bits_per_weight, row.megabytes, row.restoration_ratio)
-            for i, (row, bits) in enumerate(zip(rows, [args.bits, *widths], strict=True))]
+            for row in rows if row.logit_difference is None]
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class Average:
     bits: int
     runs: int
     score: float
-    deviation: float | None   # sample standard deviation over the runs; None of one
+    deviation: float | None   # sample standard deviation over the runs; None for one run
     megabytes: float
 
     @property
@@ -86,7 +88,7 @@ class Average:
 
     @property
     def in_table_1(self) -> bool:
-        """plr.txt restores to l > k only."""
+        """Kanda & Hatano restore to l > k only."""
         return not self.restored or self.bits > self.trained_bits
 
     @property
@@ -97,7 +99,7 @@ class Average:
 KEY = ("task", "model", "adapter", "trained_bits", "restored", "bits")
 
 
-def averages(points: list[Point]) -> list[Average]:
+def averages(points: Sequence[Point]) -> list[Average]:
     """Over the seeds, by falling training width, then as trained, then by rising width."""
     found: dict[tuple, list[Point]] = {}
     for p in sorted(points, key=lambda p: (-p.trained_bits, p.restored, p.bits)):
@@ -113,28 +115,5 @@ def trained_title(adapter: str, bits: int) -> str:
     return titles.get(bits == 16) or titles[False]
 
 
-def metric_of(points: list[Point]) -> str:
+def metric_of(points: Sequence[Point]) -> str:
     return " / ".join(dict.fromkeys(TASKS[p.task].metric.replace("_", " ") for p in points))
-
-
-def show_tradeoff(points: list[Point], picture: Path | None, json_file: Path | None) -> None:
-    """Prints Table 1, and writes the picture and the JSON where they are asked for; without another place, the JSON goes beside the picture."""
-    means, metric = averages(points), metric_of(points)
-    for adapter in dict.fromkeys(mean.adapter for mean in means):
-        print_table_1([mean for mean in means if mean.adapter == adapter and mean.in_table_1], metric)
-    if picture:
-        plot_tradeoff(means, picture, metric)
-    if json_file or picture:
-        write_json(json_file or picture.with_suffix(".json"),
-                   {"metric": metric, "averages": [asdict(mean) for mean in means], "runs": [asdict(p) for p in points]})
-
-
-def print_table_1(means: list[Average], metric: str) -> None:
-    """Rows: data set and model. Columns: of each training width, as trained and then PLR_l for each l above it; in percent, with the
-    standard deviation over the seeds. Widths that are not above are in the runs' own tables."""
-    columns = list(dict.fromkeys((mean.trained_bits, mean.label) for mean in means))
-    cell = {(mean.task, mean.model, mean.trained_bits, mean.label): mean.percent for mean in means}
-    rows = [[f"{task} {model}", *(cell.get((task, model, *column), "-") for column in columns)]
-            for task, model in dict.fromkeys((mean.task, mean.model) for mean in means)]
-    print_columns(f"{metric}, %, of an adapter trained at k bits, as trained and restored to l > k bits (plr.txt Table 1)",
-                  [["", *(f"{bits}-bit {label}" for bits, label in columns)], *rows])

@@ -1,15 +1,20 @@
-"""Data sets, prompts and scores. One task a file; `TASKS` is the list that `--task` offers.
+"""Data sets, prompts and scores. Each task is one file.
+
+`TASKS` holds every task by its name. `TRAINING_TASKS` holds those that `train.py --task` offers.
 
 | code name | meaning |
 |---|---|
-| `Example` | one row: the prompt that the model reads, the answer that it should write |
-| `Encoded` | its token ids, and how many of them are prompt: the rest, end token included, is what is learned |
-| `Splits` | train, validation, test: three lists of `Example` that share no row |
-| `rows`, `lines` | the test rows, and what the model answered to each: a line of predictions.jsonl |
-| `marks` | what one answer is worth; the means over the rows are the scores |
+| `Example` | one row: the prompt that the model reads, and the answer that it should write |
+| `Encoded` | the row's token ids, and how many of them are prompt. The rest is learned, end token included |
+| `Splits` | train, validation and test: three lists of `Example` that share no row |
+| `rows`, `lines` | the test rows, and the model's answer to each: one line of predictions.jsonl |
+| `marks` | the scores of one answer. Their means over the rows are the task's scores |
 
-`rows.py` reads data files, `hub_data.py` fetches those of the hub; `generative.py` asks for text, `choices.py` for one of several choices (benchmarks, which
-have test rows only); `labels.py` and `free_text.py` score what many tasks have in common; `significance.py` has the paired tests between two models' scores on the same rows.
+`rows.py` reads data files. `hub_data.py` fetches data files from the Hugging Face hub.
+`generative.py` asks the model for text. `choices.py` asks for one of several choices: these are benchmarks, which have
+test rows only. `labels.py` and `free_text.py` hold the scores that several tasks share.
+`significance.py` holds the paired tests of two models' scores on the same rows.
+`listing.py` makes the table of `train.py --list-tasks`.
 """
 from tasks.alpaca import Alpaca
 from tasks.arc import ArcChallenge, ArcEasy
@@ -27,5 +32,7 @@ from tasks.pretrain import Pretrain
 from tasks.sql_create_context import SqlCreateContext
 from tasks.winogrande import WinoGrande
 
-TASKS = {task.name: task for task in (Banking77, SqlCreateContext, Gsm8k, Gsm8kZeroShot, Alpaca, Flan, Bitext, BitextResponse, Pretrain, Perplexity,
-                                     Mmlu, HellaSwag, Piqa, WinoGrande, ArcEasy, ArcChallenge, BoolQ, OpenBookQa)}
+TASKS = {task.name: task for task in (
+    Banking77, SqlCreateContext, Gsm8k, Gsm8kZeroShot, Alpaca, Flan, Bitext, BitextResponse, Pretrain, Perplexity,
+    Mmlu, HellaSwag, Piqa, WinoGrande, ArcEasy, ArcChallenge, BoolQ, OpenBookQa)}
+TRAINING_TASKS = {name: task for name, task in TASKS.items() if task.trains}

@@ -1,7 +1,8 @@
-"""Alpaca (Taori et al. 2023; CC BY-NC 4.0: not for commercial use): an instruction, perhaps with an input -> the output.
+"""Alpaca (Taori et al. 2023; CC BY-NC 4.0, not for commercial use): an instruction -> the output.
 
-The two prompts are those of Stanford Alpaca's README (tatsu-lab/stanford_alpaca, "Data Release"), word for word. Differs from its training
-code: one space stands between prompt and output, as in all tasks here.
+Some instructions have an input. The two prompts are those of Stanford Alpaca's README (tatsu-lab/stanford_alpaca, "Data
+Release"), word for word.
+Differs from its training code: one space stands between prompt and output, as in all tasks here.
 """
 from pathlib import Path
 
@@ -19,14 +20,17 @@ WITHOUT_INPUT = ("Below is an instruction that describes a task. "
 
 class Alpaca(FreeTextTask):
     name, needs_data = "alpaca", True
+    title, licence = "instructions, some with an input", "CC BY-NC 4.0"
+    rows = "instruction, input, output"
 
     def splits(self, data: Path, test_data: Path | None, limit: int | None, seed: int) -> Splits:
-        """A tenth for validation. The data set has no test rows: there are some where --test-data gives them."""
+        """A tenth of the rows is for validation. The data set has no test rows: --test-data gives them, if any."""
         validation, train = one_tenth(shuffled(self._examples(data), seed)[:limit])
         return self.checked(Splits(train, validation, self._examples(test_data) if test_data else []))
 
     def _examples(self, path: Path) -> list[Example]:
-        return [Example(alpaca_prompt(row["instruction"], row["input"]), row["output"]) for row in read_rows(path, ("instruction", "input", "output"))]
+        return [Example(alpaca_prompt(row["instruction"], row["input"]), row["output"])
+                for row in read_rows(path, ("instruction", "input", "output"))]
 
 
 def alpaca_prompt(instruction: str, input: str) -> str:

@@ -16,10 +16,12 @@ def intents() -> frozenset[str]:
 
 
 class Banking77(LabelTask):
-    name = "banking77"
+    name, embedded = "banking77", True
+    title, licence = "intent of a bank customer, of 77", "CC BY 4.0"
+    rows = "text, category"
 
     def splits(self, data: Path | None, test_data: Path | None, limit: int | None, seed: int) -> Splits:
-        """The published train and test files; a tenth of train (plr.txt Sec. 3.1) is held out for validation."""
+        """The published train and test files. A tenth of train is for validation (Kanda & Hatano, Sec. 3.1)."""
         validation, train = one_tenth(shuffled(self._examples(data or HERE / "train.jsonl"), seed)[:limit])
         return Splits(train, validation, self._examples(test_data or HERE / "test.jsonl"))
 

@@ -1,4 +1,4 @@
-"""Encoded examples -> padded batches of similar length, in an order that (seed, epoch) alone decides."""
+"""Encoded examples -> padded batches of similar length. The order depends on (seed, epoch) only."""
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,18 +9,19 @@ from torch import Tensor
 from model.padding import pad_right
 from tasks.task import Encoded
 
-SORTED_TOGETHER = 32  # batches whose examples are sorted by length among themselves: little padding, still random
+# Examples are sorted by length within a pool of so many batches: little padding, and the order is still random.
+SORTED_TOGETHER = 32
 
 
 @dataclass
 class Batch:
-    tokens: Tensor   # (B, T), padded on the right with 0; causality keeps the padding from every place that is read
+    tokens: Tensor   # (B, T), padded on the right with 0; attention is causal, so no real token sees the padding
     at: Tensor       # (B, T) bool: True where the NEXT token is learned
     targets: Tensor  # (n,): those next tokens, n = at.sum()
 
 
 def collate(examples: Sequence[Encoded], device: torch.device | str = "cpu") -> Batch:
-    """The last token of an example is only a target, and the first only an input, so T = longest - 1."""
+    """T = longest - 1, because the last token of an example is only a target and the first is only an input."""
     tokens, at = pad_right([e.tokens[:-1] for e in examples])
     for row, e in enumerate(examples):
         at[row, :e.prompt_length - 1] = False
@@ -29,7 +30,7 @@ def collate(examples: Sequence[Encoded], device: torch.device | str = "cpu") -> 
 
 
 def epoch_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """Every index once, in batches of near-equal length, the batches in random order."""
+    """Every index once, in batches of similar length. The batches are in random order."""
     rng = random.Random(f"{seed}-{epoch}")
     order = list(range(len(lengths)))
     rng.shuffle(order)

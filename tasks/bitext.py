@@ -1,7 +1,7 @@
-"""Bitext customer support (CDLA-Sharing 1.0): a customer's request -> its intent (`bitext`), or the reply to it (`bitext-response`).
+"""Bitext customer support (CDLA-Sharing 1.0): a request -> its intent (`bitext`) or its reply (`bitext-response`).
 
-Both published schemas are read: `instruction`, `category`, `intent`, `response` (27K responses), and `utterance`, `intent` (intent detection,
-which has no replies).
+`bitext` reads both published schemas: `instruction`, `category`, `intent`, `response` (27K responses), and `utterance`,
+`intent` (intent detection). The second has no replies, so `bitext-response` reads only the first.
 """
 from collections.abc import Collection
 from pathlib import Path
@@ -14,6 +14,8 @@ from tasks.task import Example, Splits, one_tenth, shuffled
 
 class Bitext(LabelTask):
     name, needs_data = "bitext", True
+    title, licence = "intent of a customer's request", "CDLA-Sharing 1.0"
+    rows = "instruction or utterance, intent"
 
     def __init__(self):
         self.intents: set[str] = set()  # of the files that `splits` has read
@@ -26,7 +28,8 @@ class Bitext(LabelTask):
 
     def _examples(self, path: Path) -> list[Example]:
         asked = "utterance" if "utterance" in read_rows(path, ())[0] else "instruction"
-        return [Example(f"{row[asked].strip()}\nIntent:", intent_words(row["intent"])) for row in read_rows(path, (asked, "intent"))]
+        return [Example(f"{row[asked].strip()}\nIntent:", intent_words(row["intent"]))
+                for row in read_rows(path, (asked, "intent"))]
 
     def labels(self) -> Collection[str]:
         return self.intents
@@ -34,16 +37,20 @@ class Bitext(LabelTask):
 
 class BitextResponse(FreeTextTask):
     name, needs_data = "bitext-response", True
+    title, licence = "reply to a customer's request", "CDLA-Sharing 1.0"
+    rows = "instruction, response"
 
     def splits(self, data: Path, test_data: Path | None, limit: int | None, seed: int) -> Splits:
-        return self.checked(tenths(self._examples(data), self._examples(test_data) if test_data else [], limit, seed))
+        test = self._examples(test_data) if test_data else []
+        return self.checked(tenths(self._examples(data), test, limit, seed))
 
     def _examples(self, path: Path) -> list[Example]:
-        return [Example(f"{row['instruction'].strip()}\nReply:", row["response"].strip()) for row in read_rows(path, ("instruction", "response"))]
+        return [Example(f"{row['instruction'].strip()}\nReply:", row["response"].strip())
+                for row in read_rows(path, ("instruction", "response"))]
 
 
 def tenths(every: list[Example], test: list[Example], limit: int | None, seed: int) -> Splits:
-    """A tenth for validation, and a further one for test where there is no test file."""
+    """A tenth of the rows is for validation, and another tenth for test where no test file is given."""
     validation, rest = one_tenth(shuffled(every, seed)[:limit])
     if not test:
         test, rest = one_tenth(rest)

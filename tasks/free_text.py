@@ -1,4 +1,7 @@
-"""Tasks whose answer is free text, over several lines: ROUGE-1, ROUGE-2 and ROUGE-L (Lin 2004), by the package rouge-score."""
+"""Tasks whose answer is free text of any number of lines, scored by ROUGE-1, ROUGE-2 and ROUGE-L (Lin 2004).
+
+The package rouge-score computes them.
+"""
 import importlib
 from functools import cache
 
@@ -12,10 +15,10 @@ class FreeTextTask(GenerativeTask):
     metric = "rougeL"
     protocol = "greedy, to the end token; F-measure of ROUGE-1, -2 and -L by rouge-score, without stemming"
     stop_texts = ()
-    new_tokens = 512  # ours: the sets have single answers of thousands of tokens, for which all others would have to wait
+    new_tokens = 512  # our limit: the data sets have a few answers of thousands of tokens, which would delay all others
 
     def checked(self, splits: Splits) -> Splits:
-        """Raises ValueError where there are test rows, and no package to score them with."""
+        """Raises ValueError where there are test rows but rouge-score is not installed."""
         if splits.test:
             scorer()
         return splits
@@ -25,8 +28,10 @@ class FreeTextTask(GenerativeTask):
 
 
 def rouge(gold: str, written: str) -> dict[str, float]:
-    """F1 = 2 * overlap / (grams written + grams of the gold) of single words, of pairs, and of the longest common subsequence, from 0 to
-    1. Words are runs of the letters a to z and digits in lower case, as the package has them: text without any scores 0."""
+    """F1 = 2 * overlap / (grams written + grams of the gold), from 0 to 1.
+
+    The grams are single words (rouge1), pairs of words (rouge2), or the longest common subsequence (rougeL). A word is
+    a run of letters a to z and digits, in lower case, as in the package. Text without a word scores 0."""
     return {name: float(score.fmeasure) for name, score in scorer().score(gold, written).items()}
 
 
@@ -35,4 +40,4 @@ def scorer():
     try:
         return importlib.import_module("rouge_score.rouge_scorer").RougeScorer(ROUGES, use_stemmer=False)
     except ImportError:
-        raise ValueError("ROUGE is computed by rouge-score, which is not installed: pip install rouge-score") from None
+        raise ValueError("ROUGE needs rouge-score, which is not installed: pip install rouge-score") from None

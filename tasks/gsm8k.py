@@ -1,7 +1,8 @@
 """GSM8K (Cobbe et al. 2021; MIT): a word problem -> its solution, which ends with `#### N`.
 
-Prompt, shots, stops and scores are those of lm-evaluation-harness (shared/PROTOCOLS.md), its 5 shots as well: they are drawn for each test row,
-by Python's own generator at seed 1234. `gsm8k-zero-shot` asks without shots, which is how a fine-tuned model was trained.
+Prompt, shots, stop texts and scores are those of lm-evaluation-harness (docs/tasks.md). Its 5 shots are drawn for each
+test row by Python's own generator with seed 1234; the same ones are drawn here. `gsm8k-zero-shot` asks without shots,
+as in training.
 """
 import random
 import re
@@ -12,39 +13,45 @@ from tasks.generative import GenerativeTask
 from tasks.rows import placed_rows
 from tasks.task import Example, Splits, one_tenth, shuffled
 
-FEWSHOT_SEED = 1234  # the harness' own
+FEWSHOT_SEED = 1234  # as in lm-evaluation-harness
 STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
 FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
 
 
 class Gsm8k(GenerativeTask):
     name, metric = "gsm8k", "strict_match"
+    title, licence = "word problems, scored with 5 shots", "MIT"
+    rows = "question, answer"
     shots = 5
-    protocol = "lm-evaluation-harness 0.4.13: 5 shots drawn from --data for each row, greedy; strict: the first #### number, flexible: the last number"
+    protocol = ("lm-evaluation-harness 0.4.13: 5 shots drawn from --data for each row, greedy; "
+                "strict: the first #### number, flexible: the last number")
     stop_texts = ("Question:", "</s>", "<|im_end|>")
-    new_tokens = 256  # the harness' default
+    new_tokens = 256  # lm-evaluation-harness' default
     needs_data = needs_test_data = True
 
     def splits(self, data: Path, test_data: Path, limit: int | None, seed: int) -> Splits:
-        """A tenth of the training file for validation (plr.txt Sec. 3.1). Shots may be any rows of that file."""
+        """A tenth of the training file is for validation (Kanda & Hatano, Sec. 3.1). Any row of it may be a shot."""
         pool, test = read_problems(data), read_problems(test_data)
         if len(pool) < self.shots:
-            raise ValueError(f"{data}: {len(pool)} rows are too few for {self.shots} shots a test row")
+            raise ValueError(f"{data}: found {len(pool)} rows; at least {self.shots} are needed as shots")
         validation, train = one_tenth(shuffled(pool, seed)[:limit])
         return Splits(train, validation, with_shots(test, pool, self.shots))
 
     def marks(self, row: Example, line: dict) -> dict[str, float]:
         gold = bare(row.answer)
-        return {"strict_match": float(bare(first_strict(line["text"])) == gold), "flexible_extract": float(bare(last_number(line["text"])) == gold)}
+        return {"strict_match": float(bare(first_strict(line["text"])) == gold),
+                "flexible_extract": float(bare(last_number(line["text"])) == gold)}
 
 
 class Gsm8kZeroShot(Gsm8k):
     name, shots = "gsm8k-zero-shot", 0
-    protocol = "lm-evaluation-harness 0.4.13 without shots, greedy; strict: the first #### number, flexible: the last number"
+    title = "word problems, scored without shots"
+    protocol = ("lm-evaluation-harness 0.4.13 without shots, greedy; "
+                "strict: the first #### number, flexible: the last number")
 
 
 def read_problems(path: Path) -> list[Example]:
-    """Raises ValueError, naming the line, for a solution without `#### N`: nothing could ever equal it."""
+    """Raises ValueError, naming the line, for a solution without `#### N`: no answer could ever equal it."""
     rows = placed_rows(path, ("question", "answer"))
     for place, row in rows:
         if not STRICT.search(row["answer"]) or not re.search("[0-9]", bare(row["answer"])):
@@ -53,9 +60,11 @@ def read_problems(path: Path) -> list[Example]:
 
 
 def with_shots(test: Sequence[Example], pool: Sequence[Example], shots: int) -> list[Example]:
-    """Each test row behind `shots` rows of `pool` of its own, two line breaks between them."""
+    """Each test row after `shots` rows of `pool`, drawn anew for each, with two line breaks between them."""
     draw = random.Random(FEWSHOT_SEED)
-    return [Example("".join(f"{shot.prompt} {shot.answer}\n\n" for shot in draw.sample(pool, shots)) + row.prompt, row.answer) for row in test]
+    return [Example("".join(f"{shot.prompt} {shot.answer}\n\n" for shot in draw.sample(pool, shots)) + row.prompt,
+                    row.answer)
+            for row in test]
 
 
 def first_strict(text: str) -> str:
@@ -70,6 +79,8 @@ def last_number(text: str) -> str:
 
 
 def bare(text: str) -> str:
-    """What is compared: `bare("So it is\\n#### $1,200.") == "1200"`. An answer without a number is bare of everything, which no gold is."""
+    """The text that is compared: `bare("So it is\\n#### $1,200.") == "1200"`.
+
+    An answer without a number becomes the empty text, which no gold answer is."""
     text = re.sub(r"(?s).*#### ", "", re.sub(r"[,$]", "", text))
     return text.removesuffix(".").lower()

@@ -1,7 +1,8 @@
-"""HellaSwag (Zellers et al. 2019; MIT): what somebody does -> how it goes on, one of four endings, three of them machine-written.
+"""HellaSwag (Zellers et al. 2019; MIT): what somebody does -> one of four endings, of which three are machine-written.
 
-Rows of `activity_label`, `endings`, `label` (0 to 3) and the beginning, as `ctx_a` and `ctx_b` or, in copies that have them joined, as `ctx`: there
-the capital letter of ctx_b cannot be made again, and ctx stands as it is. The validation split is what is reported.
+Rows hold `activity_label`, `endings`, `label` (0 to 3) and the beginning: `ctx_a` and `ctx_b`, or `ctx` in copies that
+have them joined. There the capital letter of ctx_b cannot be recovered, so ctx is used unchanged.
+Published scores are of the validation split.
 """
 import re
 
@@ -9,18 +10,21 @@ from tasks.choices import ChoiceTask, Question, check_choices, gold
 
 
 def cleaned(text: str) -> str:
-    """Of WikiHow's marks: `Baking. [title] Mix  it. [step] Wait.` -> `Baking.. Mix it. Wait.`"""
+    """Removes WikiHow's markup: `Baking. [title] Mix  it. [step] Wait.` -> `Baking.. Mix it. Wait.`"""
     text = text.strip().replace(" [title]", ". ")
     return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
 
 
 class HellaSwag(ChoiceTask):
     name, metric = "hellaswag", "acc_norm"
+    title, licence = "the ending of an everyday scene", "MIT"
+    rows = "activity_label, ctx_a and ctx_b, or ctx, endings, label"
     fields = {"activity_label": str, "endings": [str], "label": int}
 
     def question(self, row: dict) -> Question:
         choices = check_choices([cleaned(ending) for ending in row["endings"]])
-        return Question((cleaned(f"{row['activity_label']}: {beginning(row)}"),), choices, gold("label", row["label"], choices))
+        context = cleaned(f"{row['activity_label']}: {beginning(row)}")
+        return Question((context,), choices, gold("label", row["label"], choices))
 
 
 def beginning(row: dict) -> str:
@@ -28,5 +32,5 @@ def beginning(row: dict) -> str:
     if isinstance(a, str) and isinstance(b, str):
         return f"{a} {b.capitalize()}"
     if not isinstance(whole, str):
-        raise ValueError("neither ctx_a and ctx_b nor ctx is there as text")
+        raise ValueError("no text in ctx, nor in both ctx_a and ctx_b; one of the two is needed")
     return whole

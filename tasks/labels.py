@@ -1,4 +1,4 @@
-"""Tasks whose answer is the name of one of a few labels, which the model writes: accuracy, F1-micro, F1-macro."""
+"""Tasks whose answer is the name of a label, which the model writes: accuracy, F1-micro and F1-macro."""
 from collections import Counter
 from collections.abc import Collection, Sequence
 
@@ -7,12 +7,12 @@ from tasks.task import Example
 
 
 def intent_words(category: str) -> str:
-    """`Refund_not_showing_up` -> `refund not showing up`: what the model learns to write, in words it knows."""
+    """`Refund_not_showing_up` -> `refund not showing up`: the model learns to write words that it knows."""
     return " ".join(category.lower().replace("_", " ").split())
 
 
 class LabelTask(GenerativeTask):
-    """Subclasses say in `labels` which names there are."""
+    """Subclasses define `labels`, the names that exist."""
     metric = "accuracy"
     protocol = "greedy, first line; case, underscores and white space do not count"
 
@@ -20,7 +20,7 @@ class LabelTask(GenerativeTask):
         raise NotImplementedError
 
     def marks(self, row: Example, line: dict) -> dict[str, float]:
-        """accuracy; invalid: names no label."""
+        """`accuracy`, and `invalid`: 1 where the answer names no label."""
         written = intent_words(line["text"])
         return {"accuracy": float(written == row.answer), "invalid": float(written not in self.labels())}
 
@@ -30,14 +30,15 @@ class LabelTask(GenerativeTask):
 
 
 def micro_f1(written: Sequence[str], gold: Sequence[str], labels: Collection[str]) -> float:
-    """2 * right / (rows + rows in which a label was written): precision and recall over all rows and labels together. It is the accuracy
-    where every answer names a label; an answer that names none is no wrong one, but a missing one."""
-    right, named = sum(w == g for w, g in zip(written, gold)), sum(w in labels for w in written)
+    """2 * right / (rows + rows in which a label was written): precision and recall over all rows and labels together.
+
+    It equals the accuracy where every answer names a label. An answer that names none is missing, not wrong."""
+    right, named = sum(w == g for w, g in zip(written, gold, strict=True)), sum(w in labels for w in written)
     return 2 * right / (len(gold) + named)
 
 
 def macro_f1(written: Sequence[str], gold: Sequence[str]) -> float:
     """Mean over the classes of `gold` of 2 * right / (times written + times gold)."""
-    right = Counter(g for w, g in zip(written, gold) if w == g)
+    right = Counter(g for w, g in zip(written, gold, strict=True) if w == g)
     n_written, n_gold = Counter(written), Counter(gold)
     return sum(2 * right[c] / (n_written[c] + n_gold[c]) for c in n_gold) / len(n_gold)

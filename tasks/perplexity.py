@@ -2,10 +2,11 @@
 
     python eval.py --model DIR --task perplexity --test-data wikitext2/test.txt
 
-The file is one sequence of tokens, with the tokenizer's begin token before it, if it has one, cut into windows that do not overlap
-(2048 tokens, or --max-length, or the model's positions where those are fewer). A window's first token is only read, so W - 1 are scored; the
-last window, if it is not whole, is left out, unless it is the only one. That is the protocol of the quantization papers (GPTQ's, for one), which read
-WikiText-2 with two line breaks between its rows; here the file is read as it is.
+The file is one sequence of tokens, after the tokenizer's begin token if it has one. It is cut into windows of W tokens
+that do not overlap. W is --max-length, by default 2048 tokens or the model's positions, whichever is less. A window's
+first token is only read, so W - 1 tokens are scored. A last window that is not whole is left out, unless it is the only
+one. This is the protocol of GPTQ and other quantization papers.
+Differs from theirs: the file is read unchanged, whereas they put two line breaks between the rows of WikiText-2.
 """
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -33,14 +34,17 @@ class Window:
 
 class Perplexity(Task):
     name, metric = "perplexity", "nats_per_token"
-    protocol = "windows of {} tokens that do not overlap, the first token of each only read, the last one left out if it is not whole"
+    title, licence = "perplexity of a text file", "that of the text"
+    rows = "none: one UTF-8 text"
+    protocol = ("windows of {} tokens that do not overlap, the first token of each only read, "
+                "the last one left out if it is not whole")
     formats = {"perplexity": ".4f", "nats_per_token": ".4f"}
     needs_test_data, trains = True, False
 
     def splits(self, data: Path | None, test_data: Path | None, limit: int | None, seed: int) -> Splits:
-        """One text. Raises FileNotFoundError, or ValueError for a file that is no UTF-8 text, and for training rows."""
+        """One text. Raises FileNotFoundError, or ValueError where the file is not UTF-8 text or --data is given."""
         if data:
-            raise ValueError(f"--data {data}: {self.name} is of one text; it goes to --test-data")
+            raise ValueError(f"--data {data}: --task {self.name} takes no --data; give the text file as --test-data")
         if not test_data.is_file():
             raise FileNotFoundError(f"{test_data}: no such text file")
         try:
@@ -49,32 +53,37 @@ class Perplexity(Task):
             raise ValueError(f"{test_data}: not UTF-8 text ({error})") from None
 
     def test_rows(self, test: Sequence[Text], tokenizer: Tokenizer, longest: int) -> list[Window]:
-        """The protocol says their size from here on. Raises ValueError for a text or windows of fewer than two tokens, of which none could be scored."""
+        """Cuts the text into windows and writes their size into `protocol`.
+
+        Raises ValueError for a text or a window of fewer than two tokens: nothing in it could be scored."""
         tokens = tokenizer.encode(test[0].text)
         if len(tokens) < 2:
-            raise ValueError(f"--test-data: {len(tokens)} tokens of text are too few for a perplexity")
+            raise ValueError(f"--test-data: the text has {len(tokens)} tokens; a perplexity needs at least 2")
         if longest < 2:
-            raise ValueError(f"--max-length {longest}: the first token of a window is only read, so that one of two tokens is the smallest")
+            raise ValueError(f"--max-length {longest}: a window needs at least 2 tokens, as the first is only read")
         self.protocol = type(self).protocol.format(min(longest, len(tokens)))
         whole = [w for w in split_list(tokens, longest) if len(w) == longest]
         return [Window(w) for w in whole or [tokens]]
 
     @torch.no_grad()
     def answers(self, model: Llama, rows: Sequence[Window], asking: Asking) -> Iterator[tuple[int, dict]]:
-        """A window's line: its text, how many tokens were scored, and the sum of their log-probabilities. The text is what tells the windows of two
-        files, or of two sizes, apart where scores are compared. Windows go one at a time: a batch of them would be no faster, and hold as many
-        more logits."""
+        """A line holds the window's text, the number of tokens scored, and the sum of their log-probabilities.
+
+        The text tells windows of different files or sizes apart where scores are compared. Windows are read one at a
+        time: a batch would not be faster, and its logits would take more memory."""
         for i, row in enumerate(tqdm(rows, desc=asking.desc, unit="window", disable=None, leave=False)):
             scored = len(row.tokens) - 1
-            yield i, {"prompt": asking.tokenizer.decode(row.tokens), "gold": "", "tokens": scored, "log_likelihoods": [log_likelihood(model, row.tokens)]}
+            yield i, {"prompt": asking.tokenizer.decode(row.tokens), "gold": "", "tokens": scored,
+                      "log_likelihoods": [log_likelihood(model, row.tokens)]}
 
     def marks(self, row: Window, line: dict) -> dict[str, float]:
         return {"nats_per_token": -line["log_likelihoods"][0] / line["tokens"]}
 
     def other_scores(self, rows: Sequence[Window], lines: Sequence[dict]) -> dict[str, float]:
-        """Windows are of one size, so that the mean over the windows is the mean over the tokens."""
+        """Windows have one size, so the mean over the windows is the mean over the tokens."""
         nats = -sum(line["log_likelihoods"][0] for line in lines)
-        return {"perplexity": torch.tensor(nats / sum(line["tokens"] for line in lines), dtype=torch.float64).exp().item()}
+        mean = nats / sum(line["tokens"] for line in lines)
+        return {"perplexity": torch.tensor(mean, dtype=torch.float64).exp().item()}
 
 
 def log_likelihood(model: Llama, tokens: Sequence[int]) -> float:

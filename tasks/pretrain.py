@@ -1,8 +1,21 @@
-"""The text that the embedded base is pre-trained on: `--task pretrain --data ../shared/data`.
+"""The text that the embedded base is pre-trained on: `--task pretrain --data DIR`.
 
-Train splits only (of wikitext2, which has none here, the validation file; its test file stays unseen), permissive licences
-only; never banking77, which is the job, nor alpaca, which is non-commercial. Each row becomes one document; documents are
-joined, each with the tokenizer's begin token, if it has one, and an end token, and cut into windows.
+DIR holds one folder for each of these public data sets:
+
+| file | data set | fields used |
+|---|---|---|
+| `sql_create_context/train.jsonl` | sql-create-context | question, context, answer |
+| `gsm8k/train.jsonl` | GSM8K | question, answer |
+| `boolq/train.jsonl` | BoolQ | question, passage |
+| `flan_cot/train.jsonl` | FLAN v2, chain of thought | question, answer, chain_of_thought |
+| `c4_sample/train.jsonl` | a sample of C4 | text |
+| `bitext/train.jsonl` | Bitext customer support | instruction, intent, response |
+| `wikitext2/valid.txt` | WikiText-2, raw text | the articles |
+
+Only train splits are used. WikiText-2 is the exception: its validation file is used, and its test file stays unseen.
+All data sets have permissive licences. banking77 is left out because it is the embedded task; alpaca, because it is
+non-commercial. Each row becomes one document. Each document gets the tokenizer's begin token, if it has one, and an end
+token. The documents are then joined and cut into windows.
 """
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +26,7 @@ from tasks.rows import read_rows
 from tasks.sql_create_context import sql_prompt
 from tasks.task import Encoded, Example, Splits, Task, shuffled
 
-WINDOW = 256  # tokens; long enough for nearly every row of these sets
+WINDOW = 256  # tokens; nearly every row of these data sets fits
 
 
 def _boolq(row: dict) -> str:
@@ -44,7 +57,7 @@ def documents(data: Path) -> list[str]:
 
 
 def wikitext_articles(path: Path) -> list[str]:
-    """The raw text cut before each top-level heading ` = Title = `."""
+    """Cuts the raw text before each top-level heading ` = Title = `."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such data file")
     articles: list[list[str]] = [[]]
@@ -57,18 +70,22 @@ def wikitext_articles(path: Path) -> list[str]:
 
 class Pretrain(Task):
     name = "pretrain"
+    title, licence = "pre-training text of the base", "that of each set"
+    rows = "a directory, see tasks/pretrain.py"
     protocol = "validation loss only"
     needs_data = True
 
     def splits(self, data: Path | None, test_data: Path | None, limit: int | None, seed: int) -> Splits:
-        """One document in fifty is held out."""
+        """One document in fifty is for validation."""
         texts = shuffled(documents(data), seed)[:limit]
         n_validation = max(1, len(texts) // 50)
         examples = [Example(prompt="", answer=text) for text in texts]
         return Splits(train=examples[n_validation:], validation=examples[:n_validation])
 
     def encode(self, examples: Sequence[Example], tokenizer: Tokenizer, eos_id: int) -> list[Encoded]:
-        """Windows of one stream; each begins with the token that the one before it ended with, so that every token of
-        the stream is learned once (the first token of a window is only read)."""
+        """Windows of one stream of tokens.
+
+        The first token of a window is only read. Each window therefore begins with the last token of the one before it,
+        so that every token of the stream is learned once."""
         stream = [token for example in examples for token in [*tokenizer.encode(example.answer), eos_id]]
         return [Encoded(stream[start:start + WINDOW + 1], 1) for start in range(0, len(stream) - 1, WINDOW)]

@@ -1,8 +1,9 @@
 """Rows of a data file: .jsonl (an object a line), .json (a list of objects, or an object a line), .csv, .parquet.
 
-What a field must hold is written as the data are: `str`, `int`, `bool`, `[str]` for a list of text, `{"text": [str], "label": [str]}` for an
-object of such lists. A .csv file has text alone, so that integers are read from it, `true` and `false`, and lists and objects in JSON. An
-integer may be text in any file: data sets disagree over their own labels.
+The kind of a field is written as an example of its data: `str`, `int`, `bool`, `[str]` for a list of text, and
+`{"text": [str], "label": [str]}` for an object of such lists. Cells of a .csv file are text. Integers, `true`, `false`,
+and lists and objects in JSON are parsed from that text. An integer may be text in any file, because copies of one
+data set differ in how they store labels.
 """
 import csv
 import importlib
@@ -18,21 +19,22 @@ TRUTH = {"true": True, "True": True, "TRUE": True, "false": False, "False": Fals
 
 
 def read_rows(path: Path, fields: Sequence[str] | Mapping[str, Kind]) -> list[dict]:
-    """Every row, each holding `fields`: text where they are a sequence of names, else of the kind that the mapping gives. Further fields
-    stay as they are.
+    """Every row. Each holds `fields`: text, if they are a sequence of names, else the kind that the mapping gives.
 
-    Raises FileNotFoundError, or ValueError naming the file, the line (in .json and .parquet the row) and what is wrong there."""
+    Further fields are returned unchanged. Raises FileNotFoundError, or ValueError naming the file, the line (the row in
+    .json and .parquet) and the problem."""
     return [row for _, row in placed_rows(path, fields)]
 
 
 def placed_rows(path: Path, fields: Sequence[str] | Mapping[str, Kind]) -> list[tuple[str, dict]]:
-    """As `read_rows`, each row behind its place, such as `data/train.jsonl, line 4`, for checks that come later."""
+    """(place, row) for each row of `read_rows`. A place reads `data/train.jsonl, line 4`; later checks name it."""
     kinds = fields if isinstance(fields, Mapping) else dict.fromkeys(fields, str)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: {'is a directory, not a data file' if path.is_dir() else 'no such data file'}")
+        problem = "is a directory, not a data file" if path.is_dir() else "no such data file"
+        raise FileNotFoundError(f"{path}: {problem}")
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise ValueError(f"{path}: rows are read from {', '.join(SUFFIXES)} files, by the end of their name")
+        raise ValueError(f"{path}: the name of a data file must end in one of {', '.join(SUFFIXES)}")
     raw = _parquet(path) if suffix == ".parquet" else READERS[suffix](path, _text_of(path))
     rows = [(f"{path}, {place}", _checked(f"{path}, {place}", row, kinds, suffix == ".csv")) for place, row in raw]
     if not rows:
@@ -49,12 +51,13 @@ def _checked(place: str, row: object, kinds: Mapping[str, Kind], is_csv: bool) -
             fitting[name] = _fitted(row.get(name), kind, is_csv)
         except ValueError:
             found = ", ".join(map(str, row)) or "nothing"
-            raise ValueError(f"{place}: field {name!r} is missing or not {in_words(kind)} (fields there: {found})") from None
+            raise ValueError(f"{place}: field {name!r} is missing or not {in_words(kind)} "
+                             f"(fields of the row: {found})") from None
     return {**row, **fitting}
 
 
 def _fitted(value: object, kind: Kind, is_csv: bool = False) -> object:
-    """`value` as `kind`. Raises ValueError where it is of another."""
+    """`value` as `kind`. Raises ValueError where it is of another kind."""
     if is_csv and isinstance(value, str) and kind is not str:
         return TRUTH[value.strip()] if kind is bool and value.strip() in TRUTH else _fitted(json.loads(value), kind)
     if kind is int and isinstance(value, str) and re.fullmatch(r"\s*[+-]?[0-9]+\s*", value):
@@ -77,11 +80,11 @@ def in_words(kind: Kind) -> str:
     return {str: "text", int: "an integer", bool: "true or false"}[kind]
 
 
-# ---- the formats: (place, row) for each row --------------------------------------------------------------------------
+# ---- the formats: (place, row) for each row -------------------------------------------------------------------------
 
 def _text_of(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8-sig")  # with or without a byte order mark; line breaks inside quotes stay what they are
+        return path.read_bytes().decode("utf-8-sig")  # a byte order mark is dropped; line breaks are kept unchanged
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text ({error})") from None
 
@@ -96,7 +99,7 @@ def _json_lines(path: Path, text: str) -> Iterator[tuple[str, object]]:
 
 
 def _json(path: Path, text: str) -> Iterator[tuple[str, object]]:
-    """Many a .json file on the hub holds an object a line."""
+    """A list of rows, or an object a line, as in many .json files of the hub."""
     if text.lstrip().startswith("{"):
         yield from _json_lines(path, text)
         return
@@ -110,7 +113,7 @@ def _json(path: Path, text: str) -> Iterator[tuple[str, object]]:
 
 
 def _csv(path: Path, text: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """The first line that is not empty names the fields. A row's line is the one that it begins on."""
+    """The first line that is not empty names the fields. A row is placed by the line on which it begins."""
     reader, names, line = csv.reader(io.StringIO(text, newline=""), strict=True), None, 1
     while True:
         try:
@@ -123,8 +126,9 @@ def _csv(path: Path, text: str) -> Iterator[tuple[str, dict[str, str]]]:
             names = _distinct(cells, f"{path}, line {line}")
         elif cells:
             if len(cells) != len(names):
-                raise ValueError(f"{path}, line {line}: {len(cells)} cells, and the header has {len(names)} ({', '.join(names)})")
-            yield f"line {line}", dict(zip(names, cells))
+                raise ValueError(f"{path}, line {line}: {len(cells)} cells, but the header has {len(names)} "
+                                 f"({', '.join(names)})")
+            yield f"line {line}", dict(zip(names, cells, strict=True))
         line = reader.line_num + 1
 
 
@@ -132,7 +136,8 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict]]:
     try:
         parquet = importlib.import_module("pyarrow.parquet")
     except ImportError:
-        raise ValueError(f"{path}: parquet files are read by pyarrow, which is not installed: pip install pyarrow") from None
+        raise ValueError(f"{path}: parquet needs the package pyarrow, which is not installed: "
+                         "pip install pyarrow") from None
     from pyarrow import ArrowException
     try:
         table = parquet.read_table(path)
@@ -149,5 +154,5 @@ def _distinct(names: list[str], place: str) -> list[str]:
     return names
 
 
-csv.field_size_limit(2 ** 31 - 1)  # Python refuses cells of more than 131,072 characters by itself
+csv.field_size_limit(2 ** 31 - 1)  # by default, Python refuses cells of more than 131,072 characters
 READERS = {".jsonl": _json_lines, ".json": _json, ".csv": _csv}

@@ -1,6 +1,6 @@
 """sql-create-context (b-mc2; CC BY 4.0): a table's schema and a question -> the SQL query.
 
-Rows of `question`, `context` (CREATE TABLE ...), `answer`.
+Rows hold `question`, `context` (CREATE TABLE ...) and `answer`.
 """
 import re
 import sqlite3
@@ -23,34 +23,40 @@ class SqlExample(Example):
 
 class SqlCreateContext(GenerativeTask):
     name, metric = "sql-create-context", "exact_match"
-    protocol = "greedy, first line; exact match apart from case, white space, quotes and a final semicolon; compiles: SQLite takes it as a query of " \
-               "the row's schema"
+    title, licence = "SQL query for a question", "CC BY 4.0"
+    rows = "question, context, answer"
+    protocol = ("greedy, first line; exact match apart from case, white space, quotes and a final semicolon; "
+                "compiles: SQLite takes it as a query of the row's schema")
     needs_data = True
 
     def splits(self, data: Path, test_data: Path | None, limit: int | None, seed: int) -> Splits:
-        """A tenth for validation; a further tenth for test (plr.txt Sec. 3.1) where no test file is given. No schema is in two of the
-        splits: training rows of a schema that the test file has are left out, and counted."""
+        """A tenth of the rows is for validation (Kanda & Hatano, Sec. 3.1).
+
+        Without a test file, another tenth is for test. No schema is in two splits. Training rows whose schema is in the
+        test file are left out and counted."""
         every, test = self._examples(data), self._examples(test_data) if test_data else []
         taken = {schema_of(example) for example in test}
         rows = shuffled([example for example in every if schema_of(example) not in taken], seed)[:limit]
         tenth = max(1, len(rows) // 10)
         validation, rest = whole_schemas(rows, tenth)
         found, train = ([], rest) if test else whole_schemas(rest, tenth)
-        left_out = sum(schema_of(example) in taken for example in every)
-        return Splits(train, validation, test or found, {"their schema is in the test file": left_out} if left_out else {})
+        n = sum(schema_of(example) in taken for example in every)
+        left_out = {"their schema is in the test file": n} if n else {}
+        return Splits(train, validation, test or found, left_out)
 
     def _examples(self, path: Path) -> list[SqlExample]:
         return [SqlExample(sql_prompt(row["context"], row["question"]), row["answer"].strip(), row["context"])
                 for row in read_rows(path, ("question", "context", "answer"))]
 
     def answers(self, model: Llama, rows: Sequence[SqlExample], asking: Asking) -> Iterator[tuple[int, dict]]:
-        """A gold query that does not compile is flagged: for its row `compiles` says nothing."""
+        """A row whose gold query does not compile is flagged: `compiles` is meaningless for it."""
         for i, line in super().answers(model, rows, asking):
             flags = line.get("flags", []) + [GOLD_DOES_NOT_COMPILE] * (not compiles(rows[i].answer, rows[i].context))
             yield i, {**line, **({"flags": flags} if flags else {})}
 
     def marks(self, row: SqlExample, line: dict) -> dict[str, float]:
-        return {"exact_match": float(normalise_sql(line["text"]) == normalise_sql(row.answer)), "compiles": float(compiles(line["text"], row.context))}
+        return {"exact_match": float(normalise_sql(line["text"]) == normalise_sql(row.answer)),
+                "compiles": float(compiles(line["text"], row.context))}
 
 
 def sql_prompt(context: str, question: str) -> str:
@@ -58,7 +64,8 @@ def sql_prompt(context: str, question: str) -> str:
 
 
 def normalise_sql(query: str) -> str:
-    """Case, white space, quotes and a final semicolon make no difference:
+    """Removes differences of case, white space, quotes and a final semicolon.
+
     `SELECT a  FROM t WHERE b = 'X';` -> `select a from t where b = "x"`."""
     query = re.sub(r"[\"'`]", '"', query.lower())
     return re.sub(r"\s+", " ", query).strip().rstrip(";").rstrip()
@@ -67,13 +74,14 @@ def normalise_sql(query: str) -> str:
 # ---- splits that share no schema -------------------------------------------------------------------------------------
 
 def schema_of(example: SqlExample) -> str:
-    """Case and white space make no schema."""
+    """The schema without differences of case and white space."""
     return " ".join(example.context.lower().split())
 
 
 def whole_schemas(rows: Sequence[SqlExample], n: int) -> tuple[list[SqlExample], list[SqlExample]]:
-    """At most `n` rows (but of one schema at least), and the rest, with all rows of a schema on one side: schemas are taken in the order
-    in which they come, as long as all their rows still fit."""
+    """(chosen, rest): all rows of a schema are on one side. `chosen` has at most `n` rows, but at least one schema.
+
+    Schemas are taken in their order in `rows`, if all their rows still fit."""
     groups: dict[str, list[SqlExample]] = {}
     for row in rows:
         groups.setdefault(schema_of(row), []).append(row)
@@ -82,22 +90,27 @@ def whole_schemas(rows: Sequence[SqlExample], n: int) -> tuple[list[SqlExample],
         if len(group) <= n or not chosen:
             chosen.add(schema)
             n -= len(group)
-    return [row for row in rows if schema_of(row) in chosen], [row for row in rows if schema_of(row) not in chosen]
+    return ([row for row in rows if schema_of(row) in chosen],
+            [row for row in rows if schema_of(row) not in chosen])
 
 
 # ---- SQLite's compiler -----------------------------------------------------------------------------------------------
 
-# what a schema may do, in a database in memory that is thrown away; nothing attaches a file, loads an extension or sets a pragma
-SCHEMA_MAY = {sqlite3.SQLITE_CREATE_TABLE, sqlite3.SQLITE_CREATE_INDEX, sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_READ,
-              sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_REINDEX}  # inserting and updating: in SQLite's own table of tables
+# The actions that a schema may take, in a temporary database in memory. It may not attach a file, load an extension or
+# set a pragma. SQLite inserts into and updates its own table of tables.
+SCHEMA_MAY = {sqlite3.SQLITE_CREATE_TABLE, sqlite3.SQLITE_CREATE_INDEX, sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE,
+              sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_REINDEX}
 QUERY_MAY = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
-TABLE, QUERY = re.compile(r"\s*CREATE\s+TABLE\b", re.I), re.compile(r"\s*(SELECT|WITH|VALUES)\b", re.I)  # VACUUM, for one, asks nobody when compiled
+TABLE = re.compile(r"\s*CREATE\s+TABLE\b", re.I)
+# The first word is checked as well: SQLite compiles some statements, such as VACUUM, without asking the authorizer.
+QUERY = re.compile(r"\s*(SELECT|WITH|VALUES)\b", re.I)
 
 
 def compiles(query: str, context: str) -> bool:
-    """Whether SQLite compiles `query`, one statement that reads, against the tables of `context`. It is explained, never run, in a database
-    that is in memory alone, and the compiler refuses whatever is no reading. Statements of the context that SQLite does not take (a table that
-    stands there twice) are passed over."""
+    """Whether SQLite compiles `query`, one statement that only reads, against the tables of `context`.
+
+    The query is explained, never run, in a database in memory. The compiler refuses every action that is not reading.
+    Statements of the context that SQLite does not accept (such as a table that is created twice) are skipped."""
     connection = sqlite3.connect(":memory:")
     try:
         connection.set_authorizer(only(SCHEMA_MAY))
@@ -113,7 +126,7 @@ def _taken(connection: sqlite3.Connection, statement: str) -> bool:
     try:
         connection.execute(statement)
         return True
-    except (sqlite3.Error, sqlite3.Warning, ValueError):  # two statements; a NUL, or half a surrogate pair
+    except (sqlite3.Error, sqlite3.Warning, ValueError):  # such as two statements, a NUL, or half a surrogate pair
         return False
 
 
@@ -122,7 +135,9 @@ def only(allowed: set[int]):
 
 
 def statements(script: str) -> list[str]:
-    """`statements("CREATE TABLE a (b TEXT); CREATE TABLE c (d TEXT)")` -> the two; a semicolon inside quotes ends none."""
+    """`statements("CREATE TABLE a (b TEXT); CREATE TABLE c (d TEXT)")` -> the two.
+
+    A semicolon in quotes does not end a statement."""
     found, begun = [], ""
     for piece in script.split(";"):
         begun += piece + ";"

@@ -1,13 +1,16 @@
 """WinoGrande (Sakaguchi et al. 2021; CC BY): a sentence with a gap -> which of two names fills it.
 
-The gap is filled by each of the two, and what is scored is the rest of the sentence, the same after both: one context a choice. Rows of
-`sentence` (with `_`), `option1`, `option2`, `answer` ("1" or "2"); the validation split is what is reported.
+Each name is put into the gap, so every choice has its own context. The continuation is the rest of the sentence, which
+is the same for both. Rows hold `sentence` (with `_`), `option1`, `option2` and `answer` ("1" or "2").
+Published scores are of the validation split.
 """
 from tasks.choices import ChoiceTask, Question, check_choices, gold
 
 
 class WinoGrande(ChoiceTask):
     name = "winogrande"
+    title, licence = "the name that fills a gap", "CC BY"
+    rows = "sentence, option1, option2, answer"
     fields = {"sentence": str, "option1": str, "option2": str, "answer": int}
 
     def question(self, row: dict) -> Question:
@@ -15,4 +18,5 @@ class WinoGrande(ChoiceTask):
         before, gap, after = row["sentence"].partition("_")
         if not gap or not after.strip():
             raise ValueError("sentence has no _ with text after it")
-        return Question(tuple(before + option for option in options), (after.strip(),) * 2, gold("answer", row["answer"], options, first=1))
+        contexts = tuple(before + option for option in options)
+        return Question(contexts, (after.strip(),) * 2, gold("answer", row["answer"], options, first=1))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from finetune.arguments import EMBEDDED_BASE
+from finetune.config import EMBEDDED_BASE
 from model.checkpoint import random_model, save_model
 from model.config_json import config_to_json
 from model.files import write_json
@@ -25,8 +25,7 @@ settings.load_profile("project")
 def float32_on_every_machine():
     """The scripts' default is bfloat16 where the machine multiplies it; tests that want it say so."""
     with pytest.MonkeyPatch.context() as patch:
-        for place in ("finetune.arguments", "judge"):  # judge.py has it under a name of its own
-            patch.setattr(f"{place}.default_dtype", lambda: "float32")
+        patch.setattr("finetune.config.default_dtype", lambda: "float32")
         yield
 
 

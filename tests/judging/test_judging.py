@@ -30,8 +30,10 @@ BETTER, EQUAL, WORSE = (9, 3), (5, 5), (2, 8)  # scores of a and b; with b first
 
 
 @pytest.mark.parametrize("one,other,expected", [
-    (BETTER, BETTER, WIN), (BETTER, EQUAL, WIN), (EQUAL, BETTER, WIN), (EQUAL, EQUAL, TIE), (BETTER, WORSE, TIE), (WORSE, BETTER, TIE),
-    (WORSE, WORSE, LOSS), (EQUAL, WORSE, LOSS), (WORSE, EQUAL, LOSS), (None, BETTER, MALFORMED), (WORSE, None, MALFORMED), (None, None, MALFORMED)])
+    (BETTER, BETTER, WIN), (BETTER, EQUAL, WIN), (EQUAL, BETTER, WIN),
+    (EQUAL, EQUAL, TIE), (BETTER, WORSE, TIE), (WORSE, BETTER, TIE),
+    (WORSE, WORSE, LOSS), (EQUAL, WORSE, LOSS), (WORSE, EQUAL, LOSS),
+    (None, BETTER, MALFORMED), (WORSE, None, MALFORMED), (None, None, MALFORMED)])
 def test_win_tie_and_loss_are_those_of_the_paper(one, other, expected):
     assert verdict(one, other and other[::-1]) == expected
 
@@ -51,7 +53,8 @@ def test_exchanging_the_runs_exchanges_win_and_loss(a_first, b_first):
 
 @pytest.mark.parametrize("text,expected", [
     ("8 7", (8, 7)), (" \n 10\t1 \nAnswer 1 is better.", (10, 1)), ("7.5, 8", (7.5, 8)), ("9,9", (9, 9)),
-    ("", None), ("8", None), ("8 7 6", None), ("0 5", None), ("11 5", None), ("8/10 7/10", None), ("Scores: 8 7", None), ("Answer 1 is better.\n8 7", None),
+    ("", None), ("8", None), ("8 7 6", None), ("0 5", None), ("11 5", None), ("8/10 7/10", None), ("Scores: 8 7", None),
+    ("Answer 1 is better.\n8 7", None),
     ("-3 5", None), ("87", None), ("8.7", None), ("8.7.1", None), ("eight seven", None), ("٣ ٤", None)])
 def test_two_scores_are_read_or_nothing(text, expected):
     assert read_scores(text) == expected
@@ -59,7 +62,8 @@ def test_two_scores_are_read_or_nothing(text, expected):
 
 def test_the_prompt_holds_request_and_answers_in_their_order():
     prompt = judge_prompt("{what} % is it?", "first {x}", "second")
-    assert prompt.index("{what} % is it?") < prompt.index("first {x}") < prompt.index("second") and prompt.endswith("Scores:")
+    assert prompt.index("{what} % is it?") < prompt.index("first {x}") < prompt.index("second")
+    assert prompt.endswith("Scores:")
 
 
 # ---- a server --------------------------------------------------------------------------------------------------------
@@ -128,7 +132,8 @@ def predictions(path, answers, state="as trained", requests=None):
     with open(path / "predictions.jsonl", "a") as file:
         for i, text in enumerate(answers):
             prompt = requests[i] if requests else f"request {i}"
-            file.write(json.dumps({"state": state, "task": "alpaca", "row": i, "prompt": prompt, "gold": "gold", "text": text, "score": 0.0}) + "\n")
+            file.write(json.dumps({"state": state, "task": "alpaca", "row": i, "prompt": prompt, "gold": "gold",
+                                   "text": text, "score": 0.0}) + "\n")
 
 
 @pytest.fixture
@@ -156,10 +161,12 @@ def test_verdicts_counts_and_files_by_hand(runs, tmp_path, capsys):
         assert judge(server) is None
     lines = [json.loads(line) for line in (tmp_path / "out" / "judgements.jsonl").read_text().splitlines()]
     assert [line["verdict"] for line in lines] == ["win", "tie", "loss", "malformed"]
-    assert lines[0]["answers"] == ["9 6", "6 9"] and lines[0]["scores"] == [[9, 6], [6, 9]] and lines[3]["scores"] == [None, None]
+    assert lines[0]["answers"] == ["9 6", "6 9"] and lines[0]["scores"] == [[9, 6], [6, 9]]
+    assert lines[3]["scores"] == [None, None]
     assert lines[0]["prompts"] == [judge_prompt("request 0", "good", "fair"), judge_prompt("request 0", "fair", "good")]
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert [results[name] for name in ("rows", "wins", "ties", "losses", "malformed", "malformed_answers")] == [4, 1, 1, 1, 1, 2]
+    assert [results[name] for name in ("rows", "wins", "ties", "losses", "malformed",
+                                       "malformed_answers")] == [4, 1, 1, 1, 1, 2]
     assert results["win_rate"] == 0.5 and results["standard_error"] == pytest.approx(0.5 / 3 ** 0.5)  # of 1, 1/2, 0
     assert results["p_value"] == 1 and (results["mean_score_a"], results["mean_score_b"]) == (pytest.approx(17 / 3), 6)
     assert (results["a"], results["b"], results["template_version"]) == ("a: as trained", "b: as trained", 1)
@@ -172,7 +179,8 @@ def test_what_is_sent_is_a_chat_completion_without_chance(runs):
         judge(server, "--seed", "3", "--limit", "1")
     path, body = server.asked[0]
     assert path == "/v1/chat/completions" and len(server.asked) == 2
-    assert body == {"model": "some-model", "messages": [{"role": "user", "content": judge_prompt("request 0", "good", "fair")}],
+    assert body == {"model": "some-model",
+                    "messages": [{"role": "user", "content": judge_prompt("request 0", "good", "fair")}],
                     "temperature": 0, "seed": 3, "max_tokens": 64}
     assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
 
@@ -189,7 +197,8 @@ def test_one_malformed_order_is_enough_and_is_not_guessed(runs, tmp_path):
     with serving(lambda prompt: "9 4" if "\ngood\n\n[Answer 2]" in prompt else "the second") as server:
         judge(server, "--limit", "1")
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert (results["malformed"], results["malformed_answers"], results["win_rate"], results["p_value"]) == (1, 1, None, None)
+    assert (results["malformed"], results["malformed_answers"], results["win_rate"],
+            results["p_value"]) == (1, 1, None, None)
 
 
 def test_too_many_requests_are_waited_for_and_asked_again(runs, tmp_path, slept):
@@ -203,12 +212,12 @@ def test_too_many_requests_are_waited_for_and_asked_again(runs, tmp_path, slept)
 def test_a_server_that_stays_busy_is_given_up_in_one_line(runs, slept):
     with serving(lambda prompt: (500, {}, "no\nluck")) as server:
         said = judge(server)
-    assert re.search(r"answered with status 500: no luck; 6 tries; what has been judged is in out, and the same command goes on$", said), said
+    assert re.search("answered with status 500: no luck; number of tries: 6; ", said), said
     assert slept == [1, 2, 4, 8, 16]
     slept.clear()
     with serving(lambda prompt: (429, {"Retry-After": "3600"}, "quota")) as server:
         said = judge(server)
-    assert "asks to come back in 3600 s" in said and slept == []
+    assert "the server asks to wait 3600 s" in said and slept == []
 
 
 def test_nobody_there_is_one_line(runs, slept):
@@ -219,11 +228,15 @@ def test_nobody_there_is_one_line(runs, slept):
 
 
 @pytest.mark.parametrize("status,body,message", [
-    (401, f"Incorrect key {KEY}", r"refuses the key \(401\): set OPENAI_API_KEY"), (404, "", r"no model 'some-model' \(404\): check OPENAI_BASE_URL"),
-    (403, f"not for {KEY}", r"does not let this key in \(403\): not for \*\*\*"), (400, '{"error": "seed?"}', "status 400: .*seed"),
-    (302, "", "status 302"), (200, f"<html>{KEY}</html>", r"sent no chat completion but '<html>\*\*\*</html>'"), (200, "[]", "sent no chat completion")])
+    (401, f"Incorrect key {KEY}", r"refuses the key \(401\): set OPENAI_API_KEY"),
+    (404, "", r"no model 'some-model' \(404\): check OPENAI_BASE_URL"),
+    (403, f"not for {KEY}", r"does not allow this key \(403\): not for \*\*\*"),
+    (400, '{"error": "seed?"}', "status 400: .*seed"),
+    (302, "", "status 302"), (200, f"<html>{KEY}</html>", r"did not send a chat completion but '<html>\*\*\*</html>'"),
+    (200, "[]", "did not send a chat completion")])
 def test_what_will_not_get_better_is_said_at_once_and_without_the_key(runs, tmp_path, slept, status, body, message):
-    with serving(lambda prompt: (status, {"Location": "http://127.0.0.1:1/elsewhere"} if status == 302 else {}, body)) as server:
+    headers = {"Location": "http://127.0.0.1:1/elsewhere"} if status == 302 else {}
+    with serving(lambda prompt: (status, headers, body)) as server:
         said = judge(server)
     assert re.search(message, said) and "\n" not in said and KEY not in said, said
     assert slept == [] and len(server.asked) == 1
@@ -258,8 +271,9 @@ def test_an_interrupted_judging_goes_on_and_asks_nothing_twice(runs, tmp_path):
         file.write_text(file.read_text() + '{"row": 2, "prompts": ["cut')  # as when the power goes
         server.reply, server.asked = fair_judge, []
         assert judge(server) is None
-        assert [body["messages"][0]["content"] for _, body in server.asked] == [p for i, text in ((2, "bad"), (3, "odd"))
-                                                                               for p in (judge_prompt(f"request {i}", text, "fair"), judge_prompt(f"request {i}", "fair", text))]
+        left = [prompt for i, text in ((2, "bad"), (3, "odd"))
+                for prompt in (judge_prompt(f"request {i}", text, "fair"), judge_prompt(f"request {i}", "fair", text))]
+        assert [body["messages"][0]["content"] for _, body in server.asked] == left
         whole = (tmp_path / "out" / "results.json").read_text()
         assert judge(server) is None and len(server.asked) == 4  # nothing is left to ask
         assert (tmp_path / "out" / "results.json").read_text() == whole
@@ -272,8 +286,10 @@ def test_an_interrupted_judging_goes_on_and_asks_nothing_twice(runs, tmp_path):
 
 def test_a_line_that_is_no_judgement_is_named(runs, tmp_path):
     (tmp_path / "out").mkdir()
-    for line, message in (('{"question": "q"}', "judgements.jsonl, line 1: field 'prompts' is missing"), ("x", "line 1: not valid JSON"),
-                          ('{"question": "q", "prompts": [], "answers": ["9 6"]}', "line 1: 1 answers instead of two")):
+    for line, message in (('{"question": "q"}', "judgements.jsonl, line 1: field 'prompts' is missing"),
+                          ("x", "line 1: not valid JSON"),
+                          ('{"question": "q", "prompts": [], "answers": ["9 6"]}',
+                           "line 1: 1 answers, but a judgement has 2")):
         (tmp_path / "out" / "judgements.jsonl").write_text(line + "\n")
         with serving(fair_judge) as server:
             assert message in judge(server) and not server.asked
@@ -309,9 +325,11 @@ def test_another_state_is_judged_by_its_name_and_the_place_is_called_after_both(
 
 def test_runs_of_other_rows_are_not_judged(runs, tmp_path):
     predictions(tmp_path / "c", ["fair"] * 4, requests=["request 0", "request 1", "another", "request 3"])
-    assert "were not scored on the same test rows (row 2 is the first that differs)" in call(judge_script, "a", "c", "--judge", "x")
+    said = call(judge_script, "a", "c", "--judge", "x")
+    assert "were not scored on the same test rows (row 2 is the first that differs)" in said
     (tmp_path / "d").mkdir()
-    (tmp_path / "d" / "predictions.jsonl").write_text(json.dumps({"state": "as trained", "task": "piqa", "prompt": "p", "gold": "g", "score": 1.0}) + "\n")
+    (tmp_path / "d" / "predictions.jsonl").write_text(json.dumps({"state": "as trained", "task": "piqa", "prompt": "p",
+                                                                  "gold": "g", "score": 1.0}) + "\n")
     assert "--task piqa is answered by choosing" in call(judge_script, "d", "d", "--judge", "x")
     assert "no predictions.jsonl there" in call(judge_script, "a", "nowhere", "--judge", "x")
     assert "holds no state 'merged'" in call(judge_script, "a", "b:merged", "--judge", "x")
@@ -319,9 +337,12 @@ def test_runs_of_other_rows_are_not_judged(runs, tmp_path):
 
 @pytest.mark.parametrize("flags,environment,message", [
     ([], {}, "give one judge"), (["--judge", "x", "--judge-model", "a"], {}, "give one judge"),
-    (["--judge", "x"], {"OPENAI_API_KEY": ""}, "set OPENAI_BASE_URL"), (["--judge", "x"], {"OPENAI_BASE_URL": "file:///etc/passwd"}, "OPENAI_BASE_URL is not of the form"),
-    (["--judge", "x"], {"OPENAI_BASE_URL": "http://me:pw@host/v1"}, "OPENAI_BASE_URL is not of the form"), (["--judge", "x"], {"OPENAI_BASE_URL": "localhost"}, "not of the form"),
-    (["--judge", "x"], {"OPENAI_API_KEY": "sk\nx"}, "OPENAI_API_KEY holds characters that no key has"), (["--limit", "0", "--judge", "x"], {}, "0 is not above 0")])
+    (["--judge", "x"], {"OPENAI_API_KEY": ""}, "set OPENAI_BASE_URL"),
+    (["--judge", "x"], {"OPENAI_BASE_URL": "file:///etc/passwd"}, "OPENAI_BASE_URL is not of the form"),
+    (["--judge", "x"], {"OPENAI_BASE_URL": "http://me:pw@host/v1"}, "OPENAI_BASE_URL is not of the form"),
+    (["--judge", "x"], {"OPENAI_BASE_URL": "localhost"}, "not of the form"),
+    (["--judge", "x"], {"OPENAI_API_KEY": "sk\nx"}, "OPENAI_API_KEY has characters that are not printable ASCII"),
+    (["--limit", "0", "--judge", "x"], {}, "0 is not above 0")])
 def test_what_cannot_be_a_judge_is_one_line(runs, tmp_path, monkeypatch, flags, environment, message):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -346,17 +367,20 @@ def test_a_local_judge_goes_on_from_the_same_prompts_and_is_known_by_its_weights
     lines = [json.loads(line) for line in (tmp_path / "out" / "judgements.jsonl").read_text().splitlines()]
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["judge"]["judge"] == Source(wide_base).fingerprint
-    assert len(lines) == 4 and results["malformed"] == 4 and all(len(line["answers"]) == 2 for line in lines)  # random weights
+    # random weights
+    assert len(lines) == 4 and results["malformed"] == 4 and all(len(line["answers"]) == 2 for line in lines)
     assert any(answer.strip() for line in lines for answer in line["answers"])
     before = hashlib.sha256((tmp_path / "out" / "judgements.jsonl").read_bytes()).hexdigest()
     assert call(judge_script, "a", "b", "--judge-model", wide_base, "--out", "out") is None
     assert hashlib.sha256((tmp_path / "out" / "judgements.jsonl").read_bytes()).hexdigest() == before
 
 
-def test_what_does_not_fit_a_local_judge_is_refused_before_its_weights_are_read(runs, tmp_path, small_base, monkeypatch):
+def test_what_does_not_fit_a_local_judge_is_refused_before_its_weights_are_read(runs, tmp_path, small_base,
+                                                                                monkeypatch):
     monkeypatch.setattr(Source, "load", None)
     said = call(judge_script, "a", "b", "--judge-model", small_base, "--out", "out")
-    assert "has 160 positions, and the prompt of row 0 takes" in said and "\n" not in said and not (tmp_path / "out").exists()
+    assert "has 160 positions, but row 0 needs" in said and "\n" not in said
+    assert not (tmp_path / "out").exists()
 
 
 class Scripted:
@@ -369,11 +393,14 @@ class Scripted:
         return [fair_judge(prompt) for prompt in prompts]
 
 
-@given(st.lists(st.tuples(st.sampled_from(["good", "fair", "bad", "odd"]), st.sampled_from(["good", "fair", "bad"])), min_size=1, max_size=9), st.integers(1, 4))
+@given(st.lists(st.tuples(st.sampled_from(["good", "fair", "bad", "odd"]), st.sampled_from(["good", "fair", "bad"])),
+                min_size=1, max_size=9), st.integers(1, 4))
 def test_counts_add_up_and_batches_do_not_matter(tmp_path_factory, pairs, at_a_time):
-    compared = Compared("a", "b", "t", [str(i) for i in range(len(pairs))], [a for a, _ in pairs], [b for _, b in pairs])
+    compared = Compared("a", "b", "t", [str(i) for i in range(len(pairs))], [a for a, _ in pairs],
+                        [b for _, b in pairs])
     judgements = judge_all(compared, Scripted(), tmp_path_factory.mktemp("out"), at_a_time)
     outcome = outcome_of(judgements, compared)
     order = {"bad": 0, "fair": 1, "good": 2}
-    assert outcome.wins == sum(a != "odd" and order[a] > order[b] for a, b in pairs) and outcome.malformed == sum(a == "odd" for a, _ in pairs)
+    assert outcome.wins == sum(a != "odd" and order[a] > order[b] for a, b in pairs)
+    assert outcome.malformed == sum(a == "odd" for a, _ in pairs)
     assert outcome.wins + outcome.ties + outcome.losses + outcome.malformed == outcome.rows == len(pairs)

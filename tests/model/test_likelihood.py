@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.arguments import EMBEDDED_BASE
+from finetune.config import EMBEDDED_BASE
 from model import likelihood
 from model.checkpoint import random_model
 from model.config import LlamaConfig

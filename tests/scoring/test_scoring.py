@@ -88,11 +88,11 @@ def test_windows_do_not_overlap_and_the_rest_is_left_out(tokenizer):
     (["--task", "perplexity"], "--task perplexity needs --test-data"),
     (["--task", "perplexity", "--test-data", "nowhere.txt"], "nowhere.txt: no such text file"),
     (["--task", "perplexity", "--test-data", "bytes.txt"], "bytes.txt: not UTF-8 text"),
-    (["--task", "perplexity", "--test-data", "empty.txt"], "too few for a perplexity"),
+    (["--task", "perplexity", "--test-data", "empty.txt"], "a perplexity needs at least 2"),
     (["--task", "perplexity", "--test-data", "text.txt", "--quantizer", "gptq", "--block", "16x1"], "--task perplexity has no training rows to calibrate gptq on"),
     (["--task", "perplexity", "--test-data", "text.txt", "--max-length", "4000"], "positions: too few for --max-length 4000"),
-    (["--task", "perplexity", "--test-data", "text.txt", "--max-length", "1"], "--max-length 1: the first token of a window is only read"),
-    (["--task", "perplexity", "--test-data", "text.txt", "--data", "text.txt"], "text.txt: perplexity is of one text"),
+    (["--task", "perplexity", "--test-data", "text.txt", "--max-length", "1"], "--max-length 1: a window needs at least 2 tokens"),
+    (["--task", "perplexity", "--test-data", "text.txt", "--data", "text.txt"], "text.txt: --task perplexity takes no --data"),
     (["--task", "perplexity", "--test-data", "text.txt", "--limit", "3"], "--limit 3: it is for training rows")])
 def test_what_perplexity_cannot_be_is_said_before_a_weight_is_read(small_base, text_file, tmp_path, elsewhere, monkeypatch, arguments, message):
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\xe9")

@@ -1,4 +1,4 @@
-"""Benchmarks of multiple choice: prompts, log-likelihoods and scores are lm-evaluation-harness' own; bad rows are named."""
+"""Multiple-choice benchmarks: prompts, log-likelihoods and scores equal lm-evaluation-harness'; bad rows are named."""
 import json
 import shutil
 from dataclasses import replace
@@ -10,10 +10,10 @@ import torch
 import eval as eval_script
 import train
 from experiments import benchmarks
-from finetune.arguments import EMBEDDED_BASE
-from scoring.table import TAKEN_UP
+from finetune.config import EMBEDDED_BASE
 from model.checkpoint import load_config, load_model, weight_files
 from model.tokenizer import load_tokenizer
+from scoring.table import TAKEN_UP
 from tasks import TASKS
 from tasks.choices import prompts
 from tasks.generative import TRUNCATED
@@ -51,7 +51,8 @@ def test_prompts_and_choices_are_the_harness_own(name):
         assert [f" {choice}" for choice in question.choices] == golden["continuations"]
 
 
-@pytest.mark.parametrize("name,batch_size", [(name, batch_size) for name in GOLDEN for batch_size in (1, 4) if batch_size == 4 or "mmlu" not in name])
+@pytest.mark.parametrize("name,batch_size", [(name, batch_size) for name in GOLDEN for batch_size in (1, 4)
+                                             if batch_size == 4 or "mmlu" not in name])
 def test_log_likelihoods_and_scores_are_the_harness_own(name, batch_size, base, monkeypatch):
     monkeypatch.setattr(TOKENIZER, "begin", TOKENIZER.begin if GOLDEN[name]["begins"] else [])
     monkeypatch.setattr(base, "config", replace(base.config, max_position_embeddings=GOLDEN[name]["positions"]))
@@ -80,24 +81,28 @@ def test_the_comparison_notices(damage, base, monkeypatch):
         rows = rows[1:] + rows[:1]
     lines = answered(base, "piqa", rows)
     if damage == "characters of the prompt":
-        longer = [replace(row, choices=tuple(f"{choice}{'x' * 40 * i}" for i, choice in enumerate(row.choices))) for row in rows]
-        marks = [TASKS["piqa"]().marks(row, line)["acc_norm"] for row, line in zip(longer, lines)]
+        longer = [replace(row, choices=tuple(f"{choice}{'x' * 40 * i}" for i, choice in enumerate(row.choices)))
+                  for row in rows]
+        marks = [TASKS["piqa"]().marks(row, line)["acc_norm"] for row, line in zip(longer, lines, strict=True)]
         return pytest.fail("not noticed") if marks == [row["acc_norm"] for row in golden] else None
-    assert max(abs(a - b) for line, row in zip(lines, golden) for a, b in zip(line["log_likelihoods"], row["log_likelihoods"])) > 0.1
+    assert max(abs(a - b) for line, row in zip(lines, golden, strict=True)
+               for a, b in zip(line["log_likelihoods"], row["log_likelihoods"], strict=True)) > 0.1
 
 
 def test_the_first_of_equal_choices_is_the_answer_and_lengths_are_unicode_characters():
     task = TASKS["piqa"]()
     row = replace(questions("piqa")[0], choices=("äöü", "abcdef"), gold=0)
     assert task.marks(row, {"log_likelihoods": [-6.0, -6.0]}) == {"acc": 1.0, "acc_norm": 0.0}
-    assert task.marks(row, {"log_likelihoods": [-6.0, -12.0]})["acc_norm"] == 1.0  # -2 a character both; six bytes would make it -1
+    # -2 a character both; six bytes would make it -1
+    assert task.marks(row, {"log_likelihoods": [-6.0, -12.0]})["acc_norm"] == 1.0
     assert task.marks(row, {"log_likelihoods": [-6.1, -12.0]})["acc_norm"] == 0.0
 
 
 def test_hellaswag_with_its_context_joined_is_rendered_as_it_stands():
     row = json.loads((HARNESS / "hellaswag.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     task = TASKS["hellaswag"]()
-    assert task.question(row).contexts == ("Baking bread: How to bake bread. Mix the dough.  Flour first. The baker then",)
+    assert task.question(row).contexts == (
+        "Baking bread: How to bake bread. Mix the dough.  Flour first. The baker then",)
     del row["ctx_a"]
     assert task.question(row).contexts[0].endswith("Flour first. the baker then")
 
@@ -117,11 +122,14 @@ def test_mmlu_averages_over_questions_not_over_subjects():
     rows = [rows[0], rows[1], rows[1], rows[-1]]  # algebra three times, computer science: STEM
     rows.append(replace(rows[0], subject="us_foreign_policy"))
     right = [1, 0, 0, 1, 1]
-    lines = [{"log_likelihoods": [0.0 if (i == row.gold) == bool(hit) else -1.0 for i in range(4)]} for row, hit in zip(rows, right)]
+    lines = [{"log_likelihoods": [0.0 if (i == row.gold) == bool(hit) else -1.0 for i in range(4)]}
+             for row, hit in zip(rows, right, strict=True)]
     scores, errors = task.scores(rows, lines)
     assert scores["STEM"] == 0.5 and scores["social"] == 1 and scores["acc"] == 0.6 and "humanities" not in scores
-    assert errors["STEM"] == pytest.approx((1 / 3) ** 0.5 / 2) and "social" not in errors  # sample deviation of 1, 0, 0, 1 over sqrt(4)
-    assert task.parts(rows, lines) == {"abstract_algebra": pytest.approx(1 / 3), "high_school_computer_science": 1.0, "us_foreign_policy": 1.0}
+    # sample deviation of 1, 0, 0, 1 over sqrt(4)
+    assert errors["STEM"] == pytest.approx((1 / 3) ** 0.5 / 2) and "social" not in errors
+    assert task.parts(rows, lines) == {"abstract_algebra": pytest.approx(1 / 3), "high_school_computer_science": 1.0,
+                                       "us_foreign_policy": 1.0}
 
 
 def test_the_authors_form_has_two_spaces_and_drops_the_first_shots_until_it_fits():
@@ -143,7 +151,8 @@ def test_a_subject_with_fewer_shots_is_asked_with_those_and_counted(tmp_path, ba
     (tmp_path / "dev.jsonl").write_text("\n".join(dev[2:]))
     rows = TASKS["mmlu"]().splits(tmp_path / "dev.jsonl", HARNESS / "mmlu_test.jsonl", None, 0).test
     assert [len(row.shots) for row in rows] == [4, 4, 6, 6, 6, 6]
-    assert [line.get("flags") for line in answered(base, "mmlu", rows)][:3] == [[FEW_SHOTS], [FEW_SHOTS], [TRUNCATED]]  # 512 positions
+    # 512 positions
+    assert [line.get("flags") for line in answered(base, "mmlu", rows)][:3] == [[FEW_SHOTS], [FEW_SHOTS], [TRUNCATED]]
 
 
 # ---- by the scripts -------------------------------------------------------------------------------------------------
@@ -154,12 +163,15 @@ def kept(path):
 
 @pytest.mark.parametrize("name", ZERO_SHOT)
 def test_eval_scores_every_task_and_keeps_each_row(name, small_base, tmp_path, elsewhere, capsys):
-    assert call(eval_script, "--model", small_base, "--task", name, "--test-data", HARNESS / f"{name}.jsonl", "--eval-batch-size", "2") is None
-    row, lines = rows_of(tmp_path / "evals" / f"{small_base.name}-{name}")["base"], kept(tmp_path / "evals" / f"{small_base.name}-{name}")
+    assert call(eval_script, "--model", small_base, "--task", name, "--test-data", HARNESS / f"{name}.jsonl",
+                "--eval-batch-size", "2") is None
+    out = tmp_path / "evals" / f"{small_base.name}-{name}"
+    row, lines = rows_of(out)["base"], kept(out)
     metric = "acc_norm" if name == "hellaswag" else "acc"
     assert set(row["scores"]) == {"acc", "acc_norm"} == set(row["standard_errors"]) and len(lines) == 5
     assert row["scores"][metric] == pytest.approx(sum(line["score"] for line in lines) / 5)
-    assert all(len(line["log_likelihoods"]) == len(line["choices"]) and line["gold"] in line["choices"] for line in lines)
+    assert all(len(line["log_likelihoods"]) == len(line["choices"]) and line["gold"] in line["choices"]
+               for line in lines)
     assert f"the papers' rows are {metric}" in capsys.readouterr().out
 
 
@@ -167,7 +179,8 @@ def test_a_run_is_scored_on_mmlu_by_either_protocol(small_base, tmp_path, elsewh
     assert call(train, "--model", small_base, "--method", "qablora", *FEW, "--out", "run") is None
     assert call(eval_script, "run", "--task", "mmlu", *MMLU_FILES) is None
     assert "abstract_algebra" in capsys.readouterr().out
-    assert call(eval_script, "run", "--task", "mmlu", *MMLU_FILES, "--protocol", "hendrycks", "--test-limit", "4") is None
+    assert call(eval_script, "run", "--task", "mmlu", *MMLU_FILES, "--protocol", "hendrycks",
+                "--test-limit", "4") is None
     rows = rows_of(tmp_path / "run" / "benchmarks" / "mmlu")
     assert list(rows) == ["base", "quantized base", "as trained", "merged, 4 bits"]
     assert set(rows["base"]["scores"]) == {"acc", "acc_norm", "STEM", "social"} and len(rows["base"]["parts"]) == 3
@@ -175,11 +188,13 @@ def test_a_run_is_scored_on_mmlu_by_either_protocol(small_base, tmp_path, elsewh
     assert rows["merged, 4 bits"]["scores"] == rows["as trained"]["scores"]
     other = rows_of(tmp_path / "run" / "benchmarks" / "mmlu-hendrycks")["base"]
     assert other["counts"]["rows"] == other["counts"][FEW_SHOTS] == 4
-    both = [json.loads((tmp_path / "run" / "benchmarks" / name / "results.json").read_text())["protocol"] for name in ("mmlu", "mmlu-hendrycks")]
+    both = [json.loads((tmp_path / "run" / "benchmarks" / name / "results.json").read_text())["protocol"]
+            for name in ("mmlu", "mmlu-hendrycks")]
     assert both == [Mmlu.protocol, HendrycksMmlu.protocol]
 
 
-ROW = {"piqa": {"goal": "g", "sol1": "a", "sol2": "b", "label": 0}, "boolq": {"question": "q", "passage": "p", "answer": True},
+ROW = {"piqa": {"goal": "g", "sol1": "a", "sol2": "b", "label": 0},
+       "boolq": {"question": "q", "passage": "p", "answer": True},
        "arc_easy": {"question": "q", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "A"},
        "openbookqa": {"question_stem": "q", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "A"},
        "hellaswag": {"activity_label": "x", "ctx": "c", "endings": ["a", "b"], "label": "1"},
@@ -192,34 +207,39 @@ ROW = {"piqa": {"goal": "g", "sol1": "a", "sol2": "b", "label": 0}, "boolq": {"q
     ("piqa", {"label": True}, "field 'label' is missing or not an integer"),
     ("piqa", {"sol2": " "}, "choice 2 is empty"),
     ("boolq", {"answer": 1}, "field 'answer' is missing or not true or false"),
-    ("arc_easy", {"answerKey": "C"}, "answerKey is 'C', and the choices are labelled A, B"),
+    ("arc_easy", {"answerKey": "C"}, "answerKey is 'C', but must equal exactly one of the labels A, B"),
     ("arc_easy", {"choices": {"text": ["a"], "label": ["A", "B"]}}, "choices holds 1 texts and 2 labels"),
-    ("openbookqa", {"choices": {"text": ["a", 3], "label": ["A", "B"]}}, "field 'choices' is missing or not an object of text (a list of text) and label (a list of text)"),
+    ("openbookqa", {"choices": {"text": ["a", 3], "label": ["A", "B"]}},
+     "field 'choices' is missing or not an object of text (a list of text) and label (a list of text)"),
     ("hellaswag", {"label": "x"}, "field 'label' is missing or not an integer"),
     ("hellaswag", {"endings": ["a", "[step]"]}, "choice 2 is empty"),
-    ("hellaswag", {"ctx": None}, "neither ctx_a and ctx_b nor ctx is there as text"),
-    ("hellaswag", {"endings": ["a"]}, "1 choices are too few"),
+    ("hellaswag", {"ctx": None}, "no text in ctx, nor in both ctx_a and ctx_b"),
+    ("hellaswag", {"endings": ["a"]}, "number of choices is 1; at least 2 are needed"),
     ("winogrande", {"sentence": "a b"}, "sentence has no _ with text after it"),
     ("winogrande", {"answer": "3"}, "answer is 3, not one of 1, 2"),
     ("mmlu", {"answer": 4}, "answer is 4, not one of 0, 1, 2, 3"),
     ("mmlu", {"choices": ["a"]}, "choices holds 1 texts, not 4"),
-    ("mmlu", {"subject": "cooking"}, "subject 'cooking' is none of MMLU's 57"),
-    ("mmlu", {"subject": "virology"}, "dev.jsonl has no row of the subject 'virology' to be a shot")])
-def test_a_bad_row_is_named_before_a_weight_is_read(name, change, message, small_base, tmp_path, elsewhere, monkeypatch):
+    ("mmlu", {"subject": "cooking"}, "subject 'cooking' is not one of MMLU's 57 subjects"),
+    ("mmlu", {"subject": "virology"}, "dev.jsonl has no row of the subject 'virology' to use as a shot")])
+def test_a_bad_row_is_named_before_a_weight_is_read(name, change, message, small_base, tmp_path, elsewhere,
+                                                    monkeypatch):
     monkeypatch.setattr("scoring.score_run.load_base", lambda *rest: pytest.fail("weights were read"))
     good = json.dumps(ROW[name]) + "\n"
     (tmp_path / "dev.jsonl").write_text(good)
     (tmp_path / "test.jsonl").write_text(good + "\n" + json.dumps(ROW[name] | change) + "\n")
     data = ["--data", "dev.jsonl"] if name == "mmlu" else []
-    assert call(eval_script, "--model", small_base, "--task", name, *data, "--test-data", "test.jsonl").startswith(f"error: test.jsonl, line 3: {message}")
+    said = call(eval_script, "--model", small_base, "--task", name, *data, "--test-data", "test.jsonl")
+    assert said.startswith(f"error: test.jsonl, line 3: {message}")
 
 
 @pytest.mark.parametrize("arguments,message", [
     (["--task", "piqa"], "--task piqa needs --test-data"),
     (["--task", "mmlu", *MMLU_FILES[2:]], "--task mmlu needs --data"),
-    (["--task", "piqa", "--data", "x", "--test-data", HARNESS / "piqa.jsonl"], "piqa is zero-shot and has test rows only"),
+    (["--task", "piqa", "--data", "x", "--test-data", HARNESS / "piqa.jsonl"],
+     "--task piqa is zero-shot and takes no --data"),
     (["--task", "mmlu", *MMLU_FILES, "--protocol", "mine"], "--protocol mine: --task mmlu has lm-eval and hendrycks"),
-    (["--task", "piqa", "--test-data", HARNESS / "piqa.jsonl", "--protocol", "hendrycks"], "--protocol hendrycks: --task piqa has one protocol only")])
+    (["--task", "piqa", "--test-data", HARNESS / "piqa.jsonl", "--protocol", "hendrycks"],
+     "--protocol hendrycks: --task piqa has one protocol only")])
 def test_what_a_benchmark_lacks_is_said(arguments, message, small_base, elsewhere):
     assert message in call(eval_script, "--model", small_base, *arguments)
 
@@ -231,7 +251,8 @@ def test_training_on_a_benchmark_is_refused(name, small_base, elsewhere):
 
 def test_a_choice_that_leaves_no_room_and_a_tokenizer_of_another_vocabulary_are_named(base, monkeypatch):
     row = replace(questions("piqa")[0], choices=("word " * 600, "b"))
-    with pytest.raises(ValueError, match=r"--task piqa, question 'Question: Kill.*a continuation of \d+ tokens is longer than the model's 512 positions"):
+    with pytest.raises(ValueError, match=r"--task piqa, question 'Question: Kill.*a continuation of \d+ tokens is "
+                                         "longer than the model's 512 positions"):
         answered(base, "piqa", [row])
     monkeypatch.setattr(base, "config", replace(base.config, vocab_size=100))
     with pytest.raises(ValueError, match="gives token id .* vocab_size is 100"):
@@ -242,12 +263,13 @@ def test_a_model_that_computes_no_numbers_gets_no_score(base, monkeypatch):
     """Its first choice would be the largest of all, and right as often as the gold is the first."""
     weight = base.model.norm.weight
     monkeypatch.setattr(weight, "data", torch.full_like(weight, float("nan")))
-    with pytest.raises(ValueError, match="--task piqa, question .* are no numbers"):
+    with pytest.raises(ValueError, match="--task piqa, question .* are not numbers"):
         answered(base, "piqa", questions("piqa"))
 
 
 def test_two_states_are_compared_row_by_row(small_base, tmp_path, elsewhere, capsys):
-    asked = ["--model", small_base, "--task", "winogrande", "--test-data", HARNESS / "winogrande.jsonl", "--bits", "2", "--block", "16x1", "--out", "w"]
+    asked = ["--model", small_base, "--task", "winogrande", "--test-data", HARNESS / "winogrande.jsonl", "--bits", "2",
+             "--block", "16x1", "--out", "w"]
     assert call(eval_script, *asked) is None
     states = list(rows_of(tmp_path / "w"))
     assert call(eval_script, "--compare", *(f"w:{state}" for state in states)) is None
@@ -257,7 +279,8 @@ def test_two_states_are_compared_row_by_row(small_base, tmp_path, elsewhere, cap
 def test_rows_are_drawn_whole_and_seconds_say_of_how_many_rows(tmp_path):
     lines = [json.dumps({"q": f"{i}\u2028."}, ensure_ascii=False) for i in range(9)]  # a line separator inside a row
     (tmp_path / "all.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    drawn = benchmarks.draw(tmp_path / "all.jsonl", tmp_path / "drawn.jsonl", 4).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    file = benchmarks.draw(tmp_path / "all.jsonl", tmp_path / "drawn.jsonl", 4)
+    drawn = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     assert len(drawn) == 4 and drawn == [line for line in lines if line in drawn]
     assert benchmarks.seconds({"seconds": 9.4, "counts": {"rows": 5}}) == "9"
     assert benchmarks.seconds({"seconds": 9.4, "counts": {"rows": 5, TAKEN_UP: 2}}) == "9 (3 rows)"
@@ -276,10 +299,12 @@ def test_the_experiment_makes_one_table_and_repeats_nothing(small_base, tmp_path
         for split, file in files.items():
             shutil.copy(HARNESS / f"{file}.jsonl", tmp_path / "data" / name / f"{split}.jsonl")
     for _ in range(2):
-        assert call(benchmarks, "--model", small_base, "--data", "data", "--tasks", "piqa", "mmlu", "--test-limit", "3", "--mmlu-limit", "4") is None
+        assert call(benchmarks, "--model", small_base, "--data", "data", "--tasks", "piqa", "mmlu", "--test-limit", "3",
+                    "--mmlu-limit", "4") is None
     assert asked == ["piqa", "mmlu"]
     table = (tmp_path / "runs" / "benchmarks" / "table.md").read_text().splitlines()
-    assert table[2].startswith("| piqa | 3 | acc | ") and table[3].startswith("| mmlu | 4 | acc | ") and "±" in table[2]
+    assert table[2].startswith("| piqa | 3 | acc | ") and table[3].startswith("| mmlu | 4 | acc | ")
+    assert "±" in table[2]
     saved = json.loads((tmp_path / "runs" / "benchmarks" / "benchmarks.json").read_text())
     assert len(saved["tasks"]["piqa"]["rows"]) == 2 and saved["settings"]["test_limit"] == 3
     other = call(benchmarks, "--model", small_base, "--data", "data", "--test-limit", "4")

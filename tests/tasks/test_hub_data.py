@@ -32,7 +32,8 @@ class FakeHub:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def names(self, commit):
-        return [str(path.relative_to(self.folder / commit)) for path in (self.folder / commit).rglob("*") if path.is_file()]
+        return [str(path.relative_to(self.folder / commit)) for path in (self.folder / commit).rglob("*")
+                if path.is_file()]
 
     def list_repo_files(self, repo, repo_type, revision):
         assert repo_type == "dataset"
@@ -68,13 +69,15 @@ def fake(tmp_path_factory, monkeypatch) -> FakeHub:
 
 
 @pytest.mark.parametrize("text,place", [
-    ("org/name", HubData("org/name")), ("org/name@v1.0", HubData("org/name", "v1.0")), ("org/name:a/b.csv", HubData("org/name", None, "a/b.csv")),
+    ("org/name", HubData("org/name")), ("org/name@v1.0", HubData("org/name", "v1.0")),
+    ("org/name:a/b.csv", HubData("org/name", None, "a/b.csv")),
     ("org/name@dev/x:a.parquet", HubData("org/name", "dev/x", "a.parquet"))])
 def test_a_place_on_the_hub_is_read_and_written_alike(text, place):
     assert arguments.data_place(text) == place and str(place) == text
 
 
-@pytest.mark.parametrize("text", ["a/b/c", "org/name@", "org/name:", "org/name:a.txt", "org/name:../a.csv", "org/name:/a.csv", "org/na me"])
+@pytest.mark.parametrize("text", ["a/b/c", "org/name@", "org/name:", "org/name:a.txt", "org/name:../a.csv",
+                                  "org/name:/a.csv", "org/na me"])
 def test_what_is_neither_a_file_nor_a_place_on_the_hub_is_refused(fake, text):
     said = call(train_script, "--data", text)
     assert f"{text}: no such data file, and no data set of the hub" in said and "\n" not in said and not fake.asked
@@ -96,12 +99,14 @@ def test_the_one_file_called_after_the_split_is_fetched_and_no_other(fake):
     assert file == fake.cache / FIRST / "data" / "train-0[1].jsonl" and file.is_file()
     assert [path.name for path in fake.cache.rglob("*") if path.is_file()] == [file.name]
     assert pinned_data(HubData("org/name"), "train") == HubData("org/name", FIRST, "data/train-0[1].jsonl")
-    assert data_file(Path("x"), "train") == pinned_data(Path("x"), "train") == Path("x") and data_file(None, "test") is None
+    assert data_file(Path("x"), "train") == pinned_data(Path("x"), "train") == Path("x")
+    assert data_file(None, "test") is None
     assert fake.asked == [("list", None), ("fetch", None)]  # once in a process
 
 
 def test_a_path_is_fetched_without_a_look_at_the_list(fake):
-    assert data_file(HubData("org/name", FIRST, "data/test.jsonl"), "train").read_text() == (fake.folder / FIRST / "data/test.jsonl").read_text()
+    file = data_file(HubData("org/name", FIRST, "data/test.jsonl"), "train")
+    assert file.read_text() == (fake.folder / FIRST / "data/test.jsonl").read_text()
     assert fake.asked == [("fetch", FIRST)]
     with pytest.raises(FileNotFoundError, match="org/name:data/no.csv: the data set has no such file at commit"):
         data_file(HubData("org/name", None, "data/no.csv"), "train")
@@ -109,17 +114,22 @@ def test_a_path_is_fetched_without_a_look_at_the_list(fake):
 
 def test_several_or_no_files_of_a_split_are_listed_as_they_would_be_named(fake):
     fake.put(FIRST, "socratic/train.jsonl", ROWS)
-    with pytest.raises(ValueError, match=r"org/name@v1: 2 of its 3 readable files are called after the train split; name one: "
+    with pytest.raises(ValueError,
+                       match=r"org/name@v1: 2 of its 3 readable files are named after the train split; give one of: "
                                          r"org/name@v1:data/train-0\[1\].jsonl, org/name@v1:socratic/train.jsonl$"):
-        fake.names = lambda commit: [str(p.relative_to(fake.folder / FIRST)) for p in (fake.folder / FIRST).rglob("*") if p.is_file()]
+        fake.names = lambda commit: [str(p.relative_to(fake.folder / FIRST)) for p in (fake.folder / FIRST).rglob("*")
+                                     if p.is_file()]
         data_file(HubData("org/name", "v1"), "train")
-    with pytest.raises(ValueError, match="none of its 3 readable files is called after the validation split; name one: org/name:data/test.jsonl, "):
+    with pytest.raises(ValueError, match="none of its 3 readable files is named after the validation split; "
+                                         "give one of: org/name:data/test.jsonl, "):
         data_file(HubData("org/name"), "validation")
 
 
 @pytest.mark.parametrize("split,names,found", [
-    ("train", ["Bitext_Training_v11.csv", "constrained.csv", "latest.csv"], "Bitext_Training_v11.csv"), ("test", ["latest.csv", "x/TEST.parquet"], "x/TEST.parquet"),
-    ("validation", ["dev.json", "train.json"], "dev.json"), ("validation", ["validation-0.parquet", "device.txt"], "validation-0.parquet")])
+    ("train", ["Bitext_Training_v11.csv", "constrained.csv", "latest.csv"], "Bitext_Training_v11.csv"),
+    ("test", ["latest.csv", "x/TEST.parquet"], "x/TEST.parquet"),
+    ("validation", ["dev.json", "train.json"], "dev.json"),
+    ("validation", ["validation-0.parquet", "device.txt"], "validation-0.parquet")])
 def test_a_splits_name_begins_a_word(fake, split, names, found):
     fake.names = lambda commit: names
     assert hub_data.file_of_split(HubData("org/name"), split) == found
@@ -127,14 +137,17 @@ def test_a_splits_name_begins_a_word(fake, split, names, found):
 
 def test_a_data_set_without_readable_files_is_named(fake):
     fake.names = lambda commit: ["data.zip", "script.py"]
-    with pytest.raises(ValueError, match=r"org/name: the data set has no file that can be read here \(.jsonl, .json, .csv, .parquet\)"):
+    with pytest.raises(ValueError, match=r"org/name: the data set has no file that can be read here "
+                                         r"\(.jsonl, .json, .csv, .parquet\)"):
         data_file(HubData("org/name"), "train")
 
 
 @pytest.mark.parametrize("error,message", [
-    (http(errors.GatedRepoError), "org/name is gated: accept its licence at https://huggingface.co/datasets/org/name, then log in"),
+    (http(errors.GatedRepoError),
+     "org/name is gated: accept its licence at https://huggingface.co/datasets/org/name, then log in"),
     (http(errors.RepositoryNotFoundError), "org/name: neither a file here nor a dataset at https://huggingface.co"),
-    (errors.LocalEntryNotFoundError("Got: ConnectError"), "org/name is not a file here, .* without network, give a local file"),
+    (errors.LocalEntryNotFoundError("Got: ConnectError"),
+     "org/name is not a file here, .* without network, give a local file"),
     (OSError(28, "No space left"), "No space left")])
 def test_what_the_hub_refuses_is_one_line(fake, tmp_path, small_base, error, message):
     fake.fails = error
@@ -145,9 +158,11 @@ def test_what_the_hub_refuses_is_one_line(fake, tmp_path, small_base, error, mes
 
 
 def test_a_run_remembers_commit_and_file_and_is_scored_on_them(fake, tmp_path, small_base):
-    assert call(train_script, "--method", "lora", "--model", small_base, "--data", "org/name", "--test-data", "org/name", *few("lora"), "--out", "x") is None
+    assert call(train_script, "--method", "lora", "--model", small_base, "--data", "org/name",
+                "--test-data", "org/name", *few("lora"), "--out", "x") is None
     saved = json.loads((tmp_path / "x" / "config.json").read_text())["arguments"]
-    assert saved["data"] == f"org/name@{FIRST}:data/train-0[1].jsonl" and saved["test_data"] == f"org/name@{FIRST}:data/test.jsonl"
+    assert saved["data"] == f"org/name@{FIRST}:data/train-0[1].jsonl"
+    assert saved["test_data"] == f"org/name@{FIRST}:data/test.jsonl"
     assert read_run(tmp_path / "x")[1].data == HubData("org/name", FIRST, "data/train-0[1].jsonl")
     fake.put(SECOND, "data/train-0[1].jsonl", ROWS[::-1])  # main moves
     fake.main, fake.asked = SECOND, []
@@ -160,5 +175,6 @@ def test_a_run_remembers_commit_and_file_and_is_scored_on_them(fake, tmp_path, s
 def test_a_run_on_local_files_reads_them_back_as_paths(tmp_path, small_base, fake):
     fake.put("here", "rows.jsonl", ROWS)
     (tmp_path / "rows.jsonl").write_text((fake.folder / "here" / "rows.jsonl").read_text())
-    assert call(train_script, "--method", "lora", "--model", small_base, "--data", "rows.jsonl", *few("lora"), "--out", "x") is None
+    assert call(train_script, "--method", "lora", "--model", small_base, "--data", "rows.jsonl", *few("lora"),
+                "--out", "x") is None
     assert read_run(tmp_path / "x")[1].data == tmp_path / "rows.jsonl" and not fake.asked

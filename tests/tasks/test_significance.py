@@ -33,7 +33,8 @@ def test_right_and_wrong_go_to_mcnemar_and_only_the_rows_that_differ_count():
     assert small.test == large.test == "McNemar, exact"
     assert small.p_value == large.p_value == pytest.approx(2 * 11 / 2 ** 10)
     assert (large.only_a, large.only_b) == (9, 1) and large.difference == pytest.approx(8 / 810)
-    assert compare_scores(*reversed(right_and_wrong(5, 9, 1, 5))).difference == pytest.approx(-8 / 20)  # b beside a: the sign turns
+    # b beside a: the sign turns
+    assert compare_scores(*reversed(right_and_wrong(5, 9, 1, 5))).difference == pytest.approx(-8 / 20)
 
 
 SCORES = np.random.default_rng(3).beta(2, 1, size=(2, 150))
@@ -43,11 +44,13 @@ SCORES[1] = 0.8 * SCORES[0] + 0.2 * SCORES[1] - 0.02
 def test_other_scores_go_to_the_bootstrap_whose_interval_is_scipys():
     stats = pytest.importorskip("scipy.stats", reason="pip install -r requirements-extra.txt")
     ours = compare_scores(*SCORES)
-    scipys = stats.bootstrap(tuple(SCORES), lambda a, b, axis: a.mean(axis) - b.mean(axis), paired=True, vectorized=True,
+    scipys = stats.bootstrap(tuple(SCORES), lambda a, b, axis: a.mean(axis) - b.mean(axis), paired=True,
+                             vectorized=True,
                              n_resamples=10_000, method="percentile", rng=np.random.default_rng(5)).confidence_interval
     assert ours.test == "paired bootstrap" and ours.only_a is None
     width = scipys.high - scipys.low
-    assert ours.low == pytest.approx(scipys.low, abs=0.03 * width) and ours.high == pytest.approx(scipys.high, abs=0.03 * width)
+    assert ours.low == pytest.approx(scipys.low, abs=0.03 * width)
+    assert ours.high == pytest.approx(scipys.high, abs=0.03 * width)
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.01, 0.02, 0.03])
@@ -59,16 +62,17 @@ def test_the_bootstraps_p_value_is_that_of_the_t_test_on_well_behaved_difference
 
 
 def test_pairing_is_what_finds_a_small_difference():
-    """Control: with b's rows in another order the same scores say nothing, so a test that forgot to pair would fail here."""
+    """Control: with b's rows in another order the scores differ by chance only. A test that did not pair would fail."""
     a, b = SCORES
     assert compare_scores(a, b).p_value < 1e-3
     assert compare_scores(a, np.random.default_rng(1).permutation(b)).p_value > 0.1
 
 
 def test_the_interval_holds_no_difference_as_often_as_it_says():
-    """95 % of the intervals of data without a difference hold 0: of 200, 190 give or take three standard deviations of 3.1."""
+    """95 % of the intervals of data without a difference hold 0: 190 of 200, give or take three deviations of 3.1."""
     rng = np.random.default_rng(4)
-    hits = sum(low <= 0 <= high for low, high, _ in (paired_bootstrap(rng.normal(size=80), seed, 500) for seed in range(200)))
+    hits = sum(low <= 0 <= high for low, high, _ in (paired_bootstrap(rng.normal(size=80), seed, 500)
+                                                     for seed in range(200)))
     assert 181 <= hits <= 199
 
 
@@ -80,5 +84,5 @@ def test_equal_scores_differ_by_nothing_and_the_seed_decides_the_rest():
 
 @pytest.mark.parametrize("a,b", [([], []), ([1.0], [1.0, 0.0])])
 def test_scores_that_are_not_pairs_are_refused(a, b):
-    with pytest.raises(ValueError, match=f"here are {len(a)} and {len(b)}"):
+    with pytest.raises(ValueError, match=f"{len(a)} and {len(b)} scores; a paired test needs"):
         compare_scores(a, b)

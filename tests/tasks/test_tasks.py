@@ -7,12 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.arguments import EMBEDDED_BASE
+from finetune.config import EMBEDDED_BASE
 from model.tokenizer import load_tokenizer
 from tasks.banking77 import Banking77
 from tasks.batching import collate, epoch_batches, split_list
-from tasks.labels import macro_f1
 from tasks.generative import before
+from tasks.labels import macro_f1
 from tasks.pretrain import RECIPE, WINDOW, Pretrain
 from tasks.rows import read_rows
 from tasks.sql_create_context import SqlCreateContext, normalise_sql
@@ -48,20 +48,24 @@ def test_banking77_scores_by_hand():
     examples = [Example("", a) for a in ("card arrival", "card arrival", "age limit", "age limit")]
     scores = scores_of(Banking77(), ["card arrival", "Card_Arrival", "card arrival", "nonsense"], examples)
     # card arrival: written 3, gold 2, right 2 -> 4/5; age limit: written 0, gold 2 -> 0
-    assert scores == {"accuracy": 0.5, "micro_f1": pytest.approx(4 / 7), "macro_f1": pytest.approx(0.4), "invalid": 0.25}
+    assert scores == {"accuracy": 0.5, "micro_f1": pytest.approx(4 / 7), "macro_f1": pytest.approx(0.4),
+                      "invalid": 0.25}
 
 
 def test_a_perfect_and_an_empty_answer_score_one_and_zero():
     examples = Banking77().splits(None, None, None, 0).test
-    assert scores_of(Banking77(), [e.answer for e in examples], examples) == {"accuracy": 1, "micro_f1": 1, "macro_f1": 1, "invalid": 0}
-    assert scores_of(Banking77(), [""] * len(examples), examples) == {"accuracy": 0, "micro_f1": 0, "macro_f1": 0, "invalid": 1}
+    right = scores_of(Banking77(), [e.answer for e in examples], examples)
+    assert right == {"accuracy": 1, "micro_f1": 1, "macro_f1": 1, "invalid": 0}
+    empty = scores_of(Banking77(), [""] * len(examples), examples)
+    assert empty == {"accuracy": 0, "micro_f1": 0, "macro_f1": 0, "invalid": 1}
 
 
 def test_macro_f1_counts_each_class_once_however_many_rows_it_has():
     assert macro_f1(["a"] * 9 + ["a"], ["a"] * 9 + ["b"]) == pytest.approx((2 * 9 / 19 + 0) / 2)
 
 
-@pytest.mark.parametrize("written", ["select  a from T where b = 'x' ;", 'SELECT a FROM t WHERE b = "X"', "SELECT a\nFROM t WHERE b=`X`;"])
+@pytest.mark.parametrize("written", ["select  a from T where b = 'x' ;", 'SELECT a FROM t WHERE b = "X"',
+                                     "SELECT a\nFROM t WHERE b=`X`;"])
 def test_sql_case_space_quotes_and_a_final_semicolon_do_not_count(written):
     gold = 'SELECT a FROM t WHERE b = "X"' if "b = " in written else 'SELECT a FROM t WHERE b="X"'
     assert normalise_sql(written) == normalise_sql(gold)
@@ -81,7 +85,8 @@ def test_sql_splits_share_no_row_and_keep_all(tmp_path):
 def test_a_row_without_its_field_is_named_with_file_and_line(tmp_path):
     path = sql_file(tmp_path / "train.jsonl", 3)
     path.write_text(path.read_text() + '{"question": "q", "context": "c"}\n')
-    with pytest.raises(ValueError, match=r"train.jsonl, line 4: field 'answer' is missing or not text \(fields there: question, context\)"):
+    with pytest.raises(ValueError, match=r"train.jsonl, line 4: field 'answer' is missing or not text "
+                                         r"\(fields of the row: question, context\)"):
         SqlCreateContext().splits(path, None, None, 0)
 
 
@@ -91,7 +96,8 @@ def test_a_file_that_is_not_text_is_named(tmp_path):
         read_rows(tmp_path / "x.jsonl", ("a",))
 
 
-@pytest.mark.parametrize("text,message", [("{", "line 1: not valid JSON"), ("[1]\n", "line 1: expected a JSON object"), ("\n", "holds no rows")])
+@pytest.mark.parametrize("text,message", [("{", "line 1: not valid JSON"), ("[1]\n", "line 1: expected a JSON object"),
+                                          ("\n", "holds no rows")])
 def test_a_file_that_is_not_rows_is_named(tmp_path, text, message):
     (tmp_path / "x.jsonl").write_text(text)
     with pytest.raises(ValueError, match=message):
@@ -122,9 +128,11 @@ def test_masking_goes_by_length_and_the_end_token_is_learned(prompt, answer):
     assert batch.at[0].nonzero().flatten().tolist() == list(range(encoded.prompt_length - 1, len(encoded.tokens) - 1))
 
 
-@pytest.mark.parametrize("prompt,answer", [("a question?\nIntent:", "card arrival"), ("CREATE TABLE t (a INTEGER)\nSQL:", "SELECT a FROM t")])
+@pytest.mark.parametrize("prompt,answer", [("a question?\nIntent:", "card arrival"),
+                                           ("CREATE TABLE t (a INTEGER)\nSQL:", "SELECT a FROM t")])
 def test_an_encoded_example_reads_as_prompt_space_answer(prompt, answer):
-    assert TOKENIZER.decode(encode_example(Example(prompt, answer), TOKENIZER, EOS).tokens[1:-1]) == f"{prompt} {answer}"
+    encoded = encode_example(Example(prompt, answer), TOKENIZER, EOS)
+    assert TOKENIZER.decode(encoded.tokens[1:-1]) == f"{prompt} {answer}"
 
 
 def test_an_answer_is_what_stands_before_the_first_stop_text():
@@ -136,7 +144,8 @@ def test_an_answer_is_what_stands_before_the_first_stop_text():
 def test_standard_errors_are_those_of_a_mean_and_only_means_have_one():
     examples = [Example("", a) for a in ("card arrival", "card arrival", "age limit", "age limit")]
     _, errors = Banking77().scores(examples, [{"text": t} for t in ("card arrival", "x", "x", "x")])
-    assert errors == {"accuracy": pytest.approx(0.25), "invalid": pytest.approx(0.25)}  # sd of 1, 0, 0, 0 is 1/2; / sqrt(4)
+    # sd of 1, 0, 0, 0 is 1/2; / sqrt(4)
+    assert errors == {"accuracy": pytest.approx(0.25), "invalid": pytest.approx(0.25)}
 
 
 def test_an_end_token_inside_the_prompt_is_not_learned_and_one_inside_the_answer_is():
@@ -164,7 +173,9 @@ def test_batches_differ_between_epochs_and_hold_similar_lengths():
     lengths = torch.randint(5, 100, (640,), generator=torch.Generator().manual_seed(0)).tolist()
     first, second = (epoch_batches(lengths, 16, 0, e) for e in (0, 1))
     assert first != second
-    waste = lambda batches: sum(max(lengths[i] for i in b) * len(b) for b in batches) / sum(lengths)
+
+    def waste(batches):
+        return sum(max(lengths[i] for i in b) * len(b) for b in batches) / sum(lengths)
     assert waste(first) < 1.2 < waste(split_list(list(range(640)), 16))
 
 

@@ -1,0 +1,106 @@
+"""A model with an adapter beside every target layer: put there, kept on disk, and merged."""
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from adapters import ADAPTERS, adapted_layer
+from adapters.adapted import AdaptedLinear, adapted_layers, adapter_parameters, replace_layers
+from adapters.adapter import Adapter
+from adapters.merge import merge_into_codes, merge_target, merge_to_dense
+from finetune.config import RunConfig
+from finetune.methods import TARGETS
+from finetune.run import Run
+from model.checkpoint import open_safetensors, save_model
+from model.config_json import config_to_json
+from model.files import write_json, write_safetensors
+from model.llama import Llama
+from model.tokenizer import copy_tokenizer
+from quant.grid import Block
+
+
+def linear_names(model: Llama, targets: str) -> list[str]:
+    """The decoder's linear layers that `--targets` names."""
+    return [name for name, _ in model.named_modules() if name.startswith("model.layers.") and name.endswith(TARGETS[targets])]
+
+
+def new_adapter(config: RunConfig, D_out: int, D_in: int, block: Block | None) -> Adapter:
+    """The method's adapter for one layer, its numbers drawn by the global seed. `block` is the block of the layer's own
+    codes; the adapter's other options come from the configuration. Raises ValueError for options that it cannot have."""
+    kind = ADAPTERS[config.adapter_kind]
+    options = {option: block if option == "block" else getattr(config.adapter, option) for option in kind.options}
+    return kind(D_out, D_in, **options)
+
+
+def attach_adapters(model: Llama, config: RunConfig) -> None:
+    """An adapter beside every target layer of a frozen model. Raises ValueError, naming the layer, for an adapter that does not
+    go with it."""
+    def adapt(name: str, base: nn.Module) -> AdaptedLinear:
+        try:
+            adapter = new_adapter(config, base.out_features, base.in_features, getattr(base, "block", None))
+            return adapted_layer(base, adapter.to(model.device), config.adapter.dropout)
+        except ValueError as error:
+            raise ValueError(f"layer {name}: {error}") from None
+    replace_layers(model, linear_names(model, config.adapter.targets), adapt)
+
+
+# ---- merging --------------------------------------------------------------------------------------------------------
+
+def merge_all(model: Llama, merge: Callable[[str, AdaptedLinear], nn.Module]) -> None:
+    """`merge(name, adapted)` in the place of every adapted layer, one at a time."""
+    replace_layers(model, list(adapted_layers(model)), merge)
+
+
+def why_not_k_bits(model: Llama) -> str | None:
+    """The reason, with its layer, of the first adapted layer that merges to 16 bits only; None if all merge into their codes'
+    factors."""
+    for name, layer in adapted_layers(model).items():
+        target = merge_target(layer.base, layer.adapter)
+        if not target.keeps_codes:
+            return f"layer {name}: {target.reason}"
+    return None
+
+
+def merge_best(model: Llama, storage: torch.dtype) -> list[int]:
+    """Into the factors of the k-bit codes if every layer allows it, else to 16 bits of type `storage`, in place. Returns the
+    widths of the codes; none for 16 bits."""
+    if why_not_k_bits(model) is None:
+        bits = sorted({layer.base.bits for layer in adapted_layers(model).values()})
+        merge_all(model, lambda name, layer: merge_into_codes(layer, name))
+        return bits
+    merge_all(model, lambda name, layer: merge_to_dense(layer, storage))
+    return []
+
+
+def sixteen_bit_type(model: Llama) -> torch.dtype:
+    """The type of the embeddings if it is float16 or bfloat16; bfloat16 for a float32 checkpoint."""
+    kept = model.model.embed_tokens.weight.dtype
+    return kept if kept in (torch.float16, torch.bfloat16) else torch.bfloat16
+
+
+# ---- on disk --------------------------------------------------------------------------------------------------------
+
+def save_adapter(model: Llama, run: Run) -> None:
+    write_safetensors(run.adapter_file, adapter_parameters(model))
+
+
+@torch.no_grad()
+def load_adapter(model: Llama, run: Run) -> None:
+    """Raises ValueError if the file's tensors are not those of the attached adapters."""
+    parameters = adapter_parameters(model)
+    with open_safetensors(run.adapter_file) as file:
+        if set(file.keys()) != set(parameters):
+            raise ValueError(f"{run.adapter_file}: its tensors are not those of the run's adapters")
+        for name, p in parameters.items():
+            tensor = file.get_tensor(name)
+            if tensor.shape != p.shape:
+                raise ValueError(f"{run.adapter_file}: {name} has shape {list(tensor.shape)} instead of {list(p.shape)}")
+            p.copy_(tensor)
+
+
+def save_beside(model: Llama, run: Run, directory: Path) -> None:
+    """A merged model as a model directory of its own."""
+    write_json(directory / "config.json", config_to_json(model.config))
+    copy_tokenizer(run.path, directory)
+    save_model(model, directory / "model.safetensors")

@@ -1,0 +1,96 @@
+"""The command lines' flags, built from the fields of the configuration (finetune/config.py).
+
+A parser returns what the user typed and nothing else: defaults stand in the configuration alone.
+"""
+import argparse
+import sys
+from collections.abc import Callable, Collection
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+from finetune.config import (
+    AdapterConfig,
+    BaseConfig,
+    ComputeConfig,
+    DataConfig,
+    EvaluationConfig,
+    RunConfig,
+    TrainingConfig,
+    flag,
+)
+from quant.spec import QuantSpec
+from tasks import TASKS
+
+GROUPS = {BaseConfig: "model", ComputeConfig: "model", QuantSpec: "quantization", AdapterConfig: "adapter",
+          DataConfig: "data", TrainingConfig: "optimisation", EvaluationConfig: "evaluation"}
+ORDER = ("model", "quantization", "adapter", "data", "optimisation", "evaluation", "output")
+
+
+class Parser(argparse.ArgumentParser):
+    """Flags in groups. An error takes one line; --help lists the flags."""
+
+    def __init__(self, description: str | None, **more):
+        super().__init__(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS,
+                         formatter_class=argparse.RawDescriptionHelpFormatter, **more)
+        self.groups = {name: self.add_argument_group(name) for name in ORDER}
+
+    def error(self, message: str) -> NoReturn:
+        sys.exit(f"error: {message} (see {self.prog} --help)")
+
+    def add_fields(self, *kinds: type, leave_out: Collection[str] = ()) -> None:
+        """A flag for each field of these configuration classes."""
+        for kind in kinds:
+            for f in fields(kind):
+                if f.metadata and f.metadata.get("flag", True) and f.name not in leave_out:
+                    self.add_field(f, f.metadata.get("group") or GROUPS[kind])
+
+    def add_field(self, f: Field, group: str) -> None:
+        self.groups[group].add_argument(flag(f.name), **facts_of(f))
+
+    def given(self, command: list[str] | None = None) -> dict[str, Any]:
+        """What the command line says, by field. None: the process's own."""
+        return vars(self.parse_args(command))
+
+
+def facts_of(f: Field) -> dict[str, Any]:
+    """A field's own facts as argparse takes them."""
+    facts = f.metadata
+    if f.default is False:
+        return {"action": "store_true", "help": facts["help"]}
+    choices = facts.get("choices")
+    choices = list(choices() if callable(choices) else choices) if choices else None
+    shown = facts.get("shown") or default_of(f)
+    parse = {"type": typed(facts["parse"])} if "parse" in facts else {}
+    return {"help": f"{facts['help']} (default: {shown})".replace("%", "%%"), "choices": choices,
+            "metavar": facts.get("metavar"), **parse}
+
+
+def default_of(f: Field) -> str:
+    return str(f.default if f.default is not MISSING else f.default_factory() if f.default_factory is not MISSING else "")
+
+
+def typed(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A parser whose ValueError argparse prints as it is."""
+    def checked(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+    return checked
+
+
+def train_parser() -> Parser:
+    """The flags of train.py."""
+    parser = Parser("Fine-tune one method on one base for one task, then score every state of the model.\n\n"
+                    "    python train.py --method qablora --bits 4")
+    parser.add_field(RunConfig.__dataclass_fields__["method"], "adapter")
+    parser.add_fields(BaseConfig, ComputeConfig, QuantSpec, AdapterConfig, DataConfig, TrainingConfig, EvaluationConfig)
+    tasks = ", ".join(name for name, task in TASKS.items() if task.trains)
+    parser.groups["data"].add_argument("--list-tasks", action="store_true", help=f"print what each task needs, and stop ({tasks})")
+    parser.groups["data"].add_argument("--show-example", action="store_true",
+                                       help="print the first training row as the model reads it, and stop")
+    parser.groups["output"].add_argument("--out", type=Path, metavar="DIR", help="write the run into this new directory "
+                                         "(default: the next free runs/METHOD-BITS-TASK-NUMBER)")
+    parser.groups["output"].add_argument("--resume", type=Path, metavar="RUN", help="go on with an interrupted run; give no other flag")
+    return parser

@@ -1,0 +1,105 @@
+"""GPTQ over a model: every layer calibrated on what the quantized layers before it put out."""
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from adapters.adapted import replace_layers
+from model.llama import DecoderLayer, Llama
+from model.padding import pad_right
+from quant.gptq import Hessian, LayerReport, quantize_by_gptq
+from quant.grid import QuantizedWeight
+from quant.quantizer import Quantizer
+from tasks.batching import split_list
+
+AT_A_TIME = 16  # calibration rows
+SHOWN = 8       # worst layers printed
+Made = Callable[[str, nn.Module, QuantizedWeight], nn.Module]  # (name, dense layer, its codes) -> the layer that takes its place
+
+
+@torch.no_grad()
+def gptq_model(model: Llama, bring: Callable[[str], None], names: list[str], quantizer: Quantizer, act_order: bool,
+               rows: Sequence[list[int]], made: Made) -> list[LayerReport]:
+    """Quantizes every named layer, in the order in which the model uses them, on calibration rows of token ids.
+    `bring(prefix)` loads the tensors whose names begin so: memory holds one dense decoder layer, and the rows' activations
+    between two layers.
+
+    Activations are float32, whatever the model otherwise computes in. Raises CalibrationError and ValueError, naming the
+    layer."""
+    bring("model.embed_tokens.")
+    kept, model.dtype = model.dtype, torch.float32
+    batches = [CalibrationBatch(model, part) for part in split_list(sorted(rows, key=len), AT_A_TIME)]
+    model.dtype = kept
+    reports: list[LayerReport] = []
+    bar = tqdm(model.model.layers, desc="gptq", unit="layer", disable=None)
+    for i, layer in enumerate(bar):
+        prefix = f"model.layers.{i}."
+        bring(prefix)
+        for stage in layer.stages:
+            targets = [name for name in stage if prefix + name in names]
+            if targets:
+                hessian = collect(layer, targets[0], batches)
+                reports += quantize_stage(layer, targets, prefix, hessian, quantizer, act_order, made)
+        for batch in batches:
+            batch.x = batch.through(layer)
+        bar.set_postfix(worst=f"{max(r.gptq_error for r in reports):.1e}" if reports else "-")
+    bring("model.norm.")
+    bring("lm_head.")
+    model.tie_weights()
+    return reports
+
+
+class CalibrationBatch:
+    """Calibration rows, padded on the right, on their way through the decoder layers."""
+
+    def __init__(self, model: Llama, rows: list[list[int]]):
+        tokens, self.real = pad_right(rows)
+        self.x, self.cos, self.sin, self.allowed = model.embed(tokens.to(model.device))
+
+    def through(self, layer: DecoderLayer) -> Tensor:
+        return layer(self.x, self.cos, self.sin, self.allowed, None)
+
+
+def collect(decoder_layer: DecoderLayer, name: str, batches: list[CalibrationBatch]) -> Hessian:
+    """H of the inputs that the named linear layer gets from the rows' real tokens."""
+    layer = decoder_layer.get_submodule(name)
+    hessian = Hessian(layer.in_features, device=layer.weight.device)
+    for batch in batches:
+        def add(module, inputs, real=batch.real):
+            hessian.add(inputs[0][real.to(inputs[0].device)])
+        hook = layer.register_forward_pre_hook(add)
+        try:
+            batch.through(decoder_layer)
+        finally:
+            hook.remove()
+    return hessian
+
+
+def quantize_stage(decoder_layer: DecoderLayer, names: list[str], prefix: str, hessian: Hessian, quantizer: Quantizer,
+                   act_order: bool, made: Made) -> list[LayerReport]:
+    """Layers that read the same input, by one H."""
+    reports = []
+
+    def change(name: str, layer: nn.Module) -> nn.Module:
+        quantized, report = quantize_by_gptq(layer.weight.detach(), hessian, quantizer, act_order, prefix + name)
+        reports.append(report)
+        return made(prefix + name, layer, quantized)
+    replace_layers(decoder_layer, names, change)
+    return reports
+
+
+def show_report(reports: list[LayerReport], source: str, rows: int) -> dict:
+    """Prints the layers with the largest output error, and each one that ended above plain rounding. Returns all, worst
+    first."""
+    reports = sorted(reports, key=lambda r: r.gptq_error, reverse=True)
+    print(f"gptq, calibrated on {source}: {rows} rows; worst layers by relative output error "
+          f"tr((W - W_hat) H (W - W_hat)^T) / tr(W H W^T)")
+    print(f"  {'layer':<36} {'tokens':>8} {'damping':>8} {'dead':>5} {'gptq':>10} {'rounding':>10}")
+    for r in reports[:SHOWN]:
+        print(f"  {r.layer:<36} {r.tokens:>8} {r.damping:>8g} {r.dead_columns:>5} {r.gptq_error:>10.2e} "
+              f"{r.rounding_error:>10.2e}")
+    for r in (r for r in reports if r.above_rounding):
+        print(f"  ABOVE ROUNDING: {r.layer}: {r.gptq_error:.2e} by gptq, {r.rounding_error:.2e} by rounding")
+    return {"layers": [{**asdict(r), "above_rounding": r.above_rounding} for r in reports]}

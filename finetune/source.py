@@ -1,0 +1,147 @@
+"""From a place to a model: model directories, GGUF files, models of the hub, and runs."""
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from adapters.adapted import replace_layers
+from adapters.merge import merge_to_dense
+from finetune.adapted_model import attach_adapters, linear_names, load_adapter, merge_all, sixteen_bit_type
+from finetune.config import Place, RunConfig
+from finetune.run import Run, open_run
+from model.checkpoint import (
+    empty_model,
+    load_config,
+    load_model,
+    open_safetensors,
+    open_weights,
+    quantized_layers,
+    read_tensors,
+    weight_files,
+)
+from model.config import LlamaConfig
+from model.files import read_json, sha256_of
+from model.hub import directory_of
+from model.llama import Llama
+from model.tokenizer import Tokenizer, load_tokenizer
+
+Change = Callable[[str, nn.Module], nn.Module]  # (name, layer) -> the layer that takes its place
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model directory, a GGUF file, a model of the hub, or a run. A run with an adapter stands for its model merged to 16
+    bits."""
+    place: Place
+
+    @cached_property
+    def path(self) -> Path:
+        """Where its files are on this machine. Raises NotFetched for a model of the hub that cannot be fetched."""
+        return directory_of(self.place)
+
+    @cached_property
+    def config(self) -> LlamaConfig:
+        return load_config(self.path)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return load_tokenizer(self.path)
+
+    @property
+    def is_adapter_run(self) -> bool:
+        return Run(self.path).adapter_file.is_file()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the weights. For a run with an adapter: of its base, its adapter and its codes."""
+        if self.is_adapter_run:
+            codes = Run(self.path).base_file
+            return f"{self.fingerprint_without_codes}{f'+{sha256_of(codes)}' if codes.is_file() else ''}"
+        return sha256_of(*weight_files(self.path))
+
+    @property
+    def fingerprint_without_codes(self) -> str:
+        """What earlier versions recorded of a base that is a run with an adapter."""
+        base = read_json(Run(self.path).config_file)["fingerprints"]["base"]
+        return f"{base}+{sha256_of(Run(self.path).adapter_file)}"
+
+    def quantized(self) -> dict[str, dict]:
+        """The layers that are codes already, as `quantized_layers` gives them. Reads headers only."""
+        if not self.is_adapter_run:
+            return quantized_layers(weight_files(self.path))
+        run = open_run(self.path)
+        merged = linear_names(empty_model(self.config, torch.float32), run.config.adapter.targets)
+        stored = quantized_layers([run.base_file]) if run.base_file.is_file() else Source(run.config.base.model).quantized()
+        return {name: stated for name, stated in stored.items() if name not in merged}
+
+    def stop_ids(self) -> tuple[int, ...]:
+        """End tokens; training teaches the first. Raises ValueError if the model names none."""
+        ids = self.config.eos_token_ids or ((self.tokenizer.eos_id,) if self.tokenizer.eos_id is not None else ())
+        if not ids:
+            raise ValueError(f"{self.path}: neither config.json nor the tokenizer names an end-of-sequence token")
+        return ids
+
+    def open(self, dtype: torch.dtype, device: str) -> tuple[Llama, Callable[[str], None]]:
+        """The model without its weights, and a function that loads those whose names begin with a prefix. A run with an
+        adapter has to be merged first: it comes whole, and the function does nothing."""
+        if self.is_adapter_run:
+            return self.load(dtype, device), lambda prefix: None
+        model, weights, wanted = open_weights(weight_files(self.path), self.config, dtype)
+        return model.eval(), lambda prefix: read_tensors(model, weights, wanted, device, prefix)
+
+    def load(self, dtype: torch.dtype, device: str, change: Change | None = None) -> Llama:
+        """As `load_model`; `change` is called for each linear layer."""
+        if not self.is_adapter_run:
+            return load_model(weight_files(self.path), self.config, dtype, device, change)
+        run = open_run(self.path)
+        model = load_trained(run, run.config, dtype, device)
+        kept = sixteen_bit_type(model)
+        merge_all(model, lambda name, layer: merge_to_dense(layer, kept))
+        if change:
+            replace_layers(model, linear_names(model, "all"), change)
+        return model
+
+
+# ---- the model of a run ---------------------------------------------------------------------------------------------
+
+def check_trained(run: Run) -> None:
+    """Raises FileNotFoundError if training has not reached the end of its first epoch, ValueError if the file is damaged."""
+    if not run.trained_file.is_file():
+        raise FileNotFoundError(f"{run.path} holds no {run.trained_file.name} yet: "
+                                f"go on with python train.py --resume {run.path}")
+    open_safetensors(run.trained_file)
+
+
+def check_fingerprint(source: Source, run: Run) -> None:
+    """Raises ValueError if `source` is not what the run was trained from."""
+    expected = run.fingerprints["base"]
+    if source.fingerprint != expected and not (source.is_adapter_run and source.fingerprint_without_codes == expected):
+        raise ValueError(f"{source.path} is not what the run was trained from: its sha256 is {source.fingerprint}, "
+                         f"the run's base had {expected}")
+
+
+def load_run_base(run: Run, config: RunConfig, dtype: torch.dtype, device: str) -> Llama:
+    """The base that the run was trained on: its own file, never quantized again; or, for a base that stayed as it was, the
+    original, whose fingerprint is checked."""
+    if run.base_file.is_file():
+        return load_model([run.base_file], load_config(run.path), dtype, device)
+    if config.base.quantization:
+        raise FileNotFoundError(f"{run.base_file}: no such file; it holds the codes that the run was trained on, "
+                                f"and no other file does")
+    source = Source(config.base.model)
+    check_fingerprint(source, run)
+    return source.load(dtype, device)
+
+
+def load_trained(run: Run, config: RunConfig, dtype: torch.dtype, device: str) -> Llama:
+    """The model as trained: base and adapters side by side, or all weights for method full."""
+    if config.adapter_kind is None:
+        model = load_model(weight_files(run.path), load_config(run.path), dtype, device)
+    else:
+        model = load_run_base(run, config, dtype, device)
+        attach_adapters(model, config)
+        load_adapter(model, run)
+    return model.eval()

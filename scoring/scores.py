@@ -1,0 +1,106 @@
+"""What one state of a model scores: one row of the table."""
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Tensor
+
+from finetune.data import PreparedData
+from finetune.loop import mean_loss
+from finetune.size import bits_per_weight, stored_bytes
+from model.llama import Llama
+from scoring.resume import KeptAnswers
+from scoring.state import State
+from tasks.batching import collate, split_list
+from tasks.task import Asking, Encoded
+
+TAKEN_UP = "answers of an interrupted scoring, whose seconds are not counted"
+COMPARED = 32  # validation rows on which logits are compared
+
+
+@dataclass
+class Row:
+    state: State
+    scores: dict[str, float]       # the task's; shares of 1, unless the task says otherwise
+    validation_loss: float | None  # nats a target token; None: the task has no validation rows
+    bits_per_weight: float         # of the decoder's linear layers, adapters included
+    megabytes: float               # of the whole model
+    logit_difference: float | None = None   # max |merged - as trained|, both computed in float32
+    weight_error: float | None = None       # ||W - W_hat|| / ||W|| of a lossy step, over all target layers
+    restoration_ratio: float | None = None  # ||W_l - W_k|| / ||delta_W|| of a restored base
+    seconds: float = 0.0
+    standard_errors: dict[str, float] = field(default_factory=dict)  # of scores that are means over the test rows
+    counts: dict[str, int] = field(default_factory=dict)             # test rows, and those out of the ordinary
+    parts: dict[str, float] = field(default_factory=dict)            # the metric of each part of the test rows, if they have parts
+    lines: list[dict] = field(default_factory=list, repr=False)      # what the model answered to each test row
+
+    def to_json(self) -> dict:
+        """The figures. The answers go into predictions.jsonl."""
+        figures = {name: value for name, value in asdict(self).items() if name not in ("state", "lines")}
+        return {"state": self.state.key, "title": self.state.title, **figures}
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What every state of a model is scored with."""
+    data: PreparedData
+    batch_size: int
+    kept: KeptAnswers | None = None  # answers of the same command before an interruption
+
+
+def score_state(state: State, model: Llama, scoring: Scoring) -> Row:
+    data, start = scoring.data, time.perf_counter()
+    taken_up = len(scoring.kept.of(state.key)) if scoring.kept else 0
+    model.eval()
+    lines = answers_to_all(state, model, scoring)
+    scores, errors = data.task.scores(data.test, lines) if lines else ({}, {})
+    parts = data.task.parts(data.test, lines)
+    loss = mean_loss(model, data.validation, scoring.batch_size) if data.validation else None
+    counts = {"rows": len(lines), **Counter(flag for line in lines for flag in line.get("flags", ()))}
+    if taken_up:
+        counts[TAKEN_UP] = taken_up
+    return Row(state, scores, loss, bits_per_weight(model), stored_bytes([model]) / 1e6,
+               seconds=time.perf_counter() - start, standard_errors=errors, counts=counts, parts=parts, lines=lines)
+
+
+def answers_to_all(state: State, model: Llama, scoring: Scoring) -> list[dict]:
+    """The line of each test row. Those of an interrupted scoring are not asked again."""
+    data, kept = scoring.data, scoring.kept
+    found = kept.of(state.key) if kept else {}
+    missing = [row for row in range(len(data.test)) if row not in found]
+    asking = Asking(data.tokenizer, data.end_ids, data.max_new_tokens, scoring.batch_size, state.title)
+    for place, line in data.task.answers(model, [data.test[row] for row in missing], asking) if missing else ():
+        found[missing[place]] = line
+        if kept:
+            kept.add(state.key, missing[place], line)
+    return [found[row] for row in range(len(data.test))]
+
+
+@torch.no_grad()
+def float32_logits(model: Llama, examples: Sequence[Encoded]) -> list[Tensor]:
+    """Logits at the target places, computed in float32 whatever the model otherwise computes in: what merging itself changes,
+    without bfloat16's noise."""
+    kept, model.dtype = model.dtype, torch.float32
+    try:
+        batches = [collate(part, model.device) for part in split_list(examples[:COMPARED], 8)]
+        return [model(b.tokens, at=b.at) for b in batches]
+    finally:
+        model.dtype = kept
+
+
+def largest_difference(a: list[Tensor], b: list[Tensor]) -> float | None:
+    """None if there were no rows to compare on."""
+    return max(((x - y).abs().max().item() for x, y in zip(a, b, strict=True)), default=None)
+
+
+def comparing(model: Llama, scoring: Scoring) -> Callable[[State], Row]:
+    """What scores a later state of this model, its logits compared with those of now."""
+    before = float32_logits(model, scoring.data.validation)
+
+    def compared(state: State) -> Row:
+        row = score_state(state, model, scoring)
+        row.logit_difference = largest_difference(before, float32_logits(model, scoring.data.validation))
+        return row
+    return compared
