@@ -1,4 +1,4 @@
-"""--model org/name, without a network: a hub made of local folders, and huggingface_hub's own exceptions and cache."""
+"""--model org/name without a network: a Hub of local folders, with huggingface_hub's own exceptions and cache."""
 import json
 import re
 import shutil
@@ -29,7 +29,7 @@ FEWER = ["--limit", "40", "--test-limit", "2", "--max-new-tokens", "1"]
 
 
 class FakeHub:
-    """What snapshot_download does, from folders. `revisions`: which commit a name stands for."""
+    """snapshot_download from local folders. revisions: branch or tag -> commit."""
 
     def __init__(self, cache: Path):
         self.cache, self.folders, self.revisions, self.asked, self.fails = cache, {}, {None: FIRST}, [], None
@@ -39,7 +39,8 @@ class FakeHub:
         if self.fails:
             raise self.fails
         commit = self.revisions.get(revision, revision)
-        folder, snapshot = self.folders[repo, commit], self.cache / f"models--{repo.replace('/', '--')}" / "snapshots" / commit
+        folder = self.folders[repo, commit]
+        snapshot = self.cache / f"models--{repo.replace('/', '--')}" / "snapshots" / commit
         names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
         snapshot.mkdir(parents=True, exist_ok=True)
         for name in filter_repo_objects(names, allow_patterns=allow_patterns):
@@ -50,7 +51,7 @@ class FakeHub:
 
 @pytest.fixture
 def fake(small_base, tmp_path_factory, monkeypatch) -> FakeHub:
-    """org/small, with all that repositories carry beside what is needed."""
+    """org/small, with the needless files that repositories hold too."""
     fake = FakeHub(tmp_path_factory.mktemp("cache"))
     folder = tmp_path_factory.mktemp("hub") / "small"
     shutil.copytree(small_base, folder)
@@ -74,7 +75,8 @@ def put_other_weights(folder: Path) -> None:
 
 
 def commit_other_weights(fake: FakeHub, commit: str) -> None:
-    fake.folders["org/small", commit] = shutil.copytree(fake.folders["org/small", FIRST], fake.folders["org/small", FIRST].parent / commit)
+    first = fake.folders["org/small", FIRST]
+    fake.folders["org/small", commit] = shutil.copytree(first, first.parent / commit)
     put_other_weights(fake.folders["org/small", commit])
 
 
@@ -116,9 +118,10 @@ def test_a_run_remembers_the_commit_and_is_scored_and_resumed_on_it(fake, tmp_pa
     hub.fetch.cache_clear()
     assert call(eval_script, "x") is None and call(train_script, "--resume", "x") is None
     assert {revision for _, revision in fake.asked} == {FIRST}
-    again, rows = rows_of(tmp_path / "x", "eval.json"), rows_of(tmp_path / "x")
-    assert {state: row["validation_loss"] for state, row in again.items()} == {state: row["validation_loss"] for state, row in rows.items()}
-    assert Source(HubModel("org/small")).fingerprint != saved["fingerprints"]["base"]  # control: main would have been another model
+    again, rows = ({state: row["validation_loss"] for state, row in found.items()}
+                   for found in (rows_of(tmp_path / "x", "eval.json"), rows_of(tmp_path / "x")))
+    assert again == rows
+    assert Source(HubModel("org/small")).fingerprint != saved["fingerprints"]["base"]  # control: main is another model
 
 
 def test_a_run_whose_commit_holds_other_weights_is_not_scored(fake):
@@ -165,10 +168,12 @@ def http(kind, message="403 Client Error.\n\nsecond line"):
 
 
 FAILURES = [
-    (http(errors.GatedRepoError), r"org/small@v1 is gated: accept its licence at https://.*/org/small, then log in .* or set HF_TOKEN"),
+    (http(errors.GatedRepoError),
+     r"org/small@v1 is gated: accept its licence at https://.*/org/small, then log in .* or set HF_TOKEN"),
     (http(errors.RepositoryNotFoundError), "org/small@v1: neither a directory here nor a model at https://"),
     (http(errors.RevisionNotFoundError), "org/small has no revision v1"),
-    (errors.LocalEntryNotFoundError("Got: ConnectError: no route\nmore"), r"was not reached \(.*no route\); without network, give a local directory"),
+    (errors.LocalEntryNotFoundError("Got: ConnectError: no route\nmore"),
+     r"was not reached \(.*no route\); without network, give a local directory"),
     (errors.OfflineModeIsEnabled("offline mode"), "could not be fetched .*offline mode.*local directory"),
     (http(errors.HfHubHTTPError, "502 Bad Gateway"), "could not be fetched .*502 Bad Gateway"),
     (OSError(28, "No space left on device"), "No space left on device")]
@@ -184,10 +189,12 @@ def test_what_the_hub_refuses_is_one_line_that_says_what_to_do(fake, tmp_path, s
     assert len(fake.asked) == 1
     fake.fails = None
     fake.revisions["v1"] = FIRST
-    assert call(script, "--model", "org/small@v1", *FEWER, *(["--steps", "1"] if script is train_script else [])) is None  # control
+    steps = ["--steps", "1"] if script is train_script else []
+    assert call(script, "--model", "org/small@v1", *FEWER, *steps) is None  # control
 
 
-@pytest.mark.parametrize("name", ["nowhere", "a/b/c", "org/", "org/name@", "org/na me", "./name", "org/..", "https://huggingface.co/org/name", "org--x/name"])
+@pytest.mark.parametrize("name", ["nowhere", "a/b/c", "org/", "org/name@", "org/na me", "./name", "org/..",
+                                  "https://huggingface.co/org/name", "org--x/name"])
 def test_what_is_neither_a_directory_nor_a_name_on_the_hub_is_refused_without_asking_the_hub(fake, name):
     said = call(train_script, "--model", name)
     assert f"{name}: no such model directory, and no model of the hub" in said and "\n" not in said
