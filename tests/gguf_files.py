@@ -9,7 +9,7 @@ import sentencepiece
 import torch
 from torch import Tensor
 
-from finetune.arguments import EMBEDDED_BASE
+from finetune.config import EMBEDDED_BASE
 from model.checkpoint import random_model
 from model.config import LlamaConfig
 from model.llama import Llama

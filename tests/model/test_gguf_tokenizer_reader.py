@@ -5,7 +5,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from finetune.arguments import EMBEDDED_BASE
+from finetune.config import EMBEDDED_BASE
 from model.gguf_tokenizer_reader import SPLITTINGS, protobuf_field, varint
 from model.tokenizer import copy_tokenizer, load_tokenizer
 from tests.gguf_files import byte_level_tokens, sentencepiece_tokens, strong_model, write_gguf
