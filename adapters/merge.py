@@ -8,13 +8,13 @@
 | `scale` | scale + d_scale; codes, levels and zero points unchanged | always, for PEQA |
 | `16 bits` | a dense layer, W_hat + delta_W | all other cases |
 
-A tile is a rectangle of lam_in inputs x lam_out outputs on which delta_W is constant (`adapter.tile`). Each block of n_in
-inputs x n_out outputs lies inside one tile if and only if
+A tile is a rectangle of lam_in inputs x lam_out outputs on which delta_W is constant (`adapter.tile`). Each block of
+n_in inputs x n_out outputs lies inside one tile if and only if
 
     lam_in % n_in == 0  and  lam_out % n_out == 0
 
-Shen et al., Sec. 3.3 choose equal blocks and tiles, but do not state the rule. The tile is a single weight for LoRA, for
-IR-QLoRA, and for the operators that skip inputs (truncation, interval sampling).
+Shen et al., Sec. 3.3 choose equal blocks and tiles, but do not state the rule. The tile is a single weight for LoRA,
+for IR-QLoRA, and for the operators that skip inputs (truncation, interval sampling).
 """
 from dataclasses import dataclass
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.adapted import AdaptedLinear
-from adapters.adapter import AdditiveAdapter, Adapter
+from adapters.adapter import Adapter, AdditiveAdapter
 from adapters.peqa import PEQA
 from model.llama import Linear
 from quant.linear import QuantLinear

@@ -66,8 +66,8 @@ def modern(flags: dict) -> dict:
 def old_quantization(flags: dict) -> str | None:
     if flags["quantizer"] == "none":
         return None
-    return str(QuantSpec(flags["quantizer"], flags["bits"], Block.parse(flags["block"]), flags.get("grid"),
-                         flags.get("double_quant", False), flags["quantizer"] == "gptq" and flags.get("act_order", False)))
+    return str(QuantSpec.of(flags["quantizer"], flags["bits"], Block.parse(flags["block"]), flags.get("grid"),
+                            flags.get("double_quant", False), flags["quantizer"] == "gptq" and flags.get("act_order", False)))
 
 
 def old_codes(flags: dict) -> str | None:

@@ -127,8 +127,8 @@ def quantization_of(given: Given, usual: str, method: str | None = None) -> Quan
     if needed and quantizer != needed and not (quantizer == GPTQ and grid == needed):
         raise ValueError(f"--method {method} trains the scales of a grid with integer zero points, which "
                          f"{grid or quantizer} is not: use --quantizer {needed}, or --quantizer {GPTQ} --grid {needed}")
-    return QuantSpec(quantizer, given.get("bits", DEFAULT_BITS), block, grid,
-                     given.get("double_quant", False), given.get("act_order", False))
+    return QuantSpec.of(quantizer, given.get("bits", DEFAULT_BITS), block, grid,
+                        given.get("double_quant", False), given.get("act_order", False))
 
 
 def requantization_of(given: Given, bits: int) -> QuantSpec | None:

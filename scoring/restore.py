@@ -56,7 +56,7 @@ class Restoration:
     def spec(self, own: QuantSpec | None, bits: int) -> QuantSpec:
         try:
             if not self.quantizer:
-                own = own or QuantSpec(GPTQ)
+                own = own or QuantSpec.of(GPTQ)
                 return replace(own, bits=bits)
             spec = QuantSpec.parse(self.quantizer, bits, own.block if own else None)
             if spec.bits != bits:

@@ -52,7 +52,7 @@ def test_a_second_copy_of_tied_embeddings_is_ignored(tmp_path):
 def test_a_damaged_file_is_named(tmp_path):
     whole = (CASE / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(whole[:len(whole) // 2])
-    with pytest.raises(ValueError, match=f"{tmp_path}.*damaged or not a safetensors file"):
+    with pytest.raises(ValueError, match=f"{tmp_path}.*damaged, or not a safetensors file"):
         load([tmp_path / "model.safetensors"])
 
 

@@ -198,8 +198,8 @@ def test_what_is_written_are_the_familys_own_keys_with_its_own_values(case):
     ({"model_type": "gemma2", "hidden_activation": "gelu"}, "hidden_activation 'gelu' is not supported; this family uses 'gelu_pytorch_tanh'"),
     ({"model_type": "gemma2", "use_bidirectional_attention": True}, "only looks back"),
     ({"model_type": "gemma2", "layer_types": ["chunked_attention"] * 3}, "layer_types names 'chunked_attention'; supported:"),
-    ({"model_type": "mistral", "sliding_window": 0}, "sliding_window is 0, not a positive integer"),
-    ({"model_type": "gemma2", "layer_types": ["full_attention"]}, "layer_types names 1 layers, num_hidden_layers is 3")])
+    ({"model_type": "mistral", "sliding_window": 0}, "sliding_window is 0, but must be a positive integer"),
+    ({"model_type": "gemma2", "layer_types": ["full_attention"]}, "layer_types names 1 layers, but num_hidden_layers is 3")])
 def test_a_family_that_this_forward_cannot_compute_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         config_from_json({**LEAST, **changes}, "somewhere")

@@ -137,13 +137,13 @@ def far_end(writer):
     (other, "tokenizer 'bert' is not supported; supported: gpt2, llama"),
     (lambda writer: byte_level_tokens(writer, trained_bpe([bytewise()]), "tekken"),
      "tokenizer.ggml.pre 'tekken' is not supported; supported: smollm, llama-bpe, qwen2"),
-    (without_pre, "its metadata lack tokenizer.ggml.pre"),
-    (with_end, "tokenizer.ggml.add_eos_token asks for an end token after every prompt"),
+    (without_pre, "metadata key tokenizer.ggml.pre is missing"),
+    (with_end, "tokenizer.ggml.add_eos_token is true, but an end token after every prompt is not supported"),
     (far_end, "tokenizer.ggml.eos_token_id is 50000, but there are"),
     (lambda writer: sentencepiece_tokens(writer, at_3=4), "user-defined tokens ('\\n') are not supported in a tokenizer of kind 'llama'"),
-    (lambda writer: sentencepiece_tokens(writer, at_0=3), "a tokenizer of kind 'llama' without a token for the unknown"),
+    (lambda writer: sentencepiece_tokens(writer, at_0=3), "a tokenizer of kind 'llama' needs an unknown token"),
     (lambda writer: byte_level_tokens(writer, tokenizers.Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")])), "smollm",
-                                      merges=["a b c"]), "its tokens and merges are no byte-level BPE")])
+                                      merges=["a b c"]), "tokens and merges do not make a byte-level BPE")])
 def test_a_tokenizer_that_cannot_be_made_exactly_is_refused(tmp_path, tokens, message):
     path = write_gguf(tmp_path / "x.gguf", strong_model(), tokenizer=tokens)
     with pytest.raises(ValueError, match=re.escape(f"{path}: {message}")):

@@ -204,7 +204,7 @@ def test_an_absolute_path_is_never_a_name_on_the_hub(fake, tmp_path):
 def test_a_repository_without_safetensors_is_named(fake, tmp_path):
     (fake.folders["org/small", FIRST] / "model.safetensors").unlink()
     said = call(train_script, "--model", "org/small", *FEW)
-    assert f"org/small@{FIRST}: no safetensors came to" in said and "\n" not in said and not list(tmp_path.iterdir())
+    assert f"org/small@{FIRST}: no safetensors in" in said and "\n" not in said and not list(tmp_path.iterdir())
 
 
 def test_another_architecture_is_refused_before_its_weights_are_fetched(fake):

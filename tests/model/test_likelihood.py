@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.arguments import EMBEDDED_BASE
+from finetune.config import EMBEDDED_BASE
 from model import likelihood
 from model.checkpoint import random_model
 from model.config import LlamaConfig
@@ -192,7 +192,7 @@ def test_an_empty_context_is_the_token_that_stands_for_it():
     assert encode_pair(NoBegin(), "", "ab", 7) == Pair([7], [97, 98])
     assert encode_pair(NoBegin(), " ", "ab", 7) == Pair([7], [32, 97, 98])
     assert encode_pair(TOKENIZER, "", "ab", 1).context == [1] and encode_pair(TOKENIZER, "", "ab", 1).continuation[0] != 1
-    with pytest.raises(ValueError, match="no token in '' after 'ab'"):
+    with pytest.raises(ValueError, match="continuation '' adds no token after 'ab'"):
         encode_pair(NoBegin(), "ab", "", 7)
 
 

@@ -87,8 +87,8 @@ def test_absent_keys_take_the_first_llamas_values():
 @pytest.mark.parametrize("changes,message", [
     ({"model_type": "gpt2"}, "model_type 'gpt2'"), ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
     ({"rope_scaling": {"type": "yarn", "factor": 2}}, "rotary scaling 'yarn'"), ({"num_key_value_heads": 3}, "not a multiple"),
-    ({"rope_scaling": {"rope_type": "llama3", "factor": 2}}, "lacks low_freq_factor"),
-    ({"hidden_size": "32"}, "hidden_size is '32', not a positive integer"), ({"num_attention_heads": 0}, "num_attention_heads is 0")])
+    ({"rope_scaling": {"rope_type": "llama3", "factor": 2}}, "needs low_freq_factor"),
+    ({"hidden_size": "32"}, "hidden_size is '32', but must be a positive integer"), ({"num_attention_heads": 0}, "num_attention_heads is 0")])
 def test_a_config_that_this_forward_cannot_compute_is_refused(changes, message):
     raw = dict(vocab_size=8, hidden_size=16, intermediate_size=8, num_hidden_layers=1, num_attention_heads=4)
     with pytest.raises(ValueError, match=message):

@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 import eval as eval_script
 import train as train_script
 from finetune import models
-from finetune.arguments import EMBEDDED_BASE
 from model.files import write_json
 from tests.cli import FEW, call, few, rows_of
 
@@ -126,8 +125,3 @@ def test_operators_that_leave_inputs_out_merge_to_16_bits(small_base, tmp_path, 
     assert call(train_script, "--model", small_base, *FEW, "--operators", operators, "--out", "x") is None
     assert "merged, 16 bits (float16)" in rows_of(tmp_path / "x")
     assert "the tile is lam_in=1 x lam_out=1" in capsys.readouterr().out
-
-
-def test_the_readmes_table_of_methods_is_what_the_code_says():
-    from experiments.methods_table import table
-    assert table() in (EMBEDDED_BASE.parent.parent / "README.md").read_text(encoding="utf-8")
