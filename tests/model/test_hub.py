@@ -235,7 +235,7 @@ def test_offline_the_cache_of_huggingface_hub_serves_by_name_and_by_commit(offli
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(FIRST)
     assert call(eval_script, "--model", "org/small", *FEWER) is None
-    assert f"org/small@{FIRST}: none" in capsys.readouterr().out
+    assert f"org/small@{FIRST}: as it is, banking77, 2 test rows" in capsys.readouterr().out
     assert hub.pinned(HubModel("org/small")) == HubModel("org/small", FIRST)
     assert Source(HubModel("org/small", FIRST)).path == repository / "snapshots" / FIRST
     assert "is not (whole) in the cache" in call(eval_script, "--model", f"org/small@{SECOND}", *FEWER)

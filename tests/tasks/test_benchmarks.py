@@ -172,7 +172,7 @@ def test_eval_scores_every_task_and_keeps_each_row(name, small_base, tmp_path, e
     assert row["scores"][metric] == pytest.approx(sum(line["score"] for line in lines) / 5)
     assert all(len(line["log_likelihoods"]) == len(line["choices"]) and line["gold"] in line["choices"]
                for line in lines)
-    assert f"the papers' rows are {metric}" in capsys.readouterr().out
+    assert f"the papers report {metric}\n" in capsys.readouterr().out
 
 
 def test_a_run_is_scored_on_mmlu_by_either_protocol(small_base, tmp_path, elsewhere, capsys):
