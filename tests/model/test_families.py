@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 from adapters import ADAPTERS, adapted_layer
 from adapters.adapted import replace_layers
 from adapters.lam import Lam
-from adapters.merge import merge_to_dense, merge_to_k_bits
-from finetune.data import Calibration
-from finetune.models import linear_names
-from finetune.quantize import WeightErrors, gptq_model
+from adapters.merge import merge_into_codes, merge_to_dense
+from finetune.adapted_model import linear_names
+from finetune.gptq_model import gptq_model
+from finetune.quantize import quantized_layer
 from model.checkpoint import load_config, load_model, random_model, save_model, weight_files
 from model.config import LlamaConfig
 from model.config_json import config_from_json, config_to_json
@@ -239,8 +239,8 @@ ROWS = [torch.randint(3, 48, (n,), generator=torch.Generator().manual_seed(n)).t
 def test_a_family_is_quantized_by_gptq_adapted_trained_and_merged(case, tmp_path):
     model, _ = published(case)
     names = linear_names(model, "all")
-    reports = gptq_model(model, lambda prefix: None, names, MinMax(4, Block(4, 4)), False, Calibration(ROWS, "rows"),
-                         WeightErrors())
+    reports = gptq_model(model, lambda prefix: None, names, MinMax(4, Block(4, 4)), False, ROWS,
+                         lambda name, layer, weight: quantized_layer(layer, weight))
     assert len(reports) == len(names) == 14 and max(r.gptq_error for r in reports) < 0.05
     bias = model.model.layers[1].self_attn.q_proj.bias
     assert (bias is not None) == (case == "qwen2_window_bf16")
@@ -261,7 +261,7 @@ def test_a_family_is_quantized_by_gptq_adapted_trained_and_merged(case, tmp_path
     dense = load_model(weight_files(FIXTURES / case), model.config, torch.float32)
     replace_layers(dense, names, lambda name, layer: merge_to_dense(model.get_submodule(name), torch.float32))
     torch.testing.assert_close(dense(t), trained.detach(), rtol=0, atol=1e-4)
-    replace_layers(model, names, lambda name, layer: merge_to_k_bits(layer, name))
+    replace_layers(model, names, lambda name, layer: merge_into_codes(layer, name))
     assert all(isinstance(model.get_submodule(name), QuantLinear) for name in names)
     torch.testing.assert_close(model(t), trained.detach(), rtol=0, atol=1e-4)
     assert bias is None or torch.equal(model.model.layers[1].self_attn.q_proj.bias, bias)

@@ -12,8 +12,9 @@ from huggingface_hub.utils import filter_repo_objects
 
 import eval as eval_script
 import train as train_script
-from finetune import arguments
-from finetune.models import Source, read_run
+from finetune.config import model_place
+from finetune.run import open_run
+from finetune.source import Source
 from model import hub
 from model.checkpoint import random_model, save_model
 from model.config_json import config_to_json
@@ -100,9 +101,9 @@ def test_the_shards_that_the_index_names_are_fetched(fake):
 
 
 def test_a_directory_here_goes_before_a_model_of_the_hub(fake, small_base, tmp_path):
-    assert arguments.model_place("org/small") == HubModel("org/small")
+    assert model_place("org/small") == HubModel("org/small")
     shutil.copytree(small_base, tmp_path / "org" / "small")
-    assert arguments.model_place("org/small") == Path("org/small")
+    assert model_place("org/small") == Path("org/small")
     assert call(eval_script, "--model", "org/small", *FEWER) is None
     assert not fake.asked
 
@@ -110,7 +111,7 @@ def test_a_directory_here_goes_before_a_model_of_the_hub(fake, small_base, tmp_p
 def test_a_run_remembers_the_commit_and_is_scored_and_resumed_on_it(fake, tmp_path):
     assert call(train_script, "--method", "lora", "--model", "org/small", *few("lora"), "--out", "x") is None
     saved = json.loads((tmp_path / "x" / "config.json").read_text())
-    assert saved["arguments"]["model"] == f"org/small@{FIRST}"
+    assert saved["config"]["base"]["model"] == f"org/small@{FIRST}"
     assert str(fake.cache) not in (tmp_path / "x" / "config.json").read_text()
     commit_other_weights(fake, SECOND)
     fake.revisions[None], fake.asked = SECOND, []  # main has moved
@@ -137,16 +138,16 @@ def test_a_quantized_run_is_scored_without_its_base_where_the_hub_is_out_of_reac
     fake.fails = errors.LocalEntryNotFoundError("Got: ConnectError: no route")
     assert call(eval_script, "x") is None
     assert f"no row for the base: org/small@{FIRST}" in capsys.readouterr().out
-    assert list(rows_of(tmp_path / "x", "eval.json")) == ["quantized base", "as trained", "merged, 4 bits"]
+    assert list(rows_of(tmp_path / "x", "eval.json")) == ["quantized", "trained", "merged-4bit"]
 
 
 def test_runs_from_before_hub_models_are_read_as_they_were(small_base, tmp_path):
     call(train_script, "--model", small_base, *FEW, "--out", "x")
-    assert read_run(tmp_path / "x")[1].model == small_base
+    assert open_run(tmp_path / "x").config.base.model == small_base
     shutil.copytree(small_base, tmp_path / "gone")
     call(train_script, "--model", "gone", *FEW, "--out", "y")
     shutil.rmtree(tmp_path / "gone")
-    assert read_run(tmp_path / "y")[1].model == tmp_path / "gone"  # a missing directory stays one
+    assert open_run(tmp_path / "y").config.base.model == tmp_path / "gone"  # a missing directory stays one
 
 
 def test_a_revision_is_asked_for(fake):
@@ -202,7 +203,7 @@ def test_what_is_neither_a_directory_nor_a_name_on_the_hub_is_refused_without_as
 
 
 def test_an_absolute_path_is_never_a_name_on_the_hub(fake, tmp_path):
-    assert arguments.model_place(str(tmp_path / "later")) == tmp_path / "later"
+    assert model_place(str(tmp_path / "later")) == tmp_path / "later"
     assert f"{tmp_path}/later: no such model directory" in call(train_script, "--model", tmp_path / "later")
     assert not fake.asked
 
@@ -241,7 +242,7 @@ def test_offline_the_cache_of_huggingface_hub_serves_by_name_and_by_commit(offli
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(FIRST)
     assert call(eval_script, "--model", "org/small", *FEWER) is None
-    assert f"org/small@{FIRST}: none" in capsys.readouterr().out
+    assert f"org/small@{FIRST}: as it is, banking77, 2 test rows" in capsys.readouterr().out
     assert hub.pinned(HubModel("org/small")) == HubModel("org/small", FIRST)
     assert Source(HubModel("org/small", FIRST)).path == repository / "snapshots" / FIRST
     assert "is not (whole) in the cache" in call(eval_script, "--model", f"org/small@{SECOND}", *FEWER)
