@@ -132,10 +132,10 @@ def test_a_run_is_scored_on_another_task_beside_its_own(run, text_file, tmp_path
     own = (run / "predictions.jsonl").read_text()
     assert call(eval_script, run, "--task", "perplexity", "--test-data", text_file, "--max-length", "32", "--test-limit", "3") is None
     rows = rows_of(run / "benchmarks" / "perplexity")
-    assert list(rows) == ["base", "quantized base", "as trained", "merged, 4 bits"]
+    assert list(rows) == ["base", "quantized", "trained", "merged-4bit"]
     assert {row["counts"]["rows"] for row in rows.values()} == {3} and all(row["validation_loss"] is None for row in rows.values())
     assert len({row["scores"]["perplexity"] for row in rows.values()}) > 2
-    assert rows["merged, 4 bits"]["scores"]["perplexity"] == pytest.approx(rows["as trained"]["scores"]["perplexity"], rel=1e-5)
+    assert rows["merged-4bit"]["scores"]["perplexity"] == pytest.approx(rows["trained"]["scores"]["perplexity"], rel=1e-5)
     assert (run / "predictions.jsonl").read_text() == own
 
 
@@ -300,9 +300,9 @@ def test_cut_prompts_and_empty_answers_are_flagged_and_counted(model, tokenizer)
 def test_the_base_can_be_left_out(small_base, run, text_file, tmp_path, elsewhere):
     asked = ["--task", "perplexity", "--test-data", text_file, "--max-length", "32", "--test-limit", "2", "--without-base"]
     assert call(eval_script, "--model", small_base, *asked, "--bits", "4", "--block", "16x1", "--out", "p") is None
-    assert list(rows_of(tmp_path / "p")) == ["minmax 16x1, 4 bits"]
+    assert list(rows_of(tmp_path / "p")) == ["quantized-4bit-minmax-16x1"]
     assert call(eval_script, run, *asked) is None
-    assert list(rows_of(run / "benchmarks" / "perplexity")) == ["quantized base", "as trained", "merged, 4 bits"]
+    assert list(rows_of(run / "benchmarks" / "perplexity")) == ["quantized", "trained", "merged-4bit"]
     assert "--without-base leaves nothing to score" in call(eval_script, "--model", small_base, *asked)
 
 
@@ -310,6 +310,6 @@ def test_what_is_no_share_of_one_is_compared_in_its_own_unit(small_base, text_fi
     asked = ["--task", "perplexity", "--test-data", text_file, "--max-length", "32", "--test-limit", "3", "--bits", "2", "--block", "16x1", "--out", "p"]
     assert call(eval_script, "--model", small_base, *asked) is None
     assert "the papers' rows are" not in capsys.readouterr().out  # they are perplexities, not nats
-    assert call(eval_script, "--compare", "p:base", "p:minmax 16x1, 2 bits") is None
+    assert call(eval_script, "--compare", "p:base", "p:quantized-2bit-minmax-16x1") is None
     printed = capsys.readouterr().out
     assert "%" not in printed.replace("95 % interval", "") and f"({rows_of(tmp_path / 'p')['base']['scores']['nats_per_token']:.4f})" in printed

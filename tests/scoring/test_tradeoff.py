@@ -44,8 +44,8 @@ def test_a_width_has_the_name_of_the_method_that_trains_on_it(adapter, bits, tit
 
 
 def test_a_merged_model_is_no_point_of_its_own():
-    rows = [Row("as trained", {"accuracy": 0.5}, 0.3, 5.0, 4.0), Row("restored, 8 bits", {"accuracy": 0.6}, 0.2, 9.0, 7.0, restoration_ratio=0.5),
-            Row("restored, 8 bits, merged, 8 bits", {"accuracy": 0.6}, 0.2, 8.0, 6.0, logit_difference=1e-6)]
+    rows = [Row("trained", {"accuracy": 0.5}, 0.3, 5.0, 4.0), Row("restored-8bit", {"accuracy": 0.6}, 0.2, 9.0, 7.0, restoration_ratio=0.5),
+            Row("restored-8bit-merged", {"accuracy": 0.6}, 0.2, 8.0, 6.0, logit_difference=1e-6)]
     args = argparse.Namespace(task="banking77", model=Path("/somewhere/base"), method="qablora", bits=4)
     trained, restored = points_of(Path("x"), args, rows, [8])
     assert (trained.restored, trained.bits, trained.model) == (False, 4, "base") and (restored.restored, restored.bits, restored.megabytes) == (True, 8, 7.0)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 import eval as eval_script
 import train as train_script
-from finetune.models import Source
+from finetune.source import Source
 from model.checkpoint import load_config, load_model, weight_files
 from model.tokenizer import load_tokenizer
 from tests.cli import SMALL, call, few, interrupted_after, rows_of
@@ -35,7 +35,7 @@ def codes_and_scales(model) -> dict[str, bytes]:
 def test_a_file_trains_as_it_is_and_merges_into_its_own_offsets(tmp_path, kind, bits, method):
     path = write_gguf(tmp_path / "x.gguf", strong_model(SMALL), kind)
     assert call(train_script, "--method", *method, *AS_IT_IS, "--out", "run") is None
-    merged = rows_of(tmp_path / "run")[f"merged, {bits} bits"]
+    merged = rows_of(tmp_path / "run")[f"merged-{bits}bit"]
     assert merged["logit_difference"] < 1e-5
     assert merged["validation_loss"] != rows_of(tmp_path / "run")["base"]["validation_loss"]
     base = load_model([path], load_config(path), torch.float32)
@@ -53,7 +53,7 @@ def test_the_run_is_a_model_of_its_own(q4_1, tmp_path):
     original = load_tokenizer(q4_1).encode("Where is my card?")
     call(eval_script, "run")
     again, first = (rows_of(tmp_path / "run", file) for file in ("eval.json", "results.json"))
-    assert list(again) == ["base", "as trained", "merged, 4 bits"]
+    assert list(again) == ["base", "trained", "merged-4bit"]
     assert all(again[state]["validation_loss"] == first[state]["validation_loss"] for state in first)
     q4_1.unlink()
     assert load_tokenizer(tmp_path / "run/merged").encode("Where is my card?") == original
@@ -98,6 +98,6 @@ def test_an_interrupted_run_goes_on_to_the_same_adapter(q4_1, tmp_path, monkeypa
 def test_a_dense_file_is_quantized_as_a_directory_is(tmp_path):
     write_gguf(tmp_path / "x.gguf", strong_model(SMALL), "F16")
     call(train_script, "--method", "qablora", "--block", "16x1", "--model", "x.gguf", *few("full"), "--out", "run")
-    assert {"base", "quantized base", "merged, 4 bits"} <= set(rows_of(tmp_path / "run"))
+    assert {"base", "quantized", "merged-4bit"} <= set(rows_of(tmp_path / "run"))
     assert "model.layers.0.mlp.up_proj.codes" in load_file(tmp_path / "run/base.safetensors")
     assert call(eval_script, "--model", "x.gguf", "--quantizer", "nf", "--block", "32x1", *EVALUATE) is None

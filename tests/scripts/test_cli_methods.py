@@ -9,15 +9,14 @@ from safetensors.torch import load_file
 
 import eval as eval_script
 import train as train_script
-from finetune import models
 from model.files import write_json
-from tests.cli import FEW, call, few, rows_of
+from tests.cli import FEW, call, few, forbid_loading, rows_of
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 @pytest.mark.parametrize("how,state", [
-    (["gptq"], "requantized, 4 bits, gptq on minmax (lossy)"), (["rounding"], "requantized, 4 bits, rounding to minmax (lossy)"),
+    (["gptq"], "requantized-4bit-gptq-minmax-32x1"), (["rounding"], "requantized-4bit-minmax-32x1"),
     (["gptq", "--requantize-grid", "nf", "--requantize-bits", "3", "--requantize-block", "16x2"],
      "requantized, 3 bits, gptq on nf (lossy)")])
 @pytest.mark.parametrize("method", ["qlora", "lora"])
@@ -25,7 +24,7 @@ def test_requantizing_is_a_row_of_its_own_named_lossy_with_the_error_it_costs(sm
     assert call(train_script, "--method", method, "--model", small_base, "--lr", "0.05", *few(method), "--requantize", *how,
                 "--out", "x") is None
     rows = rows_of(tmp_path / "x")
-    merged, lossy = rows["merged, 16 bits (float16)"], rows[state]
+    merged, lossy = rows["merged-16bit"], rows[state]
     assert 0.01 < lossy["weight_error"] < 0.5 and merged["weight_error"] is None
     assert lossy["logit_difference"] > 3 * merged["logit_difference"]
     assert call(eval_script, "--model", "x/requantized", "--limit", "40", "--test-limit", "4", "--max-new-tokens", "2") is None
@@ -35,14 +34,14 @@ def test_requantizing_is_a_row_of_its_own_named_lossy_with_the_error_it_costs(sm
 def test_requantizing_can_be_asked_for_when_a_run_is_scored(small_base, tmp_path):
     call(train_script, "--method", "qlora", "--model", small_base, *FEW, "--out", "x")
     assert call(eval_script, "x", "--requantize", "gptq", "--calibration-rows", "20") is None
-    assert list(rows_of(tmp_path / "x", "eval.json"))[-1] == "requantized, 4 bits, gptq on minmax (lossy)"
+    assert list(rows_of(tmp_path / "x", "eval.json"))[-1] == "requantized-4bit-gptq-minmax-32x1"
     assert "--requantize-bits goes with --requantize only" in call(eval_script, "x", "--requantize-bits", "3")
     assert "--requantize needs a run" in call(eval_script, "--model", small_base, "--requantize", "gptq")
 
 
 def test_requantizing_what_merges_without_loss_is_refused_before_anything_is_loaded(small_base, tmp_path, monkeypatch):
     call(train_script, "--model", small_base, *FEW, "--out", "x")
-    monkeypatch.setattr(models, "load_model", None)  # whoever loads a model now, fails
+    forbid_loading(monkeypatch)
     said = call(train_script, "--model", small_base, *FEW, "--requantize", "gptq", "--out", "y")
     assert "this run merges into k bits exactly" in said and not (tmp_path / "y").exists()
     assert "this run merges into k bits exactly" in call(eval_script, "x", "--requantize", "gptq")
@@ -86,7 +85,7 @@ def test_a_gptq_base_keeps_its_report_in_the_run(small_base, tmp_path, flags):
     assert report["calibration"]["source"].endswith("text.txt" if "text.txt" in flags else "training rows of banking77")
     errors = [layer["gptq_error"] for layer in report["layers"]]
     assert errors == sorted(errors, reverse=True) and all(e > 0 for e in errors)
-    assert rows_of(tmp_path / "x")["merged, 4 bits"]["logit_difference"] < 1e-5
+    assert rows_of(tmp_path / "x")["merged-4bit"]["logit_difference"] < 1e-5
 
 
 def test_a_gptq_base_that_was_cut_off_is_made_again_to_the_same_bits(small_base, tmp_path):
@@ -113,7 +112,7 @@ def test_peqa_goes_on_from_its_own_merged_model(small_base, tmp_path):
     call(train_script, "--method", "peqa", "--model", small_base, *FEW, "--out", "x")
     more = ["--method", "peqa", "--quantizer", "none", *few("full")]
     assert call(train_script, "--model", "x/merged", *more, "--out", "y") is None
-    assert "merged, 4 bits" in rows_of(tmp_path / "y")
+    assert "merged-4bit" in rows_of(tmp_path / "y")
     call(train_script, "--model", small_base, *FEW, "--out", "z")
     for model in ("z/merged", small_base):
         assert "has no integer zero points" in call(train_script, "--model", model, *more, "--out", "w")
@@ -123,5 +122,5 @@ def test_peqa_goes_on_from_its_own_merged_model(small_base, tmp_path):
 @pytest.mark.parametrize("operators", ["truncation", "interval"])
 def test_operators_that_leave_inputs_out_merge_to_16_bits(small_base, tmp_path, operators, capsys):
     assert call(train_script, "--model", small_base, *FEW, "--operators", operators, "--out", "x") is None
-    assert "merged, 16 bits (float16)" in rows_of(tmp_path / "x")
+    assert "merged-16bit" in rows_of(tmp_path / "x")
     assert "the tile is lam_in=1 x lam_out=1" in capsys.readouterr().out

@@ -65,7 +65,7 @@ def test_restoring_the_same_bits_changes_nothing(small_base, tmp_path, name):
     assert before.state_dict().keys() == model.state_dict().keys()
     assert all(torch.equal(tensor, model.state_dict()[key]) for key, tensor in before.state_dict().items())
     assert torch.equal(before(TOKENS), model(TOKENS))
-    assert rows[0].state == "restored, 4 bits (the width it was trained on)" and rows[0].restoration_ratio == 0
+    assert rows[0].state == "restored-4bit" and rows[0].restoration_ratio == 0
     other, _ = restored(tmp_path / "x", 2)
     assert (other(TOKENS) - model(TOKENS)).abs().max() > 1e-4  # control
 
@@ -91,15 +91,15 @@ def test_every_width_is_a_row_and_those_not_above_the_trained_one_say_so(small_b
     trained(small_base, "qablora", "--bits", "3")
     assert call(eval_script, "x", "--restore", "2", "8", "16", "3", "8") is None
     rows = rows_of(tmp_path / "x", "eval.json")
-    assert list(rows) == ["base", "quantized base", "as trained", "merged, 3 bits", "restored, 2 bits (below the 3 it was trained on)",
-                          "restored, 8 bits", "restored, 16 bits", "restored, 3 bits (the width it was trained on)"]
+    assert list(rows) == ["base", "quantized", "trained", "merged-3bit", "restored-2bit",
+                          "restored-8bit", "restored-16bit", "restored-3bit"]
     bits = {state: row["bits_per_weight"] for state, row in rows.items()}
     levels = lambda n: 7 * n * 32 / sum(p.numel() for k, p in random_model(SMALL, torch.float32, 1).named_parameters() if "_proj" in k)
-    assert bits["restored, 8 bits"] - bits["as trained"] == pytest.approx(5 + levels(256) - levels(8))
+    assert bits["restored-8bit"] - bits["trained"] == pytest.approx(5 + levels(256) - levels(8))
     ratios = [rows[state]["restoration_ratio"] for state in list(rows)[-4:]]
     assert ratios[3] == 0 < ratios[1] < ratios[2] * 1.01 and ratios[0] > ratios[2]
-    report = json.loads((tmp_path / "x" / "restoration.json").read_text())["restored, 8 bits"]
-    assert sum(layer["bytes"] for layer in report["layers"]) == pytest.approx(bits["restored, 8 bits"] / 8 * sum(l["weights"] for l in report["layers"]))
+    report = json.loads((tmp_path / "x" / "restoration.json").read_text())["restored-8bit"]
+    assert sum(layer["bytes"] for layer in report["layers"]) == pytest.approx(bits["restored-8bit"] / 8 * sum(l["weights"] for l in report["layers"]))
     assert len(report["layers"]) == 7 and all(layer["ratio"] == pytest.approx(layer["base"] / layer["adapter"]) for layer in report["layers"])
     printed = capsys.readouterr().out
     assert "restored, 8 bits: ||W_l - W_k|| / ||delta_W|| is" in printed and "||W_l - W_k|| / ||delta_W||\n" in printed
@@ -117,7 +117,7 @@ def test_the_ratio_is_of_the_weights_themselves(small_base, tmp_path):
     """From the files alone: codes on disk, the checkpoint's weights, the adapter's numbers."""
     trained(small_base, "qlora", "--targets", "attention")
     call(eval_script, "x", "--restore", "16")
-    layers = {layer["layer"]: layer for layer in json.loads((tmp_path / "x" / "restoration.json").read_text())["restored, 16 bits"]["layers"]}
+    layers = {layer["layer"]: layer for layer in json.loads((tmp_path / "x" / "restoration.json").read_text())["restored-16bit"]["layers"]}
     assert len(layers) == 7
     original, adapter = load_file(small_base / "model.safetensors"), load_file(tmp_path / "x" / "adapter.safetensors")
     base = load_model([tmp_path / "x" / "base.safetensors"], load_config(tmp_path / "x"), torch.float32)
@@ -135,15 +135,15 @@ def test_a_restored_merged_model_is_a_model_of_its_own(small_base, tmp_path):
     trained(small_base, "qablora")
     assert call(eval_script, "x", "--restore", "8", "16", "--merge") is None
     rows = rows_of(tmp_path / "x", "eval.json")
-    assert rows["restored, 8 bits, merged, 8 bits"]["logit_difference"] < 1e-5
-    assert rows["restored, 8 bits, merged, 8 bits"]["scores"] == rows["restored, 8 bits"]["scores"]
-    assert 1e-6 < rows["restored, 16 bits, merged, 16 bits (float16)"]["logit_difference"] < 1e-2
+    assert rows["restored-8bit-merged"]["logit_difference"] < 1e-5
+    assert rows["restored-8bit-merged"]["scores"] == rows["restored-8bit"]["scores"]
+    assert 1e-6 < rows["restored-16bit-merged"]["logit_difference"] < 1e-2
     merged, original = load_file(tmp_path / "x" / "restored-8bit" / "model.safetensors"), load_file(small_base / "model.safetensors")
     name = "model.layers.0.mlp.up_proj"
     expected = QuantLinear.from_weight(MinMax(8, Block(4, 8)).quantize(original[f"{name}.weight"]))
     assert torch.equal(merged[f"{name}.codes"], expected.codes) and torch.equal(merged[f"{name}.scale"], expected.scale)
     assert not torch.equal(merged[f"{name}.offset"], expected.offset.float())
-    for bits, loss in ((8, rows["restored, 8 bits, merged, 8 bits"]), (16, rows["restored, 16 bits, merged, 16 bits (float16)"])):
+    for bits, loss in ((8, rows["restored-8bit-merged"]), (16, rows["restored-16bit-merged"])):
         assert call(train_script, "--model", f"x/restored-{bits}bit", "--quantizer", "none", *few("full"), "--out", f"y{bits}") is None \
             if bits == 8 else call(train_script, "--method", "lora", "--model", f"x/restored-{bits}bit", *few("full"), "--out", f"y{bits}") is None
         assert rows_of(tmp_path / f"y{bits}")["base"]["validation_loss"] == pytest.approx(loss["validation_loss"], abs=1e-6)
@@ -209,7 +209,7 @@ def test_gptq_is_calibrated_on_what_the_run_recorded_or_not_at_all(small_base, t
     (tmp_path / "text.txt").write_text("Some words to calibrate on, and some more. " * 100)
     trained(small_base, "qlora-gptq", "--calibration", "text.txt")
     assert call(eval_script, "x", "--restore", "8") is None
-    assert json.loads((tmp_path / "x" / "restoration.json").read_text())["restored, 8 bits"]["gptq"]["calibration"]["source"].endswith("text.txt")
+    assert json.loads((tmp_path / "x" / "restoration.json").read_text())["restored-8bit"]["gptq"]["calibration"]["source"].endswith("text.txt")
     (tmp_path / "text.txt").write_text("Other words. " * 100)
     assert "text.txt is no longer what the run was calibrated on" in call(eval_script, "x", "--restore", "8")
 
@@ -267,7 +267,7 @@ def test_memory_holds_one_base_at_a_time(small_base, tmp_path, monkeypatch, set_
 
 
 @pytest.mark.parametrize("flags,label", [
-    (["--restore", "3"], "restored, 3 bits (below the 4 it was trained on)"),
+    (["--restore", "3"], "restored-3bit"),
     (["--restore", "3", "--restore-quantizer", "icq"], "restored, 3 bits (icq 16x1, below the 4 it was trained on)"),
     (["--restore", "8", "--restore-quantizer", "minmax"], "restored, 8 bits (minmax 16x1, scales not double-quantized)")])
 def test_double_quantization_goes_along_or_the_label_says_that_it_does_not(small_base, tmp_path, flags, label):
@@ -286,10 +286,10 @@ def test_a_run_that_starts_from_a_run_with_an_adapter_is_restored_too(small_base
     trained("l", "lora", out="ll")
     for run, ratio in (("q", True), ("ll", False)):
         assert call(eval_script, run, "--restore", "16") is None
-        state = "restored, 16 bits" if run == "q" else "restored, 16 bits (the width it was trained on)"
+        state = "restored-16bit" if run == "q" else "restored-16bit"
         rows = rows_of(tmp_path / run, "eval.json")
         assert (rows[state]["restoration_ratio"] is not None) == ratio
-    assert rows[state]["validation_loss"] == rows["as trained"]["validation_loss"]
+    assert rows[state]["validation_loss"] == rows["trained"]["validation_loss"]
     assert "is itself a run that has to be merged first" in capsys.readouterr().out
 
 
@@ -349,7 +349,7 @@ def test_several_runs_make_table_1_figure_2_and_their_json(small_base, tmp_path,
     scores = [p["score"] for p in saved["runs"] if (p["trained_bits"], p["restored"], p["bits"]) == (2, True, 16)]
     assert average[2, True, 16]["score"] == pytest.approx(sum(scores) / 2)
     for run in ("q2-0", "q4-0", "l"):
-        assert list(rows_of(tmp_path / run, "eval.json"))[0] == "as trained" and len(rows_of(tmp_path / run, "eval.json")) == 3
+        assert list(rows_of(tmp_path / run, "eval.json"))[0] == "trained" and len(rows_of(tmp_path / run, "eval.json")) == 3
     assert (tmp_path / "plr.png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -404,7 +404,7 @@ def test_sft_then_ptq_then_qlora_is_three_commands_whose_states_compare_row_by_r
         "sft-more: as trained", "sft-qlora: quantized base", "sft-qlora: as trained"]
 
 
-def with_answers(run, right: list[bool], state="as trained"):
+def with_answers(run, right: list[bool], state="trained"):
     lines = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
     of_state = [line for line in lines if line["state"] == state]
     for line, good in zip(of_state, right, strict=True):
@@ -433,7 +433,7 @@ def test_predictions_say_what_was_written_for_each_row_and_add_up_to_the_score(s
     assert {"state", "task", "row", "prompt", "gold", "text", "score", "marks"} <= lines[0].keys() and lines[0]["prompt"].endswith("\nIntent:")
     call(eval_script, "x", "--restore", "8", "--test-limit", "2")  # scored anew: replaced; others stay; none twice
     again = [json.loads(line)["state"] for line in (tmp_path / "x" / "predictions.jsonl").read_text().splitlines()]
-    assert {state: again.count(state) for state in again} == {**dict.fromkeys(rows, 2), "restored, 8 bits": 2}
+    assert {state: again.count(state) for state in again} == {**dict.fromkeys(rows, 2), "restored-8bit": 2}
 
 
 def test_damaged_predictions_are_named_before_anything_is_scored(small_base, tmp_path, monkeypatch):
