@@ -113,5 +113,7 @@ COLUMNS = ["", "score", "difference", "95 % interval", "right alone", "wrong alo
 
 def cells(other: Predictions, result: Comparison, how: str) -> list[str]:
     alone = ["-" if n is None else str(n) for n in (result.only_a, result.only_b)]
-    return [other.name, f"{result.mean_a:{how}}", f"{result.difference:+{how}}",
-            f"[{result.low:+{how}}, {result.high:+{how}}]", *alone, f"{result.p_value:.2g}", result.test]
+    interval = "-" if result.low is None else f"[{result.low:+{how}}, {result.high:+{how}}]"
+    p_value = "-" if result.p_value is None else f"{result.p_value:.2g}"
+    return [other.name, f"{result.mean_a:{how}}", f"{result.difference:+{how}}", interval, *alone, p_value,
+            result.test]

@@ -77,7 +77,7 @@ def test_the_interval_holds_no_difference_as_often_as_it_says():
 
 
 def test_equal_scores_differ_by_nothing_and_the_seed_decides_the_rest():
-    same = compare_scores([0.5, 0.25, 1.0], [0.5, 0.25, 1.0])
+    same = compare_scores([0.5, 0.25, 1.0] * 2, [0.5, 0.25, 1.0] * 2)
     assert (same.difference, same.low, same.high, same.p_value) == (0, 0, 0, 1)
     assert compare_scores(*SCORES, seed=1) == compare_scores(*SCORES, seed=1) != compare_scores(*SCORES, seed=2)
 
