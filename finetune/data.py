@@ -11,6 +11,7 @@ from model.tokenizer import Tokenizer
 from tasks import TASKS
 from tasks.batching import split_list
 from tasks.hub_data import data_file, pinned_data
+from tasks.rows import read_prose
 from tasks.task import Encoded, Task
 
 LONGEST = 2048  # tokens of a training row, or of a window of text, unless --max-length says otherwise
@@ -127,9 +128,9 @@ def calibration_of(config: ScoringConfig, tokenizer: Tokenizer, train: list[Enco
     if not file.is_file():
         raise FileNotFoundError(f"--calibration {file}: no such text file")
     try:
-        tokens = tokenizer.encode(file.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"--calibration {file}: not UTF-8 text ({error})") from None
+        tokens = tokenizer.encode(read_prose(file))
+    except ValueError as error:
+        raise ValueError(f"--calibration {error}") from None
     if not tokens:
         raise ValueError(f"--calibration {file}: holds no text")
     return Calibration(split_list(tokens, longest)[:rows], str(file))

@@ -1,6 +1,6 @@
 """Alpaca (Taori et al. 2023; CC BY-NC 4.0, not for commercial use): an instruction -> the output.
 
-Some instructions have an input. The two prompts are those of Stanford Alpaca's README (tatsu-lab/stanford_alpaca, "Data
+Some instructions have an input; rows of the others may leave it out. The two prompts are those of Stanford Alpaca's README (tatsu-lab/stanford_alpaca, "Data
 Release"), word for word.
 Differs from its training code: one space stands between prompt and output, as in all tasks here.
 """
@@ -21,7 +21,7 @@ WITHOUT_INPUT = ("Below is an instruction that describes a task. "
 class Alpaca(FreeTextTask):
     name, needs_data = "alpaca", True
     title, licence = "instructions, some with an input", "CC BY-NC 4.0"
-    rows = "instruction, input, output"
+    rows = "instruction, output, input (may be left out)"
 
     def splits(self, data: Path, test_data: Path | None, limit: int | None, seed: int) -> Splits:
         """A tenth of the rows is for validation. The data set has no test rows: --test-data gives them, if any."""
@@ -30,7 +30,7 @@ class Alpaca(FreeTextTask):
 
     def _examples(self, path: Path) -> list[Example]:
         return [Example(alpaca_prompt(row["instruction"], row["input"]), row["output"])
-                for row in read_rows(path, ("instruction", "input", "output"))]
+                for row in read_rows(path, ("instruction", "output"), optional=("input",))]
 
 
 def alpaca_prompt(instruction: str, input: str) -> str:

@@ -7,6 +7,7 @@ Published scores are of the validation split.
 import re
 
 from tasks.choices import ChoiceTask, Question, check_choices, gold
+from tasks.rows import check_text
 
 
 def cleaned(text: str) -> str:
@@ -23,7 +24,7 @@ class HellaSwag(ChoiceTask):
 
     def question(self, row: dict) -> Question:
         choices = check_choices([cleaned(ending) for ending in row["endings"]])
-        context = cleaned(f"{row['activity_label']}: {beginning(row)}")
+        context = cleaned(f"{row['activity_label']}: {check_text(beginning(row))}")
         return Question((context,), choices, gold("label", row["label"], choices))
 
 

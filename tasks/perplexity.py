@@ -19,6 +19,7 @@ from model.likelihood import token_log_probabilities
 from model.llama import Llama
 from model.tokenizer import Tokenizer
 from tasks.batching import split_list
+from tasks.rows import read_prose
 from tasks.task import Asking, Splits, Task
 
 
@@ -47,10 +48,7 @@ class Perplexity(Task):
             raise ValueError(f"--data {data}: --task {self.name} takes no --data; give the text file as --test-data")
         if not test_data.is_file():
             raise FileNotFoundError(f"{test_data}: no such text file")
-        try:
-            return Splits(test=[Text(test_data.read_text(encoding="utf-8"))])
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{test_data}: not UTF-8 text ({error})") from None
+        return Splits(test=[Text(read_prose(test_data))])
 
     def test_rows(self, test: Sequence[Text], tokenizer: Tokenizer, longest: int) -> list[Window]:
         """Cuts the text into windows and writes their size into `protocol`.

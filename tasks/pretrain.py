@@ -22,7 +22,7 @@ from pathlib import Path
 
 from model.tokenizer import Tokenizer
 from tasks.labels import intent_words
-from tasks.rows import read_rows
+from tasks.rows import read_rows, read_prose
 from tasks.sql_create_context import sql_prompt
 from tasks.task import Encoded, Example, Splits, Task, shuffled
 
@@ -61,7 +61,7 @@ def wikitext_articles(path: Path) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such data file")
     articles: list[list[str]] = [[]]
-    for line in path.read_text(encoding="utf-8").split("\n"):
+    for line in read_prose(path).split("\n"):
         if line.startswith(" = ") and not line.startswith(" = = "):
             articles.append([])
         articles[-1].append(line.strip())

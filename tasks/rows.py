@@ -1,10 +1,13 @@
-"""Rows of a data file: .jsonl (an object a line), .json (a list of objects, or an object a line), .csv, .parquet.
+"""Rows of a data file: .jsonl (an object a line), .json, .csv, .parquet. Also: whole texts, such as --calibration.
+
+A .json file is a list of objects, an object a line, or one object that holds such a list, as in `{"data": [...]}`.
 
 The kind of a field is written as an example of its data: `str`, `int`, `bool`, `[str]` for a list of text, and
 `{"text": [str], "label": [str]}` for an object of such lists. Cells of a .csv file are text. Integers, `true`, `false`,
 and lists and objects in JSON are parsed from that text. An integer may be text in any file, because copies of one
 data set differ in how they store labels.
 """
+import codecs
 import csv
 import importlib
 import io
@@ -18,15 +21,27 @@ SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 TRUTH = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 
 
-def read_rows(path: Path, fields: Sequence[str] | Mapping[str, Kind]) -> list[dict]:
+# The marks that a text may begin with. UTF-32's little-endian mark begins with that of UTF-16, so it is looked for first.
+MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16",
+         codecs.BOM_UTF16_BE: "UTF-16"}
+HALF = re.compile("[\ud800-\udfff]")
+
+
+class NotText(ValueError):
+    """Characters that no tokenizer reads as what they are."""
+
+
+def read_rows(path: Path, fields: Sequence[str] | Mapping[str, Kind], optional: Sequence[str] = ()) -> list[dict]:
     """Every row. Each holds `fields`: text, if they are a sequence of names, else the kind that the mapping gives.
+    Each also holds the `optional` fields: text, empty where the file has none or null.
 
     Further fields are returned unchanged. Raises FileNotFoundError, or ValueError naming the file, the line (the row in
     .json and .parquet) and the problem."""
-    return [row for _, row in placed_rows(path, fields)]
+    return [row for _, row in placed_rows(path, fields, optional)]
 
 
-def placed_rows(path: Path, fields: Sequence[str] | Mapping[str, Kind]) -> list[tuple[str, dict]]:
+def placed_rows(path: Path, fields: Sequence[str] | Mapping[str, Kind],
+                optional: Sequence[str] = ()) -> list[tuple[str, dict]]:
     """(place, row) for each row of `read_rows`. A place reads `data/train.jsonl, line 4`; later checks name it."""
     kinds = fields if isinstance(fields, Mapping) else dict.fromkeys(fields, str)
     if not path.is_file():
@@ -35,20 +50,58 @@ def placed_rows(path: Path, fields: Sequence[str] | Mapping[str, Kind]) -> list[
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise ValueError(f"{path}: the name of a data file must end in one of {', '.join(SUFFIXES)}")
-    raw = _parquet(path) if suffix == ".parquet" else READERS[suffix](path, _text_of(path))
-    rows = [(f"{path}, {place}", _checked(f"{path}, {place}", row, kinds, suffix == ".csv")) for place, row in raw]
+    raw = _parquet(path) if suffix == ".parquet" else READERS[suffix](path, read_text(path))
+    rows = [(f"{path}, {place}", _checked(f"{path}, {place}", row, kinds, optional, suffix == ".csv"))
+            for place, row in raw]
     if not rows:
         raise ValueError(f"{path}: holds no rows")
     return rows
 
 
-def _checked(place: str, row: object, kinds: Mapping[str, Kind], is_csv: bool) -> dict:
+def read_text(path: Path) -> str:
+    """The text of a file, line breaks unchanged. A UTF-8 byte order mark is dropped: it is no part of the text.
+
+    Raises ValueError, naming the file, for another encoding, and with the line for a NUL."""
+    raw = path.read_bytes()
+    if named := next((name for mark, name in MARKS.items() if raw.startswith(mark)), None):
+        raise ValueError(f"{path}: not UTF-8 text but {named}, as its first bytes say; convert it first, e.g. "
+                         f"iconv -f {named} -t UTF-8")
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text ({error})") from None
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise ValueError(f"{path}, line {line}: holds a NUL character; if every second byte is one, the file is "
+                         "UTF-16, not UTF-8 text")
+    return text
+
+
+def read_prose(path: Path) -> str:
+    """`read_text` with every line break as one \\n, as Python reads text files."""
+    return read_text(path).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def check_text(text: str) -> str:
+    """The text. Raises NotText for a NUL and for half a surrogate pair, which no encoding has."""
+    if "\0" in text:
+        raise NotText(f"holds a NUL character (at {text.index(chr(0))})")
+    if half := HALF.search(text):
+        raise NotText(f"holds half of a surrogate pair, U+{ord(half[0]):04X} (at {half.start()}), such as of an emoji "
+                      "that was cut in two; it is no text")
+    return text
+
+
+def _checked(place: str, row: object, kinds: Mapping[str, Kind], optional: Sequence[str], is_csv: bool) -> dict:
     if not isinstance(row, dict):
         raise ValueError(f"{place}: expected a JSON object, found {type(row).__name__}")
     fitting = {}
-    for name, kind in kinds.items():
+    for name, kind in {**kinds, **dict.fromkeys(optional, str)}.items():
+        value = row.get(name)
         try:
-            fitting[name] = _fitted(row.get(name), kind, is_csv)
+            fitting[name] = "" if name in optional and value is None else _fitted(value, kind, is_csv)
+        except NotText as error:
+            raise ValueError(f"{place}: field {name!r} {error}") from None
         except ValueError:
             found = ", ".join(map(str, row)) or "nothing"
             raise ValueError(f"{place}: field {name!r} is missing or not {in_words(kind)} "
@@ -57,9 +110,9 @@ def _checked(place: str, row: object, kinds: Mapping[str, Kind], is_csv: bool) -
 
 
 def _fitted(value: object, kind: Kind, is_csv: bool = False) -> object:
-    """`value` as `kind`. Raises ValueError where it is of another kind."""
+    """`value` as `kind`. Raises ValueError where it is of another kind, NotText where it is no text."""
     if is_csv and isinstance(value, str) and kind is not str:
-        return TRUTH[value.strip()] if kind is bool and value.strip() in TRUTH else _fitted(json.loads(value), kind)
+        return TRUTH[value.strip()] if kind is bool and value.strip() in TRUTH else _fitted(parsed(value), kind)
     if kind is int and isinstance(value, str) and re.fullmatch(r"\s*[+-]?[0-9]+\s*", value):
         return int(value)
     if isinstance(kind, list) and isinstance(value, list):
@@ -67,7 +120,7 @@ def _fitted(value: object, kind: Kind, is_csv: bool = False) -> object:
     if isinstance(kind, dict) and isinstance(value, dict):
         return {**value, **{name: _fitted(value.get(name), inner) for name, inner in kind.items()}}
     if kind is type(value):  # not isinstance: true is an int in Python
-        return value
+        return check_text(value) if kind is str else value
     raise ValueError
 
 
@@ -82,34 +135,68 @@ def in_words(kind: Kind) -> str:
 
 # ---- the formats: (place, row) for each row -------------------------------------------------------------------------
 
-def _text_of(path: Path) -> str:
+def parsed(text: str) -> object:
+    """What the JSON text says. Raises ValueError for what is not JSON, for a key that an object names twice, of which
+    Python would keep the last, and for values that are nested too deep or too long to read."""
     try:
-        return path.read_bytes().decode("utf-8-sig")  # a byte order mark is dropped; line breaks are kept unchanged
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text ({error})") from None
+        return json.loads(text, object_pairs_hook=_object)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"an object names {next(n for i, n in enumerate(names) if n in names[:i])!r} twice")
+    return made
 
 
 def _json_lines(path: Path, text: str) -> Iterator[tuple[str, object]]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
-                yield f"line {number}", json.loads(line)
-            except json.JSONDecodeError as error:
+                yield f"line {number}", parsed(line)
+            except ValueError as error:
                 raise ValueError(f"{path}, line {number}: not valid JSON ({error})") from None
 
 
 def _json(path: Path, text: str) -> Iterator[tuple[str, object]]:
-    """A list of rows, or an object a line, as in many .json files of the hub."""
-    if text.lstrip().startswith("{"):
+    """A list of rows; an object a line, as in many .json files of the hub; or an object that holds a list of rows."""
+    try:
+        whole = parsed(text) if text.strip() else []
+    except json.JSONDecodeError as error:
+        if error.msg != "Extra data" or not text.lstrip().startswith("{"):
+            raise ValueError(f"{path}, line {error.lineno}: not valid JSON ({error})") from None
         yield from _json_lines(path, text)
         return
-    try:
-        whole = json.loads(text) if text.strip() else []
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(whole, list):
+    except ValueError as error:
+        raise ValueError(f"{path}, {_place_of_fault(text)}: not valid JSON ({error})") from None
+    rows = _list_in(whole) if isinstance(whole, dict) else whole
+    if rows is None:
+        yield "line 1", whole  # one row
+    elif isinstance(rows, list):
+        yield from ((f"row {i}", row) for i, row in enumerate(rows, 1))
+    else:
         raise ValueError(f"{path}: expected a JSON list of rows")
-    yield from ((f"row {i}", row) for i, row in enumerate(whole, 1))
+
+
+def _place_of_fault(text: str) -> str:
+    """The line on which the first object of a list begins that cannot be read, else line 1."""
+    start, read = text.find("["), json.JSONDecoder(object_pairs_hook=_object).raw_decode
+    while found := re.compile(r"[\[,\s]+").match(text, start):
+        try:
+            _, start = read(text, found.end())
+        except (ValueError, RecursionError):
+            return f"line {text.count(chr(10), 0, found.end()) + 1}"
+    return "line 1"
+
+
+def _list_in(whole: dict) -> list | None:
+    """The rows of `{"data": [...]}`, or of an object with one list of objects only, under any name."""
+    lists = {name: value for name, value in whole.items()
+             if isinstance(value, list) and value and isinstance(value[0], dict)}
+    return lists.get("data") or (next(iter(lists.values())) if len(lists) == 1 else None)
 
 
 def _csv(path: Path, text: str) -> Iterator[tuple[str, dict[str, str]]]:
