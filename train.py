@@ -36,6 +36,7 @@ from finetune.source import Source, check_fingerprint, load_run_base
 from model.checkpoint import random_model, save_model
 from model.config_json import config_to_json
 from model.files import write_json
+from model.finite import check_weights
 from model.hub import pinned
 from model.llama import Llama
 from model.tokenizer import continuation, copy_tokenizer
@@ -69,9 +70,16 @@ def main() -> None:
     except (ValueError, OSError, TrainingDiverged) as error:
         if fresh and not run.has_progress():
             run.discard()
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {error}{how_to_get_out(run) if isinstance(error, TrainingDiverged) else ''}")
     except KeyboardInterrupt:
         sys.exit(f"interrupted; go on with: python train.py --resume {run.path}" if run else "interrupted")
+
+
+def how_to_get_out(run: Run) -> str:
+    """What to do with what a run kept that could not go on."""
+    if not run.trained_file.is_file():
+        return ""
+    return f", in {run.trained_file}: python eval.py {run.path} scores it, python export.py {run.path} writes it out"
 
 
 # ---- before any weight is read --------------------------------------------------------------------------------------
@@ -130,6 +138,7 @@ def describe(run: Run, source: Source, config: RunConfig, data: PreparedData) ->
 def train(run: Run, config: RunConfig, data: PreparedData) -> None:
     torch.manual_seed(config.data.seed)
     model, parameters, keep_best = full(run, config) if config.adapter_kind is None else adapted(run, config, data)
+    check_weights(model, data.used_ids, str(config.base.model))
     trainer = Trainer(model, parameters, config.training, config.data.seed, data.train, data.validation,
                       run.state_file, keep_best, run.log)
     print_plan(run.path, config, model, parameters, data, trainer.total_steps)

@@ -1,7 +1,10 @@
 """The rows of a task, made ready for a model: split, encoded, checked, fingerprinted."""
 import hashlib
 import json
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TypeVar
 
 from finetune.config import DataConfig, ScoringConfig, flag
@@ -10,9 +13,10 @@ from finetune.source import Source
 from model.tokenizer import Tokenizer
 from tasks import TASKS
 from tasks.batching import split_list
+from tasks.generative import before, spelled
 from tasks.hub_data import data_file, pinned_data
 from tasks.rows import read_prose
-from tasks.task import Encoded, Task
+from tasks.task import Asking, Encoded, Example, Task, same_row
 
 LONGEST = 2048  # tokens of a training row, or of a window of text, unless --max-length says otherwise
 TOO_LONG = "longer than --max-length"
@@ -48,6 +52,7 @@ class PreparedData:
     max_new_tokens: int
     fingerprints: dict[str, str]
     calibration: Calibration | None  # if GPTQ will be asked for
+    used_ids: frozenset[int]  # every token id of every row that a model will read
 
 
 def with_pinned_data(config: Config) -> Config:
@@ -70,6 +75,7 @@ def prepare_data(source: Source, config: ScoringConfig, calibrate: bool) -> Prep
     if empty := sum(not row.answer.strip() for row in splits.train + splits.validation):
         print(f"--task {asked.task}: {empty} training and validation rows have an empty answer: they teach to write "
               "nothing")
+    note_stops(task, splits.train + splits.validation)
     tokenizer, end_ids, positions = source.tokenizer, source.stop_ids(), source.config.max_position_embeddings
     longest = asked.max_length or min(LONGEST, positions)
     parts = [task.encode(part, tokenizer, end_ids[0]) for part in (splits.train, splits.validation)]
@@ -88,12 +94,50 @@ def prepare_data(source: Source, config: ScoringConfig, calibrate: bool) -> Prep
         raise ValueError(f"{source.path} has {positions} positions: too few for --max-length {longest} or "
                          f"--max-new-tokens {max_new_tokens} and a prompt")
     test = task.test_rows(splits.test, tokenizer, longest)[:asked.test_limit]
+    note_tokens(task, splits.train + splits.validation + [row for row in test if isinstance(row, Example)], tokenizer,
+                end_ids[0])
+    task.trained_on = frozenset(same_row(row.prompt, row.answer) for row in splits.train + splits.validation)
+    asking = Asking(tokenizer, end_ids, max_new_tokens, 1)
+    for unusual, rows in Counter(flag for row in test for flag in task.row_flags(row, asking)).items():
+        print(f"--task {asked.task}: {rows} of {len(test)} test rows with {unusual}")
     calibration = calibration_of(config, tokenizer, train, longest) if calibrate else None
-    windows = [row.tokens for row in test if hasattr(row, "tokens")]
-    check_ids(windows + (calibration.rows if calibration else []), source)
+    read = [e.tokens for e in train + validation] + [row.tokens for row in test if hasattr(row, "tokens")]
+    read += [tokenizer.encode(text) for text in dict.fromkeys(text for row in test for text in task.texts(row))]
+    read += calibration.rows if calibration else []
+    check_ids(read, source)
     left_out = {**splits.left_out, TOO_LONG: too_long}
     return PreparedData(task, tokenizer, end_ids, train, validation, test, left_out, empty, max_new_tokens,
-                        splits.fingerprints(), calibration)
+                        splits.fingerprints(), calibration, frozenset(chain.from_iterable(read)))
+
+
+def note_stops(task: Task, rows: Sequence[Example]) -> None:
+    """Says how many answers go on behind a text at which the task's answers end: what follows is learned, and cut."""
+    stops = getattr(task, "stop_texts", ())
+    if n := sum(before(row.answer.strip(), stops).strip() != row.answer.strip() for row in rows):
+        print(f"--task {task.name}: {n} training and validation rows have an answer that goes on behind a stop text "
+              f"({' or '.join(map(repr, stops))}): it is learned whole, but written answers are cut there")
+
+
+def note_tokens(task: Task, rows: Sequence[Example], tokenizer: Tokenizer, eos_id: int) -> None:
+    """Says how many rows bring begin or end tokens of their own, and what is made of them."""
+    begin = tokenizer.encode("")[:1]
+    spelt = {"begin": spelled(tokenizer, begin[0]) if begin else "", "end": spelled(tokenizer, eos_id)}
+    for what, text in spelt.items():
+        held = [row for row in rows if text and (text in row.prompt or text in row.answer)]
+        if not held:
+            continue
+        if special(tokenizer, text, begin[0] if what == "begin" else eos_id):
+            made = ("it is read once at the start" if what == "begin" else
+                    "it is dropped at the end of a prompt, and learned once at the end of an answer")
+            print(f"--task {task.name}: {len(held)} rows bring the {what} token {text} with them: {made}")
+        else:
+            print(f"--task {task.name}: {len(held)} rows hold the text {text}, which this tokenizer reads as letters, "
+                  f"not as the {what} token")
+
+
+def special(tokenizer: Tokenizer, text: str, token_id: int) -> bool:
+    """Whether the tokenizer reads the text as this one token."""
+    return tokenizer.encode(text)[len(tokenizer.encode("")):] == [token_id]
 
 
 def task_of(asked: DataConfig) -> Task:

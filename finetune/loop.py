@@ -13,12 +13,13 @@ from tqdm import tqdm
 from finetune.config import TrainingConfig
 from model.checkpoint import open_safetensors
 from model.files import write_safetensors
+from model.finite import NotFinite, why_not_finite
 from tasks.batching import collate, epoch_batches, split_list
 from tasks.task import Encoded
 
 
 class TrainingDiverged(RuntimeError):
-    """A gradient is not finite."""
+    """A gradient or the validation loss is not finite."""
 
 
 def learning_rate(step: int, total: int, settings: TrainingConfig) -> float:
@@ -39,13 +40,24 @@ def summed_loss(model: nn.Module, examples: Sequence[Encoded]) -> tuple[Tensor, 
 
 @torch.no_grad()
 def mean_loss(model: nn.Module, examples: Sequence[Encoded], micro_batch: int) -> float:
-    """Mean over all target tokens of `examples`: the same whatever the batch size."""
+    """Mean over all target tokens of `examples`: the same whatever the batch size.
+
+    Raises NotFinite, with the tensor or the layer that is to blame: NaN is below no other loss, and above none."""
     ordered = sorted(examples, key=lambda e: len(e.tokens))
     total = tokens = 0
     for part in tqdm(split_list(ordered, micro_batch), desc="validation loss", disable=None, leave=False):
         loss, n = summed_loss(model, part)
         total, tokens = total + loss.item(), tokens + n
+        if not math.isfinite(total):
+            raise NotFinite(f"the validation loss is not a number ({total}): {to_blame(model, part)}")
     return total / tokens
+
+
+@torch.no_grad()
+def to_blame(model: nn.Module, examples: Sequence[Encoded]) -> str:
+    """Why the loss of these rows is not finite: the tensor or the layer, for the first row whose own loss is not."""
+    found = next((e for e in examples if not math.isfinite(summed_loss(model, [e])[0].item())), examples[0])
+    return why_not_finite(model, found.tokens[:-1])
 
 
 class Trainer:
@@ -100,8 +112,8 @@ class Trainer:
             total += loss.item()
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip).item()
         if not math.isfinite(norm):
-            raise TrainingDiverged(f"step {self.step + 1}: the gradient is not finite (loss {total / n_targets}); "
-                                   f"lower --lr (now {self.settings.lr}) or use --dtype float32")
+            raise TrainingDiverged(f"step {self.step + 1}: the gradient is not finite (loss {total / n_targets}): "
+                                   f"{self._to_blame(examples, total)}{self._keep_last_good()}")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
@@ -114,7 +126,10 @@ class Trainer:
 
     def _end_of_epoch(self, epoch: int) -> None:
         self.model.eval()
-        loss = mean_loss(self.model, self.validation_set, self.settings.micro_batch)
+        try:
+            loss = mean_loss(self.model, self.validation_set, self.settings.micro_batch)
+        except NotFinite as error:
+            raise TrainingDiverged(f"after epoch {epoch}, step {self.step}: {error}{self._keep_last_good()}") from None
         self.model.train()
         self.log({"step": self.step, "epoch": epoch, "validation_loss": loss})
         note = ""
@@ -124,6 +139,29 @@ class Trainer:
         tqdm.write(f"epoch {epoch}, step {self.step}/{self.total_steps}: validation loss {loss:.4f}, "
                    f"{self.tokens / self.seconds:.0f} tokens/s{note}")
         self.save_state()
+
+    def _to_blame(self, examples: list[Encoded], loss: float) -> str:
+        """The tensor or the layer that is not finite, and the remedy if it is one of training."""
+        name = next((n for n, p in self.parameters.items() if not p.isfinite().all()), None)
+        if name:
+            return f"{name}, which trains, holds values that are not finite; {self._remedy()}"
+        if not math.isfinite(loss):
+            return to_blame(self.model, examples)
+        name = next(n for n, p in self.parameters.items() if p.grad is not None and not p.grad.isfinite().all())
+        return f"that of {name} is the first; {self._remedy()}"
+
+    def _remedy(self) -> str:
+        wider = "" if self.model.dtype == torch.float32 else " or use --dtype float32"
+        return f"lower --lr (now {self.settings.lr}){wider}"
+
+    def _keep_last_good(self) -> str:
+        """Keeps what has been trained, and says what is kept. The step that failed has changed nothing."""
+        if self.best < math.inf:
+            return f". Kept: what had the lowest validation loss so far, {self.best:.4f}"
+        if not self.step or not all(p.isfinite().all() for p in self.parameters.values()):
+            return ""
+        self.keep_best()
+        return f". Kept: what was trained in {self.step} steps; no validation loss of it is known"
 
     def save_state(self) -> None:
         tensors = {"random": torch.get_rng_state()}

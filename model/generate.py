@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from model.finite import NotFinite, why_not_finite
 from model.llama import Llama
 
 # Logits (n, vocab_size) and the index of each row's prompt -> one token per row, (n,).
@@ -28,7 +29,8 @@ def generate_each(model: Llama, prompts: Sequence[Sequence[int]], max_new_tokens
 
     An answer ends before one of `stop_ids`, after the token at which `stopped(answer)` is True, or at `max_new_tokens`.
     Prompts of similar length share a batch, padded on the left. A prompt that leaves too few of the model's positions
-    for the answer loses its left end. Raises ValueError if `max_new_tokens` leaves no position for a prompt."""
+    for the answer loses its left end. Raises ValueError if `max_new_tokens` leaves no position for a prompt, and
+    NotFinite, with the prompt's index, for logits that are not finite: the "most likely" of them means nothing."""
     room = model.config.max_position_embeddings - max_new_tokens
     if room < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens} leaves no room for a prompt in the model's "
@@ -47,14 +49,19 @@ def _generate_batch(model: Llama, rows: list[int], prompts: list[list[int]], max
                     choose: Choose, stopped: Callable[[list[int]], bool]) -> dict[int, list[int]]:
     """The answer of each of `rows`. A sequence that has ended leaves the batch."""
     answers: dict[int, list[int]] = {row: [] for row in rows}
-    longest = max(map(len, prompts))
+    longest, read = max(map(len, prompts)), dict(zip(rows, prompts, strict=True))
     tokens = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=model.device)
     mask = torch.tensor([[False] * (longest - len(p)) + [True] * len(p) for p in prompts], device=model.device)
     cache = model.new_cache(len(prompts), longest + max_new_tokens)
     last = torch.zeros_like(mask)
     last[:, -1] = True
     for _ in range(max_new_tokens):
-        new = choose(model(tokens, mask, cache, at=last), rows)
+        logits = model(tokens, mask, cache, at=last)
+        if not (finite := logits.isfinite().all(-1)).all():
+            row = rows[finite.tolist().index(False)]
+            raise NotFinite(f"the logits of the token after {len(read[row]) + len(answers[row])} others are not "
+                            f"finite: {why_not_finite(model, read[row] + answers[row])}", row)
+        new = choose(logits, rows)
         going = []
         for i, (row, token) in enumerate(zip(rows, new.tolist(), strict=True)):
             if token not in stop_ids:

@@ -19,9 +19,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from model.finite import NotFinite, why_not_finite
 from model.likelihood import Pair, encode_pairs, fitted, log_likelihoods
 from model.llama import Llama
-from tasks.generative import TRUNCATED
+from tasks.generative import OWN_SHOT, TRUNCATED
 from tasks.rows import Kind, placed_rows
 from tasks.task import Asking, Splits, Task
 
@@ -64,7 +65,8 @@ class ChoiceTask(Task):
             for group in groups.values():
                 pairs, cut = zip(*(self.pairs(rows[i], model, asking) for i in group), strict=True)
                 for place, values in log_likelihoods(model, pairs, asking.batch_size):
-                    check_numbers(self.name, rows[group[place]], values)
+                    if not all(map(math.isfinite, values)):
+                        raise not_numbers(self.name, model, rows[group[place]], values, pairs[place])
                     yield group[place], line_of(rows[group[place]], values, cut[place])
                     bar.update()
 
@@ -85,6 +87,12 @@ class ChoiceTask(Task):
             raise ValueError(f"--task {self.name}, question {row.contexts[0][:60]!r}: {error}") from None
         return kept, kept != pairs
 
+    def row_flags(self, row: Question, asking: Asking) -> list[str]:
+        return [OWN_SHOT] * holds_itself(row)
+
+    def texts(self, row: Question) -> tuple[str, ...]:
+        return (*row.shots, *row.contexts, *row.choices)
+
     def marks(self, row: Question, line: dict) -> dict[str, float]:
         values = line["log_likelihoods"]
         norm = [value / len(choice) for value, choice in zip(values, row.choices, strict=True)]
@@ -98,18 +106,24 @@ def prompts(row: Question) -> list[str]:
 
 
 def line_of(row: Question, values: list[float], cut: bool) -> dict:
-    flags = [*row.flags, *[TRUNCATED] * cut]
+    flags = [*row.flags, *[OWN_SHOT] * holds_itself(row), *[TRUNCATED] * cut]
     contexts = prompts(row)
     return {"prompt": contexts[0], "gold": row.choices[row.gold], "choices": list(row.choices),
             "log_likelihoods": values, **({"contexts": contexts} if len(contexts) > 1 else {}),
             **({"subject": row.subject} if row.subject else {}), **({"flags": flags} if flags else {})}
 
 
-def check_numbers(task: str, row: Question, values: Sequence[float]) -> None:
-    """Raises ValueError for NaN: the first choice would count as the largest, as if the model were guessing."""
-    if any(map(math.isnan, values)):
-        raise ValueError(f"--task {task}, question {row.contexts[0][:60]!r}: log-likelihoods {values} are not numbers; "
-                         "the model is damaged, or its activations overflow in --dtype: try --dtype float32")
+def holds_itself(row: Question) -> bool:
+    """Whether a shot asks the question itself, case and white space apart: its answer then stands in the prompt."""
+    contexts, shots = ([" ".join(text.lower().split()) for text in texts] for texts in (row.contexts, row.shots))
+    return any(shot.startswith(context) for shot in shots for context in contexts)
+
+
+def not_numbers(task: str, model: Llama, row: Question, values: Sequence[float], pairs: Sequence[Pair]) -> NotFinite:
+    """The error for NaN and infinity: the first choice would count as the largest, as if the model were guessing."""
+    first = next(i for i, value in enumerate(values) if not math.isfinite(value))
+    why = why_not_finite(model, pairs[first].context + pairs[first].continuation[:-1])
+    return NotFinite(f"--task {task}, question {row.contexts[0][:60]!r}: log-likelihoods {values} are not numbers; {why}")
 
 
 def first_largest(values: Sequence[float]) -> int:

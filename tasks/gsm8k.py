@@ -9,9 +9,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from tasks.generative import GenerativeTask
+from tasks.generative import OWN_SHOT, GenerativeTask
 from tasks.rows import placed_rows
-from tasks.task import Example, Splits, one_tenth, shuffled
+from tasks.task import Asking, Example, Splits, one_tenth, shuffled
 
 FEWSHOT_SEED = 1234  # as in lm-evaluation-harness
 STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
@@ -29,13 +29,28 @@ class Gsm8k(GenerativeTask):
     new_tokens = 256  # lm-evaluation-harness' default
     needs_data = needs_test_data = True
 
+    def __init__(self):
+        self.questions: dict[str, str] = {}  # prompt with shots -> without, of the rows that `splits` has read
+
     def splits(self, data: Path, test_data: Path, limit: int | None, seed: int) -> Splits:
         """A tenth of the training file is for validation (Kanda & Hatano, Sec. 3.1). Any row of it may be a shot."""
         pool, test = read_problems(data), read_problems(test_data)
         if len(pool) < self.shots:
             raise ValueError(f"{data}: found {len(pool)} rows; at least {self.shots} are needed as shots")
         validation, train = one_tenth(shuffled(pool, seed)[:limit])
-        return Splits(train, validation, with_shots(test, pool, self.shots))
+        asked = with_shots(test, pool, self.shots)
+        self.questions = {long.prompt: row.prompt for long, row in zip(asked, test, strict=True)}
+        return Splits(train, validation, asked)
+
+    def question_of(self, row: Example) -> str:
+        return self.questions.get(row.prompt, row.prompt)
+
+    def row_flags(self, row: Example, asking: Asking) -> list[str]:
+        """A row that is also in --data may be drawn as its own shot: its answer then stands in its prompt."""
+        question = self.question_of(row)
+        shots = row.prompt.removesuffix(question)
+        held = " ".join(question.lower().split()) in " ".join(shots.lower().split())
+        return super().row_flags(row, asking) + [OWN_SHOT] * held
 
     def marks(self, row: Example, line: dict) -> dict[str, float]:
         gold = bare(row.answer)

@@ -78,15 +78,17 @@ class Mmlu(ChoiceTask):
         return f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}.\n\n"
 
     def scores(self, rows: Sequence[Question], lines: Sequence[dict]) -> tuple[dict[str, float], dict[str, float]]:
-        """Adds the scores of the categories."""
-        scores, errors = super().scores(rows, lines)
+        """Adds the scores of the categories. All standard errors are pooled within subjects."""
+        scores, _ = super().scores(rows, lines)
+        marks = [self.marks(row, line) for row, line in zip(rows, lines, strict=True)]
+        subjects = [row.subject for row in rows]
+        errors = {name: pooled_error([m[name] for m in marks], subjects) for name in (marks[0] if marks else {})}
         for category in CATEGORIES:
-            if some := [i for i, row in enumerate(rows) if CATEGORY_OF[row.subject] == category]:
-                found, its_errors = super().scores([rows[i] for i in some], [lines[i] for i in some])
+            if some := [i for i, subject in enumerate(subjects) if CATEGORY_OF[subject] == category]:
+                found, _ = super().scores([rows[i] for i in some], [lines[i] for i in some])
                 scores[category] = found["acc"]
-                if "acc" in its_errors:
-                    errors[category] = its_errors["acc"]
-        return scores, errors
+                errors[category] = pooled_error([marks[i]["acc"] for i in some], [subjects[i] for i in some])
+        return scores, {name: error for name, error in errors.items() if error is not None}
 
     def parts(self, rows: Sequence[Question], lines: Sequence[dict]) -> dict[str, float]:
         by_subject: dict[str, list[float]] = {}
@@ -113,6 +115,18 @@ class HendrycksMmlu(Mmlu):
 
 
 Mmlu.protocols = {"lm-eval": Mmlu, "hendrycks": HendrycksMmlu}
+
+
+def pooled_error(values: Sequence[float], groups: Sequence[str]) -> float | None:
+    """sqrt(pooled variance / n),  pooled variance = sum over groups of (n_g - 1) s_g^2 / (n - number of groups).
+
+    How far the groups' means lie apart is no error: the groups are fixed, not drawn. None if no group has two values.
+    Source: lm-evaluation-harness 0.4.13, pooled_sample_stderr."""
+    of_group: dict[str, list[float]] = {}
+    for value, group in zip(values, groups, strict=True):
+        of_group.setdefault(group, []).append(value)
+    n, squares = len(values), sum((len(g) - 1) * statistics.variance(g) for g in of_group.values() if len(g) > 1)
+    return (squares / (n - len(of_group)) / n) ** 0.5 if n > len(of_group) else None
 
 
 def with_room(question: Question, tokenizer: Tokenizer, longest: int) -> Question:

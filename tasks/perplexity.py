@@ -8,6 +8,7 @@ first token is only read, so W - 1 tokens are scored. A last window that is not 
 one. This is the protocol of GPTQ and other quantization papers.
 Differs from theirs: the file is read unchanged, whereas they put two line breaks between the rows of WikiText-2.
 """
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from model.finite import NotFinite, why_not_finite
 from model.likelihood import token_log_probabilities
 from model.llama import Llama
 from model.tokenizer import Tokenizer
@@ -70,9 +72,12 @@ class Perplexity(Task):
         The text tells windows of different files or sizes apart where scores are compared. Windows are read one at a
         time: a batch would not be faster, and its logits would take more memory."""
         for i, row in enumerate(tqdm(rows, desc=asking.desc, unit="window", disable=None, leave=False)):
-            scored = len(row.tokens) - 1
+            scored, value = len(row.tokens) - 1, log_likelihood(model, row.tokens)
+            if not math.isfinite(value):
+                raise NotFinite(f"--task {self.name}, window {i + 1} of {len(rows)}: its log-likelihood {value} is no "
+                                f"number; {why_not_finite(model, row.tokens[:-1])}")
             yield i, {"prompt": asking.tokenizer.decode(row.tokens), "gold": "", "tokens": scored,
-                      "log_likelihoods": [log_likelihood(model, row.tokens)]}
+                      "log_likelihoods": [value]}
 
     def marks(self, row: Window, line: dict) -> dict[str, float]:
         return {"nats_per_token": -line["log_likelihoods"][0] / line["tokens"]}

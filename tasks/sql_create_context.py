@@ -1,6 +1,7 @@
 """sql-create-context (b-mc2; CC BY 4.0): a table's schema and a question -> the SQL query.
 
-Rows hold `question`, `context` (CREATE TABLE ...) and `answer`.
+Rows hold `question`, `context` (CREATE TABLE ...) and `answer`. An answer ends at its first line break, so that queries
+of several lines are learned and compared on one.
 """
 import re
 import sqlite3
@@ -45,7 +46,7 @@ class SqlCreateContext(GenerativeTask):
         return Splits(train, validation, test or found, left_out)
 
     def _examples(self, path: Path) -> list[SqlExample]:
-        return [SqlExample(sql_prompt(row["context"], row["question"]), row["answer"].strip(), row["context"])
+        return [SqlExample(sql_prompt(row["context"], row["question"]), one_line(row["answer"]), row["context"])
                 for row in read_rows(path, ("question", "context", "answer"))]
 
     def answers(self, model: Llama, rows: Sequence[SqlExample], asking: Asking) -> Iterator[tuple[int, dict]]:
@@ -61,6 +62,20 @@ class SqlCreateContext(GenerativeTask):
 
 def sql_prompt(context: str, question: str) -> str:
     return f"{context.strip()}\nQuestion: {question.strip()}\nSQL:"
+
+
+QUOTED = re.compile(r"('[^']*'|\"[^\"]*\"|`[^`]*`)")
+
+
+def one_line(query: str) -> str:
+    """The query with its line breaks, and the spaces around them, as one space: `SELECT a\\n  FROM t` -> `SELECT a FROM t`.
+
+    Unchanged where that would be another query: a line break inside quotes, or one that ends a comment."""
+    query = query.strip()
+    pieces = QUOTED.split(query)  # what is quoted is at odd places
+    if any("\n" in quoted or "\r" in quoted for quoted in pieces[1::2]) or any("--" in bare for bare in pieces[::2]):
+        return query
+    return "".join(piece if i % 2 else re.sub(r"[^\S\r\n]*[\r\n]\s*", " ", piece) for i, piece in enumerate(pieces))
 
 
 def normalise_sql(query: str) -> str:

@@ -3,12 +3,12 @@ import hashlib
 import json
 import random
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
 from model.llama import Llama
-from model.tokenizer import Tokenizer
+from model.tokenizer import Tokenizer, continuation
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,52 @@ class Splits:
 def encode_example(example: Example, tokenizer: Tokenizer, eos_id: int) -> Encoded:
     """Prompt, one space, answer, end token.
 
-    The prompt's ids are those of the prompt alone, as at generation. The whole text adds the other ids."""
-    prompt = tokenizer.encode(example.prompt)
-    whole = tokenizer.encode(f"{example.prompt} {example.answer}")
-    return Encoded(prompt + whole[len(prompt):] + [eos_id], len(prompt))
+    The prompt's ids are those of the prompt alone, as at generation. The whole text adds the other ids. An end token
+    that the answer brings with it is not written twice."""
+    prompt = prompt_ids(example.prompt, tokenizer, eos_id)
+    return Encoded(prompt + without_end(answer_ids(example, prompt, tokenizer), eos_id) + [eos_id], len(prompt))
+
+
+def prompt_ids(text: str, tokenizer: Tokenizer, eos_id: int) -> list[int]:
+    """What a model reads of a prompt: no second begin token where the text brings its own, and no end token at the end,
+    after which the model has learned to write nothing, or something else."""
+    begin = tokenizer.encode("")
+    return begin + without_end(with_one_begin(tokenizer.encode(text), begin)[len(begin):], eos_id)
+
+
+def with_one_begin(ids: list[int], begin: list[int]) -> list[int]:
+    n = len(begin)
+    while n and ids[n:2 * n] == begin:
+        ids = ids[n:]
+    return ids
+
+
+def without_end(ids: list[int], eos_id: int) -> list[int]:
+    """`without_end([5, 2, 7, 2, 2], 2) == [5, 2, 7]`"""
+    n = len(ids)
+    while n and ids[n - 1] == eos_id:
+        n -= 1
+    return ids[:n]
+
+
+def answer_ids(example: Example, prompt: list[int], tokenizer: Tokenizer) -> list[int]:
+    """The ids that space and answer add to the prompt's.
+
+    A tokenizer may join the prompt's last characters with the answer's first. The ids of the whole text then do not
+    begin with the prompt's, and cutting them at its length would lose or repeat part of the answer. There, the answer is
+    encoded alone. Raises ValueError if no such ids read as the answer after the prompt."""
+    begin = tokenizer.encode("")
+    whole = with_one_begin(tokenizer.encode(f"{example.prompt} {example.answer}"), begin)
+    if whole[:len(prompt)] == prompt:
+        return whole[len(prompt):]
+    alone = [with_one_begin(tokenizer.encode(text), begin)[len(begin):] for text in (f" {example.answer}", example.answer)]
+    for exactly in (True, False):
+        for ids in alone:
+            read = continuation(tokenizer, prompt, ids)
+            if read == f" {example.answer}" if exactly else read.split() == example.answer.split():
+                return ids
+    raise ValueError(f"the answer {example.answer[:60]!r} cannot be told from its prompt {example.prompt[-60:]!r}: the "
+                     "tokenizer joins the two, and gives no ids for the answer alone")
 
 
 @dataclass(frozen=True)
@@ -82,6 +124,7 @@ class Task:
     needs_test_data = False    # True if --test-data must be given
     embedded = False           # True if the repository holds the data set, which is used where no file is given
     trains = True              # False for a benchmark, which has test rows only
+    trained_on: Collection[tuple[str, str]] = ()  # `same_row` of each training row, for tasks that look at it
 
     def splits(self, data: Path | None, test_data: Path | None, limit: int | None, seed: int) -> Splits:
         raise NotImplementedError
@@ -92,6 +135,14 @@ class Task:
 
     def encode(self, examples: Sequence[Example], tokenizer: Tokenizer, eos_id: int) -> list[Encoded]:
         return [encode_example(example, tokenizer, eos_id) for example in examples]
+
+    def row_flags(self, row, asking: Asking) -> list[str]:
+        """What is unusual about a test row, whoever answers it: why it cannot score, or scores too well."""
+        return []
+
+    def texts(self, row) -> tuple[str, ...]:
+        """All text of a test row that a model reads, piece by piece."""
+        return ()
 
     def answers(self, model: Llama, rows: Sequence, asking: Asking) -> Iterator[tuple[int, dict]]:
         """Yields (place in `rows`, line) of every row, in any order, as soon as it is answered.
@@ -119,6 +170,11 @@ class Task:
         errors = {name: statistics.stdev(values) / len(values) ** 0.5
                   for name, values in columns.items() if len(values) > 1}
         return {**means, **self.other_scores(rows, lines)}, errors
+
+
+def same_row(prompt: str, answer: str) -> tuple[str, str]:
+    """What two rows have in common that are the same, case and white space apart."""
+    return " ".join(prompt.lower().split()), " ".join(answer.lower().split())
 
 
 def one_tenth(items: Sequence) -> tuple[list, list]:
