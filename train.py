@@ -39,11 +39,13 @@ from model.files import write_json
 from model.finite import check_weights
 from model.hub import pinned
 from model.llama import Llama
-from model.tokenizer import continuation, copy_tokenizer
+from model.tokenizer import Tokenizer, continuation, copy_tokenizer
 from quant.linear import QuantLinear
 from scoring.score_run import evaluate_run
 from tasks import TRAINING_TASKS
+from tasks.generative import spelled
 from tasks.listing import task_table_text
+from tasks.task import Encoded, prompt_ids
 
 Parameters = dict[str, nn.Parameter]
 Prepared = tuple[Llama, Parameters, Callable[[], None]]  # the model, what trains, and what saves that
@@ -207,18 +209,30 @@ def options_of(config: RunConfig) -> tuple[str, ...]:
 
 
 def show_example(data: PreparedData) -> None:
-    """Prints the template's version, the first training row as its tokens read, and the first test prompt, with their
-    token counts."""
+    """Prints the template's version, the first training row as its tokens read, every token of it, and the first test
+    prompt, with their token counts."""
     first, tokenizer, task = data.train[0], data.tokenizer, data.task
     prompt, answer = first.tokens[:first.prompt_length], first.tokens[first.prompt_length:]
     print(f"--- {task.name}, template version {task.template_version}: the first of {len(data.train)} training rows, "
           f"{len(first.tokens)} tokens; its prompt, {len(prompt)} tokens\n{tokenizer.decode(prompt)}")
     print(f"--- what is learned after it, {len(answer)} tokens with the end token\n"
           f"{continuation(tokenizer, prompt, answer[:-1])}")
+    print(f"--- every token: id, as the tokenizer's file spells it, what it is\n{token_list(first, tokenizer)}")
     if data.test and hasattr(data.test[0], "prompt"):
         text = data.test[0].prompt
-        print(f"--- the first of {len(data.test)} test prompts, {len(tokenizer.encode(text))} tokens; "
+        ids = prompt_ids(text, tokenizer, data.end_ids[0])
+        print(f"--- the first of {len(data.test)} test prompts, {len(ids)} tokens; "
               f"at most {data.max_new_tokens} are written\n{text}")
+
+
+def token_list(row: Encoded, tokenizer: Tokenizer) -> str:
+    """A line a token. A special one has no text of its own: decoding drops it, behind a letter too."""
+    lines, letter = [], tokenizer.encode("a")[-1:]
+    for place, token in enumerate(row.tokens):
+        kind = ", special" if tokenizer.decode([*letter, token]) == tokenizer.decode(letter) else ""
+        role = "read" if place < row.prompt_length else "learned"
+        lines.append(f"{token:>8}  {spelled(tokenizer, token)!r:<24} {role}{kind}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

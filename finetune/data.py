@@ -16,7 +16,7 @@ from tasks.batching import split_list
 from tasks.generative import before, spelled
 from tasks.hub_data import data_file, pinned_data
 from tasks.rows import read_prose
-from tasks.task import Asking, Encoded, Example, Task, same_row
+from tasks.task import Asking, Encoded, Example, Task, begin_ids, same_row
 
 LONGEST = 2048  # tokens of a training row, or of a window of text, unless --max-length says otherwise
 TOO_LONG = "longer than --max-length"
@@ -120,24 +120,19 @@ def note_stops(task: Task, rows: Sequence[Example]) -> None:
 
 def note_tokens(task: Task, rows: Sequence[Example], tokenizer: Tokenizer, eos_id: int) -> None:
     """Says how many rows bring begin or end tokens of their own, and what is made of them."""
-    begin = tokenizer.encode("")[:1]
+    begin = begin_ids(tokenizer, eos_id)
     spelt = {"begin": spelled(tokenizer, begin[0]) if begin else "", "end": spelled(tokenizer, eos_id)}
     for what, text in spelt.items():
         held = [row for row in rows if text and (text in row.prompt or text in row.answer)]
         if not held:
             continue
-        if special(tokenizer, text, begin[0] if what == "begin" else eos_id):
+        if tokenizer.encode(text)[len(begin):][:1] == [begin[0] if what == "begin" else eos_id]:
             made = ("it is read once at the start" if what == "begin" else
                     "it is dropped at the end of a prompt, and learned once at the end of an answer")
             print(f"--task {task.name}: {len(held)} rows bring the {what} token {text} with them: {made}")
         else:
             print(f"--task {task.name}: {len(held)} rows hold the text {text}, which this tokenizer reads as letters, "
                   f"not as the {what} token")
-
-
-def special(tokenizer: Tokenizer, text: str, token_id: int) -> bool:
-    """Whether the tokenizer reads the text as this one token."""
-    return tokenizer.encode(text)[len(tokenizer.encode("")):] == [token_id]
 
 
 def task_of(asked: DataConfig) -> Task:

@@ -4,7 +4,7 @@ states.
     python eval.py --compare runs/a runs/b runs/b:quantized
 """
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,19 +27,30 @@ class Predictions:
     rows: list[tuple[str, str]]  # prompt and right answer
     scores: list[float]
     texts: list[str | None]      # what was written; None for an answer that was chosen
+    asked: Mapping[str, object]  # the flags it was scored with; none in a file of an older version
 
 
-def save_predictions(path: Path, rows: Sequence[Row], data: PreparedData) -> None:
-    """A line a state and test row. States that are scored again replace their lines; others stay."""
+def save_predictions(path: Path, rows: Sequence[Row], data: PreparedData, flags: Mapping[str, object]) -> None:
+    """A line a state and test row. States that are scored again replace their lines; others stay.
+
+    flags: those that these answers depend on. Says which states in the file were scored with others."""
     again = {row.state.key for row in rows}
     kept = [line for line in _lines(path) if line["state"] not in again]
+    for state, then in {line["state"]: line.get("asked") or {} for line in kept}.items():
+        if other := differing(then, flags):
+            print(f"{path}: state {state} stays from an earlier scoring with {other}")
     new = []
     for row in rows:
         for i, (asked, line) in enumerate(zip(data.test, row.lines, strict=True)):
             marks = data.task.marks(asked, line)
-            new.append({"state": row.state.key, "task": data.task.name, "row": i, **line,
+            new.append({"state": row.state.key, "task": data.task.name, "row": i, "asked": dict(flags), **line,
                         "score": marks[data.task.metric], "marks": marks})
     write_text(path, "".join(json.dumps(line) + "\n" for line in kept + new))
+
+
+def differing(then: Mapping[str, object], now: Mapping[str, object]) -> str:
+    """`--max-new-tokens 3, here 16`: the flags whose values both know and do not share."""
+    return ", ".join(f"{name} {then[name]}, here {now[name]}" for name in now if name in then and then[name] != now[name])
 
 
 def _lines(path: Path) -> list[dict]:
@@ -68,7 +79,8 @@ def read_predictions(spec: str) -> Predictions:
         there = ", ".join(dict.fromkeys(line["state"] for line in every)) or "none"
         raise ValueError(f"{file} holds no state {state!r}; it holds: {there}")
     return Predictions(f"{path}:{state}", lines[0]["task"], [(line["prompt"], line["gold"]) for line in lines],
-                       [float(line["score"]) for line in lines], [line.get("text") for line in lines])
+                       [float(line["score"]) for line in lines], [line.get("text") for line in lines],
+                       lines[0].get("asked") or {})
 
 
 def split_spec(spec: str) -> tuple[Path, str]:
@@ -85,6 +97,8 @@ def compare(specs: Sequence[str], json_file: Path | None) -> list[Comparison]:
         raise ValueError("--compare needs at least two runs, as RUN or RUN:KEY")
     for other in others:
         check_same_rows(first, other)
+        if flags := differing(other.asked, first.asked):
+            print(f"note: {other.name} was scored with other flags than {first.name}: {flags}")
     results = [compare_scores(other.scores, first.scores) for other in others]
     task = TASKS.get(first.task)  # None: a task of an older version
     how = task.formats.get(task.metric, ".2%") if task else ".2%"

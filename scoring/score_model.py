@@ -11,7 +11,7 @@ from finetune.source import Source
 from model.files import read_json, write_json
 from scoring.predictions import check_predictions
 from scoring.resume import KeptAnswers
-from scoring.score_run import asked_key, keep_scores, read_by
+from scoring.score_run import asked_key, asked_of_all, keep_scores, read_by
 from scoring.scores import Row, Scoring, score_state
 from scoring.state import BASE, State
 from scoring.table import print_scores
@@ -26,7 +26,8 @@ def evaluate_model(source: Source, config: ScoringConfig, place: Run, without_ba
     fingerprint = f"{source.fingerprint}+{adapter.fingerprint}" if adapter else source.fingerprint
     check_place(place, fingerprint, data.task.name)
     key = {"model": fingerprint, **read_by(source), **asked_key(config, data)}
-    scoring = Scoring(data, config.evaluation.eval_batch_size, KeptAnswers(place.path, key))
+    kept = KeptAnswers(place.path, key)
+    scoring = Scoring(data, config.evaluation.eval_batch_size, kept, asked_of_all(config, data))
     states = [(BASE, replace(config.base, quantization=None))]
     if spec:
         states.append((quantized_state(config), config.base))

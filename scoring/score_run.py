@@ -64,7 +64,7 @@ def keep_scores(rows: Sequence[Row], scoring: Scoring, place: Run, results: Path
     task, data = scoring.data.task, scoring.data
     save_table(rows, results, task=task.name, protocol=task.protocol, template_version=task.template_version,
                test_rows=len(data.test), validation_rows=len(data.validation), data=data.fingerprints, **facts)
-    save_predictions(place.predictions_file, rows, data)
+    save_predictions(place.predictions_file, rows, data, scoring.asked)
     scoring.kept.forget()
 
 
@@ -73,7 +73,7 @@ def keep_scores(rows: Sequence[Row], scoring: Scoring, place: Run, results: Path
 def scoring_of(run: Run, config: RunConfig, data: PreparedData, place: Run, restoration: Restoration | None) -> Scoring:
     key = {"trained": sha256_of(run.trained_file), "base": run.fingerprints["base"], **asked_key(config, data),
            **read_by(Source(run.path)), "restoration": str(restoration)}
-    return Scoring(data, config.evaluation.eval_batch_size, KeptAnswers(place.path, key))
+    return Scoring(data, config.evaluation.eval_batch_size, KeptAnswers(place.path, key), asked_of_all(config, data))
 
 
 def read_by(source: Source) -> dict:
@@ -82,6 +82,13 @@ def read_by(source: Source) -> dict:
     beside = [] if is_gguf(path) else filter(Path.is_file, [path / "tokenizer_config.json"])
     files = [path] if is_gguf(path) else [tokenizer_file(path), *beside]
     return {"model_config": config_to_json(source.config), "end": source.stop_ids(), "tokenizer": sha256_of(*files)}
+
+
+def asked_of_all(config: ScoringConfig, data: PreparedData) -> dict:
+    """What states of one table have in common, and states that were scored at different times may not."""
+    return {"--dtype": config.compute.dtype, "--max-new-tokens": data.max_new_tokens, "protocol": data.task.protocol,
+            "template": data.task.template_version,
+            "calibration": data.calibration and data.calibration.fingerprint[:12]}
 
 
 def asked_key(config: ScoringConfig, data: PreparedData) -> dict:

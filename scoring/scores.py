@@ -1,7 +1,7 @@
 """What one state of a model scores: one row of the table."""
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -49,6 +49,7 @@ class Scoring:
     data: PreparedData
     batch_size: int
     kept: KeptAnswers | None = None  # answers of the same command before an interruption
+    asked: Mapping[str, object] = field(default_factory=dict)  # flags that answers depend on, whatever the state
 
 
 def score_state(state: State, model: Llama, scoring: Scoring) -> Row:

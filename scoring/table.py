@@ -25,7 +25,8 @@ def print_scores(rows: Sequence[Row], title: str, task: Task) -> None:
 
 
 def print_table(rows: Mapping[str, Row], title: str, formats: Mapping[str, str] | None = None) -> None:
-    """rows: under the names that stand in the first column."""
+    """rows: under the names that stand in the first column. Below them, a line for each kind of test row that cannot
+    score, scores too well, or was cut."""
     formats = formats or {}
     names = list(dict.fromkeys(name for row in rows.values() for name in row.scores))
     optional = {head: how for head, how in OPTIONAL.items()
@@ -35,9 +36,9 @@ def print_table(rows: Mapping[str, Row], title: str, formats: Mapping[str, str] 
                                    *(optional_cell(getattr(row, name), how) for name, how in optional.values())]
                                   for named, row in rows.items())])
     for named, row in rows.items():
-        if odd := {what: n for what, n in row.counts.items() if what != "rows"}:
-            counted = ", ".join(f"{n} with {what}" for what, n in odd.items())
-            print(f"{named}: of {row.counts['rows']} test rows, {counted}")
+        for what, n in row.counts.items():
+            if what != "rows":
+                print(f"{named}: {n} of {row.counts['rows']} test rows with {what}")
 
 
 def score_cell(row: Row, name: str, how: str | None) -> str:

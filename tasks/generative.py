@@ -8,9 +8,9 @@ from model.tokenizer import Tokenizer
 from tasks.task import Asking, Example, Task, answer_ids, prompt_ids, same_row
 
 TRUNCATED, EMPTY, EMPTY_GOLD = "prompt cut on the left", "empty answer", "empty gold answer"
-CUT_ANSWER = "answer cut at --max-new-tokens"
-LONG_GOLD = "gold answer longer than --max-new-tokens"
-CUT_GOLD = "gold answer that goes on behind a stop text, where every answer is cut"
+CUT_ANSWER = "an answer cut at --max-new-tokens"
+LONG_GOLD = "a gold answer longer than --max-new-tokens"
+CUT_GOLD = "a gold answer that goes on behind a stop text, where every answer is cut"
 ALSO_TRAINED = "the same question and answer among the training rows"
 OWN_SHOT = "their own question among the worked examples"
 
@@ -54,7 +54,8 @@ class GenerativeTask(Task):
 
 def gold_length(row: Example, asking: Asking) -> int:
     """Tokens that the model would have to write before the end token."""
-    return len(answer_ids(row, prompt_ids(row.prompt, asking.tokenizer, asking.end_ids[0]), asking.tokenizer))
+    tokenizer, end = asking.tokenizer, asking.end_ids[0]
+    return len(answer_ids(row, prompt_ids(row.prompt, tokenizer, end), tokenizer, end))
 
 
 def spelled(tokenizer: Tokenizer, token_id: int) -> str:

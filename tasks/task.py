@@ -46,14 +46,20 @@ def encode_example(example: Example, tokenizer: Tokenizer, eos_id: int) -> Encod
     The prompt's ids are those of the prompt alone, as at generation. The whole text adds the other ids. An end token
     that the answer brings with it is not written twice."""
     prompt = prompt_ids(example.prompt, tokenizer, eos_id)
-    return Encoded(prompt + without_end(answer_ids(example, prompt, tokenizer), eos_id) + [eos_id], len(prompt))
+    return Encoded(prompt + answer_ids(example, prompt, tokenizer, eos_id) + [eos_id], len(prompt))
 
 
 def prompt_ids(text: str, tokenizer: Tokenizer, eos_id: int) -> list[int]:
     """What a model reads of a prompt: no second begin token where the text brings its own, and no end token at the end,
     after which the model has learned to write nothing, or something else."""
-    begin = tokenizer.encode("")
+    begin = begin_ids(tokenizer, eos_id)
     return begin + without_end(with_one_begin(tokenizer.encode(text), begin)[len(begin):], eos_id)
+
+
+def begin_ids(tokenizer: Tokenizer, eos_id: int) -> list[int]:
+    """What the tokenizer puts before every text. It may also put the end token behind it, which does not count."""
+    empty = tokenizer.encode("")
+    return empty if tokenizer.encode("a")[:len(empty)] == empty else without_end(empty, eos_id)
 
 
 def with_one_begin(ids: list[int], begin: list[int]) -> list[int]:
@@ -71,17 +77,20 @@ def without_end(ids: list[int], eos_id: int) -> list[int]:
     return ids[:n]
 
 
-def answer_ids(example: Example, prompt: list[int], tokenizer: Tokenizer) -> list[int]:
-    """The ids that space and answer add to the prompt's.
+def answer_ids(example: Example, prompt: list[int], tokenizer: Tokenizer, eos_id: int) -> list[int]:
+    """The ids that space and answer add to the prompt's, without end tokens at their end.
 
     A tokenizer may join the prompt's last characters with the answer's first. The ids of the whole text then do not
     begin with the prompt's, and cutting them at its length would lose or repeat part of the answer. There, the answer is
     encoded alone. Raises ValueError if no such ids read as the answer after the prompt."""
-    begin = tokenizer.encode("")
-    whole = with_one_begin(tokenizer.encode(f"{example.prompt} {example.answer}"), begin)
+    begin = begin_ids(tokenizer, eos_id)
+
+    def encode(text: str) -> list[int]:
+        return without_end(with_one_begin(tokenizer.encode(text), begin), eos_id)
+    whole = encode(f"{example.prompt} {example.answer}")
     if whole[:len(prompt)] == prompt:
         return whole[len(prompt):]
-    alone = [with_one_begin(tokenizer.encode(text), begin)[len(begin):] for text in (f" {example.answer}", example.answer)]
+    alone = [encode(text)[len(begin):] for text in (f" {example.answer}", example.answer)]
     for exactly in (True, False):
         for ids in alone:
             read = continuation(tokenizer, prompt, ids)
