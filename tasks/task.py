@@ -5,6 +5,7 @@ import random
 import statistics
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import astuple, dataclass, field
+from itertools import dropwhile
 from pathlib import Path
 
 from model.llama import Llama
@@ -89,7 +90,7 @@ def answer_ids(example: Example, prompt: list[int], tokenizer: Tokenizer, eos_id
         return without_end(with_one_begin(tokenizer.encode(text), begin), eos_id)
     whole = encode(f"{example.prompt} {example.answer}")
     if whole[:len(prompt)] == prompt:
-        return without_end(whole[:len(prompt) - 1:-1], eos_id)[::-1]  # nor those that the prompt's text ended with
+        return list(dropwhile(lambda token: token == eos_id, whole[len(prompt):]))  # those ended the prompt's text
     alone = [encode(text)[len(begin):] for text in (f" {example.answer}", example.answer)]
     for exactly in (True, False):
         for ids in alone:
