@@ -5,7 +5,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from finetune.loop import Trainer
+from finetune.run import open_run
 from model.config import LlamaConfig
+from model.files import write_json
 
 SMALL = LlamaConfig(vocab_size=4096, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
                     num_key_value_heads=1, head_dim=16, max_position_embeddings=160, tie_word_embeddings=True,
@@ -53,3 +55,22 @@ def forbid_loading(monkeypatch) -> None:
         raise AssertionError("weights were loaded")
     for name in ("load_model", "read_tensors"):
         monkeypatch.setattr(f"finetune.source.{name}", fail)
+
+
+def as_an_older_version_wrote_it(run: Path, *unknown: str) -> None:
+    """Rewrites a run's config.json in format 1, the flat `arguments`, without the flags that were `unknown` then."""
+    saved = json.loads((run / "config.json").read_text())
+    config, quantization, codes = saved.pop("config"), open_run(run).config.base.quantization, open_run(run).config.base.codes
+    del saved["format"]
+    flags = {"method": config["method"]}
+    for part in ("base", "adapter", "data", "training", "evaluation", "compute"):
+        flags |= config[part]
+    del flags["quantization"], flags["codes"]
+    stated = quantization or codes
+    flags |= {"quantizer": quantization.quantizer if quantization else "none", "bits": stated.bits if stated else 16,
+              "block": str(stated.block) if stated else None, "grid": quantization and quantization.grid,
+              "double_quant": bool(quantization and quantization.double_quant),
+              "act_order": bool(quantization and quantization.act_order), "requantize_grid": None, "requantize_bits": None,
+              "requantize_block": None, "out": str(run), "show_example": False, "resume": None}
+    assert flags["requantize"] is None
+    write_json(run / "config.json", {"arguments": {k: v for k, v in flags.items() if k not in unknown}, **saved})

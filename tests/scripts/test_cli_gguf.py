@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 import eval as eval_script
 import train as train_script
+from finetune.run import open_run
 from finetune.source import Source
 from model.checkpoint import load_config, load_model, weight_files
 from model.tokenizer import load_tokenizer
@@ -49,7 +50,9 @@ def test_the_run_is_a_model_of_its_own(q4_1, tmp_path):
     call(train_script, "--method", "qablora", "--lam", "32x8", *AS_IT_IS, "--out", "run")
     saved = json.loads((tmp_path / "run/config.json").read_text())
     assert saved["fingerprints"]["base"] == Source(q4_1).fingerprint
-    assert (saved["arguments"]["bits"], saved["arguments"]["block"]) == (4, "32x1")
+    assert saved["config"]["base"]["codes"] == "4 bits, block 32x1" and saved["config"]["base"]["quantization"] is None
+    config = open_run(tmp_path / "run").config
+    assert (config.base.bits, str(config.base.block)) == (4, "32x1")
     original = load_tokenizer(q4_1).encode("Where is my card?")
     call(eval_script, "run")
     again, first = (rows_of(tmp_path / "run", file) for file in ("eval.json", "results.json"))
@@ -63,7 +66,7 @@ def test_the_run_is_a_model_of_its_own(q4_1, tmp_path):
 
 def test_lam_follows_the_files_blocks_where_it_is_not_given(q4_1, tmp_path):
     assert call(train_script, "--method", "qablora", *AS_IT_IS, "--out", "run") is None
-    assert json.loads((tmp_path / "run/config.json").read_text())["arguments"]["lam"] == "32x1"
+    assert json.loads((tmp_path / "run/config.json").read_text())["config"]["adapter"]["lam"] == "32x1"
 
 
 @pytest.mark.parametrize("arguments,message", [
