@@ -67,6 +67,9 @@ class AdditiveAdapter(Adapter):
         return self.scaling * self.operators.expand(self.core_weight(), self.lam)
 
     def lora_factors(self) -> tuple[Tensor, Tensor]:
-        """A C (R, D_in) and R B (D_out, R) of the plain LoRA that this adapter equals: delta_W = scaling * (R B) (A C)."""
+        """A C, (R, D_in), and R B, (D_out, R): the factors of the plain LoRA that this adapter equals.
+
+        delta_W = scaling * (R B) (A C)."""
         A, B = self.core_factors()
-        return self.operators.expand(A, Lam(self.lam.lam_in, 1)), self.operators.expand(B, Lam(1, self.lam.lam_out))
+        lam_in, lam_out = self.lam.lam_in, self.lam.lam_out
+        return self.operators.expand(A, Lam(lam_in, 1)), self.operators.expand(B, Lam(1, lam_out))

@@ -20,8 +20,8 @@ class BLoRA(AdditiveAdapter):
     def __init__(self, D_out: int, D_in: int, lam: Lam, rank: int, lora_alpha: float, operators: str = "avgpool"):
         super().__init__()
         if lam.lam_in != lam.lam_out:
-            raise ValueError(f"lam {lam} is not allowed with blora, whose one balancing factor applies to inputs, outputs "
-                             f"and rank: give one number, such as --lam 2")
+            raise ValueError(f"lam {lam} is not possible with blora, whose one balancing factor applies to inputs, "
+                             f"outputs and rank: give one number, such as --lam 2")
         self.lam, self.scaling, self.operators = lam, lora_alpha / rank, OPERATORS[operators]
         self.A, self.B = low_rank_factors(D_out // lam.lam_out, D_in // lam.lam_in, rank * lam.lam_in)
 

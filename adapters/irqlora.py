@@ -12,8 +12,8 @@ class IRQLoRA(AdditiveAdapter):
 
         h = A x + iec_a * P x,   y = scaling * (B h + iec_b * R h).
 
-    P (rank, D_in) takes the mean of each of `rank` chunks of inputs. R (D_out, rank) repeats each of `rank` numbers over
-    its chunk of outputs. P and R do not train. The two scalars start at 0.
+    P (rank, D_in) takes the mean of each of `rank` chunks of inputs. R (D_out, rank) repeats each of `rank` numbers
+    over its chunk of outputs. P and R do not train. The two scalars start at 0.
 
     Differs from Shen et al., Sec. 2, which says that IEC "prevents lossless merging" (erratum 7). Both shortcuts are
     linear, so the adapter merges exactly, to 16 bits. Merging B A alone would lose the shortcuts."""
@@ -23,7 +23,7 @@ class IRQLoRA(AdditiveAdapter):
     def __init__(self, D_out: int, D_in: int, lam: Lam, rank: int, lora_alpha: float):
         super().__init__()
         if lam != Lam(1, 1):
-            raise ValueError(f"lam {lam} is not allowed with irqlora: only 1x1 is")
+            raise ValueError(f"lam {lam} is not possible with irqlora: only 1x1 is")
         if D_in % rank or D_out % rank:
             raise ValueError(f"rank {rank} does not divide both D_in={D_in} and D_out={D_out}: irqlora cuts inputs and "
                              f"outputs into `rank` chunks, so choose a rank that divides both")

@@ -6,7 +6,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Lam:
-    """lam_in inputs averaged, lam_out outputs repeated. `Lam.parse("4x8") == Lam(4, 8)`; `Lam.parse("2") == Lam(2, 2)`."""
+    """lam_in inputs are averaged, lam_out outputs repeated.
+
+    `Lam.parse("4x8") == Lam(4, 8)`; `Lam.parse("2") == Lam(2, 2)`."""
     lam_in: int
     lam_out: int
 

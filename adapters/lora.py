@@ -23,7 +23,8 @@ class LoRA(AdditiveAdapter):
     def __init__(self, D_out: int, D_in: int, lam: Lam, rank: int, lora_alpha: float):
         super().__init__()
         if lam != Lam(1, 1):
-            raise ValueError(f"lam {lam} is not allowed with lora, which averages no inputs: give lam 1x1, or use blora")
+            raise ValueError(f"lam {lam} is not possible with lora, which averages no inputs: give lam 1x1, or "
+                             f"use blora")
         self.scaling = lora_alpha / rank
         self.A, self.B = low_rank_factors(D_out, D_in, rank)
 

@@ -8,13 +8,13 @@
 | `scale` | scale + d_scale; codes, levels and zero points unchanged | always, for PEQA |
 | `16 bits` | a dense layer, W_hat + delta_W | all other cases |
 
-A tile is a rectangle of lam_in inputs x lam_out outputs on which delta_W is constant (`adapter.tile`). Each block of n_in
-inputs x n_out outputs lies inside one tile if and only if
+A tile is a rectangle of lam_in inputs x lam_out outputs on which delta_W is constant (`adapter.tile`). Each block of
+n_in inputs x n_out outputs lies inside one tile if and only if
 
     lam_in % n_in == 0  and  lam_out % n_out == 0
 
-Shen et al., Sec. 3.3 choose equal blocks and tiles, but do not state the rule. The tile is a single weight for LoRA, for
-IR-QLoRA, and for the operators that skip inputs (truncation, interval sampling).
+Shen et al., Sec. 3.3 choose equal blocks and tiles, but do not state the rule. The tile is a single weight for LoRA,
+for IR-QLoRA, and for the operators that skip inputs (truncation, interval sampling).
 """
 from dataclasses import dataclass
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.adapted import AdaptedLinear
-from adapters.adapter import AdditiveAdapter, Adapter
+from adapters.adapter import Adapter, AdditiveAdapter
 from adapters.peqa import PEQA
 from model.llama import Linear
 from quant.linear import QuantLinear
@@ -57,10 +57,10 @@ def merge_target(base: nn.Module, adapter: Adapter) -> MergeTarget:
     if lam_in % n_in == 0 and lam_out % n_out == 0:
         return MergeTarget(adapter.merges_into)
     return MergeTarget(SIXTEEN_BITS,
-                       f"the tile is lam_in={lam_in} x lam_out={lam_out} and the block is n_in={n_in} x n_out={n_out}. "
-                       f"An adapter merges into k bits only if each quantization block lies inside one of its tiles: "
-                       f"lam_in % n_in == 0 and lam_out % n_out == 0. Merge to 16 bits instead, or train with averaged "
-                       f"tiles that are multiples of the block")
+                       f"an adapter merges into k bits only if each quantization block lies inside one of its tiles, "
+                       f"lam_in % n_in == 0 and lam_out % n_out == 0; here the tile is lam_in={lam_in} x "
+                       f"lam_out={lam_out}, the block n_in={n_in} x n_out={n_out}. Merge to 16 bits instead, or train "
+                       f"with averaged tiles that are multiples of the block")
 
 
 def merge_into_codes(adapted: AdaptedLinear, layer: str = "weight") -> QuantLinear:

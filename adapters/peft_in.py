@@ -1,42 +1,48 @@
 """PEFT's LoRA adapters, attached to a model here: `python eval.py --model DIR --adapter PEFT_DIR`.
 
-Read is what is plain LoRA: y = base(x) + scaling * B A x, scaling = lora_alpha / r, or lora_alpha / sqrt(r) with use_rslora; r and lora_alpha of
-each layer by rank_pattern and alpha_pattern. Everything else that PEFT can do to a model is refused by name.
+Plain LoRA is read: y = base(x) + scaling * B A x, with scaling = lora_alpha / r, or lora_alpha / sqrt(r) with
+use_rslora. rank_pattern and alpha_pattern set r and lora_alpha of single layers. Any other PEFT feature is refused by
+name.
 """
 import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from adapters.adapted import AdaptedLinear, replace_layers
-from adapters.lora import LoRA
 from adapters.lam import Lam
+from adapters.lora import LoRA
 from model.checkpoint import empty_model, open_safetensors
 from model.config import LlamaConfig
 from model.files import read_json, sha256_of
 from model.llama import Linear, Llama
 
-
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
-PLAIN = {"bias": ("none",), "fan_in_fan_out": (False,), "use_dora": (False,), "use_qalora": (False,), "lora_bias": (False,), "modules_to_save": (),
-         "trainable_token_indices": (), "target_parameters": (), "megatron_config": (), "layer_replication": (), "alora_invocation_tokens": (),
-         "exclude_modules": (), "corda_config": (), "eva_config": (), "arrow_config": (), "use_bdlora": (), "velora_config": (), "kasa_config": (),
-         "monteclora_config": (), "lora_ga_config": (), "loftq_config": (),
-         # pissa, olora, corda, loftq ... change the base, too: the adapter beside the base as it was is another model
-         "init_lora_weights": (True, "gaussian", "orthogonal", "eva")}  # values that leave plain LoRA plain; None, False and empty always do
+# The values that leave plain LoRA plain. None, False and empty always do.
+PLAIN: dict[str, tuple] = {
+    "bias": ("none",), "fan_in_fan_out": (False,), "use_dora": (False,), "use_qalora": (False,), "lora_bias": (False,),
+    "modules_to_save": (), "trainable_token_indices": (), "target_parameters": (), "megatron_config": (),
+    "layer_replication": (), "alora_invocation_tokens": (), "exclude_modules": (), "corda_config": (), "eva_config": (),
+    "arrow_config": (), "use_bdlora": (), "velora_config": (), "kasa_config": (), "monteclora_config": (),
+    "lora_ga_config": (), "loftq_config": (),
+    # pissa, olora, corda, loftq and others change the base too: the adapter beside the original base is another model
+    "init_lora_weights": (True, "gaussian", "orthogonal", "eva")}
 
 
 @dataclass(frozen=True)
 class PEFTLayer:
+    """The rank and the scaling of one layer's LoRA."""
     rank: int
     scaling: float
 
 
 @dataclass(frozen=True)
 class PEFTAdapter:
+    """A directory that PEFT saved, and the layers that it has an adapter for."""
     path: Path
     layers: dict[str, PEFTLayer]
 
@@ -46,26 +52,32 @@ class PEFTAdapter:
 
 
 def read_peft(directory: Path, config: LlamaConfig) -> PEFTAdapter:
-    """The adapter's layers, after every check that headers allow. Raises FileNotFoundError; ValueError for what is not plain LoRA, and for
-    tensors that do not fit the model."""
+    """The adapter's layers. All checks run on file headers. Raises FileNotFoundError; ValueError if it is not plain
+    LoRA, or its tensors do not fit the model."""
     stated = read_config(directory)
     if not (directory / WEIGHTS).is_file():
-        raise FileNotFoundError(f"{directory / WEIGHTS}: no such file (adapters in .bin files are pickled, and not read: save them as safetensors)")
+        raise FileNotFoundError(f"{directory / WEIGHTS}: no such file (adapters in .bin files are pickled, and not "
+                                f"read: save them as safetensors)")
     with open_safetensors(directory / WEIGHTS) as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-    model, layers = empty_model(config, torch.float32), {}
+    model = empty_model(config, torch.float32)
+    layers: dict[str, PEFTLayer] = {}
     factors = re.compile(re.escape(PREFIX) + r"(.+)\.lora_[AB]\.weight")
-    if others := [name for name in shapes if not factors.fullmatch(name)]:
-        raise ValueError(f"{directory / WEIGHTS}: {others[0]} is no factor of a linear layer's LoRA, and nothing else is read")
-    for layer in dict.fromkeys(factors.fullmatch(name).group(1) for name in shapes):
-        layers[layer] = layer_of(stated, layer)
-        check_shapes(directory / WEIGHTS, model, layer, layers[layer].rank, shapes)
+    for name in shapes:
+        factor = factors.fullmatch(name)
+        if not factor:
+            raise ValueError(f"{directory / WEIGHTS}: {name} is no factor of a linear layer's LoRA, and nothing "
+                             f"else is read")
+        layers[factor[1]] = layer_of(stated, factor[1])
+    for layer, lora in layers.items():
+        check_shapes(directory / WEIGHTS, model, layer, lora.rank, shapes)
     if not layers:
         raise ValueError(f"{directory / WEIGHTS}: holds no adapter")
     return PEFTAdapter(directory, layers)
 
 
 def read_config(directory: Path) -> dict:
+    """adapter_config.json. Raises FileNotFoundError; ValueError if it states more than plain LoRA."""
     path = directory / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{directory}: no PEFT adapter there (no {CONFIG})")
@@ -82,36 +94,38 @@ def read_config(directory: Path) -> dict:
 
 
 def layer_of(stated: dict, layer: str) -> PEFTLayer:
-    """Its rank and scaling. A pattern's key is a regular expression for the end of a name, from a dot on; the first that fits counts."""
-    def pattern(name: str, default: float) -> float:
-        return next((value for key, value in (stated.get(name) or {}).items() if re.match(rf"(.*\.)?({key})$", layer)), default)
+    """The rank and scaling of a layer. A pattern's key is a regular expression for the end of a layer's name, after a
+    dot. The first that matches counts."""
+    def pattern(name: str, default: Any) -> Any:
+        patterns = (stated.get(name) or {}).items()
+        return next((value for key, value in patterns if re.match(rf"(.*\.)?({key})$", layer)), default)
     rank, alpha = pattern("rank_pattern", stated["r"]), pattern("alpha_pattern", stated["lora_alpha"])
     return PEFTLayer(rank, alpha / (math.sqrt(rank) if stated.get("use_rslora") else rank))
 
 
 def check_shapes(path: Path, model: Llama, layer: str, rank: int, shapes: dict[str, tuple[int, ...]]) -> None:
-    try:
-        module = model.get_submodule(layer)
-    except AttributeError:
-        module = None
+    """Raises ValueError unless the model has this linear layer and the factors fit it."""
+    module = dict(model.named_modules()).get(layer)
     if not isinstance(module, Linear) or (layer == "lm_head" and model.config.tie_word_embeddings):
-        raise ValueError(f"{path}: an adapter for {layer}, which is no linear layer of its own in the model")
+        raise ValueError(f"{path}: it has an adapter for {layer}, which is no linear layer of its own in the model")
     wanted = {"A": (rank, module.in_features), "B": (module.out_features, rank)}
     for letter, shape in wanted.items():
         name = f"{PREFIX}{layer}.lora_{letter}.weight"
         if shapes.get(name) != shape:
-            raise ValueError(f"{path}: {name} has shape {list(shapes.get(name, ()))} instead of {list(shape)} (r {rank}, and the layer's own sizes)")
+            raise ValueError(f"{path}: {name} has shape {list(shapes.get(name, ()))} instead of {list(shape)} "
+                             f"(r {rank}, and the layer's sizes)")
 
 
 @torch.no_grad()
 def attach_peft(model: Llama, adapter: PEFTAdapter) -> None:
-    """A LoRA beside each of its layers, whatever holds the layer's weight."""
+    """Put a LoRA beside each of the adapter's layers. A base layer may be dense or quantized."""
     with open_safetensors(adapter.path / WEIGHTS) as file:
         def adapt(name: str, base: nn.Module) -> AdaptedLinear:
             layer = adapter.layers[name]
-            lora = LoRA(base.out_features, base.in_features, Lam(1, 1), layer.rank, layer.scaling * layer.rank)
+            A, B = (file.get_tensor(f"{PREFIX}{name}.lora_{letter}.weight") for letter in "AB")
+            lora = LoRA(len(B), A.shape[1], Lam(1, 1), layer.rank, layer.scaling * layer.rank)
             lora.scaling = layer.scaling
-            for letter in "AB":
-                getattr(lora, letter).copy_(file.get_tensor(f"{PREFIX}{name}.lora_{letter}.weight"))
+            lora.A.copy_(A)
+            lora.B.copy_(B)
             return AdaptedLinear(base, lora.to(model.device))
         replace_layers(model, list(adapter.layers), adapt)

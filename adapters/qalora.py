@@ -16,7 +16,7 @@ class QALoRA(AdditiveAdapter):
     def __init__(self, D_out: int, D_in: int, lam: Lam, rank: int, lora_alpha: float):
         super().__init__()
         if lam.lam_out != 1:
-            raise ValueError(f"lam {lam} is not allowed with qalora, which averages inputs only: give "
+            raise ValueError(f"lam {lam} is not possible with qalora, which averages inputs only: give "
                              f"--lam {lam.lam_in}x1 (and, to merge into k bits, a --block with one output, such as "
                              f"{lam.lam_in}x1), or use qablora")
         self.lam, self.scaling = lam, lora_alpha / rank

@@ -2,17 +2,18 @@
 
     W = W_k + delta_W     becomes     W = W_l + delta_W          l = 16: the original weights
 
-The base is opaque to an additive adapter, so restoring a layer is one assignment, `adapted.base = base_l`. Every additive
-adapter can be restored. (Kanda & Hatano, Sec. 3.2 leave QA-LoRA and similar methods to future work.) If the l-bit blocks
-lie inside the adapter's tiles, the restored layer merges into the l-bit offsets by the rule of `merge.py`.
+The base is opaque to an additive adapter, so restoring a layer is one assignment, `adapted.base = base_l`. Every
+additive adapter can be restored. (Kanda & Hatano, Sec. 3.2 leave QA-LoRA and similar methods to future work.) If the
+l-bit blocks lie inside the adapter's tiles, the restored layer merges into the l-bit offsets by the rule of `merge.py`.
 
-||W_l - W_k|| / ||delta_W|| predicts whether restoring helps: it compares the change of the base with that of training.
+||W_l - W_k|| / ||delta_W|| predicts whether restoring helps: it compares how far the base moves with how far
+training moved it.
 """
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from adapters.adapter import AdditiveAdapter, Adapter
+from adapters.adapter import Adapter, AdditiveAdapter
 
 
 class RestorationRefused(ValueError):
@@ -22,9 +23,9 @@ class RestorationRefused(ValueError):
 def check_restores(kind: type[Adapter]) -> None:
     """Raises RestorationRefused for an adapter that is not additive."""
     if not kind.additive:
-        raise RestorationRefused(f"{kind.name} does not transfer to another base. It trained a factor on each scale of the "
-                                 f"k-bit codes, and an l-bit base has other codes and other scales. Merge at the width "
-                                 f"that was trained instead, or train an additive method, such as qalora or qablora")
+        raise RestorationRefused(f"{kind.name} does not transfer to another base: it trained a factor on each scale of "
+                                 f"the k-bit codes, and an l-bit base has other codes and other scales. Merge at the "
+                                 f"width that was trained, or train an additive method, such as qalora or qablora")
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""A model on every benchmark, in 16 bits and rounded to NF4: what blora.txt's tables report, with standard errors.
+"""A model on every benchmark, in 16 bits and rounded to NF4: the tasks of Shen et al., with standard errors.
 
-    python -m experiments.benchmarks --model smollm2 --data ../shared/data
+    python -m experiments.benchmarks --model smollm2 --data DATA
 
-Seven zero-shot tasks (blora.txt Table 4) and five-shot MMLU (Tables 1 to 3), each scored by eval.py as a process of its own on one thread. Tasks
+Seven zero-shot tasks (Shen et al., Table 4) and five-shot MMLU (Tables 1 to 3), each scored by eval.py as a process of its own on one thread. Tasks
 that are scored already are not scored again, and one that was interrupted goes on where it stopped. With --test-limit and --mmlu-limit, so many rows are
 drawn, the same ones each time (MMLU's file is sorted by subject). The table goes to --out/table.md after each task, and with all figures to --json.
 Its seconds are those of the clock, for each state, and of the processor, for the whole process: they differ where other work runs beside it.
@@ -14,12 +14,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from experiments.shared import keep_settings, python
-from scoring.table import TAKEN_UP
 from model.files import read_json, write_json, write_text
+from scoring.scores import TAKEN_UP
 from tasks import TASKS
 from tasks.task import shuffled
 
-TASK_NAMES = ("hellaswag", "arc_easy", "arc_challenge", "piqa", "winogrande", "boolq", "openbookqa", "mmlu")  # blora.txt Table 4, then MMLU
+TASK_NAMES = ("hellaswag", "arc_easy", "arc_challenge", "piqa", "winogrande", "boolq", "openbookqa", "mmlu")  # Shen et al., Table 4, then MMLU
 STATES = ("16 bits", "NF4")
 
 

@@ -1,6 +1,8 @@
 """Train the embedded base's sentencepiece tokenizer on the text that the base is pre-trained on.
 
-    python -m experiments.make_tokenizer ../shared/data
+    python -m experiments.make_tokenizer DATA
+
+DATA holds the data sets of `--task pretrain` (tasks/pretrain.py). Writes model/base/tokenizer.model.
 """
 import io
 import sys
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import sentencepiece
 
+from finetune.config import EMBEDDED_BASE
 from tasks.pretrain import documents
 
 VOCABULARY = 4096
@@ -21,7 +24,7 @@ def main(data: Path) -> None:
         # Text must come back as it went in: no Unicode folding, no lost spaces or line breaks, every byte has a token.
         normalization_rule_name="identity", remove_extra_whitespaces=False, byte_fallback=True, character_coverage=0.9995,
         user_defined_symbols=["\n"], split_digits=True, max_sentence_length=100_000, num_threads=1)
-    (Path(__file__).parent / "tokenizer.model").write_bytes(model.getvalue())
+    (EMBEDDED_BASE / "tokenizer.model").write_bytes(model.getvalue())
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Every method at 4, 3 and 2 bits for the same number of steps on the embedded base and banking77, over several seeds: what
-blora.txt Table 1 (accuracy, merged and not) and Table 5 (time and memory) ask, at a size that two cores manage.
+"""Every method at 4, 3 and 2 bits for the same number of steps on the embedded base and banking77, over several seeds: the
+questions of Shen et al., Table 1 (accuracy, merged and not) and Table 5 (time and memory), at a size that two cores manage.
 
     python -m experiments.methods
 
-Each run is a process of its own, on one thread, so that its peak memory is its own and its numbers do not depend on how many
-run beside it. Runs that are there already are not repeated. Step times come last, all methods in turn on the same batches in
-one process: quote their ratios, not the seconds. Peak memory is that of the whole process, quantizing the base included.
-Everything lands in --out, the table in --out/table.md and table.json.
+Each run is a process of its own on one thread, so that its peak memory is its own and its numbers do not depend on other
+processes. Finished runs are not repeated. Step times come last: all methods take turns on the same batches in one process, so
+quote their ratios, not the seconds. Peak memory is of the whole process, quantizing the base included. Everything goes to
+--out, the table to --out/table.md and table.json.
 """
 import argparse
 import json
@@ -21,13 +21,16 @@ from tqdm import tqdm
 import train as train_script
 from adapters.adapted import adapter_parameters
 from experiments.shared import at_once, draw_test_rows, keep_settings, make_run
-from finetune import arguments, models
-from scoring.score_run import adapted_states
+from finetune.adapted_model import attach_adapters
+from finetune.command_line import train_parser
 from finetune.loop import summed_loss
 from finetune.methods import METHODS
-from finetune.run import Run
-from scoring.table import bits_per_weight
+from finetune.run import Run, open_run
+from finetune.size import bits_per_weight
+from finetune.source import load_run_base
 from model.files import write_json
+from scoring.score_run import adapted_states
+from scoring.scores import Scoring
 from tasks.batching import epoch_batches
 
 DENSE = (["lora"], ["blora"])
@@ -70,13 +73,13 @@ def commands(options: argparse.Namespace) -> list[list[str]]:
 
 def train_and_score(command: list[str]) -> None:
     """What train.py does, without the two rows of the base, which all runs would repeat."""
-    parser = arguments.train_parser()
-    args = parser.parse_args(command)
-    source, args, job = train_script.prepare(arguments.resolve(args, arguments.given_flags(parser, args, command)))
-    run = Run(args.out)
-    saved = train_script.describe(run, source, args, job)
-    train_script.train(run, args, saved, job)
-    rows = adapted_states(models.load_run_base(run, args, saved), run, args, job)
+    given = train_parser().given(command)
+    source, config, data = train_script.prepare(given)
+    run = Run(given["out"])
+    train_script.describe(run, source, config, data)
+    train_script.train(run, config, data)
+    base = load_run_base(run, config, config.compute.torch_dtype, config.compute.device)
+    rows = adapted_states(base, run, config, Scoring(data, config.evaluation.eval_batch_size))
     write_json(run.path / "states.json", {"rows": [row.to_json() for row in rows]})
 
 
@@ -86,16 +89,17 @@ def step_times(folders: dict[tuple[str, ...], Path]) -> tuple[dict[tuple[str, ..
     torch.set_num_threads(1)
     steps, bits, batches = {}, {}, None
     for key, folder in folders.items():
-        run, args, saved = models.read_run(folder)
-        model = models.load_run_base(run, args, saved)
+        run = open_run(folder)
+        config = run.config
+        model = load_run_base(run, config, config.compute.torch_dtype, config.compute.device)
         bits[key] = bits_per_weight(model)
-        models.attach_adapters(model, args)
+        attach_adapters(model, config)
         parameters = list(adapter_parameters(model).values())
-        steps[key] = model, parameters, torch.optim.AdamW(parameters, lr=args.lr)
+        steps[key] = model, parameters, torch.optim.AdamW(parameters, lr=config.training.lr)
         if batches is None:
-            job = train_script.reopen(run, args, saved)
-            order = epoch_batches([len(e.tokens) for e in job.train], args.batch_size, 0, 0)[:TIMED_BATCHES + WARM_UP]
-            batches = [[job.train[i] for i in indices] for indices in order]
+            rows = train_script.data_of(run).train
+            order = epoch_batches([len(e.tokens) for e in rows], config.training.batch_size, 0, 0)
+            batches = [[rows[i] for i in indices] for indices in order[:TIMED_BATCHES + WARM_UP]]
     seconds = {key: [] for key in steps}
     for batch in tqdm(batches, desc="step times", disable=None):
         for key, (model, parameters, optimizer) in steps.items():
@@ -140,7 +144,7 @@ def rows_of(key: tuple[str, ...], paths: list[Path], ratio: float, base_bits: fl
         row, name = states[0][i], METHODS[key[0]].title
         out.append({"method": name if i == 1 else f"{name} w/ GPTQ (lossy)", **shared, "merged, %": accuracies(rows[i] for rows in states),
                     "loss merged": losses(rows[i] for rows in states),
-                    "merged into": row["state"].removeprefix("merged, ").removeprefix("requantized, "),
+                    "merged into": row["title"].removeprefix("merged, ").removeprefix("requantized, "),
                     "bits a weight, merged": f"{row['bits_per_weight']:.3f}"})
     return out
 

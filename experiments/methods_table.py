@@ -1,59 +1,53 @@
-"""README's table "method x what it trains x parameters x merges to", from the code itself:
+"""The table "method x what it trains x parameters x merges to" of docs/methods.md, from the code itself:
 
     python -m experiments.methods_table
 """
-import torch
+from collections.abc import Sequence
 
-from adapters import adapted_layer
-from adapters.peqa import PEQA
-from finetune import arguments
+from torch import nn
+
+from adapters.adapted import adapted_layers, adapter_parameters
+from adapters.merge import merge_target
+from finetune.checks import planned_model
+from finetune.command_line import train_parser
+from finetune.config import RunConfig
 from finetune.methods import METHODS
-from finetune.models import Source, linear_names, new_adapter, why_not_k_bits
-from model.checkpoint import empty_model
-from quant.linear import QuantLinear
+from finetune.resolve import resolve_run
+from finetune.source import Source
 
-COMMANDS = [*([name] for name in METHODS), ["qblora", "--block", "4x8", "--lam", "8"], ["qalora", "--quantizer", "minmax"],
-            ["qablora", "--quantizer", "gptq"], ["qablora", "--operators", "truncation"], ["qablora", "--operators", "interval"],
-            ["peqa", "--block", "rowx1"], ["qlora", "--double-quant"], ["irqlora", "--double-quant"]]
-SHOWN = "model.layers.0.self_attn.q_proj"
-
-
-def describe(command: list[str]) -> list[str]:
-    """One row: the method, the flags, the base, what trains in the embedded base's first q_proj, how many numbers that makes in all layers,
-    and what the merging rule says of it."""
-    parser = arguments.train_parser()
-    args = parser.parse_args(["--method", *command])
-    args = arguments.resolve(args, arguments.given_flags(parser, args, ["--method", *command]))
-    model = empty_model(Source(args.model).config, torch.float32)
-    title, command = METHODS[args.method].title, f"`{' '.join(command)}`"
-    if METHODS[args.method].adapter is None:
-        return [title, command, "16 bits", "all weights", f"{sum(p.numel() for p in model.parameters()):,}", "nothing to merge"]
-    layers = [model.get_submodule(name) for name in linear_names(model, args.targets)]
-    with torch.device("meta"):
-        adapters = [new_adapter(args, layer.out_features, layer.in_features, args.block) for layer in layers]
-    count = sum(p.numel() for adapter in adapters for p in adapter.parameters())
-    trains = ", ".join(f"{name} {'x'.join(map(str, p.shape))}" for name, p in adapters[0].named_parameters())
-    return [title, command, base_of(args), trains, f"{count:,}", merges_to(args, model.get_submodule(SHOWN))]
+VARIANTS = (["qblora", "--block", "4x8", "--lam", "8"], ["qalora", "--quantizer", "minmax"],
+            ["qablora", "--quantizer", "gptq"], ["qablora", "--operators", "truncation"],
+            ["qablora", "--operators", "interval"], ["peqa", "--block", "rowx1"], ["qlora", "--double-quant"],
+            ["irqlora", "--double-quant"])
+HEAD = ["method", "`--method`", "base", "trains in the first q_proj", "parameters in all", "merges to"]
 
 
-def base_of(args) -> str:
-    if args.quantizer == "none":
-        return "16 bits"
-    return f"{args.quantizer}{f' on {args.grid}' if args.grid else ''} {args.block}{', double-quantized' if args.double_quant else ''}"
+def describe(command: Sequence[str]) -> list[str]:
+    """One row: the method, the flags, the base, what trains beside the first layer of the embedded base, how many numbers that
+    makes in all layers, and what the merge rule says of it."""
+    config = resolve_run(train_parser().given(["--method", *command]))
+    model = planned_model(Source(config.base.model), config)
+    title, flags = config.of_method.title, f"`{' '.join(command)}`"
+    if config.adapter_kind is None:
+        return [title, flags, "16 bits", "all weights", count(model.parameters()), "nothing to merge"]
+    first = next(iter(adapted_layers(model).values()))
+    target = merge_target(first.base, first.adapter)
+    trains = ", ".join(f"{name} {'x'.join(map(str, p.shape))}" for name, p in first.adapter.named_parameters())
+    return [title, flags, base_of(config), trains, count(adapter_parameters(model).values()),
+            f"k bits, into `{target.into}`" if target.keeps_codes else target.into]
 
 
-def merges_to(args, layer: torch.nn.Module) -> str:
-    """By asking the merge itself, on a layer of this size."""
-    if args.quantizer != "none":
-        layer = QuantLinear.from_weight(arguments.make_quantizer(args).quantize(torch.zeros(layer.out_features, layer.in_features)))
-    adapter = new_adapter(args, layer.out_features, layer.in_features, args.block)
-    if why_not_k_bits(torch.nn.ModuleDict({"layer": adapted_layer(layer, adapter)})):
-        return "16 bits"
-    return "k bits, into `scale`" if isinstance(adapter, PEQA) else "k bits, into `offset`"
+def base_of(config: RunConfig) -> str:
+    spec = config.base.quantization
+    return spec.how if spec else "16 bits"
+
+
+def count(parameters) -> str:
+    return f"{sum(p.numel() for p in parameters if isinstance(p, nn.Parameter)):,}"
 
 
 def table() -> str:
-    rows = [["method", "`--method`", "base", "trains in the first q_proj", "parameters in all", "merges to"], ["---"] * 6, *map(describe, COMMANDS)]
+    rows = [HEAD, ["---"] * len(HEAD), *map(describe, [*([name] for name in METHODS), *VARIANTS])]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

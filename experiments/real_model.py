@@ -1,7 +1,9 @@
 """A real pretrained model through everything that a base goes through: SmolLM2-135M from safetensors and from its GGUF file.
 
-    python ../shared/models/get_smollm2.py smollm2
-    python -m experiments.real_model --model smollm2 --gguf smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --data ../shared/data
+    python -m experiments.real_model --model smollm2 --gguf smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --data DATA
+
+smollm2 is a directory of HuggingFaceTB/SmolLM2-135M-Instruct. DATA holds wikitext2 (valid.txt, test.txt) and
+sql_create_context (train.jsonl, test.jsonl).
 
 1. time and peak memory of loading each, in processes of their own, one after the other in turn;
 2. the same greedy text from both;
@@ -60,7 +62,7 @@ def main() -> None:
 def load(place: Path) -> dict:
     """Seconds of the processor that loading and touching every weight take, and how far memory rises above what the imports took."""
     import torch
-    from finetune.models import Source
+    from finetune.source import Source
 
     def peak_mb() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3  # kB on Linux
@@ -92,7 +94,7 @@ def texts(options: argparse.Namespace) -> str:
     for name, place in (("safetensors", options.model), ("gguf", options.gguf)):
         log = options.out / f"text-{name}.log"
         if not log.is_file():
-            python(["eval.py", "--model", str(place), "--max-new-tokens", "48", *(word for text in PROMPTS for word in ("--prompt", text))], log)
+            python(["sample.py", "--model", str(place), "--max-new-tokens", "48", *(word for text in PROMPTS for word in ("--prompt", text))], log)
         written[name] = log.read_text(encoding="utf-8")
     if written["safetensors"] != written["gguf"]:
         raise RuntimeError(f"the two files write different texts: see {options.out}/text-*.log")
@@ -126,7 +128,7 @@ def fine_tuned(options: argparse.Namespace) -> str:
     for row in json.loads((folder / "results.json").read_text())["rows"]:
         score, error = row["scores"]["exact_match"], row["standard_errors"]["exact_match"]
         difference = "-" if row["logit_difference"] is None else f"{row['logit_difference']:.1e}"
-        lines.append(f"| {row['state']} | {100 * score:.1f} ± {100 * error:.1f} % | {row['validation_loss']:.4f} | {difference} |")
+        lines.append(f"| {row['title']} | {100 * score:.1f} ± {100 * error:.1f} % | {row['validation_loss']:.4f} | {difference} |")
     return "\n".join(lines)
 
 

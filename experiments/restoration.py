@@ -1,11 +1,11 @@
-"""plr.txt Table 1 and Figure 2 on the embedded base and banking77: LoRA on the 16-bit base, QLoRA on GPTQ bases of 8, 4, 3 and 2
-bits (attention layers adapted, all layers quantized, r = alpha = 16, batches of 32, best of the epochs), each restored to 3, 4, 8
-and 16 bits, over several seeds.
+"""Table 1 and Figure 2 of Kanda & Hatano on the embedded base and banking77: LoRA on the 16-bit base, QLoRA on GPTQ bases of 8,
+4, 3 and 2 bits, each restored to 3, 4, 8 and 16 bits, over several seeds. Attention layers are adapted, all layers are
+quantized, r = alpha = 16, batches of 32 rows, best epoch by validation loss.
 
     python -m experiments.restoration
 
-Each run and each evaluation is a process of its own on one thread; what is there already is not done again. Everything lands in --out:
-the runs, restoration.png, restoration.json, and table.md with Table 1 and what ||W_l - W_k|| / ||delta_W|| says.
+Each run and each evaluation is a process of its own on one thread. Finished ones are not repeated. Everything goes to --out: the
+runs, restoration.png, restoration.json, and table.md with Table 1 and the ratios ||W_l - W_k|| / ||delta_W||.
 """
 import argparse
 import json
@@ -16,7 +16,8 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from experiments.shared import at_once, draw_test_rows, keep_settings, make_run, python
-from scoring.tradeoff import Point, averages, show_tradeoff
+from scoring.show_tradeoff import show_tradeoff
+from scoring.tradeoff import Point, averages
 
 RESTORED = (3, 4, 8, 16)
 

@@ -1,10 +1,11 @@
-"""ptq_qlora.txt on the embedded base and banking77: 16-bit SFT, SFT -> PTQ, SFT -> PTQ -> QLoRA, by NF4 and by GPTQ, with the two
-controls that the paper lacks: SFT for the same extra steps, and QLoRA straight on the quantized base for as many steps in all.
+"""Zhu et al. on the embedded base and banking77: 16-bit SFT, SFT -> PTQ, and SFT -> PTQ -> QLoRA, by NF4 and by GPTQ, with the
+two controls that the paper lacks: SFT for the same extra steps, and QLoRA straight on the quantized base for as many steps in
+all.
 
     python -m experiments.sft_ptq_qlora
 
-Each run is a process of its own on one thread; what is there already is not done again. Everything lands in --out: the runs, one
-paired test a seed (seedN.json), and table.md.
+Each run is a process of its own on one thread. Finished runs are not repeated. Everything goes to --out: the runs, one paired
+test a seed (seedN.json), and table.md.
 """
 import argparse
 import os
@@ -16,10 +17,10 @@ from experiments.shared import at_once, draw_test_rows, keep_settings, make_run
 from scoring.predictions import compare
 
 PTQ = {"nf": ["--quantizer", "nf"], "gptq": ["--quantizer", "gptq"]}
-STATES = {"SFT, 16 bits": "sft:as trained", "SFT for the same extra steps": "sft-more:as trained",
-          **{f"SFT -> PTQ ({how})": f"sft-qlora-{how}:quantized base" for how in PTQ},
-          **{f"SFT -> PTQ -> QLoRA ({how})": f"sft-qlora-{how}:as trained" for how in PTQ},
-          **{f"PTQ -> QLoRA ({how}), as many steps in all": f"qlora-{how}:as trained" for how in PTQ}}
+STATES = {"SFT, 16 bits": "sft", "SFT for the same extra steps": "sft-more",
+          **{f"SFT -> PTQ ({how})": f"sft-qlora-{how}:quantized" for how in PTQ},
+          **{f"SFT -> PTQ -> QLoRA ({how})": f"sft-qlora-{how}" for how in PTQ},
+          **{f"PTQ -> QLoRA ({how}), as many steps in all": f"qlora-{how}" for how in PTQ}}
 
 
 def main() -> None:
@@ -71,7 +72,8 @@ def table(options: argparse.Namespace) -> str:
     """Score, mean and standard deviation over the seeds; difference to SFT; and the p-value of each seed's paired test."""
     found = {}
     for seed in options.seeds:
-        specs = [f"{folder(options, seed, spec.partition(':')[0])}:{spec.partition(':')[2]}" for spec in STATES.values()]
+        parts = [spec.partition(":") for spec in STATES.values()]  # run, colon, key of the state
+        specs = [f"{folder(options, seed, run)}{colon}{key}" for run, colon, key in parts]
         found[seed] = compare(specs, options.out / f"seed{seed}.json")
     first = [results[0].mean_b for results in found.values()]
     lines = ["", "| | accuracy, % | beside SFT, points | p, seed by seed (McNemar, exact) |", "| --- | --- | --- | --- |",

@@ -1,19 +1,32 @@
-"""The language model itself: the forward of Llama and its relatives, configurations, tokenizers, checkpoints in and out, generation.
+"""The language model itself: the forward pass of Llama and its relatives, their configurations, tokenizers and files.
 
 | code name | meaning | shape |
 |---|---|---|
 | `tokens` | token ids | (B, T) |
 | `mask` | True where a key is a real token, False where it is padding | (B, S), S = cached + T |
-| `positions` | place of a token in its own sequence, padding not counted | (B, T) |
+| `positions` | position of a token in its own sequence, padding not counted | (B, T) |
 | `x` | the residual stream | (B, T, hidden_size) |
 | `q, k, v` | queries, keys, values | (B, heads, T, head_dim) |
-| `cos, sin` | rotary angles of each position | (B, 1, T, head_dim) |
-| `window` | how many keys a query sees, its own included; None: all up to its own | |
-| `allowed` | for each window among the layers: True where a query may look at a key; None: at all up to its own | (B or 1, 1, T, S) |
+| `cos, sin` | cosine and sine of the rotary angles of each position | (B, 1, T, head_dim) |
+| `window` | number of keys that a query sees, its own included; None: all keys up to its own | |
+| `allowed` | per window: True where a query may attend to a key; None: all keys up to its own | (B or 1, 1, T, S) |
 | `cap` | c of the soft cap c * tanh(x / c) | |
 
-`llama.py` the forward; `config.py` Hugging Face config.json -> `LlamaConfig`; `families.py` what of it each family has of its own
-(Llama, Mistral, Qwen2, Gemma 2); `checkpoint.py` safetensors in and out, tensor by tensor; `gguf.py` and `gguf_tokenizer.py` GGUF
-files in; `hub.py` models of the Hugging Face hub; `tokenizer.py` sentencepiece and tokenizers behind one face; `generate.py` greedy
-generation and sampling; `likelihood.py` log-likelihoods of continuations, what they share computed once; `base/` the small embedded Llama and how it was made.
+| file | content |
+|---|---|
+| `llama.py` | the forward pass |
+| `config.py` | `LlamaConfig`: sizes, rotary positions, and the fields in which families differ |
+| `families.py` | what each family (Llama, Mistral, Qwen2, Gemma 2) adds to its `config.json` |
+| `config_json.py` | `config.json` -> `LlamaConfig`, and back |
+| `checkpoint.py` | safetensors in and out, tensor by tensor |
+| `files.py` | atomic writes, JSON, checksums |
+| `gguf_layout.py` | names, types and row order of GGUF files, shared with the writer in `interop/` |
+| `gguf_reader.py` | GGUF files in: configuration and tensors |
+| `gguf_tokenizer_reader.py` | GGUF files in: the tokenizer |
+| `hub.py` | models of the Hugging Face Hub |
+| `tokenizer.py` | one interface for sentencepiece and tokenizers files |
+| `generate.py` | greedy generation and sampling, in batches |
+| `likelihood.py` | log-likelihoods of continuations, with shared text computed once |
+| `padding.py` | token rows of different lengths as one tensor |
+| `base/` | the small embedded Llama, and how it was made |
 """

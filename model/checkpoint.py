@@ -1,9 +1,11 @@
-"""Checkpoints in and out: safetensors, one file or sharded with an index, streamed tensor by tensor. In only: GGUF (gguf.py).
+"""Checkpoints in and out: safetensors, in one file or in shards with an index, streamed tensor by tensor.
 
-Names and shapes are compared with the model's before the first tensor is read, so that a wrong directory costs no time.
-A layer may be stored dense (`NAME.weight`) or quantized (`NAME.codes`, `.levels`, `.scale`, `.offset`, or what stands for the
-last two: `.scale.codes`, `.scale.absmax`, `.scale.mean`, `.offset.zero`); the header of the file then says
-`quantized: {NAME: {bits, block}}`.
+GGUF files are read here too, through gguf_reader.py. Names and shapes are compared with the model's before the first
+tensor is read, so a wrong directory costs no time.
+
+A layer is stored dense (`NAME.weight`) or quantized (`NAME.codes`, `.levels`, `.scale`, `.offset`). Double quantization
+replaces `.scale` by `.scale.codes`, `.scale.absmax` and `.scale.mean`. Integer zero points replace `.offset` by
+`.offset.zero`. The file's header lists the quantized layers: `quantized: {NAME: {bits, block}}`.
 """
 import json
 from collections.abc import Callable, Collection, Iterator
@@ -25,11 +27,11 @@ from quant.linear import QuantLinear
 from quant.packing import packed_bytes, word_shape
 
 INDEX = "model.safetensors.index.json"
-IGNORED_ENDINGS = ("rotary_emb.inv_freq",)  # old files carry the rotary frequencies; they follow from the config
+IGNORED_ENDINGS = ("rotary_emb.inv_freq",)  # old files hold the rotary frequencies, which follow from the config
 
 
 class Weights:
-    """Which of some files holds which tensor."""
+    """The tensors of some safetensors files: names, shapes, and the file of each."""
 
     def __init__(self, files: list[Path]):
         self.files = files
@@ -45,17 +47,17 @@ class Weights:
                         self.shapes[name] = tuple(file.get_slice(name).get_shape())
 
     def forget(self, name: str) -> None:
-        """Do as if the files did not hold this tensor."""
+        """Ignore this tensor of the files."""
         self.file_of.pop(name, None)
         self.shapes.pop(name, None)
 
     def levels(self, layer: str) -> Tensor:
-        """Of a layer that is codes: the few values that a code stands for."""
+        """The values that the codes of a quantized layer stand for."""
         with open_safetensors(self.file_of[f"{layer}.levels"]) as file:
             return file.get_tensor(f"{layer}.levels")
 
     def tensors(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-        """Every tensor whose name begins with `prefix`, one at a time."""
+        """Every tensor whose name begins with `prefix`, one at a time in memory."""
         for path in self.files:
             names = [name for name, file in self.file_of.items() if file == path and name.startswith(prefix)]
             if names:
@@ -67,34 +69,34 @@ def open_safetensors(path: Path):
     try:
         return safe_open(path, "pt")
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: damaged or not a safetensors file ({error})") from None
+        raise ValueError(f"{path}: damaged, or not a safetensors file ({error})") from None
 
 
 def _quantized_header(metadata: dict[str, str] | None, path: Path) -> dict[str, dict]:
     try:
         return dict(json.loads((metadata or {}).get("quantized", "{}")))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: damaged header, its list of quantized layers is not JSON ({error})") from None
+        raise ValueError(f"{path}: damaged header: its list of quantized layers is not JSON ({error})") from None
 
 
 def open_checkpoint(files: list[Path]) -> Weights | GGUFWeights:
-    """Two classes with one face; what follows knows of `Weights` only."""
+    """Two classes with the same interface. The rest of this file mentions only `Weights`."""
     return GGUFWeights(*files) if is_gguf(files[0]) else Weights(files)
 
 
 def weight_names(directory: Path) -> list[str]:
-    """model.safetensors, or the shards that the index names."""
+    """File names: model.safetensors, or the shards that the index lists."""
     index = directory / INDEX
     if not index.is_file():
         return ["model.safetensors"]
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not shards:
-        raise ValueError(f"{index}: holds no weight_map")
+        raise ValueError(f"{index}: holds no weight_map, which must name the shards")
     return sorted(set(shards.values()))
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """Those of a model directory; a GGUF file is its own."""
+    """The weight files of a model directory, or the GGUF file itself. Raises FileNotFoundError for missing files."""
     if is_gguf(directory):
         return [directory]
     if not directory.is_dir():
@@ -106,13 +108,15 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def load_config(directory: Path) -> LlamaConfig:
-    """From a model directory's config.json, from the `model_config` inside a run's, or from a GGUF file's metadata. End tokens that only
-    generation_config.json names follow those of config.json: instruction-tuned models keep the end of a turn there."""
+    """From a model directory's config.json, `model_config` in a run's config.json, or a GGUF file's metadata.
+
+    End tokens are those of config.json, then those that only generation_config.json names: instruction-tuned models
+    keep the end of a turn there. Raises FileNotFoundError without a config.json, ValueError as `config_from_json`."""
     if is_gguf(directory):
         return gguf_config(read_gguf(directory))
     path = directory / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{directory}: no model there (no config.json)")
+        raise FileNotFoundError(f"{directory}: no model there; needs a config.json")
     raw = read_json(path)
     config = config_from_json(raw.get("model_config", raw), str(path))
     generation = directory / "generation_config.json"
@@ -121,14 +125,14 @@ def load_config(directory: Path) -> LlamaConfig:
 
 
 def empty_model(config: LlamaConfig, dtype: torch.dtype) -> Llama:
-    """The modules without memory for their weights (meta device)."""
+    """The modules on the meta device: their weights take no memory."""
     with torch.device("meta"):
         return Llama(config, dtype)
 
 
 def random_model(config: LlamaConfig, dtype: torch.dtype, seed: int) -> Llama:
-    """Weights ~ N(0, 0.02^2); those that write into the residual stream divided by sqrt(2 * layers), as GPT-2 does, so
-    that its variance does not grow with depth."""
+    """Weights ~ N(0, 0.02^2). Those that write into the residual stream are divided by sqrt(2 * layers), as in GPT-2:
+    the variance of the stream then does not grow with depth."""
     generator = torch.Generator().manual_seed(seed)
     model = Llama(config, dtype)
     for name, p in model.named_parameters():
@@ -142,14 +146,14 @@ def random_model(config: LlamaConfig, dtype: torch.dtype, seed: int) -> Llama:
 
 
 def open_weights(files: list[Path], config: LlamaConfig, dtype: torch.dtype) -> tuple[Llama, Weights, dict]:
-    """The model without memory for its weights, the files, and the shape of every tensor that it wants from them.
+    """An empty model, the weight files, and name -> shape of every tensor that the model needs. Reads only headers.
 
-    Raises ValueError naming every tensor that is unknown, missing or wrongly shaped."""
+    Raises ValueError, naming every tensor that is unknown, missing or of a wrong shape."""
     weights = open_checkpoint(files)
     model = empty_model(config, dtype)
     _make_room_for_codes(model, weights)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    if config.tie_word_embeddings:  # some files carry a second copy of the embeddings
+    if config.tie_word_embeddings:  # some files hold a second copy of the embeddings
         wanted.pop("lm_head.weight", None)
         weights.forget("lm_head.weight")
     check_names(wanted, weights)
@@ -158,11 +162,11 @@ def open_weights(files: list[Path], config: LlamaConfig, dtype: torch.dtype) -> 
 
 def load_model(files: list[Path], config: LlamaConfig, dtype: torch.dtype, device: torch.device | str = "cpu",
                change: Callable[[str, Linear], nn.Module] | None = None) -> Llama:
-    """A model with its weights frozen.
+    """A model with frozen weights, in evaluation mode.
 
-    dtype: what activations are computed in; weights are kept in the file's own type.
-    change: called with each linear layer's name and the layer as soon as it is loaded; what it returns takes the layer's
-    place, so that quantizing a model never holds more than the k-bit model and one dense layer.
+    dtype: the type of activations; weights keep the type that the file has.
+    change: called with the name and the module of each linear layer once it is loaded. Its result replaces the layer.
+    So quantizing a model needs the memory of the k-bit model and one dense layer.
     Raises ValueError as `open_weights` does."""
     model, weights, wanted = open_weights(files, config, dtype)
     read_tensors(model, weights, wanted, device, change=change)
@@ -172,8 +176,8 @@ def load_model(files: list[Path], config: LlamaConfig, dtype: torch.dtype, devic
 
 def read_tensors(model: Llama, weights: Weights, wanted: dict, device: torch.device | str, prefix: str = "",
                  change: Callable[[str, Linear], nn.Module] | None = None) -> None:
-    """Those tensors of what `open_weights` returned whose names begin with `prefix`, into the model. `change` as for
-    `load_model`."""
+    """Reads the tensors whose names begin with `prefix` into the model. `open_weights` returns the first three
+    arguments; `change` is that of `load_model`."""
     waiting = {name: {n for n in wanted if n.rpartition(".")[0] == name}
                for name, module in model.named_modules() if isinstance(module, Linear)} if change else {}
     for name, tensor in weights.tensors(prefix):
@@ -193,8 +197,9 @@ def read_tensors(model: Llama, weights: Weights, wanted: dict, device: torch.dev
 
 def stored_layers(files: list[Path], config: LlamaConfig, names: list[str],
                   device: torch.device | str) -> Iterator[tuple[str, nn.Module]]:
-    """Each named linear layer as the files hold it, dense or codes, in float32 if asked to compute. The iterator itself holds one at
-    a time. Raises ValueError as `open_weights` does."""
+    """Yields (name, module) of each named linear layer as the files hold it, dense or quantized, computing in float32.
+
+    The iterator itself keeps only one layer in memory. Raises ValueError as `open_weights` does."""
     model, weights, wanted = open_weights(files, config, torch.float32)
     for name in names:
         read_tensors(model, weights, wanted, device, f"{name}.")
@@ -218,19 +223,22 @@ def _some(names: list[str], most: int = 8) -> str:
 
 
 def _make_room_for_codes(model: Llama, weights: Weights) -> None:
-    """Where the file holds codes, put a quantized layer of the stated bits and block, still without memory."""
+    """Put an empty quantized layer, of the stated bits and block, wherever the file holds codes."""
     for name, stated in weights.quantized.items():
         parent, _, child = name.rpartition(".")
         try:
             dense = model.get_submodule(name)
-            D_out, D_in, bits, block = dense.out_features, dense.in_features, stated["bits"], Block.parse(stated["block"])
+            D_out, D_in = dense.out_features, dense.in_features
+            bits, block = stated["bits"], Block.parse(stated["block"])
             word_shape(bits)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{', '.join(map(str, weights.files))}: bad header for quantized layer {name}: {error}") from None
+            where = ", ".join(map(str, weights.files))
+            raise ValueError(f"{where}: bad header for quantized layer {name}: {error}") from None
         block.check_divides(D_out, D_in, name)
         grid = _empty_grid(name, weights, (D_out // block.n_out, D_in // block.n_in), block, bits)
         bias = None if dense.bias is None else _empty(D_out)
-        setattr(model.get_submodule(parent), child, QuantLinear(D_out, D_in, _empty(packed_bytes(D_out * D_in, bits)), grid, bias))
+        codes = _empty(packed_bytes(D_out * D_in, bits))
+        setattr(model.get_submodule(parent), child, QuantLinear(D_out, D_in, codes, grid, bias))
 
 
 def _empty(*shape: int) -> Tensor:
@@ -238,20 +246,21 @@ def _empty(*shape: int) -> Tensor:
 
 
 def _empty_grid(name: str, weights: Weights, factors: tuple[int, int], block: Block, bits: int) -> Grid:
-    """Levels, scale and offset in the forms in which the file holds them."""
+    """Levels, scale and offset without memory, in the form that the file has."""
     def factor(kind: str, shape: tuple[int, int]):
         if f"{name}.{kind}.codes" in weights.shapes:
             return DoubleQuantized(_empty(*shape), _empty(-(-shape[0] * shape[1] // OUTER_BLOCK)), _empty(1))
         if f"{name}.{kind}.zero" in weights.shapes:
             return ZeroPoints(_empty(packed_bytes(shape[0] * shape[1], bits)), bits)
         return _empty(*shape)
-    n_levels = 2 ** bits - (weights.shapes.get(f"{name}.levels") == (2 ** bits - 1,))  # symmetric grids have one fewer
+    n_levels = 2 ** bits - (weights.shapes.get(f"{name}.levels") == (2 ** bits - 1,))  # symmetric grids have one less
     shared_offset = weights.shapes.get(f"{name}.offset") == (1, 1)
-    return Grid(_empty(n_levels), factor("scale", factors), factor("offset", (1, 1) if shared_offset else factors), block, bits)
+    offset = factor("offset", (1, 1) if shared_offset else factors)
+    return Grid(_empty(n_levels), factor("scale", factors), offset, block, bits)
 
 
 def save_model(model: Llama, path: Path, dtype: torch.dtype | None = None) -> None:
-    """Every tensor of the model, tied weights once; dense ones in `dtype` where it is given."""
+    """Writes every tensor of the model; tied weights once. dtype: of the dense tensors; None keeps the type of each."""
     quantized = {name: {"bits": m.bits, "block": str(m.block)}
                  for name, m in model.named_modules() if isinstance(m, QuantLinear)}
     buffers = {name for name, _ in model.named_buffers()}
@@ -261,22 +270,27 @@ def save_model(model: Llama, path: Path, dtype: torch.dtype | None = None) -> No
 
 
 def quantized_layers(files: list[Path]) -> dict[str, dict]:
-    """The layers that these files hold as codes: {NAME: {bits, block, zero_points}}, the last True where zero points are integers."""
+    """The layers that these files hold as codes: {NAME: {bits, block, zero_points}}. zero_points: True if the offset is
+    stored as integers. Reads only headers."""
     weights = open_checkpoint(files)
-    return {name: {**stated, "zero_points": f"{name}.offset.zero" in weights.shapes} for name, stated in weights.quantized.items()}
+    return {name: {**stated, "zero_points": f"{name}.offset.zero" in weights.shapes}
+            for name, stated in weights.quantized.items()}
 
 
 @dataclass(frozen=True)
 class StoredGrid:
-    """What a layer's codes are rounded to, but for the factors."""
+    """The grid of a stored layer, without the values of scale and offset."""
     bits: int
     block: Block
     levels: Tensor
-    has_offset: bool  # one a block; else the whole layer has the same
+    has_offset: bool  # one per block; False: one for the whole layer
 
 
 def stored_grids(files: list[Path], names: Collection[str]) -> dict[str, StoredGrid]:
-    """Of the named layers, which these files hold as codes. Reads headers, and the few levels of each layer."""
+    """The grid of each named layer, all of which must be codes in these files. Reads only headers and levels."""
     weights = open_checkpoint(files)
-    return {name: StoredGrid(weights.quantized[name]["bits"], Block.parse(weights.quantized[name]["block"]), weights.levels(name),
-                             weights.shapes.get(f"{name}.offset") != (1, 1)) for name in names}
+
+    def grid(name: str) -> StoredGrid:
+        stated, has_offset = weights.quantized[name], weights.shapes.get(f"{name}.offset") != (1, 1)
+        return StoredGrid(stated["bits"], Block.parse(stated["block"]), weights.levels(name), has_offset)
+    return {name: grid(name) for name in names}

@@ -1,4 +1,4 @@
-"""What a model is built from: sizes, rotary positions, and what the families differ in."""
+"""`LlamaConfig`: everything that the forward pass needs to know to build a model of any supported family."""
 from dataclasses import dataclass
 
 
@@ -19,18 +19,18 @@ class LlamaConfig:
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     model_type: str = "llama"
-    # What families differ in; the defaults are the first Llama's.
+    # The fields in which families differ. The defaults are those of the first Llama.
     activation: str = "silu"
-    attention_bias: bool = False                   # of q, k, v
+    attention_bias: bool = False                   # of q, k and v
     o_bias: bool = False
     mlp_bias: bool = False
-    sliding_window: int | None = None              # a query sees this many keys, its own included, in the windowed layers
+    sliding_window: int | None = None              # in the windowed layers: keys that a query sees, its own included
     windowed_layers: tuple[int, ...] = ()
-    query_pre_attn_scalar: float | None = None     # scores are divided by its square root; None: by that of head_dim
-    attention_softcap: float | None = None         # scores become cap * tanh(score / cap); None: they stay
-    final_softcap: float | None = None             # the same of the logits
+    query_pre_attn_scalar: float | None = None     # scores are divided by its square root; None: by sqrt(head_dim)
+    attention_softcap: float | None = None         # scores become cap * tanh(score / cap); None: no cap
+    final_softcap: float | None = None             # the same for the logits
     zero_centered_norms: bool = False              # norms multiply by 1 + weight
-    norms_after: bool = False                      # a second norm, after attention and after the MLP
+    norms_after: bool = False                      # a second norm follows attention and the MLP
     embedding_scale: float = 1.0
 
     def window(self, layer: int) -> int | None:

@@ -1,15 +1,20 @@
-"""The model families: what each one's `config.json` says beyond what all share, in both directions.
+"""The model families: the keys of `config.json` that not all families share, read and written.
 
 | `model_type` | differs from the first Llama in |
 |---|---|
-| llama | (3.1 and later) rotary frequencies scaled; q, k, v, o, gate, up, down may have biases |
-| mistral | every layer looks back `sliding_window` tokens only, where that is not null |
-| qwen2 | q, k, v have biases, o has none; `use_sliding_window: true` gives the layers from `max_window_layers` on a window |
-| gemma2 | norms multiply by 1 + weight and stand before and after each half of a block; GeGLU; scores and logits soft-capped; scores scaled by `query_pre_attn_scalar`; every other layer has a window; embeddings scaled by sqrt(hidden_size) |
+| llama | 3.1 and later scale the rotary frequencies; all linear layers may have biases |
+| mistral | every layer has a window of `sliding_window` tokens, unless it is null |
+| qwen2 | q, k, v have biases, o has none; `use_sliding_window: true` gives layers >= `max_window_layers` a window |
+| gemma2 | see below |
 
-`defaults` are those of the families' published configuration classes (transformers 5.23): they stand for keys that are absent.
-Mistral's are a window of 4096 and 8 key-value heads, so that a Mistral without a window must say `sliding_window: null`, as
-published ones do. Begin and end tokens have no defaults here: where the config names none, the tokenizer does.
+Gemma 2 differs in five ways. Norms multiply by 1 + weight, and stand before and after attention and MLP. The MLP is a
+GeGLU. Scores are scaled by `query_pre_attn_scalar`, and scores and logits are soft-capped. Every other layer has a
+window. Embeddings are scaled by sqrt(hidden_size).
+
+`defaults` replace absent keys. They are those of the families' published configuration classes (transformers 5.23).
+For Mistral they are a window of 4096 and 8 key-value heads, so a Mistral without a window must say
+`sliding_window: null`, as published ones do. Begin and end tokens have no defaults here: if the config names none, the
+tokenizer does.
 """
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,11 +26,11 @@ WINDOWED, FULL = "sliding_attention", "full_attention"
 
 @dataclass(frozen=True)
 class Family:
-    architecture: str                        # transformers' class, so that other tools read what is saved here
-    activation: tuple[str, str]              # the key that names it, and the only value that the family uses
-    defaults: dict                           # of keys that are absent
-    read: Callable[[dict], dict]             # config.json -> the fields of LlamaConfig that not every family has
-    write: Callable[[LlamaConfig], dict]   # and back
+    architecture: str                     # the class in transformers; other tools need it to read a saved model
+    activation: tuple[str, str]           # the config key that names it, and the only value that the family uses
+    defaults: dict                        # for absent keys
+    read: Callable[[dict], dict]          # config.json -> the fields of LlamaConfig that not every family has
+    write: Callable[[LlamaConfig], dict]  # the inverse of read
 
 
 def read_llama(raw: dict) -> dict:
@@ -51,7 +56,7 @@ def read_qwen2(raw: dict) -> dict:
 
 
 def write_qwen2(config: LlamaConfig) -> dict:
-    # max_window_layers beside layer_types, for tools that read only the older key; exact where windows begin at one depth.
+    # Some tools read only the older key, max_window_layers. It is exact if all layers from one depth on have a window.
     first = min(config.windowed_layers, default=config.num_hidden_layers)
     return {"use_sliding_window": config.sliding_window is not None, "sliding_window": config.sliding_window,
             "max_window_layers": first, "layer_types": layer_types(config)}
@@ -59,7 +64,7 @@ def write_qwen2(config: LlamaConfig) -> dict:
 
 def read_gemma2(raw: dict) -> dict:
     if raw.get("use_bidirectional_attention"):
-        raise ValueError("use_bidirectional_attention is true: this decoder only looks back")
+        raise ValueError("use_bidirectional_attention is true, but this decoder only looks back")
     alternating = [FULL if i % 2 else WINDOWED for i in range(raw["num_hidden_layers"])]
     return {**windows(raw["sliding_window"], stated_types(raw) or alternating),
             "attention_bias": raw["attention_bias"], "o_bias": raw["attention_bias"],
@@ -76,18 +81,19 @@ def write_gemma2(config: LlamaConfig) -> dict:
 
 
 def windows(window: int | None, types: list[str]) -> dict:
-    """The two fields that say which layers look back `window` tokens only. No window, no such layers."""
+    """The two fields of `LlamaConfig` that say which layers have a window. Without a window there are none."""
     windowed = tuple(i for i, kind in enumerate(types) if kind == WINDOWED and window is not None)
     return {"sliding_window": window, "windowed_layers": windowed}
 
 
 def stated_types(raw: dict) -> list[str] | None:
-    """`layer_types`, which only newer files have. Raises ValueError for other kinds of attention, or another number of layers."""
+    """The key `layer_types`, which only newer files have. Raises ValueError for other kinds of attention, and for a
+    wrong number of layers."""
     types = raw.get("layer_types")
     if unknown := sorted(set(types or ()) - {WINDOWED, FULL}):
         raise ValueError(f"layer_types names {', '.join(map(repr, unknown))}; supported: {WINDOWED!r}, {FULL!r}")
     if types and len(types) != raw["num_hidden_layers"]:
-        raise ValueError(f"layer_types names {len(types)} layers, num_hidden_layers is {raw['num_hidden_layers']}")
+        raise ValueError(f"layer_types names {len(types)} layers, but num_hidden_layers is {raw['num_hidden_layers']}")
     return types
 
 
@@ -95,21 +101,23 @@ def layer_types(config: LlamaConfig) -> list[str]:
     return [WINDOWED if i in config.windowed_layers else FULL for i in range(config.num_hidden_layers)]
 
 
-SHARED = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False}
+DEFAULTS = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False}
 FAMILIES = {
     "llama": Family("LlamaForCausalLM", ("hidden_act", "silu"),
-                    {**SHARED, "max_position_embeddings": 2048, "attention_bias": False, "mlp_bias": False},
+                    {**DEFAULTS, "max_position_embeddings": 2048, "attention_bias": False, "mlp_bias": False},
                     read_llama, write_llama),
     "mistral": Family("MistralForCausalLM", ("hidden_act", "silu"),
-                      {**SHARED, "max_position_embeddings": 4096 * 32, "num_key_value_heads": 8, "sliding_window": 4096},
+                      {**DEFAULTS, "max_position_embeddings": 4096 * 32, "num_key_value_heads": 8,
+                       "sliding_window": 4096},
                       read_mistral, write_mistral),
     "qwen2": Family("Qwen2ForCausalLM", ("hidden_act", "silu"),
-                    {**SHARED, "max_position_embeddings": 32768, "num_key_value_heads": 32, "use_sliding_window": False,
-                     "sliding_window": 4096, "max_window_layers": 28},
+                    {**DEFAULTS, "max_position_embeddings": 32768, "num_key_value_heads": 32,
+                     "use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28},
                     read_qwen2, write_qwen2),
     "gemma2": Family("Gemma2ForCausalLM", ("hidden_activation", "gelu_pytorch_tanh"),
-                     {**SHARED, "tie_word_embeddings": True, "max_position_embeddings": 8192, "num_key_value_heads": 4,
-                      "head_dim": 256, "attention_bias": False, "query_pre_attn_scalar": 256, "sliding_window": 4096,
+                     {**DEFAULTS, "tie_word_embeddings": True, "max_position_embeddings": 8192,
+                      "num_key_value_heads": 4, "head_dim": 256, "attention_bias": False,
+                      "query_pre_attn_scalar": 256, "sliding_window": 4096,
                       "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
                      read_gemma2, write_gemma2),
 }

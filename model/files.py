@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: written beside, then renamed into place. safetensors and JSON only."""
+"""Files that are either whole or absent: each is written under a temporary name, then renamed. safetensors and JSON."""
 import hashlib
 import json
 import os
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def replace_file(path: Path, write: Callable[[Path], None]) -> None:
-    """`write` gets a name beside `path`; what it wrote takes the place of `path` when it is whole."""
+    """`write` gets a temporary path in the same directory. The file is renamed to `path` once it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -31,31 +31,33 @@ def write_json(path: Path, value: object) -> None:
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object from a file; ValueError naming the file when it is not one."""
+    """The JSON object in a file. Raises ValueError, naming the file, for anything else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object")
+        raise ValueError(f"{path}: holds JSON, but not an object")
     return value
 
 
 def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Tensors that share memory (tied weights) must come under one name only.
+    """Tensors that share memory (tied weights) must appear under one name only.
 
-    `metadata` of at most one key: the library writes several in random order, and equal runs should give equal bytes.
-    `format: pt` is what transformers asks of a dense checkpoint. Raises OSError where the disk is full."""
+    Give at most one key of `metadata`: the library writes several keys in random order, and equal runs should give
+    equal bytes. transformers requires `format: pt` of a dense checkpoint. Raises OSError if the disk is full."""
     whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     try:
         replace_file(path, lambda beside: save_file(whole, beside, metadata=metadata or {"format": "pt"}))
-    except SafetensorError as error:  # a full disk, by a name of the library's own
+    except SafetensorError as error:  # the library raises this for a full disk
         raise OSError(f"{path}: {error}") from None
 
 
 def sha256_of(*paths: Path) -> str:
-    """One fingerprint over the files' bytes, in the order given. Files that have not changed since are not read again: a run
-    asks for its base's fingerprint when it starts, loads and scores it."""
+    """One checksum over the bytes of all files, in the order given.
+
+    The result is cached while size and time of change stay the same: a run asks for its base's checksum when it starts,
+    loads and scores."""
     return _sha256(*((path, path.stat().st_size, path.stat().st_mtime_ns) for path in paths))
 
 

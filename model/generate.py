@@ -1,4 +1,4 @@
-"""Generation in batches, with a KV cache: the most likely token again and again, or tokens drawn by temperature and top-p."""
+"""Generation in batches with a KV cache: greedy, or sampled by temperature and top-p."""
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,29 +9,30 @@ from tqdm import tqdm
 
 from model.llama import Llama
 
-Choose = Callable[[Tensor, list[int]], Tensor]  # logits (n, vocab_size) and which prompts they belong to -> one token each, (n,)
+# Logits (n, vocab_size) and the index of each row's prompt -> one token per row, (n,).
+Choose = Callable[[Tensor, list[int]], Tensor]
 
 
 def generate(model: Llama, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop_ids: Collection[int],
              batch_size: int, desc: str = "generating", sampling: "Sampling | None" = None) -> list[list[int]]:
-    """As `generate_each`, the answers in the order of the prompts."""
+    """`generate_each`, with the answers in the order of the prompts."""
     answers = dict(generate_each(model, prompts, max_new_tokens, stop_ids, batch_size, desc, sampling))
     return [answers[i] for i in range(len(prompts))]
 
 
 @torch.no_grad()
-def generate_each(model: Llama, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop_ids: Collection[int], batch_size: int,
-                  desc: str = "generating", sampling: "Sampling | None" = None,
+def generate_each(model: Llama, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop_ids: Collection[int],
+                  batch_size: int, desc: str = "generating", sampling: "Sampling | None" = None,
                   stopped: Callable[[list[int]], bool] = lambda answer: False) -> Iterator[tuple[int, list[int]]]:
-    """The next token, the most likely one or as `sampling` has it, until one of `stop_ids` (not returned), until `stopped` says so of
-    the tokens so far (returned), or `max_new_tokens`.
+    """Yields (index of the prompt, answer), batch by batch. Without `sampling` every token is the most likely one.
 
-    Prompts of similar length go together, padded on the left; (place of the prompt, answer) comes batch by batch. A prompt
-    that leaves no room for the answer within the model's positions loses its left end. Raises ValueError where no prompt could have any."""
+    An answer ends before one of `stop_ids`, after the token at which `stopped(answer)` is True, or at `max_new_tokens`.
+    Prompts of similar length share a batch, padded on the left. A prompt that leaves too few of the model's positions
+    for the answer loses its left end. Raises ValueError if `max_new_tokens` leaves no position for a prompt."""
     room = model.config.max_position_embeddings - max_new_tokens
     if room < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens} leaves no room for a prompt in a model of "
-                         f"{model.config.max_position_embeddings} positions")
+        raise ValueError(f"max_new_tokens={max_new_tokens} leaves no room for a prompt in the model's "
+                         f"{model.config.max_position_embeddings} positions; ask for fewer")
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     choose = Sampler(sampling, len(prompts)) if sampling else most_likely
     with tqdm(total=len(prompts), desc=desc, unit="row", disable=None, leave=False) as bar:
@@ -44,7 +45,7 @@ def generate_each(model: Llama, prompts: Sequence[Sequence[int]], max_new_tokens
 
 def _generate_batch(model: Llama, rows: list[int], prompts: list[list[int]], max_new_tokens: int, stop_ids: set[int],
                     choose: Choose, stopped: Callable[[list[int]], bool]) -> dict[int, list[int]]:
-    """The answer of each of `rows`. A sequence that has stopped leaves the batch."""
+    """The answer of each of `rows`. A sequence that has ended leaves the batch."""
     answers: dict[int, list[int]] = {row: [] for row in rows}
     longest = max(map(len, prompts))
     tokens = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=model.device)
@@ -55,7 +56,7 @@ def _generate_batch(model: Llama, rows: list[int], prompts: list[list[int]], max
     for _ in range(max_new_tokens):
         new = choose(model(tokens, mask, cache, at=last), rows)
         going = []
-        for i, (row, token) in enumerate(zip(rows, new.tolist())):
+        for i, (row, token) in enumerate(zip(rows, new.tolist(), strict=True)):
             if token not in stop_ids:
                 answers[row].append(token)
                 if not stopped(answers[row]):
@@ -79,21 +80,21 @@ def most_likely(logits: Tensor, rows: list[int]) -> Tensor:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. Raises ValueError for a temperature that is not above 0 or a top_p outside (0, 1]."""
+    """How tokens are drawn. Raises ValueError for a temperature of 0 or less, and for a top_p outside (0, 1]."""
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int = 0
 
     def __post_init__(self):
         if not self.temperature > 0:
-            raise ValueError(f"temperature={self.temperature} is not above 0; without sampling the most likely token is taken")
+            raise ValueError(f"temperature={self.temperature} is not above 0; for the most likely token, do not sample")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p} is not in (0, 1]")
 
 
 class Sampler:
-    """Draws each prompt's tokens from its own random numbers, so that what a prompt gets depends on the seed and on its place among
-    the prompts, not on the batch it is in. Drawn on the CPU: a seed means the same numbers on every device."""
+    """Draws each prompt's tokens from a generator of its own: an answer depends on the seed and on the prompt's index,
+    not on its batch. Draws on the CPU, so that a seed gives the same numbers on every device."""
 
     def __init__(self, sampling: Sampling, prompts: int):
         self.sampling = sampling
@@ -101,27 +102,31 @@ class Sampler:
 
     def __call__(self, logits: Tensor, rows: list[int]) -> Tensor:
         p = nucleus(tempered(logits.cpu(), self.sampling.temperature), self.sampling.top_p)
-        drawn = [torch.multinomial(p_row, 1, generator=self.generators[row]) for p_row, row in zip(p, rows)]
+        drawn = [torch.multinomial(p_row, 1, generator=self.generators[row])
+                 for p_row, row in zip(p, rows, strict=True)]
         return torch.cat(drawn).to(logits.device)
 
 
 def prompt_generator(seed: int, prompt: int) -> torch.Generator:
-    """Seeded by a hash of both: seed + prompt would give prompt 1 of seed 0 the random numbers of prompt 0 of seed 1."""
+    """Seeded by a hash of both. Their sum would give prompt 1 of seed 0 the random numbers of prompt 0 of seed 1."""
     digest = hashlib.sha256(f"{seed} {prompt}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
 
 
 def tempered(logits: Tensor, temperature: float) -> Tensor:
-    """softmax(logits / temperature), in float64. The largest logit is taken off before the division, which then cannot overflow,
-    however small the temperature: its token is left with 0 / temperature = 0."""
+    """softmax(logits / temperature), in float64.
+
+    The largest logit is subtracted before the division, which then cannot overflow: the largest becomes
+    0 / temperature = 0, however small the temperature."""
     below = logits.double() - logits.double().amax(-1, keepdim=True)
     return (below / temperature).softmax(-1)
 
 
 def nucleus(probabilities: Tensor, top_p: float) -> Tensor:
-    """The smallest set of most likely tokens whose probability reaches top_p, scaled to sum to 1; all others get 0. A token is in
-    where those before it do not reach top_p yet, so the first always is. `nucleus([.5, .25, .25], .5) -> [1, 0, 0]`
+    """The smallest set of most likely tokens whose probabilities reach top_p, scaled to sum to 1. All others get 0.
 
+    A token belongs to the set if the more likely ones do not reach top_p, so the first always does.
+    `nucleus([.5, .25, .25], .5) -> [1, 0, 0]`
     Source: Holtzman et al., The Curious Case of Neural Text Degeneration, Sec. 3.1."""
     ranked, order = probabilities.sort(dim=-1, descending=True, stable=True)
     before = torch.cat((torch.zeros_like(ranked[..., :1]), ranked.cumsum(-1)[..., :-1]), dim=-1)

@@ -1,5 +1,6 @@
-"""How a GGUF file names, types and orders what a model directory holds. The reader (`gguf_reader.py`) and the writer
-(`interop/gguf_writer.py`) share it.
+"""Names, types and row order of GGUF files, against those of a model directory.
+
+The reader (`gguf_reader.py`) and the writer (`interop/gguf_writer.py`) share this file.
 
 Needs the `gguf` package (requirements-extra.txt).
 """
@@ -15,40 +16,46 @@ PLAIN_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat1
 
 @dataclass(frozen=True)
 class Architecture:
-    model_type: str           # as config.json would say
-    interleaved_rotary: bool  # q and k rows are stored with the two of each rotary pair side by side
+    model_type: str           # the value in config.json
+    interleaved_rotary: bool  # the two rows of each rotary pair of q and k are stored next to each other
 
 
-ARCHITECTURES = {"llama": Architecture("llama", interleaved_rotary=True), "qwen2": Architecture("qwen2", interleaved_rotary=False)}
+# general.architecture -> what it means here.
+ARCHITECTURES = {"llama": Architecture("llama", interleaved_rotary=True),
+                 "qwen2": Architecture("qwen2", interleaved_rotary=False)}
+# Field of LlamaConfig -> metadata key, without the architecture's prefix.
 CONFIG_KEYS = {
     "hidden_size": "embedding_length", "intermediate_size": "feed_forward_length", "num_hidden_layers": "block_count",
     "num_attention_heads": "attention.head_count", "rms_norm_eps": "attention.layer_norm_rms_epsilon",
     "max_position_embeddings": "context_length"}
 OPTIONAL_KEYS = {"num_key_value_heads": "attention.head_count_kv", "head_dim": "attention.key_length",
                  "rope_theta": "rope.freq_base"}
+# Tensor of a GGUF file -> module of a model directory.
 TENSORS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 LAYER_TENSORS = {
-    "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm", "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
+    "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
 LINEAR = ("_proj", "lm_head")
 ROPE_DIVISORS = "rope_freqs.weight"
-LLAMA_3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}  # of Llama 3.1 and 3.2
+# The published rotary scaling of Llama 3.1 and 3.2, but for its factor.
+LLAMA_3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
 def gguf_package():
-    """An optional requirement, like matplotlib."""
+    """The optional `gguf` package. Raises ValueError if it is not installed."""
     try:
         import gguf
     except ImportError:
-        raise ValueError("a .gguf file needs the gguf package: pip install gguf (or pip install -r requirements-extra.txt)") from None
+        raise ValueError("GGUF files need the gguf package: pip install gguf "
+                         "(or pip install -r requirements-extra.txt)") from None
     return gguf
 
 
 # ---- names and row order ------------------------------------------------------------------------------------------
 
 def our_name(name: str) -> str:
-    """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj.weight`. An unknown name stays as it is, to be refused by it."""
+    """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj.weight`. Unknown names stay, for error messages."""
     module, _, leaf = name.rpartition(".")
     prefix, _, rest = module.partition(".")
     layer, _, kind = rest.partition(".")
@@ -67,8 +74,10 @@ def gguf_name(name: str) -> str:
 
 
 def half_split(rows: Tensor, heads: int) -> Tensor:
-    """The rows of q or k in the order of Hugging Face files, x_i and x_{i + head_dim/2} turning together, from that of GGUF, where the
-    two of a pair stand side by side: rows 0 1 2 3 4 5 of one head -> 0 2 4 1 3 5."""
+    """The rows of q or k from the order of GGUF files to that of Hugging Face files.
+
+    GGUF files store the two rows of a rotary pair next to each other. Hugging Face files pair x_i with
+    x_{i + head_dim/2}. Rows 0 1 2 3 4 5 of one head -> 0 2 4 1 3 5."""
     return rows.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
 
 
@@ -78,5 +87,7 @@ def interleaved(rows: Tensor, heads: int) -> Tensor:
 
 
 def heads_of(architecture: str, config: LlamaConfig) -> dict[str, int]:
-    """The layers whose rows a file of this architecture interleaves, and of how many heads they are."""
-    return {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads} if ARCHITECTURES[architecture].interleaved_rotary else {}
+    """Linear layer -> number of heads, for the layers whose rows a file of this architecture interleaves."""
+    if not ARCHITECTURES[architecture].interleaved_rotary:
+        return {}
+    return {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}

@@ -1,7 +1,7 @@
-"""GGUF files in: what a model directory says by config.json and safetensors, one GGUF file says by its metadata and tensors.
+"""GGUF files in. Metadata give the configuration, and tensors the weights, as config.json and safetensors do elsewhere.
 
-Layers of type Q4_1, Q4_0 and Q8_0 come as the codes that they are (quant/gguf_blocks.py); embeddings of such a type are dequantized.
-Everything else comes in the type that the file has. Tensors are read one at a time.
+Linear layers of type Q4_1, Q4_0 and Q8_0 stay codes (quant/gguf_blocks.py). Embeddings of these types are dequantized.
+All other tensors keep the type that the file has. Tensors are read one at a time.
 
 Needs the `gguf` package (requirements-extra.txt).
 """
@@ -34,12 +34,11 @@ from model.llama import llama3_frequencies, rotary_frequencies
 from quant.gguf_blocks import BLOCK, BLOCK_TYPES, dense_rows, quantized_weight
 from quant.linear import QuantLinear
 
-
 # ---- the file -----------------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in the file."""
+    """Where a tensor lies in the file."""
     type: str
     shape: tuple[int, ...]  # rows first, as in torch
     start: int
@@ -51,31 +50,34 @@ class GGUFFile:
     path: Path
     metadata: dict[str, object]
     tensors: dict[str, StoredTensor]
-    kinds: dict[str, tuple[str, str | None]] = field(default_factory=dict)  # of metadata: GGUF's type, and that of a list's elements
+    # Metadata key -> its GGUF type, and the type of its elements if it is a list.
+    kinds: dict[str, tuple[str, str | None]] = field(default_factory=dict)
 
     def get(self, key: str):
-        """A metadata value that must be there."""
+        """A metadata value. Raises ValueError if the file has none."""
         if key not in self.metadata:
-            raise ValueError(f"{self.path}: its metadata lack {key}")
+            raise ValueError(f"{self.path}: metadata key {key} is missing")
         return self.metadata[key]
 
     @property
     def architecture(self) -> str:
         name = self.get("general.architecture")
         if name not in ARCHITECTURES:
-            raise ValueError(f"{self.path}: architecture {name!r} is not supported; supported: {', '.join(ARCHITECTURES)}")
+            supported = ", ".join(ARCHITECTURES)
+            raise ValueError(f"{self.path}: architecture {name!r} is not supported; supported: {supported}")
         return name
 
     def read(self, name: str) -> Tensor:
-        """One tensor's bytes: (rows, bytes of a row), one row for a vector."""
+        """The bytes of a tensor, uint8: (rows, bytes per row). A vector is one row."""
         stored = self.tensors[name]
         data = numpy.fromfile(self.path, numpy.uint8, stored.bytes, offset=stored.start)
         return torch.from_numpy(data).view(math.prod(stored.shape[:-1]), -1)
 
     def dense(self, name: str) -> Tensor:
-        """One tensor in the file's own type, or in float32 where that is a block type."""
+        """A tensor in the type that the file has, or in float32 if that is a block type."""
         rows, stored = self.read(name), self.tensors[name]
-        values = rows.view(PLAIN_TYPES[stored.type]) if stored.type in PLAIN_TYPES else dense_rows(rows, BLOCK_TYPES[stored.type])
+        plain = PLAIN_TYPES.get(stored.type)
+        values = rows.view(plain) if plain else dense_rows(rows, BLOCK_TYPES[stored.type])
         return values.view(stored.shape)
 
 
@@ -84,9 +86,9 @@ def is_gguf(path: Path) -> bool:
 
 
 def read_gguf(path: Path) -> GGUFFile:
-    """Metadata and the list of tensors; no tensor is read. A file that has not changed since is not read again.
+    """Metadata and the list of tensors; no tensor is read. The result is cached until the file changes.
 
-    Raises ValueError for a damaged file, one in several parts, of another byte order, or with tensors of other types."""
+    Raises ValueError for a damaged file, for one of several parts, for a big-endian file, and for unsupported types."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such GGUF file")
     gguf_package()
@@ -97,21 +99,24 @@ def read_gguf(path: Path) -> GGUFFile:
 def _read_gguf(path: Path, size: int, changed: int) -> GGUFFile:
     reader, metadata = _open_reader(path)
     if metadata.get("split.count", 1) > 1:
-        raise ValueError(f"{path}: one of {metadata['split.count']} parts: join them first with llama-gguf-split --merge")
-    tensors = {t.name: StoredTensor(t.tensor_type.name, tuple(reversed(t.shape.tolist())), t.data_offset, t.n_bytes) for t in reader.tensors}
+        raise ValueError(f"{path}: one of {metadata['split.count']} parts; join them first with "
+                         f"llama-gguf-split --merge")
+    tensors = {t.name: StoredTensor(t.tensor_type.name, tuple(reversed(t.shape.tolist())), t.data_offset, t.n_bytes)
+               for t in reader.tensors}
     supported = (*PLAIN_TYPES, *BLOCK_TYPES)
     if others := {stored.type: name for name, stored in tensors.items() if stored.type not in supported}:
-        raise ValueError(f"{path}: tensors of type {', '.join(f'{kind} ({name})' for kind, name in others.items())} are not supported; "
-                         f"supported: {', '.join(supported)}")
-    kinds = {key: [kind.name for kind in stated.types] for key, stated in reader.fields.items()}
-    return GGUFFile(path, metadata, tensors, {key: (names[0], names[-1] if names[0] == "ARRAY" else None) for key, names in kinds.items()})
+        found = ", ".join(f"{kind} ({name})" for kind, name in others.items())
+        raise ValueError(f"{path}: tensors of type {found} are not supported; supported: {', '.join(supported)}")
+    names = {key: [kind.name for kind in stated.types] for key, stated in reader.fields.items()}
+    kinds = {key: (first, rest[-1] if first == "ARRAY" else None) for key, (first, *rest) in names.items()}
+    return GGUFFile(path, metadata, tensors, kinds)
 
 
 def _open_reader(path: Path):
     """The package's reader, and the metadata as plain values.
 
-    The reader slices a memory map tens of thousands of times; slices of a plain array take a third of the time and half the
-    memory (SmolLM2: 1.0 s and 74 MB instead of 2.9 s and 163 MB)."""
+    The reader slices a memory map tens of thousands of times. Slices of a plain array take a third of the time and half
+    of the memory (SmolLM2: 1.0 s and 74 MB instead of 2.9 s and 163 MB)."""
     gguf = gguf_package()
 
     class Reader(gguf.GGUFReader):
@@ -129,14 +134,14 @@ def _open_reader(path: Path):
     except (ValueError, KeyError, IndexError, TypeError, OverflowError, OSError) as error:
         raise ValueError(f"{path}: damaged, cut off, or not a GGUF file ({error})") from None
     if reader.endianess != gguf.GGUFEndian.LITTLE:
-        raise ValueError(f"{path}: a big-endian file; only little-endian ones are supported")
+        raise ValueError(f"{path}: byte order is big-endian; only little-endian files are supported")
     return reader, metadata
 
 
 # ---- its configuration --------------------------------------------------------------------------------------------
 
 def gguf_config(file: GGUFFile) -> LlamaConfig:
-    """Raises ValueError for metadata that are missing, or that say what the forward pass has not."""
+    """Raises ValueError for missing metadata, and for metadata that the forward pass does not support."""
     name, metadata = file.architecture, file.metadata
     keys = {**CONFIG_KEYS, **{ours: key for ours, key in OPTIONAL_KEYS.items() if f"{name}.{key}" in metadata}}
     raw = {ours: shortest(file.get(f"{name}.{key}")) for ours, key in keys.items()}
@@ -151,12 +156,13 @@ def gguf_config(file: GGUFFile) -> LlamaConfig:
         "eos_token_id": list(dict.fromkeys(end for end in ends if end is not None))}, str(file.path))
     for key in ("rope.dimension_count", "attention.key_length", "attention.value_length"):
         if (size := metadata.get(f"{name}.{key}", config.head_dim)) != config.head_dim:
-            raise ValueError(f"{file.path}: {name}.{key} is {size}, but a head has {config.head_dim} dimensions, and all of them turn")
+            raise ValueError(f"{file.path}: {name}.{key} is {size}, but a head has {config.head_dim} dimensions, and "
+                             f"all of them must rotate")
     return with_divisors(config, file) if ROPE_DIVISORS in file.tensors else config
 
 
 def shortest(value):
-    """The decimal that a float32 stands for: 1e-05, not 9.999999747378752e-06."""
+    """The shortest decimal for a float32: 1e-05, not 9.999999747378752e-06."""
     return float(str(numpy.float32(value))) if isinstance(value, float) else value
 
 
@@ -167,21 +173,22 @@ def stated_scaling(file: GGUFFile) -> dict | None:
 
 
 def with_divisors(config: LlamaConfig, file: GGUFFile) -> LlamaConfig:
-    """Llama 3.1's scaling is stored as what each frequency is divided by. The parameters that give those divisors are sought
-    among the published ones. Raises ValueError where they are not."""
+    """Llama 3.1's rotary scaling, which GGUF files store as one divisor per frequency.
+
+    Raises ValueError if the published parameters do not give these divisors."""
     divisors = file.dense(ROPE_DIVISORS).float()
     frequencies, scaling = rotary_frequencies(config), {"factor": shortest(divisors.max().item()), **LLAMA_3_ROPE}
     published = frequencies / llama3_frequencies(frequencies, **scaling)
     if config.rope_scaling or divisors.shape != published.shape or not torch.allclose(divisors, published, rtol=1e-5):
-        raise ValueError(f"{file.path}: {ROPE_DIVISORS} does not hold what Llama 3.1's rotary scaling divides by (low_freq_factor 1, "
-                         f"high_freq_factor 4, original length 8192), and no other is supported")
+        raise ValueError(f"{file.path}: {ROPE_DIVISORS} does not hold the divisors of Llama 3.1's rotary scaling, the "
+                         f"only supported one (low_freq_factor 1, high_freq_factor 4, original length 8192)")
     return LlamaConfig(**{**vars(config), "rope_scaling": {"rope_type": "llama3", **scaling}})
 
 
 # ---- its tensors --------------------------------------------------------------------------------------------------
 
 class GGUFWeights:
-    """What `model.checkpoint.Weights` is for safetensors."""
+    """The tensors of a GGUF file, with the interface of `model.checkpoint.Weights`."""
 
     def __init__(self, path: Path):
         self.file, self.files = read_gguf(path), [path]
@@ -193,7 +200,7 @@ class GGUFWeights:
             self._list(ours, self.file.tensors[name])
 
     def _list(self, ours: str, stored: StoredTensor) -> None:
-        """Linear layers of a block type are codes. An embedding is looked up rather than multiplied, and has to be dense."""
+        """Linear layers of a block type are codes. An embedding is a look-up table and has to be dense."""
         layer = ours.removesuffix(".weight")
         if stored.type in BLOCK_TYPES and layer.endswith(LINEAR) and len(stored.shape) == 2:
             kind = BLOCK_TYPES[stored.type]
@@ -210,7 +217,7 @@ class GGUFWeights:
         return BLOCK_TYPES[self.file.tensors[self.names[f"{layer}.weight"]].type].levels()
 
     def tensors(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-        """Every tensor whose name begins with `prefix`, one weight at a time."""
+        """Every tensor whose name begins with `prefix`, one weight at a time in memory."""
         for ours, name in self.names.items():
             if ours.startswith(prefix):
                 yield from self._load(ours, name)
@@ -225,4 +232,5 @@ class GGUFWeights:
             yield ours, rows
             return
         weight = quantized_weight(rows, BLOCK_TYPES[self.file.tensors[name].type])
-        yield from ((f"{layer}.{leaf}", tensor) for leaf, tensor in QuantLinear.from_weight(weight).state_dict().items())
+        for part, tensor in QuantLinear.from_weight(weight).state_dict().items():
+            yield f"{layer}.{part}", tensor

@@ -1,11 +1,13 @@
 """The forward pass of Llama and its relatives, exact to the published checkpoints.
 
-RMSNorm -> grouped-query attention with rotary positions -> RMSNorm -> SwiGLU, both added to the residual stream. Where a family
-differs (Mistral, Qwen2, Gemma 2), a field of `LlamaConfig` chooses a small module or function when the model is built.
-Module names are those of Hugging Face checkpoints, so that a state dict loads without renaming.
+    x = x + attention(rms_norm(x))      grouped-query attention with rotary positions
+    x = x + mlp(rms_norm(x))            SwiGLU
 
-Every linear layer is replaceable: whatever maps (..., D_in) to (..., D_out) may stand in its place (a quantized
-layer, an adapted layer). This file knows of none of them.
+Mistral, Qwen2 and Gemma 2 differ from this in details. A field of `LlamaConfig` then selects a small module or function
+when the model is built. Module names are those of Hugging Face checkpoints, so a state dict loads without renaming.
+
+Every linear layer can be replaced by any module that maps (..., D_in) to (..., D_out), such as a quantized or an
+adapted layer. This file imports none of them.
 """
 import math
 from collections.abc import Callable
@@ -19,11 +21,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from model.config import LlamaConfig
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh")}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu, "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh")}
 
 
 class Linear(nn.Linear):
-    """y = x @ weight.T + bias, computed in the type of x: weights kept in float32 may serve a bfloat16 forward."""
+    """y = x @ weight.T + bias, computed in the type of x: float32 weights can serve a bfloat16 forward pass."""
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
@@ -47,7 +50,9 @@ class RMSNorm(nn.Module):
 
 
 class ZeroCenteredRMSNorm(RMSNorm):
-    """(1 + weight) * x / sqrt(mean(x^2) + eps), the product too in at least float32: Gemma's, whose weights are stored minus 1."""
+    """(1 + weight) * x / sqrt(mean(x^2) + eps), statistics and product in at least float32.
+
+    Gemma's norm: its checkpoints store weights minus 1."""
 
     def __init__(self, size: int, eps: float):
         super().__init__(size, eps)
@@ -64,7 +69,7 @@ def new_norm(config: LlamaConfig) -> RMSNorm:
 
 
 def rotary_frequencies(config: LlamaConfig) -> Tensor:
-    """theta^(-2i/head_dim) for i in 0..head_dim/2-1, then the checkpoint's scaling. Shape (head_dim/2,), float32."""
+    """theta^(-2i/head_dim) for i in 0 .. head_dim/2-1, then the checkpoint's scaling. Shape (head_dim/2,), float32."""
     exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu") / config.head_dim
     frequencies = 1.0 / config.rope_theta ** exponent
     scaling = config.rope_scaling
@@ -77,14 +82,14 @@ def rotary_frequencies(config: LlamaConfig) -> Tensor:
 
 def llama3_frequencies(frequencies: Tensor, factor: float, low_freq_factor: float, high_freq_factor: float,
                        original_max_position_embeddings: int) -> Tensor:
-    """Llama 3.1's scaling: slow rotations are divided by `factor`, fast ones kept, those between blended linearly."""
+    """Llama 3.1's scaling: slow rotations are divided by `factor`, fast ones kept, and those between blended."""
     turns = original_max_position_embeddings * frequencies / (2 * math.pi)  # full turns within the original context
     keep = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0, 1)
     return keep * frequencies + (1 - keep) * frequencies / factor
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (x_i, x_{i + head_dim/2}) by its position's angle (the half-split layout of Hugging Face files)."""
+    """Rotate each pair (x_i, x_{i + head_dim/2}) by its position's angle: the half-split layout of Hugging Face."""
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
@@ -94,11 +99,11 @@ def repeat_heads(x: Tensor, times: int) -> Tensor:
     return x if times == 1 else x.repeat_interleave(times, dim=1)
 
 
-Allowed = dict[int | None, Tensor | None]  # window of a layer (None: all that came before) -> `allowed_keys` under it
+Allowed = dict[int | None, Tensor | None]  # a layer's window (None: no window) -> its `allowed_keys`
 
 
 class KVCache:
-    """Keys and values of every layer, in buffers allocated once. `length` tokens are filled."""
+    """Keys and values of every layer, in buffers allocated once. The first `length` tokens are filled."""
 
     def __init__(self, config: LlamaConfig, batch: int, capacity: int, dtype: torch.dtype, device: torch.device):
         shape = (config.num_hidden_layers, batch, config.num_key_value_heads, capacity, config.head_dim)
@@ -113,17 +118,17 @@ class KVCache:
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
     def keep_rows(self, rows: Tensor) -> None:
-        """Go on with these sequences of the batch only."""
+        """Keep only these sequences of the batch."""
         self.keys, self.values = self.keys[:, rows], self.values[:, rows]
 
 
 def softcap(x: Tensor, cap: float | None) -> Tensor:
-    """cap * tanh(x / cap): nearly x near 0, never beyond cap. None: x."""
+    """cap * tanh(x / cap): close to x near 0, and never beyond cap. Without a cap: x."""
     return x if cap is None else cap * torch.tanh(x / cap)
 
 
 def softcapped_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, scale: float, cap: float) -> Tensor:
-    """softmax(softcap(q k^T * scale)) v, over the allowed keys. The fused kernels know no softcap."""
+    """softmax(softcap(q k^T * scale)) v, over the allowed keys. The fused kernels have no softcap."""
     if allowed is None:
         allowed = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
     scores = softcap(q @ k.transpose(-2, -1) * scale, cap).masked_fill(~allowed, -torch.inf)
@@ -131,14 +136,16 @@ def softcapped_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, scale: float) -> Tensor:
-    """softmax(q k^T * scale) v, over the allowed keys; None: those up to the query's own."""
+    """softmax(q k^T * scale) v, over the allowed keys; None: all keys up to the query's own."""
     with attention_kernel(q):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=allowed is None, scale=scale)
 
 
 def attention_kernel(q: Tensor):
-    """On a CPU the fused kernel's backward is several times slower than plain matrix products for short sequences
-    (measured: 7.4 ms against 2.2 ms at batch 32 x 28 tokens, equal at 256 tokens). Its forward is the faster one."""
+    """Plain matrix products for training on short sequences on a CPU, the fused kernel for everything else.
+
+    The fused kernel's forward is faster there, but its backward is several times slower. Measured on 32 x 28 tokens:
+    7.4 ms against 2.2 ms. Both take the same time at 256 tokens."""
     plain = torch.is_grad_enabled() and q.device.type == "cpu" and q.shape[-2] <= 128
     return sdpa_kernel(SDPBackend.MATH) if plain else nullcontext()
 
@@ -169,7 +176,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """SwiGLU: down(silu(gate(x)) * up(x)). GeGLU where the activation is GELU."""
+    """down(activation(gate(x)) * up(x)): SwiGLU with SiLU, GeGLU with GELU."""
 
     def __init__(self, config: LlamaConfig):
         super().__init__()
@@ -183,7 +190,8 @@ class MLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    # Its linear layers in the order of use, those together that read the same input: GPTQ calibrates them in this order.
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    # The linear layers in order of use, grouped by the input that they read. GPTQ calibrates them in this order.
     stages = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("self_attn.o_proj",),
               ("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",))
 
@@ -200,8 +208,9 @@ class DecoderLayer(nn.Module):
 
 
 class DoublyNormedDecoderLayer(DecoderLayer):
-    """Gemma 2's: what attention and the MLP put out is normed again before it is added. `post_attention_layernorm`, which in a
-    Llama stands before the MLP, is here what its name says."""
+    """x + norm(attention(norm(x))), then x + norm(mlp(norm(x))): Gemma 2's layer.
+
+    Here `post_attention_layernorm` follows attention, as its name says. In a Llama it precedes the MLP."""
 
     def __init__(self, config: LlamaConfig, layer: int):
         super().__init__(config, layer)
@@ -214,7 +223,7 @@ class DoublyNormedDecoderLayer(DecoderLayer):
 
 
 class Decoder(nn.Module):
-    """Everything but the vocabulary projection; the name `model` that it gets in `Llama` is the checkpoints' prefix."""
+    """Everything but the vocabulary projection. `Llama` calls it `model`, because checkpoints have that prefix."""
 
     def __init__(self, config: LlamaConfig):
         super().__init__()
@@ -225,7 +234,7 @@ class Decoder(nn.Module):
 
 
 class Llama(nn.Module):
-    """tokens (B, T) -> logits. `dtype` is the type that activations are computed in, whatever the weights are kept in."""
+    """tokens (B, T) -> logits (B, T, vocab_size). `dtype` is the type of activations; weights may have another."""
 
     def __init__(self, config: LlamaConfig, dtype: torch.dtype = torch.float32):
         super().__init__()
@@ -247,16 +256,16 @@ class Llama(nn.Module):
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None, cache: KVCache | None = None,
                 at: Tensor | None = None) -> Tensor:
-        """Logits (B, T, vocab_size), or (n, vocab_size) at the n places where the boolean `at` (B, T) is True.
+        """Logits (B, T, vocab_size), or (n, vocab_size) at the n positions where the boolean `at` (B, T) is True.
 
-        mask: (B, cached + T) boolean, True at real tokens; None where there is no padding, or only on the right of
-        sequences whose padded places nobody reads (causality keeps the others untouched).
+        mask: boolean (B, cached + T), True at real tokens. It may be None without padding. It may also be None with
+        padding on the right whose logits nobody reads, because causality keeps that from real tokens.
         """
         x = self.hidden(tokens, mask, cache)
         return self.logits(x if at is None else x[at])
 
     def hidden(self, tokens: Tensor, mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
-        """What the last block puts out, (B, T, hidden_size); the arguments are those of `forward`."""
+        """Output of the last decoder layer, (B, T, hidden_size). The arguments are those of `forward`."""
         x, cos, sin, allowed = self.embed(tokens, mask, 0 if cache is None else cache.length)
         for layer in self.model.layers:
             x = layer(x, cos, sin, allowed, cache)
@@ -265,12 +274,14 @@ class Llama(nn.Module):
         return x
 
     def logits(self, x: Tensor) -> Tensor:
-        """Of what the last block puts out, at as many places as there are in x (..., hidden_size)."""
+        """(..., vocab_size) from outputs of the last decoder layer x (..., hidden_size)."""
         return softcap(self.lm_head(self.model.norm(x)), self.config.final_softcap)
 
-    def embed(self, tokens: Tensor, mask: Tensor | None = None, cached: int = 0) -> tuple[Tensor, Tensor, Tensor, Allowed]:
-        """What the first block gets: x (B, T, hidden_size), the rotary cos and sin, and which keys each query may look at.
-        The embeddings' scale is rounded to the compute type, as the published models were trained."""
+    def embed(self, tokens: Tensor, mask: Tensor | None = None,
+              cached: int = 0) -> tuple[Tensor, Tensor, Tensor, Allowed]:
+        """Inputs of the first decoder layer: x (B, T, hidden_size), rotary cos and sin, and the allowed keys.
+
+        The scale of the embeddings is rounded to the compute type, as in the training of the published models."""
         B, T = tokens.shape
         positions = token_positions(mask, cached, T, tokens.device)
         cos, sin = rotary_angles(rotary_frequencies(self.config).to(tokens.device), positions, self.dtype)
@@ -281,16 +292,17 @@ class Llama(nn.Module):
 
 
 def token_positions(mask: Tensor | None, cached: int, T: int, device: torch.device) -> Tensor:
-    """(B or 1, T): how many real tokens of the same sequence stand before this one."""
+    """(B or 1, T): the number of real tokens before this one in the same sequence."""
     if mask is None:
         return torch.arange(cached, cached + T, device=device)[None]
     return (mask.long().cumsum(-1) - 1).clamp(min=0)[:, cached:]
 
 
 def allowed_keys(mask: Tensor | None, cached: int, T: int, window: int | None, device: torch.device) -> Tensor | None:
-    """(B or 1, 1, T, cached + T): query t may look at key s if s is one of the last `window` tokens up to t and is no padding,
-    or is t itself (so that a padded query has something to look at, and no NaN arises in a row that nobody reads).
-    None where that is all keys up to t, for which attention has a faster path."""
+    """(B or 1, 1, T, cached + T): query t may attend to key s if s is real and one of the last `window` tokens up to t.
+
+    Every query may also attend to itself: a padded query then has a key, and its row, which nobody reads, holds no NaN.
+    None means all keys up to t; attention has a faster path for that."""
     reach = window or cached + T
     if mask is None and cached == 0 and T <= reach:
         return None
@@ -298,7 +310,7 @@ def allowed_keys(mask: Tensor | None, cached: int, T: int, window: int | None, d
     key = torch.arange(cached + T, device=device)[None]
     near = (key <= query)[None]
     if window:
-        position = token_positions(mask, 0, cached + T, device)  # padding between two tokens puts no distance between them
+        position = token_positions(mask, 0, cached + T, device)  # padding between two tokens adds no distance
         near = near & (position[:, cached:, None] - position[:, None, :] < window)
     if mask is None:
         return near[:, None]
@@ -306,7 +318,7 @@ def allowed_keys(mask: Tensor | None, cached: int, T: int, window: int | None, d
 
 
 def rotary_angles(frequencies: Tensor, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin of position * frequency, (B, 1, T, head_dim); the angle itself in float32, or float64 for a float64 model."""
+    """cos and sin of position * frequency, (B, 1, T, head_dim). Angles are float32, or float64 in a float64 model."""
     wide = torch.promote_types(dtype, torch.float32)
     angles = positions[:, None, :, None].to(wide) * frequencies.to(wide)
     angles = torch.cat((angles, angles), dim=-1)

@@ -1,4 +1,4 @@
-"""Rows of different lengths as one tensor."""
+"""Token rows of different lengths as one tensor."""
 from collections.abc import Sequence
 
 import torch
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def pad_right(rows: Sequence[list[int]], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """Token ids (rows, T) padded on the right with 0, and where they are real, bool (rows, T).
+    """Token ids (rows, T) padded on the right with 0, and a bool mask (rows, T) that is True at real tokens.
 
     `pad_right([[5, 6], [7]]) -> [[5, 6], [7, 0]], [[True, True], [True, False]]`"""
     longest = max(map(len, rows))

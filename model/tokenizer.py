@@ -1,7 +1,7 @@
-"""Text <-> token ids: `tokenizer.model` by sentencepiece, `tokenizer.json` by the tokenizers library, one face for both.
+"""Text <-> token ids. One interface for `tokenizer.model` (sentencepiece) and `tokenizer.json` (tokenizers).
 
-`begin` stands before every prompt: one token for Llama, Mistral and Gemma, none for Qwen2. `tokenizer_config.json` beside the file
-names tokens that it does not.
+`begin` precedes every prompt: one token for Llama, Mistral and Gemma, none for Qwen2. The file `tokenizer_config.json`
+in the same directory names tokens that the tokenizer file does not.
 """
 import os
 import shutil
@@ -19,7 +19,9 @@ FILES = ("tokenizer.model", "tokenizer.json")
 
 
 class SentencePieceTokenizer:
-    """LLaMA-1/2's, Mistral's and Gemma's kind of file. The file names the begin token; `add_bos_token: false` beside it drops it."""
+    """The files of LLaMA-1/2, Mistral and Gemma. They name the begin token.
+
+    `add_bos_token: false` in tokenizer_config.json drops it."""
 
     def __init__(self, path: Path):
         try:
@@ -31,27 +33,29 @@ class SentencePieceTokenizer:
         self.begin = [self.processor.bos_id()] if adds else []
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a prompt, with the begin token."""
+        """Ids of a prompt, begin token included."""
         return self.begin + self.processor.encode(text)
 
     def decode(self, ids: list[int]) -> str:
         return self.processor.decode(ids)
 
     def token(self, token_id: int) -> str:
-        """As the file spells it."""
+        """The token as the file spells it."""
         return self.processor.id_to_piece(token_id)
 
 
 class JsonTokenizer:
-    """Llama 3's, SmolLM's and Qwen2's kind of file. Begin tokens are added where the file's own post-processor does it, as
-    transformers 5 has it; and where it does not but `add_bos_token: true` stands beside, as transformers 4 has it for Llama and Gemma."""
+    """The files of Llama 3, SmolLM and Qwen2.
+
+    A begin token is added if the file's own post-processor adds one, as in transformers 5. It is also added if
+    tokenizer_config.json says `add_bos_token: true`, as transformers 4 does for Llama and Gemma."""
 
     def __init__(self, path: Path):
         try:
             self.tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception
             raise ValueError(f"{path}: not a tokenizers file ({error})") from None
-        self.tokenizer.no_truncation()  # a file may carry its last user's settings
+        self.tokenizer.no_truncation()  # a file may hold settings of its last user
         self.tokenizer.no_padding()
         stated = beside(path)
         self.eos_id = self._id(stated.get("eos_token"))
@@ -59,23 +63,23 @@ class JsonTokenizer:
         self.begin = [] if bos_id is None or self.tokenizer.encode("").ids[:1] == [bos_id] else [bos_id]
 
     def _id(self, token: str | dict | None) -> int | None:
-        """Of a token as tokenizer_config.json spells it."""
+        """Id of a token as tokenizer_config.json writes it: text, or an object with `content`."""
         return self.tokenizer.token_to_id(token["content"] if isinstance(token, dict) else token) if token else None
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a prompt, with the begin token."""
+        """Ids of a prompt, begin token included."""
         return self.begin + self.tokenizer.encode(text).ids
 
     def decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
     def token(self, token_id: int) -> str:
-        """As the file spells it."""
+        """The token as the file spells it."""
         return self.tokenizer.id_to_token(token_id)
 
 
 def beside(path: Path) -> dict:
-    """tokenizer_config.json in the same directory; {} where there is none."""
+    """The tokenizer_config.json in the same directory; {} if there is none."""
     config = path.parent / "tokenizer_config.json"
     return read_json(config) if config.is_file() else {}
 
@@ -84,15 +88,17 @@ Tokenizer = SentencePieceTokenizer | JsonTokenizer
 
 
 def tokenizer_file(directory: Path) -> Path:
-    """The tokenizer in a model directory; `tokenizer.json` wins, as it is the later format. FileNotFoundError if none."""
+    """The tokenizer file of a model directory. `tokenizer.json` wins, because it is the later format.
+
+    Raises FileNotFoundError if there is none."""
     for name in reversed(FILES):
         if (directory / name).is_file():
             return directory / name
-    raise FileNotFoundError(f"{directory}: no tokenizer there (looked for {' and '.join(FILES)})")
+    raise FileNotFoundError(f"{directory}: no tokenizer there; needs {' or '.join(FILES)}")
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
-    """Of a model directory, or of a GGUF file, by the same files that a run on it would keep."""
+    """From a model directory or a GGUF file. A GGUF file's tokenizer is first extracted, as for a run that keeps it."""
     if is_gguf(directory):
         with TemporaryDirectory() as written:
             extract_gguf_tokenizer(read_gguf(directory), Path(written))
@@ -102,14 +108,15 @@ def load_tokenizer(directory: Path) -> Tokenizer:
 
 
 def continuation(tokenizer: Tokenizer, prompt: list[int], answer: list[int]) -> str:
-    """What the answer adds to the prompt's text. Decoded on its own it could lose the space it begins with, and a character whose
-    bytes the border divides."""
+    """The text that the answer adds to the prompt's text.
+
+    Decoding the answer alone could lose its leading space, and a character whose bytes begin in the prompt."""
     before, whole = tokenizer.decode(prompt), tokenizer.decode(prompt + answer)
     return whole[len(os.path.commonprefix((before, whole))):]
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Into a directory that is to be a model of its own, from another one or from a GGUF file."""
+    """Copy the tokenizer of a model directory or of a GGUF file into another directory, so that it is a whole model."""
     if is_gguf(source):
         return extract_gguf_tokenizer(read_gguf(source), target)
     file = tokenizer_file(source)

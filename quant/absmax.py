@@ -1,4 +1,4 @@
-"""Absmax: a symmetric integer grid (blora.txt Sec. 3.1)."""
+"""Absmax: a symmetric integer grid (Shen et al., Sec. 3.1)."""
 import torch
 from torch import Tensor
 
@@ -9,7 +9,7 @@ from quant.quantizer import Quantizer, block_absmax
 class AbsMax(Quantizer):
     """scale = max|w| / (2^(N-1) - 1);  offset = 0;  levels = -(2^(N-1) - 1) .. 2^(N-1) - 1.
 
-    Differs from blora.txt, which divides by 2^N - 1: signed weights would then need N + 1 bits (erratum 1)."""
+    Differs from Shen et al., who divide by 2^N - 1: signed weights would then need N + 1 bits (erratum 1)."""
     name = "absmax"
     usual_block = Block(64, 1)
     usual_storage = torch.float16

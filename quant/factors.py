@@ -1,7 +1,7 @@
-"""How a grid's factors are kept when they are not plain tensors. Each form is a module, so that its buffers go into a
-checkpoint and are counted in bits a weight under the name of what they stand for: `NAME.scale.codes`, `NAME.offset.zero`.
+"""The two compact forms of scale and offset.
 
-`Grid.factors()` gives the plain tensors that Eq. 1 computes with.
+Each form is a module, so its buffers are saved and counted under its factor's name: `NAME.scale.codes`,
+`NAME.offset.zero`. `Grid.factors()` returns the plain tensors that Eq. 1 computes with.
 """
 from functools import cache
 
@@ -16,8 +16,9 @@ OUTER_BLOCK = 256  # factors that share one second-level absmax (Dettmers et al.
 
 @cache
 def dynamic_map() -> Tensor:
-    """The 256 values of the signed 8-bit dynamic map, ascending, float32: for i in 0..6 the means of neighbours of
-    linspace(.1, 1, 2^i + 1) times 10^(i - 6), with both signs; 0; and 1 (DESIGN.md Section 4)."""
+    """The 256 values of bitsandbytes' signed 8-bit dynamic map, ascending, float32.
+
+    For i in 0..6: the means of neighbours of linspace(.1, 1, 2^i + 1) times 10^(i - 6), both signs. Also 0 and 1."""
     ends = [torch.linspace(0.1, 1, 2 ** i + 1) for i in range(7)]
     means = torch.cat([(e[1:] + e[:-1]) / 2 * 10.0 ** (i - 6) for i, e in enumerate(ends)])
     return torch.cat((-means, means, torch.tensor([0.0, 1.0]))).sort().values
@@ -26,14 +27,17 @@ def dynamic_map() -> Tensor:
 class DoubleQuantized(nn.Module):
     """Double quantization: factor = mean + absmax * dynamic_map[codes], in blocks of 256 factors.
 
-    8 + 32/256 bits a factor: at 64 weights a factor and 4-bit codes, 4.127 bits a weight.
+    A factor takes 8 + 32/256 bits. With 64 weights for each factor and 4-bit codes, that is 4.127 bits a weight.
 
-    Differs from bitsandbytes, which chooses a weight's code by the factor before it is double-quantized: here codes are chosen by
-    the factor that will be read back, so that they differ in about 0.4 % of the weights, and err a little less."""
+    Differs from bitsandbytes, which chooses codes by the factor before it is double-quantized. Here codes are chosen by
+    the factor that will be read back. Codes differ in about 0.4 % of the weights, and the error is a little smaller."""
+    codes: Tensor
+    absmax: Tensor
+    mean: Tensor
 
     def __init__(self, codes: Tensor, absmax: Tensor, mean: Tensor):
         super().__init__()
-        self.register_buffer("codes", codes)    # uint8, the factor's own shape
+        self.register_buffer("codes", codes)    # uint8, in the factor's shape
         self.register_buffer("absmax", absmax)  # (ceil(n / 256),) float32
         self.register_buffer("mean", mean)      # (1,) float32
 
@@ -56,7 +60,8 @@ class DoubleQuantized(nn.Module):
 
 
 class ZeroPoints(nn.Module):
-    """offset = -scale * zero, zero an integer of the grid, packed into as many bits as a code."""
+    """offset = -scale * zero. Each zero is an integer of the grid, packed into as many bits as a code."""
+    zero: Tensor
 
     def __init__(self, zero: Tensor, bits: int):
         super().__init__()
@@ -65,14 +70,14 @@ class ZeroPoints(nn.Module):
 
     @classmethod
     def of(cls, zero: Tensor, bits: int) -> "ZeroPoints":
-        """zero: integers 0 .. 2^bits - 1, one a block."""
+        """zero: integers 0 .. 2^bits - 1, one for each block."""
         return cls(pack(zero.to(torch.uint8), bits), bits)
 
     def forward(self, scale: Tensor) -> Tensor:
-        """The offset that this scale makes of them; exact in float32 for a float16 scale."""
+        """The offset for this scale; exact in float32 if the scale is float16."""
         wide = torch.promote_types(scale.dtype, torch.float32)
         return -scale.to(wide) * self.integers(scale.shape).to(wide)
 
     def integers(self, shape: tuple[int, ...]) -> Tensor:
-        """z, uint8, of the scale's shape."""
+        """z, uint8. `shape` is the shape of the scale."""
         return unpack(self.zero, self.bits, shape)

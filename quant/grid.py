@@ -1,4 +1,4 @@
-"""Eq. 1 of blora.txt: the grid of a layer, rounding to it, and back.
+"""The grid of a layer, rounding to it, and dequantizing (Shen et al., Eq. 1).
 
     W_hat = scale * levels[codes] + offset          block by block
 """
@@ -12,44 +12,44 @@ from quant.factors import DoubleQuantized, ZeroPoints
 
 @dataclass(frozen=True)
 class Block:
-    """n_in inputs x n_out outputs: lambda_1 x lambda_2. `Block.parse("4x8") == Block(4, 8)`; `Block.parse("rowx1")` has all
-    of a layer's inputs, n_in = None, until `in_layer` says how many these are."""
+    """n_in inputs x n_out outputs: lambda_1 x lambda_2. `Block.parse("4x8") == Block(4, 8)`. `Block.parse("rowx1")`
+    means all inputs of a layer: n_in is None until `in_layer` fills in their number."""
     n_in: int | None
     n_out: int
 
     @classmethod
     def parse(cls, text: str) -> "Block":
-        """Raises ValueError unless `text` is two positive integers with an x between them; the first may be `row`."""
+        """Raises ValueError unless `text` is two positive integers joined by an x. The first may be `row`."""
         n_in, _, n_out = text.lower().partition("x")
         if not all(part.isdecimal() and int(part) > 0 for part in (n_in if n_in != "row" else "1", n_out)):
-            raise ValueError(f"block {text!r} is not of the form n_in x n_out, as in 4x8, 64x1, or rowx1 for whole rows")
+            raise ValueError(f"block {text!r} is not of the form n_in x n_out: give 4x8, 64x1, or rowx1 for whole rows")
         return cls(None if n_in == "row" else int(n_in), int(n_out))
 
     def __str__(self) -> str:
         return f"{self.n_in or 'row'}x{self.n_out}"
 
     def in_layer(self, D_in: int) -> "Block":
-        """The block of a layer with D_in inputs: itself, but for whole rows."""
+        """The block in a layer with D_in inputs, with n_in as a number."""
         return self if self.n_in else Block(D_in, self.n_out)
 
     def check_divides(self, D_out: int, D_in: int, layer: str) -> None:
-        """Raises ValueError, naming the layer and the sizes, unless the layer falls into whole blocks."""
+        """Raises ValueError, with the layer and the sizes, unless whole blocks cover the layer."""
         if D_in % (self.n_in or D_in) or D_out % self.n_out:
-            raise ValueError(f"block {self} (n_in x n_out) does not divide layer {layer} with D_in={D_in}, D_out={D_out}; "
-                             f"n_in must divide D_in and n_out must divide D_out")
+            raise ValueError(f"block {self} (n_in x n_out) does not divide layer {layer} with D_in={D_in}, "
+                             f"D_out={D_out}; n_in must divide D_in and n_out must divide D_out")
 
 
 @dataclass(frozen=True)
 class Grid:
-    """What `codes` are rounded to. `bits` says how many bits a code takes, at least log2(len(levels))."""
+    """The values that codes stand for. `bits` is the size of a code, at least log2(len(levels))."""
     levels: Tensor                    # (<= 2^bits,), ascending
     scale: Tensor | DoubleQuantized   # (D_out/n_out, D_in/n_in)
-    offset: Tensor | DoubleQuantized | ZeroPoints  # the same, or (1, 1) where the whole layer has the same one
+    offset: Tensor | DoubleQuantized | ZeroPoints  # as scale, or (1, 1) if the layer shares one
     block: Block
     bits: int
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """scale and offset as plain tensors, however they are kept."""
+        """scale and offset as plain tensors, whatever form they are stored in."""
         scale = self.scale() if isinstance(self.scale, DoubleQuantized) else self.scale
         if isinstance(self.offset, ZeroPoints):
             return scale, self.offset(scale)
@@ -58,7 +58,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """A layer's weight as Eq. 1 has it."""
+    """The terms of Eq. 1 for one layer."""
     codes: Tensor  # (D_out, D_in), uint8
     grid: Grid
 
@@ -77,22 +77,22 @@ def join_blocks(blocks: Tensor) -> Tensor:
 
 
 def per_block(factor: Tensor) -> Tensor:
-    """(rows, columns) of one value a block -> (rows, 1, columns, 1), to meet what `split_blocks` returns."""
+    """One value for each block, (rows, columns) -> (rows, 1, columns, 1), to broadcast with `split_blocks`."""
     return factor[:, None, :, None]
 
 
 def normalise(weight: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
-    """(w - offset) / scale, in the wider of float32 and the weight's type: where w stands among the levels.
+    """(w - offset) / scale, in the wider of float32 and the weight's type: the position of w among the levels.
 
-    Multiplies with 1/scale, as bitsandbytes does. Where there is no spread (scale 0) everything stands at 0."""
+    Multiplies by 1/scale, as bitsandbytes does. A block of scale 0 gives 0."""
     wide = torch.promote_types(weight.dtype, torch.float32)
     inverse = 1 / scale.to(wide)
-    inverse = torch.where(inverse.isfinite(), inverse, 0)  # scale 0, or so small that only 0 is left of it
+    inverse = torch.where(inverse.isfinite(), inverse, 0)  # scale 0, or so small that 1/scale overflows
     return (weight.to(wide) - offset.to(wide)) * inverse
 
 
 def round_to_grid(weight: Tensor, grid: Grid) -> Tensor:
-    """codes = the nearest level of (w - offset) / scale; a tie goes to the lower code. uint8, (D_out, D_in)."""
+    """codes = the nearest level to (w - offset) / scale; a tie goes to the lower code. uint8, (D_out, D_in)."""
     scale, offset = map(per_block, grid.factors())
     normalised = normalise(split_blocks(weight, grid.block), scale, offset)
     levels = grid.levels.to(normalised.dtype)

@@ -1,5 +1,5 @@
-"""ICQ, the information calibration quantization of IR-QLoRA (Qin et al. 2024): NormalFloat of w - tau, with the tau whose
-codes carry the most information."""
+"""ICQ, the information calibration quantization of IR-QLoRA (Qin et al. 2024): NormalFloat of w - tau, with the tau
+whose codes carry the most information."""
 import math
 from statistics import NormalDist
 
@@ -9,20 +9,20 @@ from torch import Tensor
 from quant.grid import Block, normalise
 from quant.normal_float import OUTERMOST, NormalFloat, normal_float_levels
 
-SEARCHED = 0.1        # candidates reach this many sigma from the median, in units of the block's absmax
+SEARCHED = 0.1        # the farthest candidate, in sigma from the median, in units of the block's absmax
 CANDIDATES = 201
-SIGMA = 1 / NormalDist().inv_cdf(OUTERMOST)  # of the normal distribution whose NF levels end at 1: 0.541087
+SIGMA = 1 / NormalDist().inv_cdf(OUTERMOST)  # of a normal distribution whose NF levels end at 1: 0.541087
 AT_A_TIME = 1 << 22   # weights x candidates in memory
 
 
 class ICQ(NormalFloat):
     """tau0 = median, a = max|w - tau0|, candidates tau = f * a + tau0 with f in linspace(-0.1 sigma, 0.1 sigma, 201);
-    scale = max|w - tau|;  offset = tau;  levels = NF_N. Kept is the tau of largest `code_entropy`, of several the one of
-    smallest |f| (DESIGN.md Section 4).
+    scale = max|w - tau|;  offset = tau;  levels = NF_N. The tau with the largest `code_entropy` wins; a tie goes to the
+    smallest |f|.
 
-    tau = 0, plain NormalFloat, is tried last, so that no block carries less information than by NF; the published search does
-    not hold it. With double quantization tau and scale are rounded once more after the search, and only the mean over the blocks
-    stays above NF's. The search runs when a base is quantized, once, and never again."""
+    tau = 0, which is plain NormalFloat, is tried last, so no block carries less information than with NF. Differs from
+    the published search, which does not try it. Double quantization rounds tau and scale once more after the search;
+    then only the mean over the blocks stays above NF's. The search runs once, when a base is quantized."""
     name = "icq"
     usual_block = Block(64, 1)
 
@@ -32,22 +32,22 @@ class ICQ(NormalFloat):
         levels = normal_float_levels(self.bits).to(flat)
         parts = flat.split(max(1, AT_A_TIME // (flat.shape[1] * CANDIDATES)))
         best = [self.best_tau(part, levels) for part in parts]
-        tau, scale = (torch.cat(factor).view(rows, columns) for factor in zip(*best))
+        tau, scale = (torch.cat(factor).view(rows, columns) for factor in zip(*best, strict=True))
         return levels.float(), scale, tau
 
     def best_tau(self, w: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, size of a block) -> tau and scale, both (n,), rounded to storage before their codes are judged."""
+        """(n, size of a block) -> tau and scale, both (n,), rounded to storage before their codes are compared."""
         tau = self.candidates(w).to(self.storage).to(w.dtype)                              # (n, candidates)
-        # max|w - tau|, from the block's two ends: the largest of all is at one of them
+        # max|w - tau| is at the block's smallest or largest weight
         scale = torch.maximum(w.amax(1, keepdim=True) - tau, tau - w.amin(1, keepdim=True)).to(self.storage).to(w.dtype)
         entropy = code_entropy(w.sort(1).values, levels, scale, tau)
-        # the first of several, the sum's own rounding apart: candidates come in ascending |f|
+        # the first of equals, up to the rounding of the sum: candidates are in ascending |f|
         best = (entropy >= entropy.amax(1, keepdim=True) - 1e-9).int().argmax(1, keepdim=True)
         return tau.gather(1, best)[:, 0], scale.gather(1, best)[:, 0]
 
     def candidates(self, w: Tensor) -> Tensor:
-        """(n, 202) in ascending |f|, tau = 0 last."""
-        half = CANDIDATES // 2  # from whole numbers, so that f = 0, the median itself, is among them exactly
+        """(n, 202): candidates in ascending |f|, then tau = 0."""
+        half = CANDIDATES // 2  # whole numbers, so that f = 0 (the median) is exact
         f = torch.arange(-half, half + 1, dtype=w.dtype, device=w.device) * (SEARCHED * SIGMA / half)
         f = f[f.abs().argsort(stable=True)]
         tau0 = w.median(1, keepdim=True).values
@@ -56,11 +56,11 @@ class ICQ(NormalFloat):
 
 
 def code_entropy(ordered: Tensor, levels: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
-    """-sum_c p_c log2 p_c in bits, p_c the share of a block's weights that get code c.
+    """-sum_c p_c log2 p_c in bits. p_c is the share of a block's weights that get code c.
 
-    ordered: (n, size) weights, ascending in each block; scale, offset: (n, candidates). Result: (n, candidates), float64.
-    Sorted weights stay sorted on a grid, so the last weight below each midpoint gives the counts, and these are the counts
-    of the very codes that rounding chooses."""
+    ordered: (n, size) weights, ascending in each block; scale, offset: (n, candidates). -> (n, candidates), float64.
+    Sorted weights stay sorted on a grid, so the position of each midpoint gives the counts. They are the
+    counts of the codes that rounding chooses."""
     values = normalise(ordered[:, None, :], scale[..., None], offset[..., None])  # (n, candidates, size)
     midpoints = ((levels[1:] + levels[:-1]) / 2).expand(*values.shape[:2], -1).contiguous()
     below = torch.searchsorted(values, midpoints, right=True)

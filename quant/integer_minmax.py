@@ -1,5 +1,5 @@
-"""Integer min-max: an offset that is -scale * z with z an integer of the grid, as GPTQ's own code, stock GPTQ files and
-PEQA have it (Frantar et al. 2022; Kim et al. 2023)."""
+"""Integer min-max: the offset is -scale * z, with z an integer of the grid. GPTQ's released code, stock GPTQ files and
+PEQA use this grid (Frantar et al. 2022; Kim et al. 2023)."""
 import torch
 from torch import Tensor
 
@@ -11,8 +11,9 @@ from quant.quantizer import Quantizer, block_ends
 class IntegerMinMax(Quantizer):
     """The range is widened to hold 0;  scale = (max - min) / (2^N - 1);  z = round(-min / scale);  offset = -scale * z.
 
-    Zero weights come back as exact zeros: z is a level. A block of one constant c has scale |c|, so that c is a level too. Every
-    scale is positive: a block of zeros, or of weights too small for the storage type, has scale 1 and z = 0."""
+    Zero weights come back as exact zeros, because z is a level. A block of one constant c has scale |c|, so c is a
+    level too. Every scale is positive: a block of zeros, or of weights too small for the storage type, has scale 1 and
+    z = 0."""
     name = "intminmax"
     usual_block = Block(32, 1)
     usual_storage = torch.float16
@@ -21,7 +22,7 @@ class IntegerMinMax(Quantizer):
         low, high = block_ends(blocks)
         steps = 2 ** self.bits - 1
         scale = torch.where(low == high, high.abs(), (high.clamp(min=0) - low.clamp(max=0)) / steps)
-        scale = scale.to(self.storage).to(low.dtype)  # z belongs to the scale that is kept, so that one is rounded first
+        scale = scale.to(self.storage).to(low.dtype)  # z is chosen for the stored scale, so it is rounded first
         zero = torch.where(scale > 0, -low.clamp(max=0) / scale, 0).round().clamp(0, steps)
         scale = torch.where(scale == 0, 1, scale)
         return torch.arange(steps + 1, dtype=torch.float32), scale, ZeroPoints.of(zero, self.bits)

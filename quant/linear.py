@@ -11,7 +11,9 @@ from quant.packing import pack, packed_bytes, unpack
 
 
 class DequantizedMatmul(torch.autograd.Function):
-    """y = x @ W_hat.T with W_hat frozen. Backward makes W_hat again, so that training holds only a layer's packed codes."""
+    """y = x @ W_hat.T with W_hat frozen.
+
+    Backward makes W_hat again, so training holds only a layer's packed codes."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: "QuantLinear") -> Tensor:
@@ -26,8 +28,8 @@ class DequantizedMatmul(torch.autograd.Function):
 class QuantLinear(nn.Module):
     """y = x @ W_hat.T + bias, W_hat = scale * levels[codes] + offset.
 
-    The buffers are what a checkpoint holds: `codes` (packed bytes), `levels`, `scale`, `offset`, `bias`. Scale and offset
-    are modules with buffers of their own if they are not plain tensors (`factors.py`)."""
+    The buffers are what a checkpoint holds: `codes` (packed bytes), `levels`, `scale`, `offset`, `bias`. Scale and
+    offset are modules with buffers of their own if they are not plain tensors (`factors.py`)."""
     codes: Tensor
     levels: Tensor
     scale: Tensor | DoubleQuantized
@@ -54,14 +56,15 @@ class QuantLinear(nn.Module):
 
     @classmethod
     def on_meta(cls, D_out: int, D_in: int, block: Block, bits: int, bias: bool = False,
-                zero_points: bool = False) -> "QuantLinear":
-        """A layer with sizes and no memory, for checks that read headers only. Raises ValueError if the block does not
-        divide the layer."""
-        block.check_divides(D_out, D_in, "on_meta")
+                zero_points: bool = False, layer: str = "weight") -> "QuantLinear":
+        """A layer with sizes and no memory, for checks that read headers only. `zero_points`: its offsets are integer
+        zero points. Raises ValueError, with the layer, if the block does not divide it."""
+        block.check_divides(D_out, D_in, layer)
         block = block.in_layer(D_in)
         with torch.device("meta"):
             scale = torch.empty(D_out // block.n_out, D_in // (block.n_in or D_in))
-            offset = ZeroPoints(torch.empty(packed_bytes(scale.numel(), bits)), bits) if zero_points else torch.empty(1, 1)
+            zero = torch.empty(packed_bytes(scale.numel(), bits), dtype=torch.uint8)
+            offset = ZeroPoints(zero, bits) if zero_points else torch.empty(1, 1)
             codes = torch.empty(packed_bytes(D_out * D_in, bits), dtype=torch.uint8)
             grid = Grid(torch.empty(2 ** bits), scale, offset, block, bits)
             return cls(D_out, D_in, codes, grid, torch.empty(D_out) if bias else None)

@@ -1,4 +1,4 @@
-"""Min-max: the grid's ends are the block's smallest and largest weight (blora.txt Sec. 3.1, below Eq. 1)."""
+"""Min-max: the grid's ends are the block's smallest and largest weight (Shen et al., Sec. 3.1, below Eq. 1)."""
 import torch
 from torch import Tensor
 

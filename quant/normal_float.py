@@ -7,23 +7,23 @@ from torch import Tensor
 from quant.grid import Block
 from quant.quantizer import Quantizer, block_absmax
 
-# The probability at which the outermost level stands. Seven digits, as the published table was made with: the exact
-# 0.967708333... moves its levels by 2e-7, and codes would no longer be those of bitsandbytes.
+# The probability of the outermost level. The published table was made with seven digits. The exact 0.967708333... moves
+# its levels by 2e-7, and codes would differ from those of bitsandbytes.
 OUTERMOST = round(1 - (1 / 30 + 1 / 32) / 2, 7)
 
 
 def normal_float_levels(bits: int) -> Tensor:
     """(2^N,) ascending, float32, in [-1, 1]: `upper_quantiles(2^(N-1))`, an exact 0, and the negative of
-    `upper_quantiles(2^(N-1) - 1)`, all divided by the largest (DESIGN.md Section 4)."""
+    `upper_quantiles(2^(N-1) - 1)`, all divided by the largest."""
     half = 2 ** (bits - 1)
     levels = torch.tensor([*upper_quantiles(half), 0.0, *(-q for q in upper_quantiles(half - 1))]).sort().values
     return levels / levels.max()
 
 
 def upper_quantiles(n: int) -> list[float]:
-    """Phi^-1 of n equally spaced probabilities, from `OUTERMOST` down towards 1/2, which is left out.
+    """Phi^-1 of n equally spaced probabilities, from `OUTERMOST` down to 1/2, without 1/2 itself.
 
-    The probabilities are float32 numbers, again as the published table was made."""
+    The probabilities are float32 numbers, like those of the published table."""
     return [NormalDist().inv_cdf(p) for p in torch.linspace(OUTERMOST, 0.5, n + 1, dtype=torch.float32)[:-1].tolist()]
 
 

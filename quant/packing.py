@@ -1,6 +1,6 @@
-"""N-bit codes <-> bytes: the first code in the lowest bits, no bit wasted.
+"""N-bit codes <-> bytes. The first code takes the lowest bits, and no bit is wasted.
 
-4 bits: two codes a byte. 2 bits: four. 3 bits: eight codes in three bytes.
+A byte holds four 2-bit codes or two 4-bit codes. Three bytes hold eight 3-bit codes.
 """
 import math
 
@@ -11,7 +11,9 @@ SUPPORTED_BITS = (2, 3, 4, 8)
 
 
 def word_shape(bits: int) -> tuple[int, int]:
-    """(bytes, codes) of the smallest word that holds whole bytes and whole codes: `word_shape(3) -> (3, 8)`."""
+    """(bytes, codes) of the smallest word of whole bytes and whole codes: `word_shape(3) -> (3, 8)`.
+
+    Raises ValueError for other bits than `SUPPORTED_BITS`."""
     if bits not in SUPPORTED_BITS:
         raise ValueError(f"bits={bits} is not one of {', '.join(map(str, SUPPORTED_BITS))}")
     n_bytes = math.lcm(bits, 8) // 8
@@ -19,13 +21,13 @@ def word_shape(bits: int) -> tuple[int, int]:
 
 
 def packed_bytes(n: int, bits: int) -> int:
-    """How many bytes `pack` makes of n codes."""
+    """The number of bytes that `pack` returns for n codes."""
     n_bytes, n_codes = word_shape(bits)
     return -(-n // n_codes) * n_bytes
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """uint8 codes of any shape -> flat uint8 bytes, bits/8 a code (the last word filled up with 0).
+    """uint8 codes of any shape -> flat uint8 bytes, bits/8 for each code. The last word is padded with 0.
 
     Raises ValueError for a code that does not fit in `bits`."""
     n_bytes, n_codes = word_shape(bits)

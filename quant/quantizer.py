@@ -1,4 +1,4 @@
-"""What every quantizer offers: a name, the bits it takes, its usual block, and `fit`."""
+"""The base class of quantizers: a name, the allowed bits, the usual block, and `fit`."""
 from abc import ABC, abstractmethod
 
 import torch
@@ -10,8 +10,10 @@ from quant.packing import SUPPORTED_BITS
 
 
 class Quantizer(ABC):
-    """Scale and offset are rounded to `storage` by `fit`, that is before any code is chosen; with `double_quant` to 8 bits and
-    a second level of factors (`DoubleQuantized`)."""
+    """Fits grids. A subclass writes `fit_blocks`.
+
+    `fit` rounds scale and offset to the type `storage` before any code is chosen. With `double_quant` it rounds them to
+    8 bits with a second level of factors (`DoubleQuantized`)."""
     name: str
     allowed_bits: tuple[int, ...] = SUPPORTED_BITS
     usual_block: Block
@@ -22,30 +24,30 @@ class Quantizer(ABC):
             raise ValueError(f"bits={bits} is not possible with quantizer {self.name}; "
                              f"allowed: {', '.join(map(str, self.allowed_bits))}")
         if double_quant and self.usual_storage != torch.float32:
-            raise ValueError(f"double quantization is for factors in float32, which quantizer {self.name} does not keep: "
-                             f"use nf or icq")
+            raise ValueError(f"double quantization is for factors in float32, which quantizer {self.name} does not "
+                             f"keep: use nf or icq")
         self.bits, self.block, self.double_quant = bits, block, double_quant
         self.storage = storage or self.usual_storage
 
     def fit(self, weight: Tensor, layer: str = "weight") -> Grid:
         """The grid of a weight (D_out, D_in).
 
-        Raises ValueError, naming `layer`, for a block that does not divide it, a weight that is not finite, or one whose
-        scale or offset the storage type cannot hold."""
-        self.block.check_divides(*weight.shape, layer)
-        block = self.block.in_layer(weight.shape[1])
+        Raises ValueError, with the layer, if the block does not divide it, a weight is not finite, or the storage type
+        cannot hold a scale or offset."""
+        D_out, D_in = weight.shape
+        self.block.check_divides(D_out, D_in, layer)
+        block = self.block.in_layer(D_in)
         wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
         levels, scale, offset = self.fit_blocks(split_blocks(wide, block))
-        grid = Grid(levels.to(weight.device), self._kept(scale), self._kept(offset), block, self.bits)
+        kept_offset = offset if isinstance(offset, ZeroPoints) else self._kept(offset)
+        grid = Grid(levels.to(weight.device), self._kept(scale), kept_offset, block, self.bits)
         if not all(factor.isfinite().all() for factor in grid.factors()):
             raise ValueError(f"layer {layer}: weights between {wide.min():.3g} and {wide.max():.3g} give a scale or "
                              f"offset that {self.storage} cannot hold")
         return grid
 
-    def _kept(self, factor: Tensor | ZeroPoints) -> Tensor | DoubleQuantized | ZeroPoints:
-        """As it will be stored."""
-        if isinstance(factor, ZeroPoints):
-            return factor
+    def _kept(self, factor: Tensor) -> Tensor | DoubleQuantized:
+        """The factor in the form that is stored."""
         factor = factor.to(self.storage)
         return DoubleQuantized.of(factor) if self.double_quant and factor.numel() > 1 else factor
 
@@ -56,12 +58,13 @@ class Quantizer(ABC):
 
     @abstractmethod
     def fit_blocks(self, blocks: Tensor) -> tuple[Tensor, Tensor, Tensor | ZeroPoints]:
-        """(rows, n_out, columns, n_in) -> levels (<= 2^bits,), scale (rows, columns), offset (rows, columns), or (1, 1), or
-        zero points."""
+        """(rows, n_out, columns, n_in) -> levels, scale and offset.
+
+        levels (<= 2^bits,); scale (rows, columns); offset (rows, columns), or (1, 1), or zero points."""
 
 
 def block_ends(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """min w and max w of each block, (rows, columns) both."""
+    """min w and max w of each block, both (rows, columns)."""
     return blocks.amin(dim=(1, 3)), blocks.amax(dim=(1, 3))
 
 

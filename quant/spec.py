@@ -18,7 +18,7 @@ GPTQ_GRID = "minmax"      # its grid unless another is named
 GPTQ_BLOCK = Block(32, 1)
 DEFAULT_BITS = 4
 PHRASE = re.compile(r"(?:(?P<gptq>gptq):)?(?P<name>[a-z]+)(?:@(?P<block>\w+))?(?:-(?P<bits>\d+)bit)?"
-                    r"(?P<more>(?:\+[a-z-]+)*)")
+                    r"(?P<more>(?:\+double-quant|\+act-order)*)")
 FORM = "[gptq:]GRID[@BLOCK][-Nbit][+double-quant][+act-order], as in gptq:minmax@32x1-4bit"
 
 
@@ -28,47 +28,46 @@ class QuantSpec:
     quantizer: str = field(metadata=dict(
         choices=lambda: ("none", *QUANTIZERS, GPTQ), shown="the method's",
         help="quantize the base this way; none keeps the base as it is"))
-    bits: int = field(default=DEFAULT_BITS, metadata=dict(
-        parse=int, shown=f"{DEFAULT_BITS} if the base is quantized",
-        help="bits of a code: 2, 3, 4 or 8 (nf and icq: 2, 3, 4)"))
-    block: Block = field(default=None, metadata=dict(
-        parse=Block.parse, shown="the method's or the quantizer's",
-        help="weights that share a scale and an offset, n_in x n_out: 4x8, or rowx1 for whole rows"))
+    bits: int = field(metadata=dict(
+        parse=int, metavar="N", shown=f"{DEFAULT_BITS} if the base is quantized",
+        help="store a weight in this many bits: 2, 3, 4 or 8 (nf and icq: 2, 3, 4)"))
+    block: Block = field(metadata=dict(
+        parse=Block.parse, metavar="BLOCK", shown="the method's or the quantizer's",
+        help="let n_in inputs x n_out outputs share a scale and an offset: 4x8, or rowx1 for whole rows"))
     grid: str | None = field(default=None, metadata=dict(
-        choices=lambda: QUANTIZERS, shown=f"{GPTQ_GRID}; intminmax with --method peqa",
-        help="gptq only: the quantizer whose grid gptq rounds to"))
-    double_quant: bool = field(default=False, metadata=dict(
-        help="nf and icq only: quantize the scales to 8 bits"))
+        choices=lambda: QUANTIZERS, metavar="QUANTIZER", shown=f"{GPTQ_GRID}; intminmax with --method peqa",
+        help="gptq only: round to the grid of this quantizer"))
+    double_quant: bool = field(default=False, metadata=dict(help="nf and icq only: quantize the scales to 8 bits"))
     act_order: bool = field(default=False, metadata=dict(
         help="gptq only: quantize columns in the order of falling activations; recommended at 2 bits"))
 
     def __post_init__(self):
-        by_gptq = self.quantizer == GPTQ
-        if self.grid and not by_gptq:
+        if self.grid and not self.by_gptq:
             raise ValueError(f"--grid {self.grid} is for --quantizer {GPTQ} only; {self.quantizer} is a grid itself")
-        if self.act_order and not by_gptq:
+        if self.act_order and not self.by_gptq:
             raise ValueError(f"--act-order is for {GPTQ} only, and the quantizer is {self.quantizer}")
-        if by_gptq and not self.grid:
-            object.__setattr__(self, "grid", GPTQ_GRID)
-        if self.block is None:
-            block = GPTQ_BLOCK if by_gptq else QUANTIZERS[self.quantizer].usual_block
-            object.__setattr__(self, "block", block)
         self.new_quantizer()
+
+    @classmethod
+    def of(cls, quantizer: str, bits: int = DEFAULT_BITS, block: Block | None = None, grid: str | None = None,
+           double_quant: bool = False, act_order: bool = False) -> "QuantSpec":
+        """None: the quantizer's usual block, and the usual grid of gptq."""
+        by_gptq = quantizer == GPTQ
+        usual = GPTQ_BLOCK if by_gptq else QUANTIZERS[quantizer].usual_block
+        return cls(quantizer, bits, block or usual, grid or (GPTQ_GRID if by_gptq else None), double_quant, act_order)
 
     @classmethod
     def parse(cls, text: str, bits: int = DEFAULT_BITS, block: Block | None = None) -> "QuantSpec":
         """Raises ValueError for text of another form. `bits` and `block` stand for parts that are left out; a block of
         None stands for the quantizer's usual one."""
         found = PHRASE.fullmatch(text)
-        more = found["more"].split("+")[1:] if found else []
-        name = found and found["name"]
-        known = (*QUANTIZERS, GPTQ)
-        if not found or name not in known or (found["gptq"] and name == GPTQ) or set(more) - {"double-quant", "act-order"}:
-            raise ValueError(f"{text!r} is not a way to quantize; the form is {FORM}; GRID is one of {', '.join(QUANTIZERS)}")
-        by_gptq = bool(found["gptq"]) or name == GPTQ
-        return cls(GPTQ if by_gptq else name, int(found["bits"] or bits),
-                   Block.parse(found["block"]) if found["block"] else block,
-                   name if found["gptq"] else None, "double-quant" in more, "act-order" in more)
+        if not found or found["name"] not in (QUANTIZERS if found["gptq"] else (*QUANTIZERS, GPTQ)):
+            raise ValueError(f"{text!r} is not a way to quantize; the form is {FORM}; "
+                             f"GRID is one of {', '.join(QUANTIZERS)}")
+        name, more = found["name"], found["more"].split("+")[1:]
+        return cls.of(GPTQ if found["gptq"] else name, int(found["bits"] or bits),
+                      Block.parse(found["block"]) if found["block"] else block,
+                      name if found["gptq"] else None, "double-quant" in more, "act-order" in more)
 
     def __str__(self) -> str:
         return self._phrase(f"-{self.bits}bit")
@@ -95,7 +94,7 @@ class QuantSpec:
     @property
     def grid_name(self) -> str:
         """A key of QUANTIZERS."""
-        return self.grid if self.by_gptq else self.quantizer
+        return self.grid or self.quantizer
 
     def new_quantizer(self) -> Quantizer:
         """What fits the grid. Raises ValueError for bits or double quantization that the grid does not have."""

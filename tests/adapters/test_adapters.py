@@ -1,4 +1,4 @@
-"""Section 2 of DESIGN.md: the cheap path of each additive adapter is multiplication by one matrix."""
+"""The cheap path of each additive adapter is multiplication by one matrix (Shen et al., Eq. 2)."""
 import math
 
 import pytest
@@ -11,15 +11,14 @@ from adapters.adapted import AdaptedLinear
 from adapters.adapter import AdditiveAdapter
 from adapters.blora import BLoRA
 from adapters.irqlora import IRQLoRA
+from adapters.lam import Lam, group_mean, repeat_each
 from adapters.lora import LoRA, low_rank_factors
 from adapters.merge import merge_to_dense
 from adapters.operators import OPERATORS, AvgPool
-from adapters.lam import Lam, group_mean, repeat_each
 from adapters.qablora import QABLoRA
 from adapters.qalora import QALoRA
 from model.llama import Linear
 from tests.strategies import nonzero_adapter, random, tiled_layers
-
 
 ADDITIVE = [kind for kind in ADAPTERS.values() if kind.additive]
 
@@ -35,7 +34,8 @@ def adapters(draw, kinds=ADDITIVE):
         lam = Lam(lam.lam_in, 1)
     rank = math.gcd(D_out, D_in) if kind is IRQLoRA else 2
     operators = draw(st.sampled_from(list(OPERATORS)))
-    return nonzero_adapter(kind, D_out, D_in, lam, rank, seed=draw(st.integers(0, 99)), operators=operators), D_out, D_in
+    seed = draw(st.integers(0, 99))
+    return nonzero_adapter(kind, D_out, D_in, lam, rank, seed=seed, operators=operators), D_out, D_in
 
 
 @given(adapters())
@@ -47,7 +47,7 @@ def test_probing_the_cheap_path_with_the_identity_gives_the_dense_matrix(drawn):
 
 
 @given(adapters([LoRA, BLoRA, QALoRA, QABLoRA]))
-def test_averaging_adapters_are_the_kronecker_product_of_section_2(drawn):
+def test_averaging_adapters_are_the_kronecker_product_of_equation_2(drawn):
     adapter, D_out, D_in = drawn
     if adapter.operators is not AvgPool:
         return
@@ -134,7 +134,8 @@ def expanded(H, lam, scaling):
     ("flipped sign", lambda a: -a.delta_weight()),
     ("lam_in and lam_out exchanged", lambda a: a.scaling / LAM.lam_in * torch.kron(a.H, torch.ones(4, 2).double())),
     ("shifted group", lambda a: a.delta_weight().roll(1, dims=1)),
-    ("repeated along outputs as a whole, not each", lambda a: a.scaling / LAM.lam_in * torch.kron(torch.ones(2, 4).double(), a.H)),
+    ("repeated along outputs as a whole, not each",
+     lambda a: a.scaling / LAM.lam_in * torch.kron(torch.ones(2, 4).double(), a.H)),
 ])
 def test_the_identity_probe_notices(fault, wrong):
     adapter = nonzero_adapter(QABLoRA, D_OUT, D_IN, LAM)
@@ -175,13 +176,14 @@ def test_qalora_averages_each_group_and_multiplies_by_b_a():
 
 
 def test_the_pseudo_codes_sum_before_scaling_is_another_function():
-    """Errata 2 and 4: scaling and repeating base + adapter together needs an output lam_out times too wide, and repeating
-    twice along one dimension gives a matrix that is not (D_out, D_in)."""
+    """Errata 2 and 4: scaling and repeating base + adapter together needs an output lam_out times too wide, and
+    repeating twice along one dimension gives a matrix that is not (D_out, D_in)."""
     adapter, base = nonzero_adapter(QABLoRA, D_OUT, D_IN, LAM), random(D_OUT, D_IN)
     x = random(3, D_IN)
     with pytest.raises(RuntimeError):  # base (3, D_out) + adapter (3, D_out/lam_out) do not even add up
         x @ base.T + group_mean(x, LAM.lam_in) @ adapter.H.T
-    adapter = nonzero_adapter(QABLoRA, D_OUT, D_IN, Lam(4, 1))  # with lam_out 1 the sum exists, and is not base + adapter
+    # with lam_out 1 the sum exists, and is not base + adapter
+    adapter = nonzero_adapter(QABLoRA, D_OUT, D_IN, Lam(4, 1))
     summed = adapter.scaling * (x @ base.T + group_mean(x, 4) @ adapter.H.T)
     assert (summed - (x @ base.T + adapter.delta(x))).abs().max() > 1e-2
     adapter = nonzero_adapter(QABLoRA, D_OUT, D_IN, LAM)
@@ -203,17 +205,19 @@ def test_blora_with_lam_1_is_lora(drawn):
 
 @pytest.mark.parametrize("lam", [1, 2, 4, 8])
 def test_blora_has_as_many_parameters_as_lora_of_the_same_nominal_rank(lam):
-    count = lambda adapter: sum(p.numel() for p in adapter.parameters())
-    assert count(BLoRA(64, 32, Lam(lam, lam), 4, 8.0)) == count(LoRA(64, 32, Lam(1, 1), 4, 8.0))
+    blora, lora = (sum(p.numel() for p in adapter.parameters())
+                   for adapter in (BLoRA(64, 32, Lam(lam, lam), 4, 8.0), LoRA(64, 32, Lam(1, 1), 4, 8.0)))
+    assert blora == lora
 
 
 def test_scaling_of_blora_uses_the_nominal_rank():
     assert BLoRA(64, 32, Lam(4, 4), 8, 16.0).scaling == 2.0
 
 
-@pytest.mark.parametrize("kind,lam", [(LoRA, Lam(1, 1)), (BLoRA, Lam(2, 2)), (QALoRA, Lam(4, 1)), (QABLoRA, Lam(4, 8)), (IRQLoRA, Lam(1, 1))])
+@pytest.mark.parametrize("kind,lam", [(LoRA, Lam(1, 1)), (BLoRA, Lam(2, 2)), (QALoRA, Lam(4, 1)), (QABLoRA, Lam(4, 8)),
+                                      (IRQLoRA, Lam(1, 1))])
 def test_a_fresh_adapter_leaves_the_base_model_as_it_is(kind, lam):
-    """Erratum 6: the released QA-BLoRA starts at random, so that step 0 is another model."""
+    """Erratum 6: the released QA-BLoRA starts at random, so its step 0 is another model."""
     adapter = kind(16, 8, lam, 2, 4.0).double()
     x = random(3, 8)
     assert adapter.delta(x).abs().max() == 0 and adapter.delta_weight().abs().max() == 0
@@ -227,7 +231,8 @@ def test_any_base_layer_will_do():
     adapter = nonzero_adapter(QABLoRA, 16, 8, Lam(4, 8))
     base = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh()).double()
     x = random(2, 5, 8)
-    torch.testing.assert_close(AdaptedLinear(base, adapter)(x), base(x) + x @ adapter.delta_weight().T, rtol=0, atol=1e-10)
+    y = AdaptedLinear(base, adapter)(x)
+    torch.testing.assert_close(y, base(x) + x @ adapter.delta_weight().T, rtol=0, atol=1e-10)
 
 
 def test_dropout_acts_on_the_adapters_input_alone_and_only_in_training():
@@ -258,7 +263,7 @@ def test_a_size_that_lam_does_not_divide_is_named():
 
 @pytest.mark.parametrize("kind,lam,hint", [(LoRA, Lam(2, 2), "use blora"), (BLoRA, Lam(4, 8), "one number"),
                                            (QALoRA, Lam(4, 8), "--lam 4x1"), (IRQLoRA, Lam(2, 2), "only 1x1")])
-def test_a_lam_that_the_method_has_not_is_refused(kind, lam, hint):
+def test_a_lam_that_the_method_does_not_support_is_refused(kind, lam, hint):
     with pytest.raises(ValueError, match=hint):
         kind(16, 16, lam, 2, 4.0)
 

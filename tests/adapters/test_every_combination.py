@@ -1,4 +1,4 @@
-"""Every adapter (with every operator) on every quantizer, by rounding and by GPTQ, at every width: what each promises to all.
+"""Every adapter with every operator, on every quantizer, by rounding and by GPTQ, at every width.
 
 Blocks, tiles and shapes are looped over inside, so that one test is one combination of adapter and base."""
 import copy
@@ -10,9 +10,9 @@ import torch
 
 from adapters import ADAPTERS, adapted_layer
 from adapters.adapted import replace_layers
+from adapters.lam import Lam
 from adapters.merge import MergeRefused, merge_into_codes, merge_target, merge_to_dense
 from adapters.operators import OPERATORS
-from adapters.lam import Lam
 from model.checkpoint import load_model, random_model, save_model
 from model.config import LlamaConfig
 from quant import QUANTIZERS
@@ -67,8 +67,8 @@ def constant_on_blocks(delta, block):
 @pytest.mark.parametrize("base", BASES, ids=ids)
 @pytest.mark.parametrize("kind", KINDS, ids=ids)
 def test_the_layer_is_one_matrix_and_its_merge_is_exact_or_refused(kind, base):
-    """Identity probe; the 16-bit merge in float64; the k-bit merge, exact with codes and levels bit for bit, wherever delta_W is
-    constant on the blocks, and refused everywhere else. The adapted layer is left as it was."""
+    """The identity probe equals the weight. The 16-bit merge is exact in float64. The k-bit merge is exact, on the
+    base's codes, if delta_W is constant on the blocks, and is refused otherwise. The adapted layer does not change."""
     for layer in layers(*kind, base):
         before, x = copy.deepcopy(layer.state_dict()), torch.eye(layer.base.in_features, dtype=torch.float64)
         y, bias = layer(x), layer.base.bias
@@ -98,7 +98,8 @@ def unchanged(layer, before):
 
 @pytest.mark.parametrize("base", BASES, ids=ids)
 def test_which_adapters_merge_into_k_bits(base):
-    """On each base: averaged tiles that hold whole blocks, and PEQA; never LoRA, IR-QLoRA, or operators that leave inputs out."""
+    """Averaged tiles that hold whole blocks merge, and so does PEQA. LoRA, IR-QLoRA and operators that skip inputs
+    never do."""
     into_k_bits = {}
     for kind, operators in KINDS:
         for layer in layers(kind, operators, base):
@@ -117,24 +118,26 @@ def test_which_adapters_merge_into_k_bits(base):
     ("blocks transposed", lambda moved: moved.T.reshape(moved.shape))])
 @pytest.mark.parametrize("base", [base for base in BASES if base[1] == 3], ids=ids)
 def test_a_wrong_merge_would_be_noticed(base, fault, spoil):
-    layer = adapted_layer(base_layer(base, Block(4, 8), (48, 32)), nonzero_adapter(ADAPTERS["qablora"], 48, 32, Lam(4, 8)))
-    merged, (_, offset), x = merge_into_codes(layer, "layer"), layer.base.quantized_weight().grid.factors(), random(3, 32, seed=8)
+    adapter, x = nonzero_adapter(ADAPTERS["qablora"], 48, 32, Lam(4, 8)), random(3, 32, seed=8)
+    layer = adapted_layer(base_layer(base, Block(4, 8), (48, 32)), adapter)
+    merged, (_, offset) = merge_into_codes(layer, "layer"), layer.base.grid.factors()
     merged.offset = offset + spoil(merged.offset - offset)
     assert (merged(x) - layer(x)).abs().max() > 1e-3, fault
 
 
-def without(tensor):
-    return torch.zeros_like(tensor)
+def zero(parameter):
+    parameter.data = torch.zeros_like(parameter)
 
 
 @pytest.mark.parametrize("kind,fault,spoil", [
     ("lora", "transposed factors", lambda layer: setattr(layer.adapter.B, "data", layer.adapter.B.data.flip(0))),
-    ("irqlora", "B A alone", lambda layer: setattr(layer.adapter.iec_b, "data", without(layer.adapter.iec_b.data))),
-    ("irqlora", "first shortcut lost", lambda layer: setattr(layer.adapter.iec_a, "data", without(layer.adapter.iec_a.data))),
+    ("irqlora", "B A alone", lambda layer: zero(layer.adapter.iec_b)),
+    ("irqlora", "first shortcut lost", lambda layer: zero(layer.adapter.iec_a)),
     ("qalora", "sum in place of mean", lambda layer: setattr(layer.adapter, "scaling", layer.adapter.scaling * 8)),
-    ("peqa", "scale left as it was", lambda layer: setattr(layer.adapter.log_factor, "data", without(layer.adapter.log_factor.data))),
+    ("peqa", "scale left as it was", lambda layer: zero(layer.adapter.log_factor)),
     ("peqa", "zero points moved", lambda layer: layer.base.offset.zero.add_(1)),
-    ("blora", "bias lost", lambda layer: layer.base.bias.zero_()), ("qablora", "a code changed", lambda layer: layer.base.codes[0].add_(1))])
+    ("blora", "bias lost", lambda layer: layer.base.bias.zero_()),
+    ("qablora", "a code changed", lambda layer: layer.base.codes[0].add_(1))])
 def test_a_merge_of_anything_else_would_be_noticed(kind, fault, spoil):
     """Both merges of a layer with one fault, against the output of the layer without."""
     lam = {"blora": Lam(8, 8), "qalora": Lam(8, 1), "qablora": Lam(8, 8)}.get(kind, Lam(1, 1))
@@ -152,7 +155,8 @@ def test_a_merge_of_anything_else_would_be_noticed(kind, fault, spoil):
 # ---- on disk --------------------------------------------------------------------------------------------------------
 
 CONFIG = LlamaConfig(vocab_size=16, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
-                     num_key_value_heads=1, head_dim=16, max_position_embeddings=16, tie_word_embeddings=True, eos_token_ids=(2,))
+                     num_key_value_heads=1, head_dim=16, max_position_embeddings=16, tie_word_embeddings=True,
+                     eos_token_ids=(2,))
 
 
 def linear_names(model):
@@ -176,21 +180,24 @@ def same_bits(a, b):
     return a.keys() == b.keys() and all(a[n].dtype == b[n].dtype and torch.equal(a[n], b[n]) for n in a)
 
 
+def merging(kind):
+    """A change of layers: each one with a new adapter, whose tiles are the layer's blocks, merged into its codes."""
+    def change(name, layer):
+        sizes = layer.out_features, layer.in_features
+        adapter = nonzero_adapter(ADAPTERS[kind], *sizes, Lam(*layer.block_size), block=layer.block)
+        return merge_into_codes(adapted_layer(layer, adapter.float()), name)
+    return change
+
+
 @pytest.mark.parametrize("base", BASES, ids=ids)
 def test_a_base_saved_and_loaded_has_the_same_bits_before_and_after_a_merge(base, tmp_path):
     for block, kind in ((Block(4, 8), "qablora"), (Block(32, 1), "qalora"), (Block(None, 1), "peqa")):
         model = quantized_model(base, block)
-
-        def merged(name, layer):
-            if kind == "peqa" and base[0] != "intminmax":
-                return layer
-            lam = Lam(block.n_in or layer.in_features, block.n_out)
-            adapter = nonzero_adapter(ADAPTERS[kind], layer.out_features, layer.in_features, lam, block=layer.block).float()
-            return merge_into_codes(adapted_layer(layer, adapter), name)
         for _ in range(2):
             save_model(model, tmp_path / "model.safetensors")
             loaded = load_model([tmp_path / "model.safetensors"], CONFIG, torch.float32)
             assert same_bits(model, loaded)
             layer = loaded.model.layers[0].mlp.down_proj
             assert torch.equal(layer.dequantize(), model.model.layers[0].mlp.down_proj.dequantize())
-            replace_layers(model, linear_names(model), merged)
+            if kind != "peqa" or base[0] == "intminmax":
+                replace_layers(model, linear_names(model), merging(kind))

@@ -1,4 +1,4 @@
-"""Merging: exact where the rule of DESIGN.md Section 2 holds, refused where it does not."""
+"""Merging: exact if each block lies inside one tile, refused if not."""
 import pytest
 import torch
 from hypothesis import given
@@ -9,11 +9,11 @@ from adapters import adapted_layer as adapted
 from adapters.adapted import AdaptedLinear
 from adapters.blora import BLoRA
 from adapters.irqlora import IRQLoRA
+from adapters.lam import Lam
 from adapters.lora import LoRA
 from adapters.merge import MergeRefused, merge_into_codes, merge_target, merge_to_dense
 from adapters.operators import OPERATORS
 from adapters.peqa import PEQA
-from adapters.lam import Lam
 from adapters.qablora import QABLoRA
 from adapters.qalora import QALoRA
 from model.llama import Linear
@@ -37,8 +37,8 @@ SIZES = st.sampled_from([1, 2, 4, 8])
 
 @given(SIZES, SIZES, SIZES, SIZES, st.sampled_from(list(OPERATORS)))
 def test_the_rule_holds_exactly_when_delta_weight_is_constant_on_every_block(n_in, n_out, lam_in, lam_out, operators):
-    """Both directions, for each operator: constant on blocks -> the rule; not constant on some block -> refused. Truncation and
-    interval sampling leave inputs out, so theirs merge into blocks of a single weight only."""
+    """Both directions, for each operator. Truncation and interval sampling skip inputs, so their adapters merge into
+    blocks of a single weight only."""
     block, lam = Block(n_in, n_out), Lam(lam_in, lam_out)
     adapter = nonzero_adapter(QABLoRA, 16, 16, lam, operators=operators)
     delta = adapter.delta_weight()
@@ -50,14 +50,16 @@ def test_the_rule_holds_exactly_when_delta_weight_is_constant_on_every_block(n_i
 
 @pytest.mark.parametrize("kind,bits", EVERY)
 def test_lora_never_merges_into_codes(kind, bits):
-    with pytest.raises(MergeRefused, match="tile is lam_in=1 x lam_out=1 and the block is n_in=4 x n_out=8.*lam_in % n_in == 0 and lam_out % n_out == 0"):
+    with pytest.raises(MergeRefused, match="lam_in % n_in == 0 and lam_out % n_out == 0; here the tile is "
+                                           "lam_in=1 x lam_out=1, the block n_in=4 x n_out=8"):
         merge_into_codes(adapted_layer(kind, bits, Block(4, 8), LoRA, Lam(1, 1)), "layer")
 
 
 @pytest.mark.parametrize("adapter,lam", [(QABLoRA, Lam(2, 8)), (QABLoRA, Lam(4, 4)), (BLoRA, Lam(2, 2))])
 def test_a_tile_smaller_than_the_block_is_refused_with_layer_rule_and_sizes(adapter, lam):
     layer = adapted_layer(QUANTIZERS["minmax"], 4, Block(4, 8), adapter, lam)
-    with pytest.raises(MergeRefused, match=f"layer v_proj.*lam_in={lam.lam_in} x lam_out={lam.lam_out} and the block is n_in=4 x n_out=8"):
+    sizes = f"lam_in={lam.lam_in} x lam_out={lam.lam_out}, the block n_in=4 x n_out=8"
+    with pytest.raises(MergeRefused, match=f"layer v_proj.*{sizes}"):
         merge_into_codes(layer, "v_proj")
 
 
@@ -119,14 +121,15 @@ def test_a_merge_keeps_the_very_buffer_of_codes(kind, quantizer, into):
     assert not torch.equal(requantized.codes, base.codes)
 
 
-@pytest.mark.parametrize("kind,lam,into", [(QABLoRA, Lam(4, 8), "offset"), (PEQA, None, "scale"), (LoRA, Lam(1, 1), "16 bits")])
-def test_the_merge_question_needs_no_memory(kind, lam, into):
-    """On the meta device, whole rows included; the reason stands with 16 bits and nowhere else."""
-    for block in (Block(4, 8), Block(None, 1)):
-        lam_here = Lam(D_IN, 1) if lam == Lam(4, 8) and block.n_in is None else lam
-        with torch.device("meta"):
-            values = {"lam": lam_here, "rank": 2, "lora_alpha": 4.0, "block": block, "operators": "avgpool"}
-            adapter = kind(D_OUT, D_IN, **{option: values[option] for option in kind.options})
-        target = merge_target(QuantLinear.on_meta(D_OUT, D_IN, block, 4, zero_points=kind is PEQA), adapter)
-        assert target.into == into and bool(target.reason) == (into == "16 bits")
-        assert merge_target(Linear(D_IN, D_OUT, device="meta"), adapter).into == "16 bits"
+@pytest.mark.parametrize("block", [Block(4, 8), Block(None, 1)], ids=str)
+@pytest.mark.parametrize("kind,into", [(QABLoRA, "offset"), (PEQA, "scale"), (LoRA, "16 bits")])
+def test_the_merge_question_needs_no_memory(kind, into, block):
+    """Layers and adapters are on the meta device. There is a reason with 16 bits, and none otherwise."""
+    base = QuantLinear.on_meta(D_OUT, D_IN, block, 4, zero_points=kind is PEQA)
+    with torch.device("meta"):
+        values = {"lam": Lam(1, 1) if kind is LoRA else Lam(*base.block_size), "rank": 2, "lora_alpha": 4.0,
+                  "block": block, "operators": "avgpool"}
+        adapter = kind(D_OUT, D_IN, **{option: values[option] for option in kind.options})
+    target = merge_target(base, adapter)
+    assert target.into == into and bool(target.reason) == (into == "16 bits")
+    assert merge_target(Linear(D_IN, D_OUT, device="meta"), adapter).into == "16 bits"

@@ -8,7 +8,7 @@ from adapters.peqa import PEQA, RescaledMatmul
 from model.llama import Linear
 from quant import QUANTIZERS
 from quant.factors import ZeroPoints
-from quant.grid import Block, split_blocks
+from quant.grid import Block, per_block, split_blocks
 from quant.integer_minmax import IntegerMinMax
 from quant.linear import QuantLinear
 from tests.strategies import nonzero_adapter, random
@@ -17,7 +17,8 @@ BLOCK, D_OUT, D_IN = Block(8, 2), 6, 16
 
 
 def layer_of(bits=4, trained=True, storage=torch.float64):
-    base = QuantLinear.from_weight(IntegerMinMax(bits, BLOCK, storage).quantize(random(D_OUT, D_IN)), random(D_OUT, seed=1))
+    weight = IntegerMinMax(bits, BLOCK, storage).quantize(random(D_OUT, D_IN))
+    base = QuantLinear.from_weight(weight, random(D_OUT, seed=1))
     adapter = nonzero_adapter(PEQA, D_OUT, D_IN, block=BLOCK)
     if not trained:
         adapter.log_factor.data.zero_()
@@ -51,7 +52,7 @@ def join(factor):
 
 
 def test_training_moves_scales_only_keeps_them_positive_and_merges_into_them():
-    """A learning rate far too large: the same step on the scale itself crosses zero (control), these only shrink and grow."""
+    """The learning rate is far too large. Steps on the scale itself would cross zero (control); these do not."""
     layer, x, target = layer_of(trained=False), random(32, D_IN, seed=2), random(32, D_OUT, seed=3)
     before = {name: tensor.clone() for name, tensor in layer.base.state_dict().items()}
     optimizer = torch.optim.SGD(layer.adapter.parameters(), lr=0.3)
@@ -64,7 +65,8 @@ def test_training_moves_scales_only_keeps_them_positive_and_merges_into_them():
     assert layer.adapter.log_factor.abs().max() > 1
     scale = layer.adapter.scale(layer.base.scale)
     assert (scale > 0).all()
-    assert all(torch.equal(tensor, before[name]) for name, tensor in layer.base.state_dict().items())  # codes, zero, scale
+    for name, tensor in layer.base.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
     merged = merge_into_codes(layer, "layer")
     assert merged.codes is layer.base.codes and merged.offset.zero is layer.base.offset.zero
     assert isinstance(merged.offset, ZeroPoints) and (merged.scale > 0).all()
@@ -85,7 +87,8 @@ def test_the_merged_model_is_scale_times_code_minus_an_integer_of_the_grid(bits)
     assert int(zero.max()) < 2 ** bits
     torch.testing.assert_close(offset, -scale * zero, rtol=0, atol=0)
     codes = split_blocks(merged.codes.double() - join(zero.double()), BLOCK)
-    torch.testing.assert_close(split_blocks(merged.dequantize(torch.float64), BLOCK), scale[:, None, :, None] * codes, rtol=0, atol=1e-12)
+    values = split_blocks(merged.dequantize(torch.float64), BLOCK)
+    torch.testing.assert_close(values, per_block(scale) * codes, rtol=0, atol=1e-12)
 
 
 def test_it_keeps_no_weight_for_backward():
@@ -95,8 +98,10 @@ def test_it_keeps_no_weight_for_backward():
     assert (D_OUT, D_IN) not in kept and (3, D_IN) in kept
 
 
-@pytest.mark.parametrize("base", [Linear(D_IN, D_OUT), *(QuantLinear.from_weight(kind(4, BLOCK).quantize(random(D_OUT, D_IN)))
-                                                       for name, kind in QUANTIZERS.items() if name != "intminmax")])
-def test_a_base_without_integer_zero_points_is_refused(base):
+@pytest.mark.parametrize("name", [None, *(name for name in QUANTIZERS if name != "intminmax")])
+def test_a_base_without_integer_zero_points_is_refused(name):
+    base = Linear(D_IN, D_OUT)
+    if name:
+        base = QuantLinear.from_weight(QUANTIZERS[name](4, BLOCK).quantize(random(D_OUT, D_IN)))
     with pytest.raises(ValueError, match="--quantizer intminmax"):
         adapted_layer(base, PEQA(D_OUT, D_IN, BLOCK))

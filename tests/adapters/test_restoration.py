@@ -1,4 +1,4 @@
-"""Post-LoRA Restoration (plr.txt Sec. 2) of single layers: W = W_l + delta_W, whatever the adapter and whatever the base."""
+"""Post-LoRA Restoration of single layers (Kanda & Hatano, Sec. 2): W = W_l + delta_W, for any adapter and any base."""
 import itertools
 
 import pytest
@@ -7,11 +7,17 @@ from hypothesis import given
 
 from adapters import ADAPTERS, adapted_layer
 from adapters.adapted import AdaptedLinear, dense_weight
-from adapters.merge import MergeRefused, merge_to_dense, merge_into_codes
+from adapters.lam import Lam
+from adapters.merge import MergeRefused, merge_into_codes, merge_to_dense
 from adapters.operators import OPERATORS
 from adapters.peqa import PEQA
-from adapters.lam import Lam
-from adapters.restoration import LayerChange, RestorationRefused, check_restores, layer_change, overall_ratio
+from adapters.restoration import (
+    LayerChange,
+    RestorationRefused,
+    check_restores,
+    layer_change,
+    overall_ratio,
+)
 from model.llama import Linear
 from quant import QUANTIZERS
 from quant.grid import Block
@@ -42,7 +48,7 @@ def ids(case):
 @pytest.mark.parametrize("kind,operators", ADDITIVE, ids=map(ids, ADDITIVE))
 @pytest.mark.parametrize("name", QUANTIZERS)
 def test_restoring_is_one_assignment_and_leaves_the_adapter_as_it_was(kind, operators, name):
-    """x (W_l + delta_W)^T + bias on every base of every width, and on the original weights, where it is LoRA on them."""
+    """x (W_l + delta_W)^T + bias, on every base of every width and on the original weights."""
     adapter = nonzero_adapter(kind, D_OUT, D_IN, LAMS[kind.name], operators=operators)
     delta, x = adapter.delta_weight(), random(3, D_IN, seed=9)
     adapted = adapted_layer(base_of(name, 2, Block(4, 8)), adapter)
@@ -52,14 +58,16 @@ def test_restoring_is_one_assignment_and_leaves_the_adapter_as_it_was(kind, oper
         assert torch.allclose(adapted(x), x @ (dense_weight(base, torch.float64) + delta).T + BIAS, rtol=0, atol=1e-10)
         assert torch.equal(adapter.delta_weight(), delta)
     assert torch.allclose(adapted(x), x @ (WEIGHT + delta).T + BIAS, rtol=0, atol=1e-10)
-    assert (adapted(x) - trained).abs().max() > 1e-3 and (adapted(x) - original()(x)).abs().max() > 1e-3  # controls: base and adapter count
+    for other in (trained, original()(x)):  # controls: base and adapter both count
+        assert (adapted(x) - other).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("kind,operators", ADDITIVE, ids=map(ids, ADDITIVE))
 def test_a_restored_layer_merges_into_the_l_bit_offsets_exactly_or_is_refused(kind, operators):
-    """Where the l-bit blocks lie inside the tiles: equal in float64, codes and scales those of the l-bit base itself."""
+    """If the l-bit blocks lie inside the tiles: equal in float64, with the codes and scales of the l-bit base."""
     x, merged_some = random(3, D_IN, seed=9), False
-    for name, bits, block in itertools.product(("minmax", "absmax", "intminmax", "nf"), (2, 4, 8), (Block(4, 8), Block(8, 1), Block(2, 4), Block(16, 1))):
+    blocks = Block(4, 8), Block(8, 1), Block(2, 4), Block(16, 1)
+    for name, bits, block in itertools.product(("minmax", "absmax", "intminmax", "nf"), (2, 4, 8), blocks):
         if bits not in QUANTIZERS[name].allowed_bits:
             continue
         base = base_of(name, bits, block)
@@ -88,8 +96,8 @@ def test_peqa_is_refused_with_the_reason():
 
 
 def test_peqas_factors_on_another_bases_scales_are_not_the_layer_that_was_trained():
-    """Why it is refused: doubling the scales of a 2-bit base moves the weights by 2-bit steps; on 8 bits the same factors, the only
-    thing trained, move them otherwise, by more than restoring any additive adapter would."""
+    """Why it is refused: doubling the scales of a 2-bit base moves the weights by 2-bit steps; on 8 bits the same
+    factors, the only thing trained, move them otherwise, by more than restoring any additive adapter would."""
     block = Block(4, 8)
     trained = adapted_layer(base_of("intminmax", 2, block), nonzero_adapter(PEQA, D_OUT, D_IN, block=block))
     moved = trained.weight() - trained.base.dequantize(torch.float64)
@@ -116,7 +124,8 @@ def test_a_change_is_two_norms_and_their_ratio(layer, seed):
     assert change.adapter == pytest.approx(adapter.delta_weight().square().sum().sqrt().item(), rel=1e-10)
     assert change.ratio == pytest.approx(change.base / change.adapter)
     assert change.bits_per_weight == 80
-    assert layer_change("layer", W_l, W_l, adapter, 1).ratio == 0 and layer_change("layer", W_l, W_k, None, 1).ratio is None
+    assert layer_change("layer", W_l, W_l, adapter, 1).ratio == 0
+    assert layer_change("layer", W_l, W_k, None, 1).ratio is None
 
 
 def test_the_overall_ratio_adds_up_squares_and_counts_layers_without_an_adapter():

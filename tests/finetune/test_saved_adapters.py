@@ -17,7 +17,8 @@ def test_an_adapter_saved_and_loaded_has_the_same_bits(kind, tmp_path):
         model = quantized_model(("intminmax", 3, False, False), Block(4, 8))
 
         def adapt(name, layer):
-            lam = {"lora": Lam(1, 1), "irqlora": Lam(1, 1), "blora": Lam(2, 2), "qalora": Lam(4, 1)}.get(kind[0].name, Lam(4, 8))
+            lams = {"lora": Lam(1, 1), "irqlora": Lam(1, 1), "blora": Lam(2, 2), "qalora": Lam(4, 1)}
+            lam = lams.get(kind[0].name, Lam(4, 8))
             return adapted_layer(layer, nonzero_adapter(kind[0], layer.out_features, layer.in_features, lam, seed=seed,
                                                         operators=kind[1], block=layer.block).float())
         replace_layers(model, linear_names(model), adapt)

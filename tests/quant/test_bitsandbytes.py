@@ -1,4 +1,5 @@
-"""NF4 and double quantization are those of bitsandbytes, bit for bit (golden files made by tests/fixtures/make_golden.py)."""
+"""NF4 and double quantization are those of bitsandbytes, bit for bit (golden files made by
+tests/fixtures/make_golden.py)."""
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,8 @@ def test_codes_absmax_and_dequantized_values_equal_bitsandbytes(size):
 
 
 def test_double_quantization_of_the_same_factors_equals_bitsandbytes():
-    """Map, mean, second-level absmax and 8-bit codes of 768 factors. (Of tens of thousands, a few in a thousand fall to the
-    neighbouring code: its search rounds otherwise near a midpoint.)"""
+    """Map, mean, second-level absmax and 8-bit codes of 768 factors. (Of tens of thousands, a few in a thousand fall to
+    the neighbouring code: its search rounds otherwise near a midpoint.)"""
     golden = load_file(Path(__file__).parent.parent / "fixtures" / "bitsandbytes_double.safetensors")
     ours = DoubleQuantized.of(golden["factor"])
     assert torch.equal(dynamic_map(), golden["map"])

@@ -1,4 +1,6 @@
 """Scales and offsets that are kept in fewer bits: double quantization, and integer zero points."""
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -6,7 +8,15 @@ from hypothesis import strategies as st
 
 from quant import QUANTIZERS
 from quant.factors import DoubleQuantized, ZeroPoints, dynamic_map
-from quant.grid import Block, Grid, QuantizedWeight, join_blocks, per_block, round_to_grid, split_blocks
+from quant.grid import (
+    Block,
+    Grid,
+    QuantizedWeight,
+    join_blocks,
+    per_block,
+    round_to_grid,
+    split_blocks,
+)
 from quant.icq import ICQ
 from quant.integer_minmax import IntegerMinMax
 from quant.linear import QuantLinear, stored_bytes
@@ -16,12 +26,12 @@ from tests.strategies import bits, blocks, random, seeds, weights
 WIDEST_HALF_GAP = 0.9 / 128  # of the dynamic map: between its lowest value and -1, which it does not hold
 
 
-def test_the_dynamic_map_is_the_one_of_design():
+def test_the_dynamic_map_is_the_means_of_neighbours_by_decade():
     """For i in 0..6 the means of neighbours of linspace(.1, 1, 2^i + 1) times 10^(i - 6), both signs, plus 0 and 1."""
     expected = [0.0, 1.0]
     for i in range(7):
         ends = [0.1 + 0.9 * j / 2 ** i for j in range(2 ** i + 1)]
-        for low, high in zip(ends, ends[1:]):
+        for low, high in itertools.pairwise(ends):
             expected += [(low + high) / 2 * 10 ** (i - 6), -(low + high) / 2 * 10 ** (i - 6)]
     values = dynamic_map()
     torch.testing.assert_close(values.double(), torch.tensor(sorted(expected), dtype=torch.float64), rtol=0, atol=1e-7)
@@ -36,7 +46,8 @@ def test_double_quantization_takes_the_nearest_value_of_the_map_and_errs_by_half
     kept = DoubleQuantized.of(factor)
     assert kept.codes.shape == (n,) and kept.absmax.shape == (-(-n // 256),) and kept.mean.shape == (1,)
     centred = (factor.double() - kept.mean.double()).split(256)
-    for block, restored, absmax in zip(centred, (kept().double() - kept.mean.double()).split(256), kept.absmax.double()):
+    restored_blocks = (kept().double() - kept.mean.double()).split(256)
+    for block, restored, absmax in zip(centred, restored_blocks, kept.absmax.double(), strict=True):
         assert absmax.item() == pytest.approx(block.abs().max().item(), rel=1e-5)
         nearest = (block[:, None] - absmax * dynamic_map().double()).abs().amin(1)
         assert ((restored - block).abs() <= nearest + 1e-6 * size * 4).all()
@@ -72,7 +83,8 @@ def test_an_all_zero_block_of_a_double_quantized_layer_comes_back_as_exactly_as_
     quantized = kind(4, Block(32, 2), double_quant=True).quantize(weight)
     scale, offset = quantized.grid.factors()
     assert torch.equal(quantized.dequantize()[:2, :32], offset[0, 0].expand(2, 32))
-    assert offset[0, 0] == 0 if kind is NormalFloat else offset[0, 0].abs() <= WIDEST_HALF_GAP * quantized.grid.offset.absmax[0]
+    bound = 0 if kind is NormalFloat else WIDEST_HALF_GAP * quantized.grid.offset.absmax[0]
+    assert offset[0, 0].abs() <= bound
 
 
 def test_nf4_with_double_quantization_takes_4_127_bits_a_weight():
@@ -109,8 +121,8 @@ def test_a_double_quantized_layer_survives_a_state_dict(kind):
 
 @pytest.mark.parametrize("name", ["minmax", "intminmax", "absmax"])
 def test_double_quantization_of_factors_that_are_not_float32_is_refused(name):
-    with pytest.raises(ValueError, match=f"double quantization is for factors in float32, which quantizer {name} does not keep: "
-                                         "use nf or icq"):
+    with pytest.raises(ValueError, match=f"double quantization is for factors in float32, which quantizer "
+                                         f"{name} does not keep: use nf or icq"):
         QUANTIZERS[name](4, Block(64, 1), double_quant=True)
 
 
@@ -143,8 +155,9 @@ def test_zero_weights_come_back_as_exact_zeros_from_integer_minmax(data, bits, b
 
 @given(st.data(), bits, blocks)
 def test_integer_minmax_error_is_at_most_half_a_step(data, bits, block):
-    """Rounding the zero point moves both ends of the levels the same way, by half a step at most, so that no weight of the range
-    is further than that from a level. With float16 scales the levels' span also changes, by 2^N - 1 roundings of the scale."""
+    """Rounding the zero point moves both ends of the levels the same way, by half a step at most, so that no weight of
+    the range is further than that from a level. With float16 scales the levels' span also changes, by 2^N - 1 roundings
+    of the scale."""
     weight = data.draw(weights(block, torch.float32))
     exact = IntegerMinMax(bits, block, storage=torch.float64).fit(weight.double()).scale
     for storage in (torch.float64, torch.float16):
@@ -175,7 +188,8 @@ def test_integer_minmax_returns_a_constant_as_the_nearest_float16_number(value, 
 
 
 def test_a_grid_gives_its_factors_plainly_however_they_are_kept():
-    scale, offset, zero = random(2, 3, dtype=torch.float32).abs(), random(2, 3, seed=1, dtype=torch.float32), torch.ones(2, 3)
+    scale, offset = (random(2, 3, seed=seed, dtype=torch.float32).abs() for seed in (0, 1))
+    zero = torch.ones(2, 3)
     kept, kept_offset, zeros = DoubleQuantized.of(scale), DoubleQuantized.of(offset), ZeroPoints.of(zero, 4)
     for factors, expected in (((scale, offset), (scale, offset)), ((kept, kept_offset), (kept(), kept_offset())),
                               ((scale, zeros), (scale, -scale))):

@@ -3,7 +3,13 @@ import numpy
 import pytest
 import torch
 
-from quant.gguf_blocks import BLOCK_TYPES, codes_of_halves, codes_of_signed, dense_rows, quantized_weight
+from quant.gguf_blocks import (
+    BLOCK_TYPES,
+    codes_of_halves,
+    codes_of_signed,
+    dense_rows,
+    quantized_weight,
+)
 from quant.linear import QuantLinear
 from tests.gguf_files import gguf
 
@@ -30,14 +36,15 @@ def test_dequantized_values_are_those_of_the_gguf_package_exactly(kind):
         assert (weight.grid.scale < 0).any()  # the sign of the largest weight
 
 
-def test_any_bytes_at_all_dequantize_as_the_gguf_package_has_it():
+def test_any_bytes_at_all_dequantize_as_in_the_gguf_package():
     """Also codes that its quantizer never writes, as -128 in Q8_0."""
     for kind in KINDS:
         raw = numpy.random.default_rng(0).integers(0, 256, (64, 3 * BLOCK_TYPES[kind].bytes), dtype=numpy.uint8)
         raw[:, 1::BLOCK_TYPES[kind].bytes] &= 0xBF  # the float16 d is finite,
         raw[:, 3::BLOCK_TYPES[kind].bytes] &= 0xBF  # and m
         expected = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[kind])
-        assert torch.equal(quantized_weight(torch.from_numpy(raw), BLOCK_TYPES[kind]).dequantize(), torch.from_numpy(expected)), kind
+        weight = quantized_weight(torch.from_numpy(raw), BLOCK_TYPES[kind])
+        assert torch.equal(weight.dequantize(), torch.from_numpy(expected)), kind
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -46,7 +53,9 @@ def test_nothing_is_rounded_again(kind):
     rows, _ = rows_of(kind)
     weight = quantized_weight(rows, BLOCK_TYPES[kind])
     codes = weight.codes.unflatten(1, (-1, 32))
-    stored = codes[..., :16] | codes[..., 16:] << 4 if kind != "Q8_0" else (codes.int() - 128).to(torch.int8).view(torch.uint8)
+    stored = codes[..., :16] | codes[..., 16:] << 4
+    if kind == "Q8_0":
+        stored = (codes.int() - 128).to(torch.int8).view(torch.uint8)
     factors = [weight.grid.scale] + ([weight.grid.offset] if kind == "Q4_1" else [])
     halves = [factor.contiguous().view(torch.uint8).unflatten(1, (-1, 2)) for factor in factors]
     assert torch.equal(torch.cat([*halves, stored], dim=-1).flatten(1), rows)

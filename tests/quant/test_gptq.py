@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from quant import QUANTIZERS
 from quant.factors import DoubleQuantized, ZeroPoints
-from quant.gptq import LAZY, CalibrationError, Hessian, gptq, lazy_blocks, quantize_by_gptq
+from quant.gptq import (
+    LAZY,
+    CalibrationError,
+    Hessian,
+    gptq,
+    lazy_blocks,
+    quantize_by_gptq,
+)
 from quant.grid import Block
 from quant.integer_minmax import IntegerMinMax
 from quant.linear import QuantLinear
@@ -50,14 +57,14 @@ def assert_same(a, b):
 
 def assert_same_grid(a, b):
     assert (a.block, a.bits, type(a.scale), type(a.offset)) == (b.block, b.bits, type(b.scale), type(b.offset))
-    for factor, expected in zip((a.levels, *a.factors()), (b.levels, *b.factors())):
+    for factor, expected in zip((a.levels, *a.factors()), (b.levels, *b.factors()), strict=True):
         assert torch.equal(factor, expected)
 
 
 def original_gptq(W, H, bits, group, act_order=False, lazy=128):
-    """Frantar et al. 2022, Algorithm 1, with groups and act-order as in the released code; integer min-max grids. With lazy=128 a
-    group is fitted from weights that lack the updates of the lazy block around it, with lazy=1 from updated weights.
-    -> codes, W_hat"""
+    """Frantar et al. 2022, Algorithm 1, with groups and act-order as in the released code; integer min-max grids. With
+    lazy=128 a group is fitted from weights that lack the updates of the lazy block around it, with lazy=1 from updated
+    weights. -> codes, W_hat"""
     W, (_, D_in), top = W.clone(), W.shape, 2 ** bits - 1
 
     def fit(w):
@@ -126,18 +133,20 @@ def test_loss_with_strongly_correlated_inputs_is_that_of_groups_fitted_from_upda
 
 
 def test_with_strongly_correlated_inputs_updated_groups_win_at_4_bits_lose_at_2_and_act_order_beats_both():
-    """The 2 % above hold for inputs as correlated as there. Beyond, it matters from which weights groups of 32 are fitted:
-    what `gptq`'s docstring says of it, measured."""
+    """The 2 % above hold for moderately correlated inputs. For stronger correlation it matters which weights groups of
+    32 are fitted from. This measures what the docstring of `gptq` says."""
     two, four = (losses_beside_the_original(0.1, bits, 32, False)[0] for bits in (2, 4))
     assert four < 0.98 and two > 1.02
     weight, H = 0.05 * random(256, 512, seed=9, dtype=torch.float32), layer_of_64_directions(0.1)
-    original, in_order, by_activation = (loss(weight, W_hat, H) for W_hat in (
-        original_gptq(weight, H, 2, 32)[1], *(gptq(weight, H, IntegerMinMax(2, Block(32, 1), storage=torch.float32), act_order)[0]
-                                              .dequantize() for act_order in (False, True))))
+    quantizer = IntegerMinMax(2, Block(32, 1), storage=torch.float32)
+    original = loss(weight, original_gptq(weight, H, 2, 32)[1], H)
+    in_order, by_activation = (loss(weight, gptq(weight, H, quantizer, act_order)[0].dequantize(), H)
+                               for act_order in (False, True))
     assert by_activation < original < in_order
 
 
-@pytest.mark.parametrize("group,act_order", [(32, False), (96, False), (128, False), (192, False), (384, False), (96, True)])
+@pytest.mark.parametrize("group,act_order", [(32, False), (96, False), (128, False), (192, False), (384, False),
+                                             (96, True)])
 def test_codes_are_those_of_a_loop_without_lazy_blocks(group, act_order):
     weight, H = random(4, 384), hessian_of(inputs(512, 384, 32, 0.5)).mean("q_proj")
     quantized, _ = gptq(weight, H, IntegerMinMax(3, Block(group, 1), storage=torch.float64), act_order)
@@ -192,7 +201,8 @@ def test_correlated_inputs_give_other_codes_than_rounding_and_never_a_larger_los
 
 
 def test_feedback_can_be_worse_than_rounding_and_the_report_says_so():
-    """Error feedback is greedy: the middle weight, made good for the first, cannot make good for the last, which is clipped."""
+    """Error feedback is greedy. The middle weight compensates for the first, so it cannot compensate for the last,
+    which is clipped."""
     hessian, weight = Hessian(3, torch.float64), torch.tensor([[1.4, 0.0, 3.0]]).double()
     hessian.tokens, hessian.sum = 2, torch.tensor([[1.0, 0.0, 0.3], [0.0, 1.0, -0.9], [0.3, -0.9, 1.0]]).double()
     quantizer = MinMax(2, Block(None, 1), storage=torch.float64)
@@ -208,7 +218,7 @@ def test_scaling_the_hessian_changes_nothing(kind, bits, act_order, factor):
     H, quantizer = hessian.mean("q_proj"), kind(bits, Block(8, 4), storage=torch.float64)
     scaled, plain = gptq(weight, factor * H, quantizer, act_order)[0], gptq(weight, H, quantizer, act_order)[0]
     assert torch.equal(scaled.codes, plain.codes)
-    for factors in zip(scaled.grid.factors(), plain.grid.factors()):
+    for factors in zip(scaled.grid.factors(), plain.grid.factors(), strict=True):
         torch.testing.assert_close(*factors, rtol=0, atol=1e-10)
 
 
@@ -240,8 +250,8 @@ def test_the_hessian_is_twice_the_mean_of_outer_products():
 
 @every_grid
 def test_a_layer_with_dead_inputs_is_quantized_as_the_layer_without_them(kind, bits):
-    """Where zeros do not move a row's grid, which a block's absmax and a range that holds 0 ensure: not min-max, not ICQ.
-    Damping is a share of the mean over live columns, so that it is the same too."""
+    """For grids that zeros do not move: those of an absmax, or of a range that holds 0, so not min-max and not ICQ.
+    Damping is a share of the mean over live columns, so it is the same too."""
     weight, x, live = random(16, 64), inputs(256, 64, 8, 0.3), torch.arange(64) % 5 != 0
     x[:, ~live] = 0
     quantizer = kind(bits, Block(None, 1), storage=torch.float64)
@@ -258,7 +268,7 @@ def test_a_layer_with_dead_inputs_is_quantized_as_the_layer_without_them(kind, b
 @either_order
 @pytest.mark.parametrize("kind,bits,double_quant", EVERY_AND_DOUBLE)
 def test_the_weights_of_dead_inputs_count_as_zero(kind, bits, act_order, double_quant):
-    """Whatever they are, codes and grid are those of a weight with zeros in their place."""
+    """Codes and grid equal those of a weight with zeros at these inputs."""
     weight, x = random(8, 32, dtype=torch.float32), inputs(256, 32, 8, 0.3, dtype=torch.float32)
     x[:, [0, 7, 20]] = 0
     large, zeros, quantizer = weight.clone(), weight.clone(), kind(bits, Block(8, 4), double_quant=double_quant)
@@ -299,7 +309,8 @@ def test_joined_grids_have_the_form_of_a_plain_fit_and_make_a_layer(kind, bits, 
     grid, plain = quantized.grid, kind(bits, block).fit(weight)
     assert grid.block == block.in_layer(64) and grid.block.n_in in (4, 32, 64)
     assert isinstance(grid.offset, ZeroPoints) == (kind is IntegerMinMax)
-    assert [f.shape for f in grid.factors()] == [f.shape for f in plain.factors()] and grid.scale.dtype == plain.scale.dtype
+    assert [f.shape for f in grid.factors()] == [f.shape for f in plain.factors()]
+    assert grid.scale.dtype == plain.scale.dtype
     layer, x = QuantLinear.from_weight(quantized), random(3, 64, seed=7, dtype=torch.float32)
     assert torch.equal(layer.dequantize(), quantized.dequantize()) and layer.dequantize().shape == (8, 64)
     torch.testing.assert_close(layer(x), F.linear(x, quantized.dequantize()), rtol=0, atol=1e-5)

@@ -1,4 +1,5 @@
-"""IR-QLoRA's search: the tau whose codes carry the most information, against a search that rounds for every candidate."""
+"""IR-QLoRA's search: the tau whose codes carry the most information, against a search that rounds for every
+candidate."""
 from dataclasses import replace
 
 import pytest
@@ -24,7 +25,8 @@ def histogram_entropy(codes):
 
 def entropies(codes, block):
     """One a block, (rows, columns)."""
-    return torch.tensor([[histogram_entropy(split[:, j]) for j in range(split.shape[1])] for split in split_blocks(codes, block)])
+    return torch.tensor([[histogram_entropy(split[:, j]) for j in range(split.shape[1])]
+                         for split in split_blocks(codes, block)])
 
 
 def grid_of_tau(w, tau, bits):
@@ -34,7 +36,7 @@ def grid_of_tau(w, tau, bits):
 
 
 def slow_search(w, bits):
-    """DESIGN.md Section 4, one candidate after the other, each really rounded: tau of the block w."""
+    """tau of the block w, by trying one candidate after the other. Each one is really rounded to."""
     tau0 = w.median()
     a = (w - tau0).abs().max()
     f = torch.arange(-100, 101, dtype=w.dtype) * (0.1 * SIGMA / 100)
@@ -78,9 +80,11 @@ def test_weights_away_from_zero_carry_more_information_than_with_plain_normal_fl
 
 @pytest.mark.parametrize("bits", ICQ.allowed_bits)
 def test_with_double_quantization_the_mean_entropy_stays_above_that_of_normal_float(bits):
-    """Block by block it does not: tau and scale are rounded once more after the search (3 to 12 % of the blocks fall below)."""
+    """Block by block it does not: tau and scale are rounded once more after the search (3 to 12 % of the blocks fall
+    below)."""
     weight, block = random(64, 256, dtype=torch.float32), Block(64, 1)
-    icq, nf = (entropies(kind(bits, block, double_quant=True).quantize(weight).codes, block) for kind in (ICQ, NormalFloat))
+    icq, nf = (entropies(kind(bits, block, double_quant=True).quantize(weight).codes, block)
+               for kind in (ICQ, NormalFloat))
     assert icq.mean() > nf.mean() and 0 < (icq < nf).double().mean() < 0.2
 
 
@@ -100,7 +104,8 @@ def test_of_equal_entropies_the_smallest_shift_wins():
     grid = ICQ(3, Block(4, 1)).fit(w)
     assert grid.offset.item() == w.median()
     shifted = w.median() + 0.1 * SIGMA
-    assert histogram_entropy(round_to_grid(w, grid_of_tau(w, shifted, 3))) == 2.0 == histogram_entropy(round_to_grid(w, grid))
+    for each in (grid, grid_of_tau(w, shifted, 3)):
+        assert histogram_entropy(round_to_grid(w, each)) == 2.0
 
 
 def test_zero_offset_wins_where_no_shift_of_the_median_does_as_well():

@@ -51,8 +51,9 @@ def test_backward_keeps_no_dequantized_weight():
 
 
 @pytest.mark.parametrize("kind,bits,block,expected", [
-    ("minmax", 4, Block(4, 8), 4 + 32 / 32), ("minmax", 3, Block(4, 8), 3 + 32 / 32), ("minmax", 2, Block(32, 1), 2 + 32 / 32),
-    ("minmax", 4, Block(8, 8), 4 + 32 / 64), ("absmax", 8, Block(64, 1), 8 + 16 / 64), ("nf", 4, Block(64, 1), 4 + 32 / 64),
+    ("minmax", 4, Block(4, 8), 4 + 32 / 32), ("minmax", 3, Block(4, 8), 3 + 32 / 32),
+    ("minmax", 2, Block(32, 1), 2 + 32 / 32), ("minmax", 4, Block(8, 8), 4 + 32 / 64),
+    ("absmax", 8, Block(64, 1), 8 + 16 / 64), ("nf", 4, Block(64, 1), 4 + 32 / 64),
     ("intminmax", 4, Block(32, 1), 4 + (16 + 4) / 32), ("icq", 4, Block(64, 1), 4 + 64 / 64)])
 def test_stored_bits_a_weight_are_codes_and_factors_and_hardly_more(kind, bits, block, expected):
     layer = QuantLinear.from_weight(QUANTIZERS[kind](bits, block).quantize(random(256, 512, dtype=torch.float32)))

@@ -1,4 +1,6 @@
-"""Section 1 of DESIGN.md: what each grid promises."""
+"""What each grid promises (Shen et al., Eq. 1)."""
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -6,7 +8,7 @@ from hypothesis import strategies as st
 
 from quant import QUANTIZERS
 from quant.absmax import AbsMax
-from quant.grid import Block, join_blocks, per_block, split_blocks
+from quant.grid import Block, QuantizedWeight, join_blocks, per_block, round_to_grid, split_blocks
 from quant.icq import ICQ
 from quant.integer_minmax import IntegerMinMax
 from quant.minmax import MinMax
@@ -15,7 +17,8 @@ from tests.strategies import bits, blocks, random, weights
 
 PUBLISHED_NF4 = [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
                  -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
-                 0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0]
+                 0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
+                 0.7229568362236023, 1.0]
 EVERY = [(kind, bits) for kind in QUANTIZERS.values() for bits in kind.allowed_bits]
 
 
@@ -74,7 +77,8 @@ def test_an_all_zero_block_comes_back_exactly(kind, bits):
 @pytest.mark.parametrize("kind,bits", EVERY)
 @pytest.mark.parametrize("value", [0.25, -3.0])
 def test_a_constant_block_comes_back_as_exactly_as_its_scale_is_stored(kind, bits, value):
-    """Exactly, but for absmax: max|w| / (2^(N-1) - 1) is seldom a float16 number, and the block is that times the level."""
+    """Exactly, but for absmax: max|w| / (2^(N-1) - 1) is seldom a float16 number, and the block is that times the
+    level."""
     restored = kind(bits, Block(4, 8)).quantize(torch.full((8, 8), value)).dequantize()
     assert (restored - value).abs().max() <= (abs(value) * 2 ** -11 if kind is AbsMax else 0)
 
@@ -93,8 +97,9 @@ def test_minmax_with_float32_storage_returns_every_float32_constant_exactly(valu
 
 @pytest.mark.parametrize("kind,bits", [(kind, bits) for kind, bits in EVERY if kind not in (IntegerMinMax, ICQ)])
 def test_the_largest_weight_of_a_symmetric_block_is_kept(kind, bits):
-    """Two grids do not promise it: integer min-max rounds its zero point, which moves the ends of a symmetric range by half a
-    step; ICQ puts its offset where codes carry the most information, and only the weight furthest from there is on a level."""
+    """Two grids do not promise it: integer min-max rounds its zero point, which moves the ends of a symmetric range by
+    half a step; ICQ puts its offset where codes carry the most information, and only the weight furthest from there is
+    on a level."""
     weight = torch.tensor([[-1.0, 0.3, 0.2, 1.0]])
     restored = kind(bits, Block(4, 1)).quantize(weight).dequantize()
     assert restored[0, 3] == pytest.approx(1.0, abs=1e-3)
@@ -111,7 +116,7 @@ def test_integer_minmax_moves_the_ends_of_a_symmetric_block_by_half_a_step(bits)
 def test_quantizing_the_dequantized_weight_changes_nothing(kind, bits):
     """Where the fit sees nothing but each block's ends, and finds them on the grid; so codes are a fixed point.
 
-    Not so with ICQ: its search starts from the median, which rounding moves, and weighs the entropy of all codes anew."""
+    ICQ is an exception: its search starts from the median, which rounding moves."""
     first = kind(bits, Block(8, 4), storage=torch.float64).quantize(random(16, 32))
     again = kind(bits, Block(8, 4), storage=torch.float64).quantize(first.dequantize(torch.float64))
     assert (again.dequantize(torch.float64) - first.dequantize(torch.float64)).abs().max() < 1e-12
@@ -120,7 +125,8 @@ def test_quantizing_the_dequantized_weight_changes_nothing(kind, bits):
 @pytest.mark.parametrize("kind", QUANTIZERS.values())
 def test_more_bits_never_make_the_error_larger(kind):
     weight = random(64, 64)
-    errors = [(kind(b, Block(8, 4)).quantize(weight).dequantize(torch.float64) - weight).norm() for b in kind.allowed_bits]
+    errors = [(kind(bits, Block(8, 4)).quantize(weight).dequantize(torch.float64) - weight).norm()
+              for bits in kind.allowed_bits]
     assert errors == sorted(errors, reverse=True)
 
 
@@ -129,9 +135,6 @@ def test_scale_and_offset_are_rounded_before_codes_are_chosen():
     weight = (random(64, 64) * 1e-3 + 0.5).float()
     quantizer = MinMax(4, Block(4, 8))
     quantized = quantizer.quantize(weight)
-    from dataclasses import replace
-
-    from quant.grid import QuantizedWeight, round_to_grid
     early = MinMax(4, Block(4, 8), storage=torch.float64).fit(weight)
     late = QuantizedWeight(round_to_grid(weight, early),
                            replace(early, scale=early.scale.half(), offset=early.offset.half()))

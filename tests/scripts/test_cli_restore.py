@@ -165,7 +165,7 @@ def test_a_run_on_a_16_bit_base_goes_down_to_gptq_bases(small_base, tmp_path):
 
 
 REFUSED = [
-    ("peqa", ["--restore", "8"], "PEQA does not transfer to another base: what it trained is a factor on each scale"),
+    ("peqa", ["--restore", "8"], "peqa does not transfer to another base: it trained a factor on each scale"),
     ("full", ["--restore", "8"], "puts another base under an adapter, and x has none"),
     ("qlora", ["--restore", "8"], "--restore 8: bits=8 is not possible with quantizer nf; allowed: 2, 3, 4 .see --restore-quantizer"),
     ("qablora", ["--restore", "5"], "--restore 5: bits=5 is not possible with quantizer minmax"),
@@ -378,7 +378,7 @@ def test_every_run_is_checked_before_the_first_is_scored(small_base, monkeypatch
     trained(small_base, "qablora")
     trained(small_base, "peqa", "--block", "16x1", out="p")
     monkeypatch.setattr(models, "load_model", None)
-    assert "PEQA does not transfer" in call(eval_script, "x", "p", "--restore", "8")
+    assert "peqa does not transfer" in call(eval_script, "x", "p", "--restore", "8")
 
 
 # ---- predictions and paired tests ---------------------------------------------------------------------------------
