@@ -121,7 +121,7 @@ BAD = [
     (["--method", "peqa", "--rank", "4"], "--rank does not go with --method peqa"), (["--method", "peqa", "--dropout", "0.1"], "--dropout does not go with"),
     (["--method", "peqa", "--quantizer", "nf"], "integer zero points, which nf is not"),
     (["--method", "irqlora", "--block", "16x1", "--rank", "12"], "layer model.layers.0.self_attn.q_proj: rank 12 does not divide both D_in=32 and D_out=32"),
-    (["--method", "qalora", "--block", "4x8"], "layer .*lam 4x8 is not allowed with qalora"), (["--double-quant"], "quantizer minmax does not keep: use nf or icq"),
+    (["--method", "qalora", "--block", "4x8"], "layer .*lam 4x8 is not possible with qalora"), (["--double-quant"], "quantizer minmax does not keep: use nf or icq"),
     (["--grid", "nf"], "--grid nf is for --quantizer gptq only; minmax is a grid itself"), (["--act-order"], "--act-order is for gptq only, and the quantizer is minmax"),
     (["--quantizer", "gptq", "--grid", "nf", "--bits", "8"], "bits=8 is not possible with quantizer nf"),
     (["--quantizer", "gptq", "--calibration", "nowhere.txt"], "--calibration .*nowhere.txt: no such text file"),
@@ -277,7 +277,7 @@ def test_a_damaged_base_is_named_before_training(small_base, tmp_path):
     shutil.copytree(small_base, broken)
     whole = (broken / "model.safetensors").read_bytes()
     (broken / "model.safetensors").write_bytes(whole[:5000])
-    assert "model.safetensors: damaged or not a safetensors file" in call(train_script, "--model", broken, *FEW, "--out", "x")
+    assert "model.safetensors: damaged, or not a safetensors file" in call(train_script, "--model", broken, *FEW, "--out", "x")
     assert not (tmp_path / "x").exists()
 
 
