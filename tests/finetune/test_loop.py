@@ -11,12 +11,14 @@ import torch.nn.functional as F
 from adapters.adapted import AdaptedLinear, adapter_parameters, replace_layers
 from adapters.lam import Lam
 from adapters.lora import LoRA
-from finetune.loop import Settings, Trainer, TrainingDiverged, learning_rate, mean_loss, summed_loss
+from finetune.config import TrainingConfig
+from finetune.loop import Trainer, TrainingDiverged, learning_rate, mean_loss, summed_loss
 from tasks.task import Encoded
 from tests.model.test_model import tiny, tokens
 
-SETTINGS = Settings(lr=1e-2, batch_size=4, micro_batch=4, epochs=3, steps=None, warmup=0.1, clip=1.0, weight_decay=0.0,
-                    beta2=0.999, seed=0, save_every=2)
+SETTINGS = TrainingConfig(lr=1e-2, batch_size=4, micro_batch=4, epochs=3, steps=None, warmup=0.1, clip=1.0,
+                          weight_decay=0.0,
+                    beta2=0.999, save_every=2)
 DATA = [Encoded(tokens(1, 4 + i % 5, seed=i)[0].tolist(), 2) for i in range(22)]
 
 
@@ -30,7 +32,8 @@ def adapted_model(dropout=0.0):
 
 
 def trainer(tmp_path: Path, model, settings=SETTINGS, log=lambda record: None, keep=lambda: None):
-    return Trainer(model, adapter_parameters(model), settings, DATA[:18], DATA[18:], tmp_path / "state.safetensors", keep, log)
+    return Trainer(model, adapter_parameters(model), settings, 0, DATA[:18], DATA[18:], tmp_path / "state.safetensors",
+                   keep, log)
 
 
 def test_the_loss_is_cross_entropy_of_the_targets_alone():
@@ -73,7 +76,8 @@ def test_only_the_adapters_change(tmp_path):
 
 def test_a_run_is_adamw_with_clipping_and_decay_written_out(tmp_path):
     """Three steps by hand: learning rate of each step, clipped gradient, decay of matrices, both moments."""
-    settings = replace(SETTINGS, steps=3, batch_size=18, micro_batch=18, clip=0.05, weight_decay=0.3, beta2=0.9, warmup=0.4)
+    settings = replace(SETTINGS, steps=3, batch_size=18, micro_batch=18, clip=0.05, weight_decay=0.3, beta2=0.9,
+                       warmup=0.4)
     model = adapted_model()
     by_hand = adapted_model()
     trainer(tmp_path, model, settings).run()

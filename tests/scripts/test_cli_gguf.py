@@ -27,11 +27,13 @@ def q4_1(tmp_path):
 
 
 def codes_and_scales(model) -> dict[str, bytes]:
-    return {name: t.numpy().tobytes() for name, t in model.state_dict().items() if name.endswith((".codes", ".scale", ".levels"))}
+    return {name: t.numpy().tobytes() for name, t in model.state_dict().items()
+            if name.endswith((".codes", ".scale", ".levels"))}
 
 
 @pytest.mark.parametrize("kind,bits,method", [
-    ("Q4_1", 4, ["qablora", "--lam", "32x8"]), ("Q4_0", 4, ["qablora", "--lam", "32x8"]), ("Q8_0", 8, ["qalora", "--lam", "32x1"]),
+    ("Q4_1", 4, ["qablora", "--lam", "32x8"]), ("Q4_0", 4, ["qablora", "--lam", "32x8"]),
+    ("Q8_0", 8, ["qalora", "--lam", "32x1"]),
     ("Q4_1", 4, ["qblora", "--lam", "32", "--rank", "4", "--targets", "mlp"])])
 def test_a_file_trains_as_it_is_and_merges_into_its_own_offsets(tmp_path, kind, bits, method):
     path = write_gguf(tmp_path / "x.gguf", strong_model(SMALL), kind)
@@ -70,7 +72,8 @@ def test_lam_follows_the_files_blocks_where_it_is_not_given(q4_1, tmp_path):
 
 
 @pytest.mark.parametrize("arguments,message", [
-    (["--method", "qablora"], r"x.gguf is quantized already .*4 bits, block 32x1\): give --quantizer none to train on it as it is"),
+    (["--method", "qablora"],
+     r"x.gguf is quantized already .*4 bits, block 32x1\): give --quantizer none to train on it as it is"),
     (["--method", "full"], "is quantized: codes do not train"),
     (["--method", "peqa", "--quantizer", "none"], "has no integer zero points"),
     (["--method", "qablora", "--quantizer", "none", "--lam", "32x5"], "D_out=32 is not a multiple of lam_out=5"),
@@ -82,7 +85,8 @@ def test_what_cannot_be_done_with_a_quantized_file_is_said_before_anything_is_ma
 
 def test_without_the_package_nothing_else_is_looked_at(q4_1, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
-    for script, arguments in ((train_script, ["--data", "nowhere", "--out", "run"]), (eval_script, ["--data", "nowhere"])):
+    for script, arguments in ((train_script, ["--data", "nowhere", "--out", "run"]),
+                              (eval_script, ["--data", "nowhere"])):
         assert "pip install gguf" in call(script, "--model", "x.gguf", *arguments)
     assert not (tmp_path / "run").exists()
 

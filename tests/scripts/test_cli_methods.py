@@ -20,15 +20,18 @@ pytestmark = pytest.mark.usefixtures("elsewhere")
     ("minmax@32x1", "requantized-4bit-minmax-32x1", "requantized, 4 bits (minmax@32x1, lossy)"),
     ("gptq:nf@16x2-3bit", "requantized-3bit-gptq-nf-16x2", "requantized, 3 bits (gptq:nf@16x2, lossy)")])
 @pytest.mark.parametrize("method", ["qlora", "lora"])
-def test_requantizing_is_a_row_of_its_own_named_lossy_with_the_error_it_costs(small_base, tmp_path, method, how, state, title):
-    assert call(train_script, "--method", method, "--model", small_base, "--lr", "0.05", *few(method), "--requantize", how,
+def test_requantizing_is_a_row_of_its_own_named_lossy_with_the_error_it_costs(small_base, tmp_path, method, how, state,
+                                                                              title):
+    assert call(train_script, "--method", method, "--model", small_base, "--lr", "0.05", *few(method), "--requantize",
+                how,
                 "--out", "x") is None
     rows = rows_of(tmp_path / "x")
     merged, lossy = rows["merged-16bit"], rows[state]
     assert lossy["title"] == title
     assert 0.01 < lossy["weight_error"] < 0.5 and merged["weight_error"] is None
     assert lossy["logit_difference"] > 3 * merged["logit_difference"]
-    assert call(eval_script, "--model", "x/requantized", "--limit", "40", "--test-limit", "4", "--max-new-tokens", "2") is None
+    assert call(eval_script, "--model", "x/requantized", "--limit", "40", "--test-limit", "4", "--max-new-tokens",
+                "2") is None
     assert (tmp_path / "x" / "requantized" / "quantization.json").is_file() == how.startswith("gptq")
 
 
@@ -37,7 +40,8 @@ def test_requantizing_can_be_asked_for_when_a_run_is_scored(small_base, tmp_path
     assert call(eval_script, "x", "--requantize", "gptq", "--calibration-rows", "20") is None
     assert list(rows_of(tmp_path / "x", "eval.json"))[-1] == "requantized-4bit-gptq-minmax-32x1"
     assert "unrecognized arguments: --requantize-bits 3" in call(eval_script, "x", "--requantize-bits", "3")
-    assert "--calibration-rows goes with gptq only" in call(eval_script, "x", "--requantize", "minmax", "--calibration-rows", "20")
+    assert "--calibration-rows goes with gptq only" in call(eval_script, "x", "--requantize", "minmax",
+                                                            "--calibration-rows", "20")
     assert "--requantize needs a run" in call(eval_script, "--model", small_base, "--requantize", "gptq")
 
 
@@ -63,7 +67,8 @@ def test_flags_that_a_run_cannot_take_are_refused_when_it_is_scored(small_base, 
 def test_a_run_of_before_these_flags_is_still_scored(small_base, tmp_path):
     call(train_script, "--model", small_base, *FEW, "--out", "x")
     new = open_run(tmp_path / "x").config
-    as_an_older_version_wrote_it(tmp_path / "x", "operators", "requantize", "requantize_block", "grid", "double_quant", "act_order",
+    as_an_older_version_wrote_it(tmp_path / "x", "operators", "requantize", "requantize_block", "grid", "double_quant",
+                                 "act_order",
                                  "calibration", "calibration_rows")
     assert open_run(tmp_path / "x").config == new
     assert call(eval_script, "x") is None
@@ -81,7 +86,8 @@ def test_a_base_is_not_made_again_from_another_calibration_text(small_base, tmp_
 @pytest.mark.parametrize("flags", [["--act-order"], ["--grid", "nf", "--double-quant"], ["--calibration", "text.txt"]])
 def test_a_gptq_base_keeps_its_report_in_the_run(small_base, tmp_path, flags):
     (tmp_path / "text.txt").write_text("Some words to calibrate on, and some more. " * 100)
-    assert call(train_script, "--model", small_base, *FEW, "--quantizer", "gptq", "--calibration-rows", "7", *flags, "--out", "x") is None
+    assert call(train_script, "--model", small_base, *FEW, "--quantizer", "gptq", "--calibration-rows", "7", *flags,
+                "--out", "x") is None
     report = json.loads((tmp_path / "x" / "quantization.json").read_text())
     assert report["calibration"]["rows"] == 7 and len(report["layers"]) == 7
     assert report["calibration"]["source"].endswith("text.txt" if "text.txt" in flags else "training rows of banking77")

@@ -46,20 +46,23 @@ def test_a_run_answers_as_trained_and_not_as_its_base(small_base, tmp_path, caps
     run = open_run(tmp_path / "x")
     trained = expected(load_trained(run, run.config, torch.float32, "cpu"), Source(tmp_path / "x"), "Where is my card")
     assert completion(capsys, "x", "--prompt", "Where is my card", "--max-new-tokens", "8") == trained + "\n"
-    assert completion(capsys, "--model", small_base, *FLOAT, "--prompt", "Where is my card", "--max-new-tokens", "8") != trained + "\n"
+    assert completion(capsys, "--model", small_base, *FLOAT, "--prompt", "Where is my card", "--max-new-tokens",
+                      "8") != trained + "\n"
     assert {p.name for p in (tmp_path / "x").iterdir()}.isdisjoint({"eval.json"})  # nothing was scored
 
 
 def test_a_quantizer_that_rounds_is_in_the_completion(capsys):
     """Of the embedded base, which has learnt to write: the small one repeats a word at any width."""
-    plain, eight, two = (completion(capsys, *FLOAT, "--max-new-tokens", "12", "--prompt", "Once upon a time", *flags).splitlines()
+    plain, eight, two = (completion(capsys, *FLOAT, "--max-new-tokens", "12", "--prompt", "Once upon a time",
+                                    *flags).splitlines()
                          for flags in ((), ("--bits", "8"), ("--quantizer", "nf", "--bits", "2")))
     assert eight[0].startswith("quantized; largest") and two[0].startswith("quantized; largest")
     assert eight[1:] == plain and two[1:] != plain
 
 
 def test_sampling_takes_a_seed(small_base, capsys):
-    asked = ("--model", small_base, *FLOAT, "--max-new-tokens", "12", "--prompt", "My card", "--temperature", "1.5", "--top-p", "0.95")
+    asked = ("--model", small_base, *FLOAT, "--max-new-tokens", "12", "--prompt", "My card", "--temperature", "1.5",
+             "--top-p", "0.95")
     first, again, other = (completion(capsys, *asked, "--seed", seed) for seed in (1, 1, 2))
     assert first == again != other
 
@@ -83,7 +86,8 @@ def test_a_completion_goes_on_after_a_line_break_and_ends_at_the_end_token(small
 
 def test_max_new_tokens_is_what_fits_up_to_128_unless_given(small_base, capsys, monkeypatch):
     asked = []
-    monkeypatch.setattr(sample_script, "generate", lambda model, prompts, n, *rest, **more: asked.append(n) or [[] for _ in prompts])
+    monkeypatch.setattr(sample_script, "generate", lambda model, prompts, n, *rest, **more: asked.append(n)
+                        or [[] for _ in prompts])
     length = len(load_tokenizer(small_base).encode("card " * 60))
     assert 32 < length < 160
     for flags in (["--prompt", "x"], ["--prompt", "card " * 60], ["--prompt", "x", "--max-new-tokens", "7"]):
@@ -100,17 +104,22 @@ def test_a_continuation_keeps_the_space_it_begins_with(small_base):
 
 X = ["--prompt", "x"]
 BAD = [
-    (["--temperature", "0.5"], "the following arguments are required: --prompt"), ([*X, "--top-p", "0"], r"--top-p: 0 is not in \(0, 1\]"),
-    ([*X, "--temperature", "0"], "--temperature: 0 is not above 0"), ([*X, "--seed", "1"], "--seed changes nothing about the most likely tokens"),
+    (["--temperature", "0.5"], "the following arguments are required: --prompt"),
+    ([*X, "--top-p", "0"], r"--top-p: 0 is not in \(0, 1\]"),
+    ([*X, "--temperature", "0"], "--temperature: 0 is not above 0"),
+    ([*X, "--seed", "1"], "--seed changes nothing about the most likely tokens"),
     ([*X, "--task", "pretrain"], "unrecognized arguments: --task"),
     ([*X, "--data", "d", "--limit", "3"], "unrecognized arguments: --data --limit 3"),
-    ([*X, "--json", "j"], "unrecognized arguments: --json"), ([*X, "--compare", "a"], "unrecognized arguments: --compare"),
+    ([*X, "--json", "j"], "unrecognized arguments: --json"),
+    ([*X, "--compare", "a"], "unrecognized arguments: --compare"),
     ([*X, "--restore", "8"], "unrecognized arguments: --restore"),
-    ([*X, "--quantizer", "gptq"], "gptq needs calibration rows, and a prompt is none"), ([*X, "--bits", "5"], "bits=5 is not possible"),
+    ([*X, "--quantizer", "gptq"], "gptq needs calibration rows, and a prompt is none"),
+    ([*X, "--bits", "5"], "bits=5 is not possible"),
     (["--prompt", "word " * 400], r"a prompt of \d{3,} tokens and any new ones do not fit the 160 positions"),
     ([*X, "--max-new-tokens", "160"], "tokens and 160 new ones do not fit the 160 positions"),
     ([*X, "--batch-size", "0"], "--batch-size: 0 is not above 0"), (["a", "b", *X], "unrecognized arguments: b"),
-    (["a", *X, "--bits", "4"], "--bits is for --model; a run takes --prompt, --temperature"), (["a", *X], "a: no run there")]
+    (["a", *X, "--bits", "4"], "--bits is for --model; a run takes --prompt, --temperature"),
+    (["a", *X], "a: no run there")]
 
 
 @pytest.mark.parametrize("arguments,message", BAD, ids=[" ".join(a)[:60] for a, _ in BAD])
