@@ -1,4 +1,4 @@
-"""GPTQ over a whole model: one decoder layer at a time, each layer calibrated on what the quantized layers before it put out."""
+"""GPTQ over a whole model: layer by layer, each calibrated on the outputs of the quantized layers before it."""
 import copy
 
 import pytest

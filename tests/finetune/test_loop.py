@@ -2,6 +2,7 @@
 import json
 import math
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -62,8 +63,8 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(tmp_path):
     assert (ends[0] - ends[1]).abs().max() < 1e-8 and (ends[0] - ends[2]).abs().max() < 1e-8
     model = tiny()
     parts = [summed_loss(model, part) for part in (DATA[:3], DATA[3:4])]
-    whole = sum(l for l, _ in parts) / sum(n for _, n in parts)
-    assert abs(whole - sum(l / n for l, n in parts) / 2) > 1e-4
+    whole = sum(loss for loss, _ in parts) / sum(n for _, n in parts)
+    assert abs(whole - sum(loss / n for loss, n in parts) / 2) > 1e-4
 
 
 def test_only_the_adapters_change(tmp_path):
@@ -85,7 +86,7 @@ def test_a_run_is_adamw_with_clipping_and_decay_written_out(tmp_path):
     moments = {n: (torch.zeros_like(p), torch.zeros_like(p)) for n, p in parameters.items()}
     for step in range(3):
         lr, (loss, n) = learning_rate(step, 3, settings), summed_loss(by_hand, DATA[:18])
-        grads = dict(zip(parameters, torch.autograd.grad(loss / n, list(parameters.values()))))
+        grads = dict(zip(parameters, torch.autograd.grad(loss / n, list(parameters.values())), strict=True))
         norm = torch.cat([g.flatten() for g in grads.values()]).norm()
         assert norm > settings.clip
         for name, p in parameters.items():
@@ -160,7 +161,7 @@ def test_learning_rate_rises_then_falls_to_zero():
     settings = replace(SETTINGS, lr=1.0, warmup=0.1)
     rates = [learning_rate(i, 100, settings) for i in range(100)]
     assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
-    assert max(rates) == 1.0 and all(a >= b for a, b in zip(rates[10:], rates[11:])) and rates[-1] < 1e-3
+    assert max(rates) == 1.0 and all(a >= b for a, b in pairwise(rates[10:])) and rates[-1] < 1e-3
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path):

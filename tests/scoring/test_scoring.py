@@ -1,4 +1,4 @@
-"""Scoring as a user sees it: other tasks than the run's own, perplexity, what is kept, and going on after an interruption."""
+"""Scoring as a user does it: other tasks than the run's own, perplexity, what is kept, and resuming."""
 import json
 import math
 import shutil
@@ -264,7 +264,8 @@ def test_whatever_decides_an_answer_is_in_the_key_and_nothing_else(run, small_ba
 @pytest.mark.parametrize("file,change", [("tokenizer.model", None), ("tokenizer_config.json", {"add_bos_token": False}),
                                          ("config.json", {"rope_theta": 5e5})])
 def test_answers_of_another_tokenizer_or_configuration_are_not_taken_up(small_base, tmp_path, file, change):
-    """An interrupted scoring, a mistake found and put right in the model directory, the same command: the weights alone would not tell."""
+    """A scoring is interrupted, a mistake in the model directory is corrected, and the same command runs again: the
+    weights alone would not show the difference."""
     shutil.copytree(small_base, tmp_path / "model")
     before, path = read_by(Source(tmp_path / "model")), tmp_path / "model" / file
     if change:
@@ -299,7 +300,7 @@ def test_two_ways_of_quantizing_are_two_states_and_are_kept_with_their_flags(sma
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7])
 def test_generation_stops_at_the_stop_text_and_what_is_before_it_counts(tokenizer, batch_size):
-    """Against plain generation of all tokens, cut afterwards; and whatever the batch. By the embedded base, which writes words."""
+    """Against plain generation of all tokens, cut afterwards, at any batch size. The embedded base writes words."""
     model = load_model(weight_files(EMBEDDED_BASE), load_config(EMBEDDED_BASE), torch.float32)
     rows = [Example(f"Where is my card number {i * 7}? {'Please tell me. ' * (i % 3)}", "x") for i in range(7)]
     prompts = [tokenizer.encode(row.prompt) for row in rows]

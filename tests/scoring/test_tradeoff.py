@@ -17,8 +17,9 @@ from scoring.tradeoff import Point, averages, different_settings, points_of, tra
 from tests.cli import call
 
 
-def point(run, k, score, l=None, megabytes=5.0, adapter="lora", loss=0.2, ratio=None):
-    return Point(run, "banking77", "base", adapter, k, l or k, l is not None, "state", score, loss, 4.0, megabytes,
+def point(run, k, score, restored=None, megabytes=5.0, adapter="lora", loss=0.2, ratio=None):
+    return Point(run, "banking77", "base", adapter, k, restored or k, restored is not None, "state", score, loss, 4.0,
+                 megabytes,
                  ratio)
 
 
@@ -42,7 +43,8 @@ def test_runs_that_differ_in_their_seed_alone_are_averaged():
 def test_table_1_has_the_widths_above_the_trained_one_and_falling_training_widths(capsys):
     show_tradeoff(POINTS, None, None)
     title, head, rule, row = capsys.readouterr().out.strip("\n").splitlines()
-    cells = lambda line: [cell.strip() for cell in line.split("  ") if cell.strip()]
+    def cells(line):
+        return [cell.strip() for cell in line.split("  ") if cell.strip()]
     assert title.startswith("accuracy, %")
     assert cells(head) == ["16-bit LoRA", "4-bit QLoRA", "4-bit PLR16", "2-bit QLoRA", "2-bit PLR4", "2-bit PLR16"]
     assert cells(row) == ["banking77 base", "72.00", "70.00", "71.00", "52.00 ± 2.8", "57.00 ± 1.4", "63.00 ± 4.2"]
@@ -101,9 +103,9 @@ def test_the_experiments_commands_are_commands_of_train_py(tmp_path):
                                  extra_epochs=1)
     commands = [restoration.train_command(options, bits, 0) for bits in (16, 8, 4, 3, 2)]
     calls = sft_ptq_qlora.from_the_base(options, 0) + sft_ptq_qlora.from_sft(options, 0)
-    for command in commands + [call[1][1:] for call in calls]:
+    for command in commands + [words[1:] for _, words, *_ in calls]:
         resolve_run(train_parser().given(command))
-    names = {call[2].name.removesuffix("-seed0") for call in calls}
+    names = {folder.name.removesuffix("-seed0") for _, _, folder, *_ in calls}
     assert names == {spec.partition(":")[0] for spec in sft_ptq_qlora.STATES.values()}
 
 

@@ -227,8 +227,8 @@ def test_targets_get_adapters_and_quantized_layers_get_codes(small_base, tmp_pat
 
 
 def test_bits_a_weight_and_megabytes_are_what_is_stored(small_base, tmp_path):
-    """Block 4x8: 4 + 16/32 + 16/32 = 5; with H beside it 32/32 more; merged, the offset in float32, 5.5. The levels of each
-    layer (16 of 4 bytes) come on top, which shows in layers as small as these."""
+    """Block 4x8: 4 + 16/32 + 16/32 = 5; with H beside it 32/32 more; merged, the offset in float32, 5.5. The levels of
+    each layer (16 of 4 bytes) come on top, which shows in layers as small as these."""
     arguments = [a if a != "16x1" else "4x8" for a in FEW]
     call(train_script, "--model", small_base, *arguments, "--out", "x")
     rows = rows_of(tmp_path / "x")

@@ -1,4 +1,4 @@
-"""What train.py and eval.py do for GPTQ bases, PEQA, the operators of Table 6 and --requantize, on a very small model."""
+"""What train.py and eval.py do for GPTQ bases, PEQA, the operators of Table 6 and --requantize, on a small model."""
 import json
 import re
 import shutil

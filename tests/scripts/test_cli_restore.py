@@ -3,6 +3,7 @@ import gc
 import json
 import re
 import shutil
+from itertools import pairwise
 
 import pytest
 import torch
@@ -110,14 +111,14 @@ def test_every_width_is_a_row_and_those_not_above_the_trained_one_say_so(small_b
         "base", "quantized base", "as trained", "merged, 3 bits", "restored, 2 bits (below the 3 it was trained on)",
         "restored, 8 bits", "restored, 16 bits", "restored, 3 bits (the width it was trained on)"]
     bits = {state: row["bits_per_weight"] for state, row in rows.items()}
-    levels = lambda n: 7 * n * 32 / sum(p.numel() for k, p in random_model(SMALL, torch.float32, 1).named_parameters()
-                                        if "_proj" in k)
-    assert bits["restored-8bit"] - bits["trained"] == pytest.approx(5 + levels(256) - levels(8))
+    weights = sum(p.numel() for name, p in random_model(SMALL, torch.float32, 1).named_parameters() if "_proj" in name)
+    levels = {n: 7 * n * 32 / weights for n in (8, 256)}
+    assert bits["restored-8bit"] - bits["trained"] == pytest.approx(5 + levels[256] - levels[8])
     ratios = [rows[state]["restoration_ratio"] for state in list(rows)[-4:]]
     assert ratios[3] == 0 < ratios[1] < ratios[2] * 1.01 and ratios[0] > ratios[2]
     report = json.loads((tmp_path / "x" / "restoration.json").read_text())["restored-8bit"]
     assert sum(layer["bytes"] for layer in report["layers"]) == pytest.approx(
-        bits["restored-8bit"] / 8 * sum(l["weights"] for l in report["layers"]))
+        bits["restored-8bit"] / 8 * sum(layer["weights"] for layer in report["layers"]))
     assert len(report["layers"]) == 7
     assert all(layer["ratio"] == pytest.approx(layer["base"] / layer["adapter"]) for layer in report["layers"])
     printed = capsys.readouterr().out
@@ -130,7 +131,7 @@ def test_the_l_bit_base_comes_closer_to_the_original_as_l_rises(small_base, tmp_
                           torch.float32).model.layers[0].mlp.up_proj.weight
     bases = [restored(tmp_path / "x", bits)[0].model.layers[0].mlp.up_proj.base for bits in (2, 3, 4, 8)]
     errors = [(base.dequantize() - original).norm().item() for base in bases]
-    assert all(narrow > 1.5 * wide for narrow, wide in zip(errors, errors[1:]))
+    assert all(narrow > 1.5 * wide for narrow, wide in pairwise(errors))
 
 
 def test_the_ratio_is_of_the_weights_themselves(small_base, tmp_path):
@@ -153,7 +154,7 @@ def test_the_ratio_is_of_the_weights_themselves(small_base, tmp_path):
 
 
 def test_a_restored_merged_model_is_a_model_of_its_own(small_base, tmp_path):
-    """The adapter in the 8-bit base's offsets: codes and scales are what min-max makes of the original weights at 8 bits."""
+    """The adapter in the 8-bit base's offsets: codes and scales are those of min-max at 8 bits."""
     trained(small_base, "qablora")
     assert call(eval_script, "x", "--restore", "8", "16", "--merge") is None
     rows = rows_of(tmp_path / "x", "eval.json")
@@ -273,8 +274,9 @@ def live_bytes() -> int:
 
 @pytest.mark.parametrize("keeps_another_base", [False, True], ids=["as it is", "control"])
 def test_memory_holds_one_base_at_a_time(small_base, tmp_path, monkeypatch, set_aside, keeps_another_base):
-    """Beside a model that is loading or being scored there are a few layers' worth of bytes, never a second base (while a merged model is
-    scored, the logits that it is compared with, too). In the control the trained model is kept, and the same bound is broken."""
+    """Beside a model that is loading or being scored there are a few layers' worth of bytes, never a second base. While
+    a merged model is scored, the logits that it is compared with are there too. In the control the trained model is kept,
+    and the same bound is broken."""
     config = LlamaConfig(**{**vars(SMALL), "num_hidden_layers": 4})
     base = tmp_path / "base"
     shutil.copytree(small_base, base)
@@ -327,7 +329,7 @@ def test_double_quantization_goes_along_or_the_label_says_that_it_does_not(small
 
 
 def test_a_run_that_starts_from_a_run_with_an_adapter_is_restored_too(small_base, tmp_path, capsys):
-    """Of a quantized one the k-bit base is its own file; of a 16-bit one the trained-on base is nowhere, and no second one is made."""
+    """The k-bit base of a quantized run is its own file. The base of a 16-bit run is nowhere, and none is made."""
     trained(small_base, "lora", out="l")
     trained("l", "qablora", out="q")
     trained("l", "lora", out="ll")
@@ -367,7 +369,7 @@ def test_a_base_that_has_moved_is_found_where_model_says(small_base, tmp_path):
 
 
 def test_what_an_older_run_quantized_is_what_is_restored(small_base, tmp_path):
-    """Before --quantized-layers, a quantized run had codes in its targets alone; one on a 16-bit base had none, and no such limit."""
+    """Before --quantized-layers, a quantized run had codes in its targets alone. One on a 16-bit base had none."""
     trained(small_base, "qablora", "--targets", "attention", "--quantized-layers", "attention", out="q")
     trained(small_base, "lora", "--targets", "attention", out="l")
     for run, layers in (("q", 4), ("l", 7)):
