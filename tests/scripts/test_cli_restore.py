@@ -275,8 +275,8 @@ def live_bytes() -> int:
 @pytest.mark.parametrize("keeps_another_base", [False, True], ids=["as it is", "control"])
 def test_memory_holds_one_base_at_a_time(small_base, tmp_path, monkeypatch, set_aside, keeps_another_base):
     """Beside a model that is loading or being scored there are a few layers' worth of bytes, never a second base.
-    While a merged model is scored, the logits that it is compared with are there too. In the control the trained model is kept,
-    and the same bound is broken."""
+    While a merged model is scored, the logits that it is compared with are there too. In the control the trained model
+    is kept, and the same bound is broken."""
     config = LlamaConfig(**{**vars(SMALL), "num_hidden_layers": 4})
     base = tmp_path / "base"
     shutil.copytree(small_base, base)
