@@ -54,6 +54,7 @@ def test_a_run_of_every_method_ends_with_its_table(small_base, tmp_path, capsys,
                                                                              if k != "seconds"}
 
 
+@pytest.mark.slow
 def test_the_same_command_twice_gives_the_next_free_name_and_the_same_numbers(small_base, tmp_path):
     for _ in range(2):
         assert call(train_script, "--model", small_base, *FEW) is None
@@ -76,6 +77,7 @@ def test_the_merged_model_is_a_model_directory_with_the_bases_own_codes(small_ba
     assert "merged-4bit" in rows_of(tmp_path / "y")  # QA-BLoRA on codes as they are, with the block they bring
 
 
+@pytest.mark.slow
 def test_a_run_is_a_model(small_base, tmp_path):
     """SFT, then quantized fine-tuning from it; then a start from that adapter run, merged."""
     call(train_script, "--method", "full", "--model", small_base, *few("full"), "--out", "sft")
@@ -94,6 +96,7 @@ def test_a_q_blora_run_whose_lam_is_a_multiple_of_the_block_merges_into_k_bits(s
     assert rows_of(tmp_path / "x")["merged-4bit"]["logit_difference"] < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "qablora"])
 def test_an_interrupted_run_is_resumed_by_name(small_base, tmp_path, monkeypatch, method):
     arguments = ["--method", method, "--model", small_base, *few(method), "--steps", "5", "--save-every", "2"]
@@ -207,6 +210,7 @@ def test_codes_do_not_train(small_base, tmp_path):
     assert "is quantized already" in call(train_script, "--model", "x/merged", "--method", "qlora", "--out", "y")
 
 
+@pytest.mark.slow
 def test_layers_that_stay_codes_after_a_merge_are_noticed(small_base, tmp_path):
     call(train_script, "--model", small_base, *FEW, "--out", "x")
     call(train_script, "--method", "lora", "--model", "x/merged", "--targets", "attention", *few("lora"), "--out", "y")
@@ -214,6 +218,7 @@ def test_layers_that_stay_codes_after_a_merge_are_noticed(small_base, tmp_path):
     assert "is quantized already (model.layers.0.mlp" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags,quantized", [([], 7), (["--quantized-layers", "attention"], 4)])
 @pytest.mark.parametrize("quantizer", ["minmax", "gptq"])
 def test_targets_get_adapters_and_quantized_layers_get_codes(small_base, tmp_path, quantizer, flags, quantized):
@@ -257,6 +262,7 @@ def test_the_logit_difference_is_measured_not_assumed(small_base, tmp_path, monk
     assert rows_of(tmp_path / "y")["merged-4bit"]["logit_difference"] > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "qablora"])
 def test_eval_computes_every_row_in_the_type_it_is_given(small_base, tmp_path, method):
     call(train_script, "--method", method, "--model", small_base, *few(method), "--dtype", "float32", "--out", "x")
@@ -271,6 +277,7 @@ def test_eval_of_an_unfinished_run_says_so_at_once(small_base, tmp_path):
     assert "go on with python train.py --resume x" in call(eval_script, "x")
 
 
+@pytest.mark.slow
 def test_a_damaged_state_is_named(small_base, tmp_path):
     call(train_script, "--model", small_base, *FEW, "--out", "x")
     (tmp_path / "x" / "state" / "state.safetensors").write_bytes(b"nothing")
@@ -278,6 +285,7 @@ def test_a_damaged_state_is_named(small_base, tmp_path):
     assert (tmp_path / "x" / "adapter.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_pretraining_from_scratch_makes_a_base(small_base, tmp_path):
     from tasks.pretrain import RECIPE
     for folder, (file, fields, _) in RECIPE.items():
@@ -339,6 +347,7 @@ def test_eval_scores_a_model_and_its_quantized_twin(small_base, tmp_path, elsewh
     assert len((kept / "predictions.jsonl").read_text().splitlines()) == 8 and not list(kept.glob("*.part.jsonl"))
 
 
+@pytest.mark.slow
 def test_a_tokenizer_json_model_and_sql_work_end_to_end(small_base, tmp_path):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -358,6 +367,7 @@ def test_a_tokenizer_json_model_and_sql_work_end_to_end(small_base, tmp_path):
     assert "exact_match" in rows_of(tmp_path / "x")["trained"]["scores"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [
     replace(SMALL, model_type="gemma2", activation="gelu_pytorch_tanh", sliding_window=16, windowed_layers=(0,),
             attention_softcap=50.0,

@@ -75,6 +75,7 @@ def test_a_run_of_before_these_flags_is_still_scored(small_base, tmp_path):
     assert rows_of(tmp_path / "x", "eval.json").keys() == rows_of(tmp_path / "x").keys()
 
 
+@pytest.mark.slow
 def test_a_base_is_not_made_again_from_another_calibration_text(small_base, tmp_path):
     (tmp_path / "text.txt").write_text("Some words to calibrate on, and some more. " * 100)
     call(train_script, "--method", "qalora", "--model", small_base, *FEW, "--calibration", "text.txt", "--out", "x")
@@ -83,6 +84,7 @@ def test_a_base_is_not_made_again_from_another_calibration_text(small_base, tmp_
     assert "text.txt is no longer what the run was calibrated on" in call(train_script, "--resume", "x")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [["--act-order"], ["--grid", "nf", "--double-quant"], ["--calibration", "text.txt"]])
 def test_a_gptq_base_keeps_its_report_in_the_run(small_base, tmp_path, flags):
     (tmp_path / "text.txt").write_text("Some words to calibrate on, and some more. " * 100)
@@ -96,6 +98,7 @@ def test_a_gptq_base_keeps_its_report_in_the_run(small_base, tmp_path, flags):
     assert rows_of(tmp_path / "x")["merged-4bit"]["logit_difference"] < 1e-5
 
 
+@pytest.mark.slow
 def test_a_gptq_base_that_was_cut_off_is_made_again_to_the_same_bits(small_base, tmp_path):
     arguments = ["--method", "qalora", "--model", small_base, *FEW]
     call(train_script, *arguments, "--out", "whole")
@@ -116,6 +119,7 @@ def test_peqa_changes_scales_only_and_ends_as_an_integer_zero_point_model(small_
     assert changed == {"scale"} and all((merged[n] > 0).all() for n in merged if n.endswith(".scale"))
 
 
+@pytest.mark.slow
 def test_peqa_goes_on_from_its_own_merged_model(small_base, tmp_path):
     call(train_script, "--method", "peqa", "--model", small_base, *FEW, "--out", "x")
     more = ["--method", "peqa", "--quantizer", "none", *few("full")]
