@@ -68,7 +68,8 @@ def test_the_toy_is_as_small_as_the_claim():
 
 
 def test_it_trains_and_merges_into_k_bits(small_base, tmp_path, capsys):
-    trained(small_base)
+    assert call(train_script, "--method", "toy", "--rank", "2", "--model", small_base, *few("lora"), "--lr", "0.05",
+                "--out", "x") is None
     assert "Toy on" in capsys.readouterr().out
     rows = rows_of(tmp_path / "x")
     assert list(rows) == ["base", "quantized", "trained", "merged-4bit"]
@@ -84,12 +85,13 @@ def test_it_trains_and_merges_into_k_bits(small_base, tmp_path, capsys):
 def test_a_lam_that_does_not_fit_the_block_merges_to_16_bits_and_says_the_rule(small_base, tmp_path, capsys):
     trained(small_base, "--lam", "1x1")
     rule = ("an adapter merges into k bits only if each quantization block lies inside one of its tiles, "
-            "lam_in % n_in == 0 and lam_out % n_out == 0; here the tile is lam_in=1 x lam_out=1, the block n_in=16 x n_out=1")
+            "lam_in % n_in == 0 and lam_out % n_out == 0; here the tile is lam_in=1 x lam_out=1, "
+            "the block n_in=16 x n_out=1")
     assert rule in capsys.readouterr().out and "merged-16bit" in rows_of(tmp_path / "x")
     said = call(eval_script, "x", "--restore", "8", "--merge")
     assert f"--merge with --restore 8: layer model.layers.0.self_attn.q_proj: {rule}" in said
-    assert "D_in=32 is not a multiple of lam_in=5" in call(train_script, "--method", "toy", "--model", small_base,
-                                                           "--lam", "5")
+    said = call(train_script, "--method", "toy", "--model", small_base, "--lam", "5")
+    assert "D_in=32 is not a multiple of lam_in=5" in said
     assert "--operators does not go with --method toy" in call(train_script, "--method", "toy", "--operators",
                                                                "interval")
 

@@ -3,9 +3,7 @@ import gc
 import json
 import re
 import shutil
-import tempfile
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
@@ -29,7 +27,7 @@ from scoring import restore, score_run, scores
 from scoring.restore import Restoration
 from scoring.scores import Scoring
 from scoring.state import State
-from tests.cli import FEW, SMALL, as_an_older_version_wrote_it, call, few, forbid_loading, rows_of
+from tests.cli import FEW, SMALL, as_an_older_version_wrote_it, call, few, forbid_loading, rows_of, train_once
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -41,21 +39,10 @@ QUANTIZED = {"qlora": ["--method", "qlora", *FEW], "qlora-gptq": ["--method", "q
              "qablora": ["--method", "qablora", *few("qablora"), "--block", "4x8"]}
 
 
-MADE = {}  # command -> where its run is: training is deterministic, so a second call copies it
-
-
 def trained(base, name, *flags, out="x"):
     """A run of a few steps whose adapter is large enough to see."""
-    command = [*(QUANTIZED[name] if name in QUANTIZED else ["--method", name, *few("full")]), "--model", base, "--lr",
-               "0.05", *flags]
-    kept = MADE.get(tuple(map(str, command)))
-    if kept:
-        shutil.copytree(kept, out)
-        return
-    assert call(train_script, *command, "--out", out) is None
-    if Path(base).is_absolute():
-        MADE[tuple(map(str, command))] = Path(tempfile.mkdtemp(prefix="run-", dir=Path(base).parent)) / "run"
-        shutil.copytree(out, MADE[tuple(map(str, command))])
+    words = QUANTIZED[name] if name in QUANTIZED else ["--method", name, *few("full")]
+    train_once(base, *words, "--lr", "0.05", *flags, out=out)
 
 
 def restored(path, bits, **asked):
