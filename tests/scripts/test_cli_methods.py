@@ -18,8 +18,9 @@ pytestmark = pytest.mark.usefixtures("elsewhere")
 @pytest.mark.parametrize("how,state,title", [
     ("gptq", "requantized-4bit-gptq-minmax-32x1", "requantized, 4 bits (gptq:minmax@32x1, lossy)"),
     ("minmax@32x1", "requantized-4bit-minmax-32x1", "requantized, 4 bits (minmax@32x1, lossy)"),
-    ("gptq:nf@16x2-3bit", "requantized-3bit-gptq-nf-16x2", "requantized, 3 bits (gptq:nf@16x2, lossy)")])
-@pytest.mark.parametrize("method", ["qlora", "lora"])
+    pytest.param("gptq:nf@16x2-3bit", "requantized-3bit-gptq-nf-16x2", "requantized, 3 bits (gptq:nf@16x2, lossy)",
+                 marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", ["qlora", pytest.param("lora", marks=pytest.mark.slow)])
 def test_requantizing_is_a_row_of_its_own_named_lossy_with_the_error_it_costs(small_base, tmp_path, method, how, state,
                                                                               title):
     assert call(train_script, "--method", method, "--model", small_base, "--lr", "0.05", *few(method), "--requantize",
