@@ -58,6 +58,19 @@ def test_runs_of_other_settings_than_their_seed_are_named_by_the_flags_that_diff
     assert set(different_settings(config, other)) == {"--lr", "--lam", "--limit", "--dtype"}
 
 
+@pytest.mark.parametrize("words,flags", [
+    (["--act-order"], ["--act-order"]), (["--grid", "nf", "--double-quant"], ["--grid", "--double-quant"]),
+    (["--block", "16x1", "--lam", "32x1"], ["--block"]), (["--bits", "3"], ["--bits"]),
+    (["--quantizer", "minmax", "--block", "32x1"], ["--quantizer", "--grid"]),
+    (["--quantizer", "none"], ["--quantizer"])])
+def test_bases_that_were_quantized_in_two_ways_are_named_by_their_flags(words, flags):
+    one, other = (resolve_run(train_parser().given(["--quantizer", "gptq", "--block", "32x1", "--lam", "32x1", *more]))
+                  for more in ([], words if "none" not in words else []))
+    if "none" in words:
+        other = with_values(other, {"quantization": None})
+    assert different_settings(one, other) == different_settings(other, one) == flags
+
+
 @pytest.mark.parametrize("adapter,bits,title", [("lora", 16, "LoRA"), ("lora", 4, "QLoRA"), ("blora", 16, "BLoRA"),
                                                 ("blora", 2, "Q-BLoRA"),
                                                 ("qablora", 4, "QA-BLoRA"), ("irqlora", 16, "IR-QLoRA")])
