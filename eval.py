@@ -21,7 +21,7 @@ from typing import Any
 
 from adapters.peft_in import read_peft
 from finetune.checks import check_requantization, planned_base, planned_run
-from finetune.command_line import Parser
+from finetune.command_line import Parser, typed
 from finetune.config import BaseConfig, ComputeConfig, DataConfig, EvaluationConfig, RunConfig, flag, spec_text
 from finetune.data import (
     PreparedData,
@@ -56,18 +56,22 @@ def eval_parser() -> Parser:
     model, scored, output = (parser.groups[name].add_argument for name in ("model", "evaluation", "output"))
     model("--adapter", type=Path, metavar="DIR", help="a model without a run: put PEFT's LoRA adapter beside it")
     scored("--restore", type=int, nargs="+", metavar="BITS",
-           help="Post-LoRA Restoration: score the run's adapter on its base at these widths; 16 is the original weights")
-    scored("--restore-quantizer", type=spec_text, metavar="SPEC", help="make the restored bases this way, e.g. gptq:minmax@32x1 "
-           "(default: as the run's own base; gptq for a run on a 16-bit base)")
-    scored("--merge", action="store_true", help="with --restore: also merge the adapter into each restored base, exactly, score "
-           "it, and save it in RUN/restored-BITSbit; refused before anything is loaded if it does not merge")
+           help="Post-LoRA Restoration: score the run's adapter on its base at these widths; 16: the original weights")
+    scored("--restore-quantizer", type=typed(spec_text), metavar="SPEC",
+           help="make the restored bases this way, e.g. gptq:minmax@32x1 "
+                "(default: as the run's own base; gptq for a run on a 16-bit base)")
+    scored("--merge", action="store_true",
+           help="with --restore: also merge the adapter into each restored base, exactly, score it, and save it in "
+                "RUN/restored-BITSbit; refused before anything is loaded if it does not merge")
     scored("--without-base", action="store_true", help="leave out the row of the base before quantization")
-    scored("--compare", nargs="+", metavar="RUN[:KEY]", help="test each of the others against the first, row by row, on the "
-           "answers of their last scoring; KEY is a state such as quantized, merged-4bit or restored-8bit (default: trained)")
-    output("--plot", type=Path, metavar="FILE", help="with --restore: draw score against memory; the numbers go beside it, or "
-           "to --json")
+    scored("--compare", nargs="+", metavar="RUN[:KEY]",
+           help="test each of the others against the first, row by row, on the answers of their last scoring; KEY is a "
+                "state such as quantized, merged-4bit or restored-8bit (default: trained)")
+    output("--plot", type=Path, metavar="FILE",
+           help="with --restore: draw score against memory; the numbers go beside it, or to --json")
     output("--json", type=Path, metavar="FILE", help="several runs, --plot or --compare: write the joint table")
-    output("--out", type=Path, metavar="DIR", help="a model without a run: keep scores here (default: evals/NAME-TASK)")
+    output("--out", type=Path, metavar="DIR",
+           help="a model without a run: keep scores here (default: evals/NAME-TASK)")
     return parser
 
 
@@ -99,8 +103,8 @@ def refuse_beside_compare(given: Given) -> None:
     others = [flag(name) for name in given if name not in ("run", "compare", "json")]
     if given["run"] or others:
         named = ", ".join([*map(str, given["run"]), *others])
-        raise ValueError(f"--compare reads what was scored before and takes no other flag than --json: leave out {named}, or name "
-                         f"all runs behind --compare")
+        raise ValueError("--compare reads what was scored before and takes no other flag than --json: leave out "
+                         f"{named}, or name all runs behind --compare")
 
 
 def restoration_of(given: Given) -> Restoration | None:
@@ -153,7 +157,8 @@ def score_runs(given: Given) -> None:
 def check_outputs(given: Given, restoration: Restoration | None, several: bool) -> None:
     for name in ("out", "adapter"):
         if name in given:
-            raise ValueError(f"{flag(name)} is for a model without a run; a run keeps its scores and has its own adapter")
+            raise ValueError(f"{flag(name)} is for a model without a run; a run keeps its scores and has its own "
+                             "adapter")
     if "plot" in given:
         if not restoration:
             raise ValueError("--plot shows what restoring brings: it goes with --restore only")
@@ -161,7 +166,8 @@ def check_outputs(given: Given, restoration: Restoration | None, several: bool) 
     if "json" in given and given["json"].is_dir():
         raise ValueError(f"--json {given['json']} is a directory")
     if "json" in given and not (several or "plot" in given):
-        raise ValueError(f"--json is for the joint table of several runs; that of one is in {given['run'][0]}/eval.json")
+        raise ValueError("--json is for the joint table of several runs; that of one is in "
+                         f"{given['run'][0]}/eval.json")
 
 
 def prepare_run(path: Path, given: Given, restoration: Restoration | None) -> Prepared:
@@ -171,19 +177,18 @@ def prepare_run(path: Path, given: Given, restoration: Restoration | None) -> Pr
     config = rescored(own, given)
     other_task = config.data.task != own.data.task
     restored = check_restoration(run, config, restoration) if restoration else []
-    requantize = config.evaluation.requantize
     restores_by_gptq = any(base.by_gptq for base in restored)
-    by_gptq = restores_by_gptq or bool(requantize and requantize.by_gptq)
+    by_gptq = restores_by_gptq or config.evaluation.requantizes_by_gptq
     if restores_by_gptq and own.base.by_gptq and (others := [name for name in GPTQ_FIELDS if name in given]):
-        raise ValueError(f"{', '.join(map(flag, others))}: a base restored by gptq is made as the run's own was, so that nothing "
-                         f"but its width differs")
+        raise ValueError(f"{', '.join(map(flag, others))}: a base restored by gptq is made as the run's own was, so "
+                         "that nothing but its width differs")
     check_gptq_fields(given, by_gptq)
     if other_task and by_gptq:
-        raise ValueError(f"gptq is calibrated on the rows that the run was trained on, and --task {config.data.task} has others: "
-                         f"leave --task out, or take a quantizer that rounds")
+        raise ValueError(f"gptq is calibrated on the rows that the run was trained on, and --task {config.data.task} "
+                         "has others: leave --task out, or take a quantizer that rounds")
     place = run.benchmark(task_of(config.data).name) if other_task else run
     check_predictions(place.predictions_file)
-    if requantize:
+    if config.evaluation.requantize:
         check_requantization(planned_run(run, config), config)
     config = with_pinned_data(config)
     data = prepare_data(Source(run.path), config, calibrate=by_gptq)

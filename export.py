@@ -2,12 +2,13 @@
 
     python export.py runs/x --format safetensors --to DIR                    # merged; transformers and vLLM load it
     python export.py runs/x --format safetensors --dtype float32 --to DIR
-    python export.py runs/x --format peft --to DIR                           # the adapter as the plain LoRA that it equals
-    python export.py runs/x --format gguf --to x.gguf                        # the k-bit model itself: codes and scales untouched
+    python export.py runs/x --format peft --to DIR                           # the adapter as a plain LoRA
+    python export.py runs/x --format gguf --to x.gguf                        # the k-bit model: codes as they are
     python export.py runs/x --format gguf --dtype float16 --to x.gguf        # dense
     python export.py runs/x/merged --format gguf --to x.gguf                 # a model directory that is a result itself
 
-The export is read again and compared with the run before it gets its name. The figures are printed and kept in export.json.
+The export is read again and compared with the run before it gets its name. The figures are printed and kept in
+export.json.
 """
 import sys
 from pathlib import Path
@@ -27,9 +28,11 @@ def export_parser() -> Parser:
     parser.add_argument("run", type=Path, help="export this run; or a model directory or GGUF file, such as RUN/merged")
     add = parser.groups["output"].add_argument
     add("--format", choices=FORMATS, required=True, help="write this format")
-    add("--to", type=Path, required=True, metavar="PLACE", help="write to this new directory; for gguf, a new file NAME.gguf")
-    add("--dtype", choices=DTYPES, help="store dense weights in this type (default: safetensors, the base's type, or bfloat16 if "
-        "that is float32; gguf, codes stay codes; peft, float32 for the base in PLACE/base)")
+    add("--to", type=Path, required=True, metavar="PLACE",
+        help="write to this new directory; for gguf, a new file NAME.gguf")
+    add("--dtype", choices=DTYPES,
+        help="store dense weights in this type (default: safetensors, the base's type, or bfloat16 if that is float32; "
+             "gguf, codes stay codes; peft, float32 for the base in PLACE/base)")
     return parser
 
 

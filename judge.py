@@ -5,9 +5,8 @@
     python judge.py runs/a runs/b --judge-model DIR           # a local model; plain prompt, no chat template
     python judge.py runs/a runs/b --dry-run --limit 3         # print the prompts, ask nobody
 
-Both runs' predictions.jsonl must be of the same test rows. Every row is asked in both orders. An interrupted judging goes on
-by the same command, and asks nothing twice.
-"""
+Both runs' predictions.jsonl must be of the same test rows. Every row is asked in both orders. An interrupted judging
+goes on by the same command, and asks nothing twice. """
 import re
 import sys
 from collections.abc import Mapping
@@ -18,26 +17,27 @@ from finetune.command_line import Parser, typed
 from finetune.config import ComputeConfig, model_place, positive, seed
 from finetune.resolve import part
 from finetune.source import Source
-from scoring.predictions import check_same_rows, read_predictions
-from scoring.table import print_columns
 from judging.endpoint import Endpoint, JudgeFailed
 from judging.judgements import Compared, Judge, Outcome, judge_all, outcome_of, results_of
 from judging.local import LocalJudge
 from model.files import write_json
+from scoring.predictions import check_same_rows, read_predictions
+from scoring.table import print_columns
 
 BATCH = 4  # rows that a local judge reads together, unless --batch-size says otherwise
 
 
 def judge_parser() -> Parser:
     parser = Parser(__doc__)
-    parser.add_argument("a", metavar="RUN_A", help="judge this run, or RUN:KEY for another state than trained; wins are its own")
-    parser.add_argument("b", metavar="RUN_B", help="against this run")
+    parser.add_argument("a", metavar="RUN_A", help="judge this run, or RUN:KEY for another state than trained")
+    parser.add_argument("b", metavar="RUN_B", help="judge it against this run; wins are RUN_A's")
     add = parser.groups["evaluation"].add_argument
     add("--judge", metavar="NAME", help="ask this model of the endpoint")
-    add("--judge-model", type=typed(model_place), metavar="MODEL", help="ask this local model; MODEL as --model of eval.py")
+    add("--judge-model", type=typed(model_place), metavar="MODEL",
+        help="ask this local model; MODEL as --model of eval.py")
     add("--limit", type=typed(positive(int)), metavar="N", help="judge the first N rows (default: all)")
-    add("--batch-size", type=typed(positive(int)), metavar="ROWS", help=f"let a local judge read this many rows at a time "
-        f"(default: {BATCH})")
+    add("--batch-size", type=typed(positive(int)), metavar="ROWS",
+        help=f"let a local judge read this many rows at a time (default: {BATCH})")
     add("--seed", type=typed(seed), help="send this seed to the endpoint, beside temperature 0 (default: 0)")
     parser.add_fields(ComputeConfig)
     output = parser.groups["output"].add_argument
@@ -62,27 +62,29 @@ def main() -> None:
 
 
 def read_compared(a: str, b: str, limit: int | None) -> Compared:
-    """Raises ValueError or FileNotFoundError where the two were not scored on the same rows, or wrote no text."""
+    """Raises ValueError or FileNotFoundError unless the two were scored on the same rows, and wrote text."""
     first, second = read_predictions(a), read_predictions(b)
     check_same_rows(first, second)
     if None in first.texts + second.texts:
-        raise ValueError(f"--task {first.task} is answered by choosing, and {first.name} and {second.name} hold no text to judge")
-    return Compared(first.name, second.name, first.task, [prompt for prompt, _ in first.rows][:limit], first.texts[:limit], second.texts[:limit])
+        raise ValueError(f"--task {first.task} is answered by choosing, and {first.name} and {second.name} hold no "
+                         "text to judge")
+    requests = [prompt for prompt, _ in first.rows]
+    return Compared(first.name, second.name, first.task, requests[:limit], first.texts[:limit], second.texts[:limit])
 
 
 def print_prompts(compared: Compared) -> None:
     prompts = [prompt for both in compared.prompts() for prompt in both]
     for number, prompt in enumerate(prompts):
         print(f"--- row {number // 2}, {'b a' if number % 2 else 'a b'}\n{prompt}")
-    print(f"--- {len(prompts)} prompts of {sum(map(len, prompts))} characters for {len(compared.requests)} rows of {compared.a} (a) and {compared.b} (b); "
-          f"nobody was asked")
+    print(f"--- {len(prompts)} prompts of {sum(map(len, prompts))} characters for {len(compared.requests)} rows of "
+          f"{compared.a} (a) and {compared.b} (b); nobody was asked")
 
 
 def judge_of(given: Mapping[str, Any], compared: Compared) -> Judge:
     """The judge, after all checks that need neither a connection nor its weights. Raises ValueError."""
     if ("judge" in given) == ("judge_model" in given):
-        raise ValueError("give one judge: --judge NAME, a model of the endpoint at OPENAI_BASE_URL, or --judge-model DIR; "
-                         "--dry-run needs none")
+        raise ValueError("give one judge: --judge NAME, a model of the endpoint at OPENAI_BASE_URL, or --judge-model "
+                         "DIR; --dry-run needs none")
     if "judge" in given:
         return Endpoint.from_environment(given["judge"], given.get("seed", 0))
     compute = part(ComputeConfig, given)
@@ -98,14 +100,17 @@ def report(compared: Compared, judge: Judge, out: Path, batch_size: int) -> None
         raise ValueError(f"{error}; what has been judged is in {out}, and the same command goes on") from None
     outcome = outcome_of(judgements, compared)
     write_json(out / "results.json", results_of(outcome, compared, judge))
-    print_columns(f"{compared.task}, {outcome.rows} rows, {compared.a} against {compared.b}, judged by {judge.name} in both orders (in {out})",
+    print_columns(f"{compared.task}, {outcome.rows} rows, {compared.a} against {compared.b}, judged by {judge.name} "
+                  f"in both orders (in {out})",
                   table_of(outcome))
-    print(f"win rate counts a tie as half; p of wins and losses by the exact sign test; the answer shown first was preferred in both orders in "
-          f"{outcome.preferred_first} rows, the one shown second in {outcome.preferred_second}")
+    print("win rate counts a tie as half; p of wins and losses by the exact sign test; the answer shown first was "
+          f"preferred in both orders in {outcome.preferred_first} rows, the one shown second in "
+          f"{outcome.preferred_second}")
 
 
 def table_of(outcome: Outcome) -> list[list[str]]:
-    figures = {"win rate": (outcome.win_rate, ".2%"), "standard error": (outcome.standard_error, ".2%"), "p": (outcome.p_value, ".2g"),
+    figures = {"win rate": (outcome.win_rate, ".2%"), "standard error": (outcome.standard_error, ".2%"),
+               "p": (outcome.p_value, ".2g"),
                "mean score a": (outcome.mean_score_a, ".2f"), "mean score b": (outcome.mean_score_b, ".2f")}
     return [["", "wins", "ties", "losses", "malformed", *figures],
             ["a against b", *(str(n) for n in (outcome.wins, outcome.ties, outcome.losses, outcome.malformed)),

@@ -36,17 +36,21 @@ def sample_parser() -> Parser:
     parser.add_argument("run", type=Path, nargs="?", default=None, help="the run whose model completes the prompts")
     parser.add_fields(BaseConfig, ComputeConfig, QuantSpec,
                       leave_out=("from_scratch", "calibration", "calibration_rows", "act_order", "grid"))
-    parser.groups["model"].add_argument("--adapter", type=Path, metavar="DIR", help="put PEFT's LoRA adapter beside --model")
+    parser.groups["model"].add_argument("--adapter", type=Path, metavar="DIR",
+                                        help="put PEFT's LoRA adapter beside --model")
     add = parser.groups["output"].add_argument
-    add("--prompt", action="append", required=True, metavar="TEXT", help="complete this text; may be given several times")
-    add("--temperature", type=typed(positive(float)), metavar="T", help="draw tokens from softmax(logits / T), T above 0 "
-        "(default: 1 with --top-p; without both, take the most likely token)")
-    add("--top-p", type=typed(above_zero_to_one), metavar="P", help="draw from the most likely tokens that hold this probability "
-        "together (default: 1)")
+    add("--prompt", action="append", required=True, metavar="TEXT",
+        help="complete this text; may be given several times")
+    add("--temperature", type=typed(positive(float)), metavar="T",
+        help="draw tokens from softmax(logits / T), T above 0 "
+             "(default: 1 with --top-p; without both, take the most likely token)")
+    add("--top-p", type=typed(above_zero_to_one), metavar="P",
+        help="draw from the most likely tokens that hold this probability together (default: 1)")
     add("--seed", type=typed(seed), help="seed the draws (default: 0)")
     add("--max-new-tokens", type=typed(positive(int)), metavar="TOKENS",
         help=f"write at most this many tokens (default: {NEW_TOKENS}, or the room that the model has)")
-    add("--batch-size", type=typed(positive(int)), metavar="PROMPTS", help=f"complete this many prompts at a time (default: {BATCH})")
+    add("--batch-size", type=typed(positive(int)), metavar="PROMPTS",
+        help=f"complete this many prompts at a time (default: {BATCH})")
     return parser
 
 
@@ -68,8 +72,8 @@ def main() -> None:
 
 
 def complete(given: Given) -> None:
-    """Prints the completion of each prompt; under the prompt if there are several. All checks run before any weights are
-    loaded."""
+    """Prints the completion of each prompt; under the prompt if there are several. All checks run before any weights
+    are loaded."""
     sampling = sampling_of(given)
     source, load = run_as_trained(given) if given["run"] else model_as_asked(given)
     texts = given["prompt"]
@@ -104,10 +108,11 @@ def run_as_trained(given: Given) -> tuple[Source, Callable[[], Llama]]:
 
 
 def model_as_asked(given: Given) -> tuple[Source, Callable[[], Llama]]:
-    """Where the model is, and what loads it: rounded if a quantizer, --bits or --block is named, with --adapter beside it."""
+    """Where the model is, and what loads it: rounded if a quantizer, --bits or --block is named, with --adapter beside
+    it."""
     if given.get("quantizer") == GPTQ:
-        raise ValueError(f"--quantizer {GPTQ} needs calibration rows, and a prompt is none: take a quantizer that rounds, or a run "
-                         f"that was trained on such a base")
+        raise ValueError(f"--quantizer {GPTQ} needs calibration rows, and a prompt is none: take a quantizer that "
+                         "rounds, or a run that was trained on such a base")
     config = resolve_scoring({name: value for name, value in given.items() if name != "seed"})
     source = Source(config.base.model)
     planned_base(source, config.base)
@@ -122,15 +127,15 @@ def model_as_asked(given: Given) -> tuple[Source, Callable[[], Llama]]:
 
 
 def room_for_answers(prompts: Sequence[Sequence[int]], source: Source, asked: int | None) -> int:
-    """How many new tokens: `asked`, or NEW_TOKENS as far as the longest prompt leaves room. Raises ValueError for a prompt
-    without tokens, and for more tokens than the model has positions."""
+    """How many new tokens: `asked`, or NEW_TOKENS as far as the longest prompt leaves room. Raises ValueError for a
+    prompt without tokens, and for more tokens than the model has positions."""
     lengths, positions = [len(prompt) for prompt in prompts], source.config.max_position_embeddings
     if not min(lengths):
-        raise ValueError(f"--prompt {lengths.index(0) + 1} of {len(prompts)} is empty, and the tokenizer of {source.path} has no "
-                         f"begin token to start from")
+        raise ValueError(f"--prompt {lengths.index(0) + 1} of {len(prompts)} is empty, and the tokenizer of "
+                         f"{source.path} has no begin token to start from")
     if max(lengths) + (asked or 1) > positions:
-        raise ValueError(f"a prompt of {max(lengths)} tokens and {asked or 'any'} new ones do not fit the {positions} positions "
-                         f"of {source.path}")
+        raise ValueError(f"a prompt of {max(lengths)} tokens and {asked or 'any'} new ones do not fit the {positions} "
+                         f"positions of {source.path}")
     return asked or min(NEW_TOKENS, positions - max(lengths))
 
 

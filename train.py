@@ -77,15 +77,16 @@ def main() -> None:
 # ---- before any weight is read --------------------------------------------------------------------------------------
 
 def prepare(given: Mapping[str, Any]) -> tuple[Source, RunConfig, PreparedData]:
-    """All that can be wrong is found here, before any weight is read. The run remembers the commit of what the hub holds."""
+    """All that can be wrong is found here, before any weight is read. The run remembers the commit of what the hub
+    holds."""
     config = resolve_run(given)
     config = replace(config, base=replace(config.base, model=pinned(config.base.model)))
     source = Source(config.base.model)
     config = with_codes_of_base(source, config)
     check_run(source, config)
     config = with_pinned_data(config)
-    requantize = config.evaluation.requantize
-    return source, config, prepare_data(source, config, calibrate=config.base.by_gptq or bool(requantize and requantize.by_gptq))
+    calibrate = config.base.by_gptq or config.evaluation.requantizes_by_gptq
+    return source, config, prepare_data(source, config, calibrate)
 
 
 def reopened(given: Mapping[str, Any]) -> Run:
@@ -101,8 +102,7 @@ def data_of(run: Run) -> PreparedData:
     if not config.base.from_scratch and not run.base_file.is_file():
         check_fingerprint(source, run)
     needs_base = config.base.by_gptq and not run.base_file.is_file()
-    requantize = config.evaluation.requantize
-    data = prepare_data(source, config, calibrate=needs_base or bool(requantize and requantize.by_gptq))
+    data = prepare_data(source, config, calibrate=needs_base or config.evaluation.requantizes_by_gptq)
     check_data(data, run)
     if needs_base:
         check_calibration(data, run)
@@ -141,8 +141,8 @@ def train(run: Run, config: RunConfig, data: PreparedData) -> None:
     write_json(run.training_file, {"trainable_parameters": sum(p.numel() for p in parameters.values()),
                                    "tokens": trainer.tokens, "seconds": round(trainer.seconds, 3),
                                    "peak_memory_mb": round(peak)})
-    print(f"trained {trainer.tokens} tokens in {trainer.seconds:.0f} s, {trainer.tokens / trainer.seconds:.0f} tokens/s, "
-          f"peak memory of the process {peak:.0f} MB")
+    print(f"trained {trainer.tokens} tokens in {trainer.seconds:.0f} s, {trainer.tokens / trainer.seconds:.0f} "
+          f"tokens/s, peak memory of the process {peak:.0f} MB")
     plot_losses(run)
 
 
@@ -161,7 +161,8 @@ def full(run: Run, config: RunConfig) -> Prepared:
 
 
 def adapted(run: Run, config: RunConfig, data: PreparedData | None) -> Prepared:
-    """The adapters train. The base is quantized once, saved, and from then on read from its file. Only GPTQ needs the data."""
+    """The adapters train. The base is quantized once, saved, and from then on read from its file. Only GPTQ needs the
+    data."""
     compute = config.compute
     if config.base.quantization and not run.base_file.is_file():
         base, report = load_base(Source(config.base.model), config.base, compute, data and data.calibration)
@@ -175,7 +176,8 @@ def adapted(run: Run, config: RunConfig, data: PreparedData | None) -> Prepared:
 
 # ---- what is printed ------------------------------------------------------------------------------------------------
 
-def print_plan(path: Path, config: RunConfig, model: Llama, parameters: Parameters, data: PreparedData, steps: int) -> None:
+def print_plan(path: Path, config: RunConfig, model: Llama, parameters: Parameters, data: PreparedData,
+               steps: int) -> None:
     trainable, base = sum(p.numel() for p in parameters.values()), config.base
     codes = sum(isinstance(module, QuantLinear) for module in model.modules())
     print(f"{path}: {config.of_method.title} on {base.model}")
@@ -196,8 +198,8 @@ def options_of(config: RunConfig) -> tuple[str, ...]:
 
 
 def show_example(data: PreparedData) -> None:
-    """Prints the template's version, the first training row as its tokens read, and the first test prompt, with their token
-    counts."""
+    """Prints the template's version, the first training row as its tokens read, and the first test prompt, with their
+    token counts."""
     first, tokenizer, task = data.train[0], data.tokenizer, data.task
     prompt, answer = first.tokens[:first.prompt_length], first.tokens[first.prompt_length:]
     print(f"--- {task.name}, template version {task.template_version}: the first of {len(data.train)} training rows, "

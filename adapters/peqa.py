@@ -11,6 +11,9 @@ from quant.factors import ZeroPoints
 from quant.grid import Block, QuantizedWeight, split_blocks
 from quant.linear import QuantLinear
 
+NO_ZERO_POINTS = ("this base has no integer zero points, and peqa trains the scale of a grid that has them: "
+                  "use --quantizer intminmax, or --quantizer gptq --grid intminmax")
+
 
 class RescaledMatmul(torch.autograd.Function):
     """y = x @ W_hat.T with gradients for x and for the scale of W_hat.
@@ -48,8 +51,7 @@ class RescaledLinear(AdaptedLinear):
 
     def __init__(self, base: nn.Module, adapter: "PEQA", dropout: float = 0.0):
         if not (isinstance(base, QuantLinear) and isinstance(base.offset, ZeroPoints)):
-            raise ValueError("this base has no integer zero points, and peqa trains the scale of a grid that has them: "
-                             "use --quantizer intminmax, or --quantizer gptq --grid intminmax")
+            raise ValueError(NO_ZERO_POINTS)
         super().__init__(base, adapter)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,13 +70,17 @@ class PEQA(Adapter):
 
     Codes and z are frozen. `log_factor` is the logarithm of a factor on each block's scale, and starts at 0. A scale
     therefore stays positive after any step, and one learning rate suits layers of different size. Differs from PEQA,
-    which trains the scale itself, with nothing to keep it positive."""
+    which trains the scale itself, with nothing to keep it positive.
+
+    Raises ValueError for a block of None: a dense base has no scales."""
     name = "peqa"
     options = ("block",)
     additive, merges_into, layer = False, "scale", RescaledLinear
 
-    def __init__(self, D_out: int, D_in: int, block: Block):
+    def __init__(self, D_out: int, D_in: int, block: Block | None):
         super().__init__()
+        if block is None:
+            raise ValueError(NO_ZERO_POINTS)
         n_in = block.n_in or D_in
         self.log_factor = nn.Parameter(torch.zeros(D_out // block.n_out, D_in // n_in))  # one number for each scale
 

@@ -22,20 +22,22 @@ from quant.grid import Block
 
 def linear_names(model: Llama, targets: str) -> list[str]:
     """The decoder's linear layers that `--targets` names."""
-    return [name for name, _ in model.named_modules() if name.startswith("model.layers.") and name.endswith(TARGETS[targets])]
+    return [name for name, _ in model.named_modules()
+            if name.startswith("model.layers.") and name.endswith(TARGETS[targets])]
 
 
 def new_adapter(config: RunConfig, D_out: int, D_in: int, block: Block | None) -> Adapter:
     """The method's adapter for one layer, its numbers drawn by the global seed. `block` is the block of the layer's own
-    codes; the adapter's other options come from the configuration. Raises ValueError for options that it cannot have."""
+    codes; the adapter's other options come from the configuration. Raises ValueError for options that it cannot
+    have."""
     kind = ADAPTERS[config.adapter_kind]
     options = {option: block if option == "block" else getattr(config.adapter, option) for option in kind.options}
     return kind(D_out, D_in, **options)
 
 
 def attach_adapters(model: Llama, config: RunConfig) -> None:
-    """An adapter beside every target layer of a frozen model. Raises ValueError, naming the layer, for an adapter that does not
-    go with it."""
+    """An adapter beside every target layer of a frozen model. Raises ValueError, naming the layer, for an adapter that
+    does not go with it."""
     def adapt(name: str, base: nn.Module) -> AdaptedLinear:
         try:
             adapter = new_adapter(config, base.out_features, base.in_features, getattr(base, "block", None))
@@ -53,8 +55,8 @@ def merge_all(model: Llama, merge: Callable[[str, AdaptedLinear], nn.Module]) ->
 
 
 def why_not_k_bits(model: Llama) -> str | None:
-    """The reason, with its layer, of the first adapted layer that merges to 16 bits only; None if all merge into their codes'
-    factors."""
+    """The reason, with its layer, of the first adapted layer that merges to 16 bits only; None if all merge into their
+    codes' factors."""
     for name, layer in adapted_layers(model).items():
         target = merge_target(layer.base, layer.adapter)
         if not target.keeps_codes:
@@ -63,8 +65,8 @@ def why_not_k_bits(model: Llama) -> str | None:
 
 
 def merge_best(model: Llama, storage: torch.dtype) -> list[int]:
-    """Into the factors of the k-bit codes if every layer allows it, else to 16 bits of type `storage`, in place. Returns the
-    widths of the codes; none for 16 bits."""
+    """Into the factors of the k-bit codes if every layer allows it, else to 16 bits of type `storage`, in place.
+    Returns the widths of the codes; none for 16 bits."""
     if why_not_k_bits(model) is None:
         bits = sorted({layer.base.bits for layer in adapted_layers(model).values()})
         merge_all(model, lambda name, layer: merge_into_codes(layer, name))
@@ -95,7 +97,8 @@ def load_adapter(model: Llama, run: Run) -> None:
         for name, p in parameters.items():
             tensor = file.get_tensor(name)
             if tensor.shape != p.shape:
-                raise ValueError(f"{run.adapter_file}: {name} has shape {list(tensor.shape)} instead of {list(p.shape)}")
+                raise ValueError(f"{run.adapter_file}: {name} has shape {list(tensor.shape)} instead of "
+                                 f"{list(p.shape)}")
             p.copy_(tensor)
 
 

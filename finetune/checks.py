@@ -21,8 +21,8 @@ from quant.spec import QuantSpec
 
 
 def with_codes_of_base(source: Source, config: RunConfig) -> RunConfig:
-    """The configuration with the bits and block of a base that holds codes already, and with a lam that follows its block.
-    Raises ValueError if lam follows the block and the target layers differ in theirs."""
+    """The configuration with the bits and block of a base that holds codes already, and with a lam that follows its
+    block. Raises ValueError if lam follows the block and the target layers differ in theirs."""
     if config.base.from_scratch or config.base.quantization:
         return config
     quantized = source.quantized()
@@ -33,21 +33,22 @@ def with_codes_of_base(source: Source, config: RunConfig) -> RunConfig:
         config = replace(config, base=replace(config.base, codes=codes))
     if METHODS[config.method].lam == "block" and config.adapter.lam is None:
         if not stated or any(s["block"] != stated[0]["block"] for s in stated):
-            raise ValueError(f"{source.path}: the target layers are not quantized in blocks of one size, so lam has no block "
-                             f"to follow: give --lam, or a --quantizer")
+            raise ValueError(f"{source.path}: the target layers are not quantized in blocks of one size, so lam has no "
+                             "block to follow: give --lam, or a --quantizer")
         block = config.base.block
         config = replace(config, adapter=replace(config.adapter, lam=Lam(block.n_in, block.n_out)))
     return config
 
 
 def planned_base(source: Source, base: BaseConfig) -> Llama:
-    """The base on the meta device, codes where the model holds them or will. Raises ValueError if the checkpoint's tensors do
-    not fit its config, if codes would be quantized again, or if a block does not divide a layer."""
+    """The base on the meta device, codes where the model holds them or will. Raises ValueError if the checkpoint's
+    tensors do not fit its config, if codes would be quantized again, or if a block does not divide a layer."""
     quantized, spec = source.quantized(), base.quantization
     if quantized and spec:
         name, stated = next(iter(quantized.items()))
-        raise ValueError(f"{source.path} is quantized already ({name}: {stated['bits']} bits, block {stated['block']}): "
-                         f"give --quantizer none to train on it as it is")
+        held = f"{name}: {stated['bits']} bits, block {stated['block']}"
+        raise ValueError(f"{source.path} is quantized already ({held}): "
+                         "give --quantizer none to train on it as it is")
     if not source.is_adapter_run:
         open_weights(weight_files(source.path), source.config, torch.float32)
     model = empty_model(source.config, torch.float32)
@@ -71,20 +72,21 @@ def planned_codes(layer: nn.Module, block: Block, bits: int, zero_points: bool) 
 
 
 def planned_model(source: Source, config: RunConfig) -> Llama:
-    """As `planned_base`, with an adapter beside every target layer. Raises ValueError, naming the layer and the sizes, for a
-    lam or a rank that does not suit a layer, and for codes that the method cannot train on."""
+    """As `planned_base`, with an adapter beside every target layer. Raises ValueError, naming the layer and the sizes,
+    for a lam or a rank that does not suit a layer, and for codes that the method cannot train on."""
     model = planned_base(source, config.base)
     if config.adapter_kind is None:
         if source.quantized():
-            raise ValueError(f"{source.path} is quantized: codes do not train, so --method {config.method} needs a dense base")
+            raise ValueError(f"{source.path} is quantized: codes do not train, so --method {config.method} needs a "
+                             "dense base")
         return model
     put_adapters(model, config)
     return model
 
 
 def planned_run(run: Run, config: RunConfig) -> Llama:
-    """The planned model of a run whose base was quantized, or stayed as it was. The model that a quantized base was made from
-    need not be there any more."""
+    """The planned model of a run whose base was quantized, or stayed as it was. The model that a quantized base was
+    made from need not be there any more."""
     base = config.base
     if not base.quantization:
         return planned_model(Source(base.model), config)
@@ -111,8 +113,8 @@ def check_run(source: Source, config: RunConfig) -> None:
 
 
 def check_requantization(planned: Llama, config: RunConfig) -> None:
-    """Raises ValueError for a block of --requantize that does not divide a target layer, and if every layer merges into k
-    bits without loss."""
+    """Raises ValueError for a block of --requantize that does not divide a target layer, and if every layer merges into
+    k bits without loss."""
     if not (spec := config.evaluation.requantize):
         return
     for name, layer in adapted_layers(planned).items():
@@ -122,6 +124,7 @@ def check_requantization(planned: Llama, config: RunConfig) -> None:
 
 
 def check_merges(planned: Llama, what: str) -> None:
-    """Raises MergeRefused, with the rule, the layer and the sizes, unless every adapter merges into its base's codes."""
+    """Raises MergeRefused, with the rule, the layer and the sizes, unless every adapter merges into its base's
+    codes."""
     if reason := why_not_k_bits(planned):
         raise MergeRefused(f"{what}: {reason}")

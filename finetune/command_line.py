@@ -20,7 +20,7 @@ from finetune.config import (
     flag,
 )
 from quant.spec import QuantSpec
-from tasks import TASKS
+from tasks import TASKS, TRAINING_TASKS
 
 GROUPS = {BaseConfig: "model", ComputeConfig: "model", QuantSpec: "quantization", AdapterConfig: "adapter",
           DataConfig: "data", TrainingConfig: "optimisation", EvaluationConfig: "evaluation"}
@@ -45,8 +45,9 @@ class Parser(argparse.ArgumentParser):
                 if f.metadata and f.metadata.get("flag", True) and f.name not in leave_out:
                     self.add_field(f, f.metadata.get("group") or GROUPS[kind])
 
-    def add_field(self, f: Field, group: str) -> None:
-        self.groups[group].add_argument(flag(f.name), **facts_of(f))
+    def add_field(self, f: Field, group: str, **other: Any) -> None:
+        """other: facts that differ in this command."""
+        self.groups[group].add_argument(flag(f.name), **{**facts_of(f), **other})
 
     def given(self, command: list[str] | None = None) -> dict[str, Any]:
         """What the command line says, by field. None: the process's own."""
@@ -67,7 +68,7 @@ def facts_of(f: Field) -> dict[str, Any]:
 
 
 def default_of(f: Field) -> str:
-    return str(f.default if f.default is not MISSING else f.default_factory() if f.default_factory is not MISSING else "")
+    return "" if f.default is MISSING else str(f.default)
 
 
 def typed(parse: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -80,17 +81,28 @@ def typed(parse: Callable[[str], Any]) -> Callable[[str], Any]:
     return checked
 
 
+def task_that_trains(name: str) -> str:
+    if name not in TASKS:
+        raise ValueError(f"{name!r} is no task; tasks that train: {', '.join(TRAINING_TASKS)} (see --list-tasks)")
+    if name not in TRAINING_TASKS:
+        raise ValueError(f"{name} has test rows only: train on one of {', '.join(TRAINING_TASKS)} (see --list-tasks), "
+                         f"and score with python eval.py RUN --task {name}")
+    return name
+
+
 def train_parser() -> Parser:
     """The flags of train.py."""
     parser = Parser("Fine-tune one method on one base for one task, then score every state of the model.\n\n"
                     "    python train.py --method qablora --bits 4")
     parser.add_field(RunConfig.__dataclass_fields__["method"], "adapter")
-    parser.add_fields(BaseConfig, ComputeConfig, QuantSpec, AdapterConfig, DataConfig, TrainingConfig, EvaluationConfig)
-    tasks = ", ".join(name for name, task in TASKS.items() if task.trains)
-    parser.groups["data"].add_argument("--list-tasks", action="store_true", help=f"print what each task needs, and stop ({tasks})")
-    parser.groups["data"].add_argument("--show-example", action="store_true",
-                                       help="print the first training row as the model reads it, and stop")
-    parser.groups["output"].add_argument("--out", type=Path, metavar="DIR", help="write the run into this new directory "
-                                         "(default: the next free runs/METHOD-BITS-TASK-NUMBER)")
-    parser.groups["output"].add_argument("--resume", type=Path, metavar="RUN", help="go on with an interrupted run; give no other flag")
+    parser.add_fields(BaseConfig, ComputeConfig, QuantSpec, AdapterConfig)
+    parser.add_field(DataConfig.__dataclass_fields__["task"], "data", choices=None, type=typed(task_that_trains))
+    parser.add_fields(DataConfig, TrainingConfig, EvaluationConfig, leave_out=("task",))
+    tasks = ", ".join(TRAINING_TASKS)
+    data, output = (parser.groups[name].add_argument for name in ("data", "output"))
+    data("--list-tasks", action="store_true", help=f"print what each task needs, and stop ({tasks})")
+    data("--show-example", action="store_true", help="print the first training row as the model reads it, and stop")
+    output("--out", type=Path, metavar="DIR",
+           help="write the run into this new directory (default: the next free runs/METHOD-BITS-TASK-NUMBER)")
+    output("--resume", type=Path, metavar="RUN", help="go on with an interrupted run; give no other flag")
     return parser

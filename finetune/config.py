@@ -1,5 +1,5 @@
-"""The configuration of a run. Each field states its help text, its default and who may set it; the command lines are built
-from these fields, and end in one of the two frozen classes at the bottom.
+"""The configuration of a run. Each field states its help text, its default and who may set it; the command lines are
+built from these fields, and end in one of the two frozen classes at the bottom.
 
 | class | what it says |
 |---|---|
@@ -55,7 +55,9 @@ def option(default: Any = MISSING, *, factory: Callable = MISSING, **facts) -> A
     group     the group in --help, where it is not the one of its class
     flag      False: no flag sets it; it follows from other fields
     """
-    return field(default=default, metadata=facts) if factory is MISSING else field(default_factory=factory, metadata=facts)
+    if factory is not MISSING:
+        return field(default_factory=factory, metadata=facts)
+    return field(default=default, metadata=facts)
 
 
 # ---- values ---------------------------------------------------------------------------------------------------------
@@ -98,7 +100,8 @@ def spec_text(text: str) -> str:
 
 
 def model_place(text: str) -> Place:
-    """A local path goes before a repository of the same name. An absolute path or the name of a GGUF file is never a repository."""
+    """A local path goes before a repository of the same name. An absolute path or the name of a GGUF file is never a
+    repository."""
     if Path(text).is_absolute() or Path(text).exists() or is_gguf(Path(text)):
         return Path(text)
     try:
@@ -163,13 +166,17 @@ class StoredCodes:
 @dataclass(frozen=True)
 class BaseConfig:
     model: Place = option(
-        EMBEDDED_BASE, parse=model_place, load=saved_place(HubModel), metavar="MODEL", shown="the embedded base", rescore=True,
-        help="start from this model: a directory, a .gguf file, a run, or a Hugging Face repository ORG/NAME[@REVISION]")
-    from_scratch: bool = option(False, only="full", help="start from random weights of the model's config (--method full)")
+        EMBEDDED_BASE, parse=model_place, load=saved_place(HubModel), metavar="MODEL", shown="the embedded base",
+        rescore=True,
+        help="start from this model: a directory, a .gguf file, a run, or a Hugging Face repository "
+             "ORG/NAME[@REVISION]")
+    from_scratch: bool = option(False, only="full", help="start from random weights of the model's config (--method "
+                                                         "full)")
     quantization: QuantSpec | None = option(None, load=QuantSpec.parse, flag=False)
     quantized_layers: str = option("all", choices=TARGETS, group="quantization", help="quantize these linear layers")
     calibration: Path | None = option(
-        None, parse=Path, metavar="FILE", only="gptq", group="quantization", rescore=True, shown="the task's training rows",
+        None, parse=Path, metavar="FILE", only="gptq", group="quantization", rescore=True,
+        shown="the task's training rows",
         help="gptq only: calibrate on this text file")
     calibration_rows: int = option(
         500, parse=positive(int), metavar="N", only="gptq", group="quantization", rescore=True,
@@ -201,7 +208,8 @@ class AdapterConfig:
     lam: Lam | None = option(None, parse=Lam.parse, metavar="LAM", only="adapter", shown="the method's",
                              help="average lam_in inputs and repeat lam_out outputs: 4x8, or one number for both")
     operators: str = option("avgpool", choices=OPERATORS, only="adapter",
-                            help="blora and qablora: compress inputs and restore outputs this way (Shen et al., Table 6)")
+                            help="blora and qablora: compress inputs and restore outputs this way (Shen et al., Table "
+                                 "6)")
     dropout: float = option(0.0, parse=share, metavar="P", only="adapter",
                             help="drop this share of the adapter's inputs in training")
 
@@ -212,8 +220,10 @@ class DataConfig:
     protocol: str | None = option(None, metavar="NAME", rescore=True, of_task=True, shown="lm-eval",
                                   help="mmlu only: score by lm-eval, or by hendrycks, the authors' own script")
     data: DataPlace | None = option(
-        None, parse=data_place, load=saved_place(HubData), metavar="FILE", of_task=True, shown="the task's own, if it has any",
-        help=f"read training rows from this file ({', '.join(SUFFIXES)}) or Hugging Face data set, ORG/NAME[@REVISION][:PATH]")
+        None, parse=data_place, load=saved_place(HubData), metavar="FILE", of_task=True, shown="the task's own, if it "
+                                                                                               "has any",
+        help=f"read training rows from this file ({', '.join(SUFFIXES)}) or Hugging Face data set, "
+             "ORG/NAME[@REVISION][:PATH]")
     test_data: DataPlace | None = option(
         None, parse=data_place, load=saved_place(HubData), metavar="FILE", rescore=True, of_task=True,
         shown="the task's own, or rows split off --data", help="read test rows from this file or data set")
@@ -225,7 +235,8 @@ class DataConfig:
         None, parse=positive(int), metavar="TOKENS", of_task=True, shown="the model's positions, at most 2048",
         help="leave out training rows with more tokens")
     max_new_tokens: int | None = option(
-        None, parse=positive(int), metavar="TOKENS", rescore=True, of_task=True, shown="the length of the longest answer",
+        None, parse=positive(int), metavar="TOKENS", rescore=True, of_task=True, shown="the length of the longest "
+                                                                                       "answer",
         help="write at most this many tokens for an answer")
     seed: int = option(0, parse=seed, setting=False, help="seed the rows' order, the initial weights, and dropout")
 
@@ -237,12 +248,16 @@ class TrainingConfig:
     micro_batch: int | None = option(None, parse=positive(int), metavar="ROWS", shown="--batch-size", setting=False,
                                      help="hold this many rows in memory at a time")
     epochs: int = option(2, parse=positive(int), help="train this many epochs")
-    steps: int | None = option(None, parse=positive(int), shown="what --epochs makes", help="train this many steps instead")
-    warmup: float = option(0.05, parse=share, metavar="SHARE", help="raise the learning rate in this share of the steps")
+    steps: int | None = option(None, parse=positive(int), shown="what --epochs makes", help="train this many steps "
+                                                                                            "instead")
+    warmup: float = option(0.05, parse=share, metavar="SHARE", help="raise the learning rate in this share of the "
+                                                                    "steps")
     clip: float = option(1.0, parse=positive(float), metavar="NORM", help="clip the gradient to this norm")
-    weight_decay: float = option(0.0, parse=share, metavar="W", help="decay matrices by this factor a step, times the learning rate")
+    weight_decay: float = option(0.0, parse=share, metavar="W", help="decay matrices by this factor a step, times the "
+                                                                     "learning rate")
     beta2: float = option(0.999, parse=share, metavar="B", help="set AdamW's second beta")
-    save_every: int = option(200, parse=positive(int), metavar="STEPS", setting=False, help="save a state to resume from every N steps")
+    save_every: int = option(200, parse=positive(int), metavar="STEPS", setting=False, help="save a state to resume "
+                                                                                            "from every N steps")
     save_dtype: str | None = option(None, choices=DTYPES, only="full", shown="the checkpoint's",
                                     help="save the weights in this type (--method full)")
 
@@ -256,11 +271,16 @@ class EvaluationConfig:
         None, parse=spec_text, load=QuantSpec.parse, metavar="SPEC", rescore=True, shown="not done",
         help="LOSSY: also score the merged model quantized again, e.g. gptq:minmax@32x1, or nf@64x1-3bit")
 
+    @property
+    def requantizes_by_gptq(self) -> bool:
+        return bool(self.requantize and self.requantize.by_gptq)
+
 
 @dataclass(frozen=True)
 class ComputeConfig:
     dtype: str = option(factory=lambda: default_dtype(), choices=COMPUTE, rescore=True,
-                        shown="bfloat16 if the machine multiplies it, else float32", help="compute activations in this type")
+                        shown="bfloat16 if the machine multiplies it, else float32", help="compute activations in "
+                                                                                          "this type")
     device: str = option(factory=lambda: default_device(), parse=device, rescore=True, answers=False, setting=False,
                          shown="cuda if there is one, else cpu", help="compute on this device")
 
@@ -281,7 +301,8 @@ class ScoringConfig:
 @dataclass(frozen=True)
 class RunConfig(ScoringConfig):
     """All that a run takes. `resolve_run` makes it; nothing is assigned to it afterwards."""
-    method: str = option("qablora", choices=METHODS, metavar="METHOD", help=f"fine-tune by this method: {', '.join(METHODS)}")
+    method: str = option("qablora", choices=METHODS, metavar="METHOD", help="fine-tune by this method: "
+                                                                            f"{', '.join(METHODS)}")
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(lr=METHODS["qablora"].lr))
 

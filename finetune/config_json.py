@@ -1,9 +1,8 @@
 """A configuration as it stands in a run's config.json, and back; and runs of older formats.
 
-Format 2 is the configuration, part by part. Format 1 has no number: it is one flat object `arguments` of the flags of that
-time. `modern` turns it into format 2; nothing else knows it.
-"""
-from dataclasses import fields
+Format 2 is the configuration, part by part. Format 1 has no number: it is one flat object `arguments` of the flags of
+that time. `modern` turns it into format 2; nothing else knows it. """
+from dataclasses import Field, fields
 from typing import Any
 
 from finetune.config import RunConfig, ScoringConfig, default_device, device
@@ -16,17 +15,22 @@ PLAIN = (int, float, bool, str, type(None))
 
 def config_json(config: ScoringConfig) -> dict[str, Any]:
     """Parts are objects; what is no number, text or truth value is written as people type it."""
-    return {f.name: value if f.metadata and isinstance(value, PLAIN) else str(value) if f.metadata else config_json(value)
-            for f in fields(config) for value in [getattr(config, f.name)]}
+    def written(f: Field, value: Any) -> Any:
+        if not f.metadata:
+            return config_json(value)
+        return value if isinstance(value, PLAIN) else str(value)
+    return {f.name: written(f, getattr(config, f.name)) for f in fields(config)}
 
 
 def run_config(saved: dict, where: str) -> RunConfig:
     """The configuration in a run's config.json. A device that this machine does not have gives way to one that it has.
     Raises ValueError, naming `where`, for a format that is newer than this code."""
     if (number := saved.get("format", 1)) not in (1, FORMAT):
-        raise ValueError(f"{where}: config.json has format {number}, and this version reads up to {FORMAT}: use a newer one")
+        raise ValueError(f"{where}: config.json has format {number}, and this version reads up to {FORMAT}: use a "
+                         "newer one")
     stated = saved["config"] if "config" in saved else modern(saved["arguments"])
-    return from_json(RunConfig, {**stated, "compute": {**stated["compute"], "device": known_device(stated["compute"]["device"])}})
+    compute = stated["compute"]
+    return from_json(RunConfig, {**stated, "compute": {**compute, "device": known_device(compute["device"])}})
 
 
 def from_json(kind: type, stated: dict) -> Any:
@@ -66,13 +70,15 @@ def modern(flags: dict) -> dict:
 def old_quantization(flags: dict) -> str | None:
     if flags["quantizer"] == "none":
         return None
+    by_gptq = flags["quantizer"] == "gptq"
     return str(QuantSpec.of(flags["quantizer"], flags["bits"], Block.parse(flags["block"]), flags.get("grid"),
-                            flags.get("double_quant", False), flags["quantizer"] == "gptq" and flags.get("act_order", False)))
+                            flags.get("double_quant", False), by_gptq and flags.get("act_order", False)))
 
 
 def old_codes(flags: dict) -> str | None:
     """A model that was codes already: its bits and block stood where those of a quantizer stand."""
-    return f"{flags['bits']} bits, block {flags['block']}" if flags["quantizer"] == "none" and flags.get("block") else None
+    held = flags["quantizer"] == "none" and flags.get("block")
+    return f"{flags['bits']} bits, block {flags['block']}" if held else None
 
 
 def old_requantization(flags: dict) -> str | None:

@@ -58,8 +58,8 @@ def with_pinned_data(config: Config) -> Config:
 
 
 def prepare_data(source: Source, config: ScoringConfig, calibrate: bool) -> PreparedData:
-    """Reads and checks all rows before any weight is loaded. Raises ValueError if nothing is left to train on (benchmarks
-    have no training rows), or to calibrate on."""
+    """Reads and checks all rows before any weight is loaded. Raises ValueError if nothing is left to train on
+    (benchmarks have no training rows), or to calibrate on."""
     asked = config.data
     task = task_of(asked)
     check_needs(task, asked)
@@ -67,7 +67,8 @@ def prepare_data(source: Source, config: ScoringConfig, calibrate: bool) -> Prep
     for reason, rows in splits.left_out.items():
         print(f"--task {asked.task}: {rows} training rows are left out: {reason}")
     if empty := sum(not row.answer.strip() for row in splits.train + splits.validation):
-        print(f"--task {asked.task}: {empty} training and validation rows have an empty answer: they teach to write nothing")
+        print(f"--task {asked.task}: {empty} training and validation rows have an empty answer: they teach to write "
+              "nothing")
     tokenizer, end_ids, positions = source.tokenizer, source.stop_ids(), source.config.max_position_embeddings
     longest = asked.max_length or min(LONGEST, positions)
     parts = [task.encode(part, tokenizer, end_ids[0]) for part in (splits.train, splits.validation)]
@@ -75,18 +76,20 @@ def prepare_data(source: Source, config: ScoringConfig, calibrate: bool) -> Prep
     too_long = sum(map(len, parts)) - len(train) - len(validation)
     if task.trains:
         if not train or not validation:
-            raise ValueError(f"--task {asked.task}: {len(train)} rows to train on and {len(validation)} to validate on are "
-                             f"left ({too_long} are longer than {longest} tokens, see --max-length); both need at least one")
+            raise ValueError(f"--task {asked.task}: {len(train)} rows to train on and {len(validation)} to validate on "
+                             f"are left ({too_long} are longer than {longest} tokens, see --max-length); both need at "
+                             "least one")
         check_ids([e.tokens for e in train + validation], source)
     longest_answer = max((len(e.tokens) - e.prompt_length for e in train + validation), default=NEW_TOKENS)
     usual = min(task.new_tokens, positions // 2) if task.new_tokens else min(longest_answer, positions - 1)
     max_new_tokens = asked.max_new_tokens or usual
     if max(longest, max_new_tokens + 1) > positions:
-        raise ValueError(f"{source.path} has {positions} positions: too few for --max-length {longest} or --max-new-tokens "
-                         f"{max_new_tokens} and a prompt")
+        raise ValueError(f"{source.path} has {positions} positions: too few for --max-length {longest} or "
+                         f"--max-new-tokens {max_new_tokens} and a prompt")
     test = task.test_rows(splits.test, tokenizer, longest)[:asked.test_limit]
     calibration = calibration_of(config, tokenizer, train, longest) if calibrate else None
-    check_ids([row.tokens for row in test if hasattr(row, "tokens")] + (calibration.rows if calibration else []), source)
+    windows = [row.tokens for row in test if hasattr(row, "tokens")]
+    check_ids(windows + (calibration.rows if calibration else []), source)
     left_out = {**splits.left_out, TOO_LONG: too_long}
     return PreparedData(task, tokenizer, end_ids, train, validation, test, left_out, empty, max_new_tokens,
                         splits.fingerprints(), calibration)
@@ -114,8 +117,8 @@ def check_needs(task: Task, asked: DataConfig) -> None:
 
 
 def calibration_of(config: ScoringConfig, tokenizer: Tokenizer, train: list[Encoded], longest: int) -> Calibration:
-    """The first --calibration-rows training rows (Kanda & Hatano, Sec. 4.1, calibrate on the task's own data), or windows of
-    a text file with as many tokens as a training row may have."""
+    """The first --calibration-rows training rows (Kanda & Hatano, Sec. 4.1, calibrate on the task's own data), or
+    windows of a text file with as many tokens as a training row may have."""
     file, rows, task = config.base.calibration, config.base.calibration_rows, config.data.task
     if file is None and not train:
         raise ValueError(f"--task {task} has no training rows to calibrate gptq on: name a text file by --calibration")
@@ -156,5 +159,5 @@ def check_data(data: PreparedData, run: Run) -> None:
     for part in ("train", "validation"):
         then = run.fingerprints["data"][part]
         if data.fingerprints[part] != then:
-            raise ValueError(f"the {part} rows are no longer those of the run (sha256 {data.fingerprints[part]}, the run had "
-                             f"{then}; for some tasks, another --test-data leaves other training rows out)")
+            raise ValueError(f"the {part} rows are no longer those of the run (sha256 {data.fingerprints[part]}, the "
+                             f"run had {then}; for some tasks, another --test-data leaves other training rows out)")

@@ -16,18 +16,19 @@ from tasks.batching import split_list
 
 AT_A_TIME = 16  # calibration rows
 SHOWN = 8       # worst layers printed
-Made = Callable[[str, nn.Module, QuantizedWeight], nn.Module]  # (name, dense layer, its codes) -> the layer that takes its place
+# (name, dense layer, its codes) -> the layer that takes its place
+Made = Callable[[str, nn.Module, QuantizedWeight], nn.Module]
 
 
 @torch.no_grad()
 def gptq_model(model: Llama, bring: Callable[[str], None], names: list[str], quantizer: Quantizer, act_order: bool,
                rows: Sequence[list[int]], made: Made) -> list[LayerReport]:
     """Quantizes every named layer, in the order in which the model uses them, on calibration rows of token ids.
-    `bring(prefix)` loads the tensors whose names begin so: memory holds one dense decoder layer, and the rows' activations
-    between two layers.
+    `bring(prefix)` loads the tensors whose names begin so: memory holds one dense decoder layer, and the rows'
+    activations between two layers.
 
-    Activations are float32, whatever the model otherwise computes in. Raises CalibrationError and ValueError, naming the
-    layer."""
+    Activations are float32, whatever the model otherwise computes in. Raises CalibrationError and ValueError, naming
+    the layer."""
     bring("model.embed_tokens.")
     kept, model.dtype = model.dtype, torch.float32
     batches = [CalibrationBatch(model, part) for part in split_list(sorted(rows, key=len), AT_A_TIME)]
@@ -94,8 +95,8 @@ def show_report(reports: list[LayerReport], source: str, rows: int) -> dict:
     """Prints the layers with the largest output error, and each one that ended above plain rounding. Returns all, worst
     first."""
     reports = sorted(reports, key=lambda r: r.gptq_error, reverse=True)
-    print(f"gptq, calibrated on {source}: {rows} rows; worst layers by relative output error "
-          f"tr((W - W_hat) H (W - W_hat)^T) / tr(W H W^T)")
+    print(f"gptq, calibrated on {source}: {rows} rows; worst layers by relative output error tr((W - W_hat) H (W - "
+          "W_hat)^T) / tr(W H W^T)")
     print(f"  {'layer':<36} {'tokens':>8} {'damping':>8} {'dead':>5} {'gptq':>10} {'rounding':>10}")
     for r in reports[:SHOWN]:
         print(f"  {r.layer:<36} {r.tokens:>8} {r.damping:>8g} {r.dead_columns:>5} {r.gptq_error:>10.2e} "

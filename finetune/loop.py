@@ -52,8 +52,8 @@ class Trainer:
     """AdamW over `parameters` only. `keep_best` is called at each new lowest validation loss.
 
     `state_file` holds what resuming needs: the parameters, the optimizer's moments, the random state, and in its header
-    the step and the best loss so far. The order of the data follows from (seed, epoch), so the step alone finds the place.
-    """
+    the step and the best loss so far. The order of the data follows from (seed, epoch), so the step alone finds the
+    place. """
 
     def __init__(self, model: nn.Module, parameters: dict[str, nn.Parameter], settings: TrainingConfig, seed: int,
                  train: list[Encoded], validation: list[Encoded], state_file: Path,

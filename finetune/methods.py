@@ -1,4 +1,5 @@
-"""The methods that `--method` offers, one row each. A method is an adapter on a base; the adapter and the quantizer say the rest."""
+"""The methods that `--method` offers, one row each. A method is an adapter on a base; the adapter and the quantizer say
+the rest."""
 from dataclasses import dataclass
 
 

@@ -13,8 +13,8 @@ def pyplot():
     try:
         import matplotlib
     except ImportError:
-        raise ValueError("a picture needs matplotlib: pip install matplotlib "
-                         "(or pip install -r requirements-extra.txt)") from None
+        raise ValueError("a picture needs matplotlib: pip install matplotlib (or pip install -r "
+                         "requirements-extra.txt)") from None
     matplotlib.use("Agg")
     from matplotlib import pyplot
     return pyplot

@@ -35,7 +35,8 @@ class WeightErrors:
     def print_worst(self) -> None:
         relative = {name: (error / (size or 1.0)) ** 0.5 for name, (error, size) in self.squares.items()}
         worst = sorted(relative, key=relative.get, reverse=True)[:3]
-        print("quantized; largest ||W - W_hat|| / ||W||: " + ", ".join(f"{name} {relative[name]:.3f}" for name in worst))
+        shown = ", ".join(f"{name} {relative[name]:.3f}" for name in worst)
+        print(f"quantized; largest ||W - W_hat|| / ||W||: {shown}")
 
 
 def quantized_layer(layer: nn.Module, weight: QuantizedWeight) -> QuantLinear:
@@ -44,8 +45,8 @@ def quantized_layer(layer: nn.Module, weight: QuantizedWeight) -> QuantLinear:
 
 def load_base(source: Source, base: BaseConfig, compute: ComputeConfig,
               calibration: Calibration | None) -> tuple[Llama, dict | None]:
-    """The base, quantized if `base` says so, and GPTQ's report for `quantization.json`. Only GPTQ reads the calibration. The
-    worst layers are printed. Raises ValueError, naming the layer, for one that cannot be quantized."""
+    """The base, quantized if `base` says so, and GPTQ's report for `quantization.json`. Only GPTQ reads the
+    calibration. The worst layers are printed. Raises ValueError, naming the layer, for one that cannot be quantized."""
     spec, dtype = base.quantization, compute.torch_dtype
     if spec is None:
         return source.load(dtype, compute.device), None
@@ -61,8 +62,8 @@ def load_base(source: Source, base: BaseConfig, compute: ComputeConfig,
 
 def requantize(model: Llama, names: list[str], spec: QuantSpec,
                calibration: Calibration | None) -> tuple[float, dict | None]:
-    """The named dense layers of a merged model as k bits again, in place: LOSSY. Returns the relative error of their weights
-    and GPTQ's report."""
+    """The named dense layers of a merged model as k bits again, in place: LOSSY. Returns the relative error of their
+    weights and GPTQ's report."""
     errors = WeightErrors()
     if spec.by_gptq:
         report = quantize_model_by_gptq(model, lambda prefix: None, names, spec, calibration, errors)

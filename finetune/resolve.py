@@ -1,5 +1,5 @@
-"""From what a command line says to a configuration: every default that depends on another flag, and every check that needs
-no file. Each function returns a new object and raises ValueError for values that do not go together."""
+"""From what a command line says to a configuration: every default that depends on another flag, and every check that
+needs no file. Each function returns a new object and raises ValueError for values that do not go together."""
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -22,7 +22,6 @@ from finetune.config import (
 from finetune.methods import METHODS, TARGETS, Method
 from quant.grid import Block
 from quant.spec import DEFAULT_BITS, GPTQ, QuantSpec
-from tasks import TASKS
 
 Given = Mapping[str, Any]  # field -> value, as the command line says it
 Config = TypeVar("Config", bound=ScoringConfig)
@@ -58,9 +57,6 @@ def resolve_run(given: Given) -> RunConfig:
     requantize = requantization_of(given, base.bits)
     check_gptq_fields(given, base.by_gptq or bool(requantize and requantize.by_gptq))
     data = part(DataConfig, given)
-    if not TASKS[data.task].trains:
-        raise ValueError(f"--task {data.task} has test rows only: train on another task (see --list-tasks), and score with "
-                         f"python eval.py RUN --task {data.task}")
     rows = given.get("batch_size", TrainingConfig.batch_size)
     training = part(TrainingConfig, given, lr=given.get("lr", method.lr),
                     micro_batch=min(given.get("micro_batch", rows), rows))
@@ -71,8 +67,8 @@ def resolve_run(given: Given) -> RunConfig:
 def refuse_useless(given: Given, name: str) -> None:
     """Raises ValueError for a flag that the method has no use for."""
     adapter = METHODS[name].adapter
-    options = ADAPTERS[adapter].options if adapter else ()
-    taken = (*options, "dropout") if "lam" in options else options
+    kind = ADAPTERS[adapter] if adapter else None
+    taken = (*kind.options, *(["dropout"] if kind.additive else [])) if kind else ()
     for f, _ in flat(RunConfig()):
         only, reason = f.metadata.get("only"), None
         if only == "full" and adapter:
@@ -111,14 +107,15 @@ def lam_of(given: Given, method: Method, block: Block | None) -> Lam | None:
 # ---- quantization ---------------------------------------------------------------------------------------------------
 
 def quantization_of(given: Given, usual: str, method: str | None = None) -> QuantSpec | None:
-    """What --quantizer, --bits, --block, --grid, --double-quant and --act-order come to. 16 bits and no quantizer mean the
-    same."""
+    """What --quantizer, --bits, --block, --grid, --double-quant and --act-order come to. 16 bits and no quantizer mean
+    the same."""
     quantizer = given.get("quantizer", usual)
     if quantizer == "none":
         names = [f.name for f in fields(QuantSpec) if f.name in given and given[f.name] not in ("none", 16)]
         if names or "quantized_layers" in given:
             names += ["quantized_layers"] * ("quantized_layers" in given)
-            raise ValueError(f"--quantizer none keeps the base as it is: {', '.join(map(flag, names))} does not go with it")
+            raise ValueError(f"--quantizer none keeps the base as it is: {', '.join(map(flag, names))} does not go "
+                             "with it")
         return None
     row = METHODS[method] if method else None
     needed = row and row.grid
@@ -154,11 +151,12 @@ def resolve_scoring(given: Given) -> ScoringConfig:
 
 
 def rescored(config: RunConfig, given: Given) -> RunConfig:
-    """A run's configuration with the flags of a scoring. On another task than its own, what the run says of its rows does
-    not hold."""
+    """A run's configuration with the flags of a scoring. On another task than its own, what the run says of its rows
+    does not hold."""
     other_task = given.get("task", config.data.task) != config.data.task
     facts = {f.name: f for f, _ in flat(config)}
-    may_change = [name for name, f in facts.items() if f.metadata.get("rescore") or other_task and f.metadata.get("of_task")]
+    may_change = [name for name, f in facts.items()
+                  if f.metadata.get("rescore") or other_task and f.metadata.get("of_task")]
     for name in given:
         if name not in may_change:
             raise ValueError(f"{flag(name)} comes from the run and cannot be changed; a run takes "

@@ -1,6 +1,6 @@
 """A run is a directory. Every file is whole or absent: it is written beside its name, then renamed.
 
-    config.json           format number, resolved configuration, the model's configuration, versions, sha256 of base and data
+    config.json           format number, resolved configuration, the model's configuration, versions, sha256
     metrics.jsonl         a line a step, a line an epoch
     model.safetensors     what was trained (method full), or
     adapter.safetensors   what was trained (all other methods)

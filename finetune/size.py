@@ -1,17 +1,8 @@
 """What a model takes in storage."""
-from collections.abc import Sequence
-
-from torch import nn
-
 from adapters.adapted import AdaptedLinear
 from finetune.adapted_model import linear_names
 from model.llama import Llama
-
-
-def stored_bytes(modules: Sequence[nn.Module]) -> int:
-    """Parameters and buffers, each counted once."""
-    tensors = {id(t): t for m in modules for t in (*m.parameters(), *m.buffers())}
-    return sum(t.numel() * t.element_size() for t in tensors.values())
+from quant.linear import stored_bytes
 
 
 def bits_per_weight(model: Llama) -> float:

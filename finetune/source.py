@@ -33,8 +33,8 @@ Change = Callable[[str, nn.Module], nn.Module]  # (name, layer) -> the layer tha
 
 @dataclass(frozen=True)
 class Source:
-    """A model directory, a GGUF file, a model of the hub, or a run. A run with an adapter stands for its model merged to 16
-    bits."""
+    """A model directory, a GGUF file, a model of the hub, or a run. A run with an adapter stands for its model merged
+    to 16 bits."""
     place: Place
 
     @cached_property
@@ -74,7 +74,8 @@ class Source:
             return quantized_layers(weight_files(self.path))
         run = open_run(self.path)
         merged = linear_names(empty_model(self.config, torch.float32), run.config.adapter.targets)
-        stored = quantized_layers([run.base_file]) if run.base_file.is_file() else Source(run.config.base.model).quantized()
+        own_codes = run.base_file.is_file()
+        stored = quantized_layers([run.base_file]) if own_codes else Source(run.config.base.model).quantized()
         return {name: stated for name, stated in stored.items() if name not in merged}
 
     def stop_ids(self) -> tuple[int, ...]:
@@ -108,10 +109,11 @@ class Source:
 # ---- the model of a run ---------------------------------------------------------------------------------------------
 
 def check_trained(run: Run) -> None:
-    """Raises FileNotFoundError if training has not reached the end of its first epoch, ValueError if the file is damaged."""
+    """Raises FileNotFoundError if training has not reached the end of its first epoch, ValueError if the file is
+    damaged."""
     if not run.trained_file.is_file():
-        raise FileNotFoundError(f"{run.path} holds no {run.trained_file.name} yet: "
-                                f"go on with python train.py --resume {run.path}")
+        raise FileNotFoundError(f"{run.path} holds no {run.trained_file.name} yet: go on with python train.py --resume "
+                                f"{run.path}")
     open_safetensors(run.trained_file)
 
 
@@ -124,8 +126,8 @@ def check_fingerprint(source: Source, run: Run) -> None:
 
 
 def load_run_base(run: Run, config: RunConfig, dtype: torch.dtype, device: str) -> Llama:
-    """The base that the run was trained on: its own file, never quantized again; or, for a base that stayed as it was, the
-    original, whose fingerprint is checked."""
+    """The base that the run was trained on: its own file, never quantized again; or, for a base that stayed as it was,
+    the original, whose fingerprint is checked."""
     if run.base_file.is_file():
         return load_model([run.base_file], load_config(run.path), dtype, device)
     if config.base.quantization:

@@ -33,7 +33,7 @@ class QuantSpec:
         help="store a weight in this many bits: 2, 3, 4 or 8 (nf and icq: 2, 3, 4)"))
     block: Block = field(metadata=dict(
         parse=Block.parse, metavar="BLOCK", shown="the method's or the quantizer's",
-        help="let the weights of n_in inputs x n_out outputs share a scale and an offset: 4x8, or rowx1 for whole rows"))
+        help="let n_in inputs x n_out outputs share a scale and an offset: 4x8, or rowx1 for whole rows"))
     grid: str | None = field(default=None, metadata=dict(
         choices=lambda: QUANTIZERS, metavar="QUANTIZER", shown=f"{GPTQ_GRID}; intminmax with --method peqa",
         help="gptq only: round to the grid of this quantizer"))
@@ -62,7 +62,8 @@ class QuantSpec:
         None stands for the quantizer's usual one."""
         found = PHRASE.fullmatch(text)
         if not found or found["name"] not in (QUANTIZERS if found["gptq"] else (*QUANTIZERS, GPTQ)):
-            raise ValueError(f"{text!r} is not a way to quantize; the form is {FORM}; GRID is one of {', '.join(QUANTIZERS)}")
+            raise ValueError(f"{text!r} is not a way to quantize; the form is {FORM}; "
+                             f"GRID is one of {', '.join(QUANTIZERS)}")
         name, more = found["name"], found["more"].split("+")[1:]
         return cls.of(GPTQ if found["gptq"] else name, int(found["bits"] or bits),
                       Block.parse(found["block"]) if found["block"] else block,

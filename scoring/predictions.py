@@ -1,4 +1,5 @@
-"""What each state of a run answered to each test row, kept in the run's predictions.jsonl; and paired tests of two states.
+"""What each state of a run answered to each test row, kept in the run's predictions.jsonl; and paired tests of two
+states.
 
     python eval.py --compare runs/a runs/b runs/b:quantized
 """
@@ -71,8 +72,8 @@ def read_predictions(spec: str) -> Predictions:
 
 
 def split_spec(spec: str) -> tuple[Path, str]:
-    """`split_spec("runs/a:quantized") == (Path("runs/a"), "quantized")`. A directory whose name has a colon is itself; a run
-    without a key stands for its state as trained."""
+    """`split_spec("runs/a:quantized") == (Path("runs/a"), "quantized")`. A directory whose name has a colon is itself;
+    a run without a key stands for its state as trained."""
     path, colon, state = spec.rpartition(":")
     return (Path(path), state) if colon and not Path(spec).is_dir() else (Path(spec), TRAINED.key)
 
@@ -97,13 +98,14 @@ def compare(specs: Sequence[str], json_file: Path | None) -> list[Comparison]:
 
 def check_same_rows(a: Predictions, b: Predictions) -> None:
     if a.task != b.task:
-        raise ValueError(f"{a.name} is scored on {a.task} and {b.name} on {b.task}: scores of two tasks are not compared")
+        raise ValueError(f"{a.name} is scored on {a.task} and {b.name} on {b.task}: scores of two tasks are not "
+                         "compared")
     if a.rows != b.rows:
         pairs = enumerate(zip(a.rows, b.rows, strict=False))
         differ = next((i for i, (x, y) in pairs if x != y), min(len(a.rows), len(b.rows)))
-        raise ValueError(f"{a.name} ({len(a.rows)} rows) and {b.name} ({len(b.rows)} rows) were not scored on the same test rows "
-                         f"(row {differ} is the first that differs): score both again with the same --test-data and "
-                         f"--test-limit")
+        raise ValueError(f"{a.name} ({len(a.rows)} rows) and {b.name} ({len(b.rows)} rows) were not scored on the same "
+                         f"test rows (row {differ} is the first that differs): score both again with the same "
+                         "--test-data and --test-limit")
 
 
 COLUMNS = ["", "score", "difference", "95 % interval", "right alone", "wrong alone", "p", "test"]

@@ -2,10 +2,9 @@
 
     python eval.py RUN --restore 3 4 8 16
 
-Each l-bit base is made from the checkpoint that the run was trained from, one layer at a time, while no other base is in
-memory. The adapter comes from the run's own file. The run's k-bit layers are then read beside it one by one, to measure how
-far the base has moved.
-"""
+Each l-bit base is made from the checkpoint that the run was trained from, one layer at a time, while no other base is
+in memory. The adapter comes from the run's own file. The run's k-bit layers are then read beside it one by one, to
+measure how far the base has moved. """
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -27,12 +26,12 @@ from finetune.checks import check_merges, planned_base, put_adapters
 from finetune.config import BaseConfig, RunConfig
 from finetune.quantize import load_base
 from finetune.run import Run
-from finetune.size import stored_bytes
 from finetune.source import Source, check_fingerprint
 from model.checkpoint import load_config, stored_layers, weight_files
 from model.files import read_json, write_json
 from model.llama import Llama
 from quant import QUANTIZERS
+from quant.linear import stored_bytes
 from quant.spec import GPTQ, QuantSpec
 from scoring.scores import Row, Scoring, comparing, score_state
 from scoring.state import State, merged_state
@@ -49,8 +48,8 @@ class Restoration:
     merge: bool = False
 
     def base(self, base: BaseConfig, bits: int) -> BaseConfig:
-        """The l-bit base. What is not asked for is as the run has it. A run on a 16-bit base has no quantizer of its own,
-        and gets GPTQ's (Kanda & Hatano, Sec. 3.1). Raises ValueError for what does not go together."""
+        """The l-bit base. What is not asked for is as the run has it. A run on a 16-bit base has no quantizer of its
+        own, and gets GPTQ's (Kanda & Hatano, Sec. 3.1). Raises ValueError for what does not go together."""
         return replace(base, quantization=None if bits == 16 else self.spec(base.quantization, bits))
 
     def spec(self, own: QuantSpec | None, bits: int) -> QuantSpec:
@@ -68,8 +67,8 @@ class Restoration:
 
 
 def restored_state(own: BaseConfig, base: BaseConfig) -> State:
-    """`restored-8bit`, with what is not as the run has it. Kanda & Hatano study l > k; other widths are allowed, and the title
-    says so."""
+    """`restored-8bit`, with what is not as the run has it. Kanda & Hatano study l > k; other widths are allowed, and
+    the title says so."""
     spec = base.quantization
     if base.bits == own.bits:
         note = "the width it was trained on"
@@ -82,18 +81,20 @@ def restored_state(own: BaseConfig, base: BaseConfig) -> State:
 # ---- checks ---------------------------------------------------------------------------------------------------------
 
 def check_restoration(run: Run, config: RunConfig, restoration: Restoration) -> list[BaseConfig]:
-    """Every base asked for, after all checks that file headers allow: adapters that do not transfer, a base that is not the
-    run's or has no original, bits, blocks, and merges. Raises ValueError."""
+    """Every base asked for, after all checks that file headers allow: adapters that do not transfer, a base that is not
+    the run's or has no original, bits, blocks, and merges. Raises ValueError."""
     if config.adapter_kind is None:
-        raise ValueError(f"--restore puts another base under an adapter, and {run.path} has none (--method {config.method})")
+        raise ValueError(f"--restore puts another base under an adapter, and {run.path} has none (--method "
+                         f"{config.method})")
     check_restores(ADAPTERS[config.adapter_kind])
     bases = [restoration.base(config.base, bits) for bits in restoration.widths]
     source = Source(config.base.model)
     check_fingerprint(source, run)
     if quantized := source.quantized():
         name, stated = next(iter(quantized.items()))
-        raise ValueError(f"{source.path}, which {run.path} was trained from, holds codes ({name}: {stated['bits']} bits): the "
-                         f"weights that they were made from are not known, so there is no other width to restore it to")
+        raise ValueError(f"{source.path}, which {run.path} was trained from, holds codes ({name}: {stated['bits']} "
+                         "bits): the weights that they were made from are not known, so there is no other width to "
+                         "restore it to")
     for base in bases:
         model = planned_base(source, base)
         if restoration.merge and base.quantization:
@@ -105,7 +106,8 @@ def check_restoration(run: Run, config: RunConfig, restoration: Restoration) -> 
 # ---- the states -----------------------------------------------------------------------------------------------------
 
 def restored_states(run: Run, config: RunConfig, scoring: Scoring, restoration: Restoration | None) -> list[Row]:
-    """One row a width and, with --merge, one more for the merged model. Each model is gone before the next one is made."""
+    """One row a width and, with --merge, one more for the merged model. Each model is gone before the next one is
+    made."""
     widths = restoration.widths if restoration else ()
     return [row for bits in widths
             for row in states_at(run, config, scoring, restoration.base(config.base, bits), restoration.merge)]
@@ -143,8 +145,8 @@ def base_changes(model: Llama, run: Run, config: RunConfig) -> list[LayerChange]
 
 
 def run_layers(run: Run, config: RunConfig, names: Sequence[str]) -> Iterator[tuple[str, nn.Module]]:
-    """The named layers of the base that the run was trained on, one in memory at a time. A 16-bit base that is itself a run
-    with an adapter gives none: it is not on disk, and merging it would put a second base into memory."""
+    """The named layers of the base that the run was trained on, one in memory at a time. A 16-bit base that is itself a
+    run with an adapter gives none: it is not on disk, and merging it would put a second base into memory."""
     source, device = Source(config.base.model), config.compute.device
     if run.base_file.is_file():
         return stored_layers([run.base_file], load_config(run.path), names, device)
@@ -155,8 +157,8 @@ def run_layers(run: Run, config: RunConfig, names: Sequence[str]) -> Iterator[tu
 
 def show_changes(state: State, changes: Sequence[LayerChange]) -> None:
     if not changes:
-        print(f"{state.title}: ||W_l - W_k|| is not known, since the base that the run was trained on is a run with an adapter, "
-              f"which would have to be merged first")
+        print(f"{state.title}: ||W_l - W_k|| is not known, since the base that the run was trained on is a run with an "
+              "adapter, which would have to be merged first")
         return
     adapted = sorted((c for c in changes if c.ratio is not None), key=lambda c: c.ratio, reverse=True)
     overall = optional_cell(overall_ratio(changes), ".3f")

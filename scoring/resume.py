@@ -1,8 +1,8 @@
 """What a model has answered so far, so that an interrupted scoring goes on where it stopped.
 
 DIR/answers-KEY.part.jsonl holds one line an answer, written as soon as the answer is known. Its first line says what is
-being scored. The file is removed when the scoring is done and predictions.jsonl is written. Each command has its own file.
-"""
+being scored. The file is removed when the scoring is done and predictions.jsonl is written. Each command has its own
+file. """
 import hashlib
 import json
 from pathlib import Path

@@ -19,8 +19,8 @@ from scoring.table import print_scores
 
 def evaluate_model(source: Source, config: ScoringConfig, place: Run, without_base: bool = False,
                    adapter: PEFTAdapter | None = None) -> list[Row]:
-    """A model as it is, and quantized if a quantizer is named. The last of the two is also scored with the adapter, if there
-    is one. Scores go to `place`. Raises ValueError if that holds the scores of another model or task."""
+    """A model as it is, and quantized if a quantizer is named. The last of the two is also scored with the adapter, if
+    there is one. Scores go to `place`. Raises ValueError if that holds the scores of another model or task."""
     spec, compute = config.base.quantization, config.compute
     data = prepare_data(source, config, calibrate=config.base.by_gptq)
     fingerprint = f"{source.fingerprint}+{adapter.fingerprint}" if adapter else source.fingerprint

@@ -31,9 +31,10 @@ from scoring.table import print_scores, save_table
 
 def evaluate_run(run: Run, config: RunConfig, data: PreparedData, place: Run, results: Path,
                  restoration: Restoration | None = None, without_base: bool = False) -> list[Row]:
-    """Scores base (unless it is left out), quantized base, as trained, merged, and requantized and restored if asked for.
-    Prints the table, writes it to `results`, and writes the answers to predictions.jsonl in `place`. A merged k-bit model is
-    saved as the model directory `merged/`. Answers of the same command before an interruption are taken up."""
+    """Scores base (unless it is left out), quantized base, as trained, merged, and requantized and restored if asked
+    for. Prints the table, writes it to `results`, and writes the answers to predictions.jsonl in `place`. A merged
+    k-bit model is saved as the model directory `merged/`. Answers of the same command before an interruption are taken
+    up."""
     scoring = scoring_of(run, config, data, place, restoration)
     rows = [*([] if without_base else original_base(run, config, scoring)), *states_of_run(run, config, scoring),
             *restored_states(run, config, scoring, restoration)]

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from finetune.data import PreparedData
 from finetune.loop import mean_loss
-from finetune.size import bits_per_weight, stored_bytes
+from finetune.size import bits_per_weight
 from model.llama import Llama
+from quant.linear import stored_bytes
 from scoring.resume import KeptAnswers
 from scoring.state import State
 from tasks.batching import collate, split_list
@@ -33,7 +34,7 @@ class Row:
     seconds: float = 0.0
     standard_errors: dict[str, float] = field(default_factory=dict)  # of scores that are means over the test rows
     counts: dict[str, int] = field(default_factory=dict)             # test rows, and those out of the ordinary
-    parts: dict[str, float] = field(default_factory=dict)            # the metric of each part of the test rows, if they have parts
+    parts: dict[str, float] = field(default_factory=dict)            # the metric of each part of the test rows
     lines: list[dict] = field(default_factory=list, repr=False)      # what the model answered to each test row
 
     def to_json(self) -> dict:
@@ -80,8 +81,8 @@ def answers_to_all(state: State, model: Llama, scoring: Scoring) -> list[dict]:
 
 @torch.no_grad()
 def float32_logits(model: Llama, examples: Sequence[Encoded]) -> list[Tensor]:
-    """Logits at the target places, computed in float32 whatever the model otherwise computes in: what merging itself changes,
-    without bfloat16's noise."""
+    """Logits at the target places, computed in float32 whatever the model otherwise computes in: what merging itself
+    changes, without bfloat16's noise."""
     kept, model.dtype = model.dtype, torch.float32
     try:
         batches = [collate(part, model.device) for part in split_list(examples[:COMPARED], 8)]

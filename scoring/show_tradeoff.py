@@ -11,8 +11,8 @@ from scoring.tradeoff import Average, Point, averages, metric_of
 
 
 def show_tradeoff(points: Sequence[Point], picture: Path | None, json_file: Path | None) -> None:
-    """Prints Table 1, and writes the picture and the JSON if they are asked for. The JSON goes beside the picture unless it has a
-    place of its own."""
+    """Prints Table 1, and writes the picture and the JSON if they are asked for. The JSON goes beside the picture
+    unless it has a place of its own."""
     means, metric = averages(points), metric_of(points)
     for adapter in dict.fromkeys(mean.adapter for mean in means):
         print_table_1([mean for mean in means if mean.adapter == adapter and mean.in_table_1], metric)
@@ -20,12 +20,12 @@ def show_tradeoff(points: Sequence[Point], picture: Path | None, json_file: Path
         plot_tradeoff(means, picture, metric)
     if json_file or picture:
         write_json(json_file or picture.with_suffix(".json"),
-                   {"metric": metric, "averages": [asdict(mean) for mean in means], "runs": [asdict(p) for p in points]})
+                   {"metric": metric, "averages": list(map(asdict, means)), "runs": list(map(asdict, points))})
 
 
 def print_table_1(means: Sequence[Average], metric: str) -> None:
-    """Rows: data set and model. Columns: for each training width, as trained and then PLR_l for each l above it; in percent, with
-    the standard deviation over the seeds. Other widths stand in the runs' own tables."""
+    """Rows: data set and model. Columns: for each training width, as trained and then PLR_l for each l above it; in
+    percent, with the standard deviation over the seeds. Other widths stand in the runs' own tables."""
     columns = list(dict.fromkeys((mean.trained_bits, mean.label) for mean in means))
     cell = {(mean.task, mean.model, mean.trained_bits, mean.label): mean.percent for mean in means}
     rows = [[f"{task} {model}", *(cell.get((task, model, *column), "-") for column in columns)]
@@ -36,9 +36,9 @@ def print_table_1(means: Sequence[Average], metric: str) -> None:
 
 
 def plot_tradeoff(means: Sequence[Average], path: Path, metric: str) -> None:
-    """Score against the memory of the weights (Kanda & Hatano, Figure 2). One line a training width, from as trained (a large
-    marker) through the widths above it. Hollow markers: restored to a width that is not above. Bars: standard deviation over
-    the seeds."""
+    """Score against the memory of the weights (Kanda & Hatano, Figure 2). One line a training width, from as trained (a
+    large marker) through the widths above it. Hollow markers: restored to a width that is not above. Bars: standard
+    deviation over the seeds."""
     figure, axes = pyplot().subplots(figsize=(8, 5))
 
     def line_of(mean: Average) -> tuple:

@@ -7,15 +7,17 @@ from scoring.scores import Row
 from tasks.task import Task
 
 OPTIONAL = {  # columns that a table has if one of its rows has a value: field of Row, format
-    "validation loss": ("validation_loss", ".4f"), "bits a weight": ("bits_per_weight", ".3f"), "MB": ("megabytes", ".2f"),
-    "max |logit difference|": ("logit_difference", ".1e"), "weight error": ("weight_error", ".1%"),
+    "validation loss": ("validation_loss", ".4f"), "bits a weight": ("bits_per_weight", ".3f"),
+    "MB": ("megabytes", ".2f"), "max |logit difference|": ("logit_difference", ".1e"),
+    "weight error": ("weight_error", ".1%"),
     "||W_l - W_k|| / ||delta_W||": ("restoration_ratio", ".3f")}
 
 
 def print_scores(rows: Sequence[Row], title: str, task: Task) -> None:
     """The table, what its figures are, and the metric of each part of the test rows."""
     print_table({row.state.title: row for row in rows}, title, task.formats)
-    papers = f"; the papers report {task.metric}" if not task.trains and task.metric not in task.formats and rows else ""
+    is_share = rows and not task.trains and task.metric not in task.formats
+    papers = f"; the papers report {task.metric}" if is_share else ""
     print(f"protocol: {task.protocol}{papers}")
     if parts := list(dict.fromkeys(part for row in rows for part in row.parts)):
         print_columns(f"{task.metric} of each part", [["", *(row.state.title for row in rows)], *(
@@ -26,19 +28,21 @@ def print_table(rows: Mapping[str, Row], title: str, formats: Mapping[str, str] 
     """rows: under the names that stand in the first column."""
     formats = formats or {}
     names = list(dict.fromkeys(name for row in rows.values() for name in row.scores))
-    optional = {head: how for head, how in OPTIONAL.items() if any(getattr(row, how[0]) is not None for row in rows.values())}
+    optional = {head: how for head, how in OPTIONAL.items()
+                if any(getattr(row, how[0]) is not None for row in rows.values())}
     head = ["", *names, *optional]
     print_columns(title, [head, *([named, *(score_cell(row, name, formats.get(name)) for name in names),
                                    *(optional_cell(getattr(row, name), how) for name, how in optional.values())]
                                   for named, row in rows.items())])
     for named, row in rows.items():
         if odd := {what: n for what, n in row.counts.items() if what != "rows"}:
-            print(f"{named}: of {row.counts['rows']} test rows, " + ", ".join(f"{n} with {what}" for what, n in odd.items()))
+            counted = ", ".join(f"{n} with {what}" for what, n in odd.items())
+            print(f"{named}: of {row.counts['rows']} test rows, {counted}")
 
 
 def score_cell(row: Row, name: str, how: str | None) -> str:
-    """`79.19% ± 0.73`: the score and its standard error, in the same unit. `how` is the format of scores that are no shares
-    of 1."""
+    """`79.19% ± 0.73`: the score and its standard error, in the same unit. `how` is the format of scores that are no
+    shares of 1."""
     value, error = row.scores.get(name), row.standard_errors.get(name)
     if value is None:
         return "-"
@@ -56,7 +60,7 @@ def print_columns(title: str, lines: Sequence[Sequence[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     print(f"\n{title}")
     for line in [lines[0], ["-" * w for w in widths], *lines[1:]]:
-        cells = (cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
+        cells = (cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
         print("  ".join(cells).rstrip())
 
 

@@ -1,5 +1,5 @@
-"""Table 1 and Figure 2 of Kanda & Hatano from several scored runs: what an adapter scores on the base it was trained on and
-on every other width, against the memory that the weights take.
+"""Table 1 and Figure 2 of Kanda & Hatano from several scored runs: what an adapter scores on the base it was trained on
+and on every other width, against the memory that the weights take.
 
     python eval.py runs/q2 runs/q3 runs/q4 runs/q8 --restore 3 4 8 16 --plot plr.png
 """
@@ -34,8 +34,8 @@ class Point:
 
 
 def check_scores(scored: Sequence[tuple[Path, RunConfig, PreparedData]]) -> None:
-    """Raises ValueError for a run whose task has nothing to draw: no score, or no test rows; and for runs that would stand in
-    one cell of the table though they differ in more than their seed, or in nothing."""
+    """Raises ValueError for a run whose task has nothing to draw: no score, or no test rows; and for runs that would
+    stand in one cell of the table though they differ in more than their seed, or in nothing."""
     first: dict[tuple, tuple[Path, RunConfig]] = {}
     seeds: dict[tuple, Path] = {}
     for run, config, data in scored:

@@ -6,10 +6,12 @@ import torch
 
 import export as export_script
 import train as train_script
-from finetune import arguments
-from finetune.checks import check_layers, take_block_of_base
-from finetune.models import Source
+from finetune.checks import check_run, with_codes_of_base
+from finetune.command_line import train_parser
+from finetune.config_json import FORMAT, config_json
+from finetune.resolve import resolve_run
 from finetune.run import new_run
+from finetune.source import Source
 from interop.trained import Trained
 from model.config_json import config_to_json
 from model.files import write_json
@@ -21,35 +23,34 @@ TOKENS = torch.randint(3, 4000, (3, 17), generator=torch.Generator().manual_seed
 
 
 def made_run(path: Path, model: Path, *flags) -> Path:
-    """As train.py leaves a run, every adapter parameter N(0, 0.3^2). `flags` as train.py takes them; no quantizer that needs data."""
-    parser = arguments.train_parser()
-    command = ["--model", str(model), "--dtype", "float32", *map(str, flags)]
-    args = arguments.resolve(parser.parse_args(command), arguments.given_flags(parser, parser.parse_args(command), command))
-    source, run = Source(args.model), new_run(path, "")
-    take_block_of_base(source, args)
-    check_layers(source, args)
-    saved = {"arguments": arguments.to_json(args), "model_config": config_to_json(source.config), "fingerprints": {"base": source.fingerprint}}
-    write_json(run.config_file, saved)
+    """A run as train.py leaves it; every adapter parameter is N(0, 0.3^2). `flags` are those of train.py, without a
+    quantizer that needs data."""
+    config = resolve_run(train_parser().given(["--model", str(model), "--dtype", "float32", *map(str, flags)]))
+    source, run = Source(config.base.model), new_run(path, "")
+    config = with_codes_of_base(source, config)
+    check_run(source, config)
+    write_json(run.config_file, {"format": FORMAT, "config": config_json(config), "model_config": config_to_json(source.config),
+                                 "fingerprints": {"base": source.fingerprint}})
     copy_tokenizer(source.path, run.path)
-    make = train_script.full(run, args) if args.method == "full" else train_script.adapted(run, args, saved, None)
-    _, parameters, keep = make
+    full = config.adapter_kind is None
+    _, parameters, keep = train_script.full(run, config) if full else train_script.adapted(run, config, None)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in parameters.values():
-            p.add_(torch.randn(p.shape, generator=generator) * (0.01 if args.method == "full" else 0.3))
+            p.add_(torch.randn(p.shape, generator=generator) * (0.01 if full else 0.3))
     keep()
     return path
 
 
 def export(run: Path, form: str, to: Path, *flags) -> dict:
-    """What the report beside it says."""
+    """The report that lies beside the export."""
     message = call(export_script, run, "--format", form, "--to", to, *flags)
     assert message is None, message
     return json.loads((to / "export.json" if to.is_dir() else to.with_suffix(".export.json")).read_text())
 
 
 def refusal(run: Path, form: str, to: Path, *flags) -> str:
-    """The error message; nothing is left, under no name."""
+    """The error message. The refused export leaves no file, under any name."""
     before = set(to.parent.iterdir())
     message = call(export_script, run, "--format", form, "--to", to, *flags)
     assert message and message.startswith("error: ") and "\n" not in message, message
@@ -63,6 +64,6 @@ def as_trained(run: Path) -> Llama:
 
 @torch.inference_mode()
 def difference(a: Llama, b: Llama) -> float:
-    """Largest, of any logit."""
+    """The largest difference of any logit."""
     a.dtype = b.dtype = torch.float32
     return (a(TOKENS) - b(TOKENS)).abs().max().item()

@@ -1,4 +1,4 @@
-"""What the tests of GGUF share: files written by the gguf package, from a model or a tokenizer of this project."""
+"""For all tests of GGUF: files that the gguf package writes, from a model or a tokenizer of this project."""
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,21 +9,24 @@ import sentencepiece
 import torch
 from torch import Tensor
 
-from finetune.arguments import EMBEDDED_BASE
+from finetune.config import EMBEDDED_BASE
 from model.checkpoint import random_model
 from model.config import LlamaConfig
 from model.llama import Llama
 from tests.cli import SMALL
 
 gguf = pytest.importorskip("gguf", reason="pip install -r requirements-extra.txt")
-ODD_HEADS = replace(SMALL, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, rope_theta=500000.0)  # 4 * 16 != 32
-NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output", "input_layernorm": "attn_norm",
-         "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
-         "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}
+# The heads together are wider than hidden_size: 4 * 16 != 32.
+ODD_HEADS = replace(SMALL, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, rope_theta=500000.0)
+NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
+         "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+         "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+         "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+         "mlp.down_proj": "ffn_down"}
 
 
 def strong_model(config: LlamaConfig = ODD_HEADS) -> Llama:
-    """Weights large enough that attention is far from uniform: what q and k are matters."""
+    """Weights so large that attention is far from uniform: q and k then matter."""
     model = random_model(config, torch.float32, seed=0).eval().requires_grad_(False)
     for p in model.parameters():
         if p.ndim == 2:
@@ -32,7 +35,7 @@ def strong_model(config: LlamaConfig = ODD_HEADS) -> Llama:
 
 
 def interleaved(w: Tensor, heads: int) -> Tensor:
-    """The order of rows that llama.cpp's converter writes q and k in: 0 h 1 h+1 ..., h half of a head."""
+    """The row order in which llama.cpp's converter writes q and k: 0 h 1 h+1 ..., with h half of a head."""
     half = len(w) // heads // 2
     return w[[head * 2 * half + i + side * half for head in range(heads) for i in range(half) for side in (0, 1)]]
 
@@ -46,9 +49,10 @@ def gguf_name(name: str) -> str:
 
 
 def write_gguf(path: Path, model: Llama, kind: str = "F32", arch: str = "llama", interleave: bool = True,
-               metadata: dict | None = None, tokenizer: Callable | None = None, tensors: dict | None = None, byte_order=None) -> Path:
-    """kind: of the linear layers; the embedding is then Q8_0 for a block type. metadata: more keys, or other values; None leaves a
-    key out. tensors: the same."""
+               metadata: dict | None = None, tokenizer: Callable | None = None, tensors: dict | None = None,
+               byte_order=None) -> Path:
+    """kind: the type of the linear layers. The embedding is Q8_0 if that is a block type.
+    metadata, tensors: entries to add or replace; None removes one."""
     config, stored = model.config, {}
     for name, w in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
@@ -85,7 +89,7 @@ def add_tensor(writer, name: str, w: Tensor, kind: str) -> None:
 # ---- tokenizers ---------------------------------------------------------------------------------------------------
 
 def sentencepiece_tokens(writer, **changed) -> None:
-    """The embedded base's tokenizer. `changed`: kind of a token by its number, as `at_3=4`."""
+    """The embedded base's tokenizer. changed: the kind of a token by its id, such as `at_3=4`."""
     p = sentencepiece.SentencePieceProcessor(model_file=str(EMBEDDED_BASE / "tokenizer.model"))
     ids = range(p.vocab_size())
     kinds = [2 if p.is_unknown(i) else 3 if p.is_control(i) else 6 if p.is_byte(i) else 1 for i in ids]
@@ -101,14 +105,15 @@ def sentencepiece_tokens(writer, **changed) -> None:
 
 def byte_level_tokens(writer, tokenizer, pre: str, begin: bool | None = None, special: tuple[str, ...] = (),
                       merges: list[str] | None = None) -> None:
-    """A `tokenizers` BPE; `merges` in the place of its own."""
+    """A BPE of the tokenizers library. merges: replace its own."""
     model = json.loads(tokenizer.to_str())["model"]
     tokens = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
     writer.add_token_types([3 if token in special else 1 for token in tokens])
-    writer.add_token_merges(merges or [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]])
+    own = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    writer.add_token_merges(merges or own)
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
     if begin is not None:

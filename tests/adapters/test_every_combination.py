@@ -67,8 +67,8 @@ def constant_on_blocks(delta, block):
 @pytest.mark.parametrize("base", BASES, ids=ids)
 @pytest.mark.parametrize("kind", KINDS, ids=ids)
 def test_the_layer_is_one_matrix_and_its_merge_is_exact_or_refused(kind, base):
-    """Identity probe; the 16-bit merge in float64; the k-bit merge, exact with codes and levels bit for bit, wherever
-    delta_W is constant on the blocks, and refused everywhere else. The adapted layer is left as it was."""
+    """The identity probe equals the weight. The 16-bit merge is exact in float64. The k-bit merge is exact, on the
+    base's codes, if delta_W is constant on the blocks, and is refused otherwise. The adapted layer does not change."""
     for layer in layers(*kind, base):
         before, x = copy.deepcopy(layer.state_dict()), torch.eye(layer.base.in_features, dtype=torch.float64)
         y, bias = layer(x), layer.base.bias
@@ -98,8 +98,8 @@ def unchanged(layer, before):
 
 @pytest.mark.parametrize("base", BASES, ids=ids)
 def test_which_adapters_merge_into_k_bits(base):
-    """On each base: averaged tiles that hold whole blocks, and PEQA; never LoRA, IR-QLoRA, or operators that leave
-    inputs out."""
+    """Averaged tiles that hold whole blocks merge, and so does PEQA. LoRA, IR-QLoRA and operators that skip inputs
+    never do."""
     into_k_bits = {}
     for kind, operators in KINDS:
         for layer in layers(kind, operators, base):

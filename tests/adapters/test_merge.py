@@ -37,8 +37,8 @@ SIZES = st.sampled_from([1, 2, 4, 8])
 
 @given(SIZES, SIZES, SIZES, SIZES, st.sampled_from(list(OPERATORS)))
 def test_the_rule_holds_exactly_when_delta_weight_is_constant_on_every_block(n_in, n_out, lam_in, lam_out, operators):
-    """Both directions, for each operator: constant on blocks -> the rule; not constant on some block -> refused.
-    Truncation and interval sampling leave inputs out, so theirs merge into blocks of a single weight only."""
+    """Both directions, for each operator. Truncation and interval sampling skip inputs, so their adapters merge into
+    blocks of a single weight only."""
     block, lam = Block(n_in, n_out), Lam(lam_in, lam_out)
     adapter = nonzero_adapter(QABLoRA, 16, 16, lam, operators=operators)
     delta = adapter.delta_weight()
@@ -50,15 +50,15 @@ def test_the_rule_holds_exactly_when_delta_weight_is_constant_on_every_block(n_i
 
 @pytest.mark.parametrize("kind,bits", EVERY)
 def test_lora_never_merges_into_codes(kind, bits):
-    with pytest.raises(MergeRefused, match="tile is lam_in=1 x lam_out=1 and the block is n_in=4 x n_out=8.*"
-                                           "lam_in % n_in == 0 and lam_out % n_out == 0"):
+    with pytest.raises(MergeRefused, match="lam_in % n_in == 0 and lam_out % n_out == 0; here the tile is "
+                                           "lam_in=1 x lam_out=1, the block n_in=4 x n_out=8"):
         merge_into_codes(adapted_layer(kind, bits, Block(4, 8), LoRA, Lam(1, 1)), "layer")
 
 
 @pytest.mark.parametrize("adapter,lam", [(QABLoRA, Lam(2, 8)), (QABLoRA, Lam(4, 4)), (BLoRA, Lam(2, 2))])
 def test_a_tile_smaller_than_the_block_is_refused_with_layer_rule_and_sizes(adapter, lam):
     layer = adapted_layer(QUANTIZERS["minmax"], 4, Block(4, 8), adapter, lam)
-    sizes = f"lam_in={lam.lam_in} x lam_out={lam.lam_out} and the block is n_in=4 x n_out=8"
+    sizes = f"lam_in={lam.lam_in} x lam_out={lam.lam_out}, the block n_in=4 x n_out=8"
     with pytest.raises(MergeRefused, match=f"layer v_proj.*{sizes}"):
         merge_into_codes(layer, "v_proj")
 

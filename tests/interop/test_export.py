@@ -13,8 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import export as export_script
-from finetune.models import Source, load_trained
-from finetune.run import Run
+from finetune.adapted_model import merge_best, save_beside
+from finetune.run import open_run
+from finetune.source import Source, load_trained
 from interop import hand_over, hugging_face
 from interop import comparison as reporting
 from interop.trained import dense_tensors
@@ -80,14 +81,14 @@ def test_a_result_directory_and_a_run_on_a_run_leave_too(small_base, tmp_path):
     """RUN/merged as a model of its own; an adapter on a run with an adapter."""
     first = made_run(tmp_path / "first", small_base, "--method", "qablora", "--block", "16x1")
     model = as_trained(first)
-    from finetune.models import merge_best, save_beside
     merge_best(model, torch.float16)
-    save_beside(model, Run(first), tmp_path / "merged")
+    save_beside(model, open_run(first), tmp_path / "merged")
     assert export(tmp_path / "merged", "safetensors", tmp_path / "a", "--dtype", "float32")["largest_weight_difference"] == 0
     assert difference(as_trained(first), loaded(tmp_path / "a")) < 1e-4
     second = made_run(tmp_path / "second", first, "--method", "lora")
     export(second, "safetensors", tmp_path / "b", "--dtype", "float32")
-    assert difference(load_trained(Run(second), torch.float32, "cpu"), loaded(tmp_path / "b")) < 1e-4
+    run = open_run(second)
+    assert difference(load_trained(run, run.config, torch.float32, "cpu"), loaded(tmp_path / "b")) < 1e-4
     assert difference(as_trained(first), loaded(tmp_path / "b")) > 0.01
 
 

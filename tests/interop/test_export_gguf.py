@@ -7,8 +7,8 @@ import numpy
 import pytest
 import torch
 
-from finetune.models import merge_best, save_beside
-from finetune.run import Run
+from finetune.adapted_model import merge_best, save_beside
+from finetune.run import open_run
 from interop.gguf_metadata_writer import model_keys
 from model.checkpoint import load_config, load_model, random_model, save_model, weight_files
 from model.config_json import config_to_json
@@ -214,7 +214,7 @@ def test_a_merged_directory_leaves_as_the_run_does(odd_base, tmp_path):
     export(run, "gguf", tmp_path / "a.gguf")
     model = as_trained(run)
     merge_best(model, torch.bfloat16)
-    save_beside(model, Run(run), tmp_path / "merged")
+    save_beside(model, open_run(run), tmp_path / "merged")
     export(tmp_path / "merged", "gguf", tmp_path / "b.gguf")
     a, b = read(tmp_path / "a.gguf")[0], read(tmp_path / "b.gguf")[0]
     assert {name: t.data.tobytes() for name, t in a.items()} == {name: t.data.tobytes() for name, t in b.items()}
@@ -227,7 +227,7 @@ def test_a_merged_directory_leaves_as_the_run_does(odd_base, tmp_path):
      r"blocks of 4x8 \(n_in x n_out\) do not fall into GGUF's, which are 32x1\. Train with .*--block 32x1 .*--lam 32x8"),
     (["--block", "32x1", "--bits", "3", *QABLORA], r"3 bits with an offset are none of GGUF's types.*--bits 4 --block 32x1"),
     (["--block", "32x1", "--bits", "8", *QABLORA], "8 bits with an offset are none of GGUF's types"),
-    (["--block", "32x1", "--method", "qlora"], r"an adapter merges into k bits only if .*lam_in=1 x lam_out=1.* or export a dense file with --dtype"),
+    (["--block", "32x1", "--method", "qlora"], r"lam_in=1 x lam_out=1 .*An adapter merges into k bits only if .* or export a dense file with --dtype"),
     (["--block", "32x1", "--quantizer", "nf", *QABLORA], r"levels that are no whole numbers \(-1, .*--quantizer minmax"),
     (["--block", "32x1", "--quantizer", "absmax", "--bits", "8", "--method", "qablora"], "8 bits with an offset")])
 def test_what_fits_no_type_is_refused_with_what_to_train_instead(odd_base, tmp_path, monkeypatch, flags, message):

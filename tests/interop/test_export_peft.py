@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import eval as eval_script
+import sample as sample_script
 import train as train_script
 from adapters import ADAPTERS
 from adapters.adapted import adapted_layers
@@ -211,25 +212,25 @@ def test_eval_scores_base_and_adapter_as_the_run_that_they_came_from(small_base,
     assert call(train_script, "--method", "qlora", "--model", small_base, "--block", "32x1", "--steps", "3", "--lr", "0.03", *FEW, "--out", run) is None
     states = rows_of(run)
     export(run, "peft", tmp_path / "peft")
-    for model, quantizer, row in ((tmp_path / "peft/base", [], "base"), (small_base, ["--quantizer", "nf", "--block", "32x1"], "quantized base")):
+    for model, quantizer, row in ((tmp_path / "peft/base", [], "base"), (small_base, ["--quantizer", "nf", "--block", "32x1"], "quantized-4bit-nf-32x1")):
         command = ["--model", model, "--adapter", tmp_path / "peft", *quantizer, *FEW, "--out", tmp_path / row]
         assert call(eval_script, *command) is None
         rows = rows_of(tmp_path / row)
-        with_adapter = rows[next(state for state in rows if state.endswith(f"with {tmp_path / 'peft'}"))]
-        assert with_adapter["validation_loss"] == pytest.approx(states["as trained"]["validation_loss"], abs=1e-5)
-        assert with_adapter["scores"] == states["as trained"]["scores"]
-        assert rows[row if row in rows else next(s for s in rows if "nf" in s)]["validation_loss"] == pytest.approx(
-            states["quantized base"]["validation_loss"], abs=1e-5) != with_adapter["validation_loss"]
+        with_adapter = next(r for r in rows.values() if r["title"].endswith(f"with {tmp_path / 'peft'})"))
+        assert with_adapter["validation_loss"] == pytest.approx(states["trained"]["validation_loss"], abs=1e-5)
+        assert with_adapter["scores"] == states["trained"]["scores"]
+        assert rows[row]["validation_loss"] == pytest.approx(
+            states["quantized"]["validation_loss"], abs=1e-5) != with_adapter["validation_loss"]
     assert "holds the scores of another model" in call(eval_script, "--model", tmp_path / "peft/base", *FEW, "--out", tmp_path / "base")
 
 
-def test_eval_completes_a_prompt_with_an_adapter_beside_a_model(small_base, tmp_path, capsys):
+def test_sample_completes_a_prompt_with_an_adapter_beside_a_model(small_base, tmp_path, capsys):
     run = made_run(tmp_path / "run", small_base, "--method", "lora")
     export(run, "peft", tmp_path / "peft")
     capsys.readouterr()
     said = []
     for place in ([run], ["--model", small_base, "--adapter", tmp_path / "peft"], ["--model", small_base]):
-        assert call(eval_script, *place, "--prompt", "Where is my card", "--max-new-tokens", "12", "--dtype", "float32") is None
+        assert call(sample_script, *place, "--prompt", "Where is my card", "--max-new-tokens", "12", "--dtype", "float32") is None
         said.append(capsys.readouterr().out)
     assert said[0] == said[1] != said[2]
 
@@ -237,5 +238,5 @@ def test_eval_completes_a_prompt_with_an_adapter_beside_a_model(small_base, tmp_
 def test_an_adapter_is_refused_beside_a_run_and_where_it_does_not_fit(small_base, tmp_path, adapter):
     run = made_run(tmp_path / "run", small_base, "--method", "lora")
     assert "--adapter" in call(eval_script, run, "--adapter", adapter)
-    assert "--adapter does not go with --prompt to a run" in call(eval_script, run, "--adapter", adapter, "--prompt", "a")
+    assert "--adapter is for --model; a run takes" in call(sample_script, run, "--adapter", adapter, "--prompt", "a")
     assert "no PEFT adapter there" in call(eval_script, "--model", small_base, "--adapter", small_base, *FEW)

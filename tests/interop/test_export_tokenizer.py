@@ -8,7 +8,7 @@ import sentencepiece
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from finetune.arguments import EMBEDDED_BASE
+from finetune.config import EMBEDDED_BASE
 from interop.gguf_tokenizer_writer import tokenizer_keys
 from model.files import write_json
 from model.gguf_tokenizer_reader import SPLITTINGS

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import judge as judge_script
-from finetune.models import Source
+from finetune.source import Source
 from judging import endpoint
 from judging.endpoint import OPENAI, Endpoint, wait_asked_for
 from judging.judgements import Compared, judge_all, outcome_of
@@ -127,7 +127,7 @@ def environment(monkeypatch):
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
 
 
-def predictions(path, answers, state="as trained", requests=None):
+def predictions(path, answers, state="trained", requests=None):
     path.mkdir(exist_ok=True)
     with open(path / "predictions.jsonl", "a") as file:
         for i, text in enumerate(answers):
@@ -169,7 +169,7 @@ def test_verdicts_counts_and_files_by_hand(runs, tmp_path, capsys):
                                        "malformed_answers")] == [4, 1, 1, 1, 1, 2]
     assert results["win_rate"] == 0.5 and results["standard_error"] == pytest.approx(0.5 / 3 ** 0.5)  # of 1, 1/2, 0
     assert results["p_value"] == 1 and (results["mean_score_a"], results["mean_score_b"]) == (pytest.approx(17 / 3), 6)
-    assert (results["a"], results["b"], results["template_version"]) == ("a: as trained", "b: as trained", 1)
+    assert (results["a"], results["b"], results["template_version"]) == ("a:trained", "b:trained", 1)
     out = capsys.readouterr().out
     assert re.search(r"a against b +1 +1 +1 +1 +50.00% +28.87% +1 +5.67 +6.00", out)
 
@@ -315,12 +315,23 @@ def test_a_dry_run_prints_both_orders_and_asks_nobody(runs, tmp_path, monkeypatc
 
 
 def test_another_state_is_judged_by_its_name_and_the_place_is_called_after_both(runs, tmp_path, monkeypatch):
-    predictions(tmp_path / "b", ["bad"] * 4, state="quantized base")
+    predictions(tmp_path / "b", ["bad"] * 4, state="quantized")
     with serving(fair_judge) as server:
         monkeypatch.setenv("OPENAI_BASE_URL", server.address + "/")
-        assert call(judge_script, "a", "b:quantized base", "--judge", "x/y", "--limit", "2") is None
-    results = json.loads((tmp_path / "judged" / "a--b-quantized-base--x-y" / "results.json").read_text())
-    assert results["b"] == "b: quantized base" and results["wins"] == 2
+        assert call(judge_script, "a", "b:quantized", "--judge", "x/y", "--limit", "2") is None
+    results = json.loads((tmp_path / "judged" / "a--b-quantized--x-y" / "results.json").read_text())
+    assert results["b"] == "b:quantized" and results["wins"] == 2
+
+
+def test_answers_of_an_older_version_are_judged_by_the_keys_of_now(tmp_path, monkeypatch):
+    """Older predictions.jsonl files name a state by its title."""
+    predictions(tmp_path / "a", ["good"], state="as trained")
+    predictions(tmp_path / "b", ["bad"], state="quantized base")
+    with serving(fair_judge) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.address)
+        assert call(judge_script, "a", "b:quantized", "--judge", "x", "--out", "out") is None
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert (results["a"], results["b"], results["wins"]) == ("a:trained", "b:quantized", 1)
 
 
 def test_runs_of_other_rows_are_not_judged(runs, tmp_path):
@@ -328,7 +339,7 @@ def test_runs_of_other_rows_are_not_judged(runs, tmp_path):
     said = call(judge_script, "a", "c", "--judge", "x")
     assert "were not scored on the same test rows (row 2 is the first that differs)" in said
     (tmp_path / "d").mkdir()
-    (tmp_path / "d" / "predictions.jsonl").write_text(json.dumps({"state": "as trained", "task": "piqa", "prompt": "p",
+    (tmp_path / "d" / "predictions.jsonl").write_text(json.dumps({"state": "trained", "task": "piqa", "prompt": "p",
                                                                   "gold": "g", "score": 1.0}) + "\n")
     assert "--task piqa is answered by choosing" in call(judge_script, "d", "d", "--judge", "x")
     assert "no predictions.jsonl there" in call(judge_script, "a", "nowhere", "--judge", "x")

@@ -1,4 +1,4 @@
-"""The families beside Llama: that each of their fields matters, what their configs say, and that they train and merge."""
+"""The families other than Llama: every field matters, configs are read and written, and the models train and merge."""
 import json
 from dataclasses import replace
 
@@ -8,11 +8,11 @@ from safetensors.torch import load_file
 
 from adapters import ADAPTERS, adapted_layer
 from adapters.adapted import replace_layers
-from adapters.merge import merge_to_dense, merge_to_k_bits
 from adapters.lam import Lam
-from finetune.data import Calibration
-from finetune.models import linear_names
-from finetune.quantize import WeightErrors, gptq_model
+from adapters.merge import merge_into_codes, merge_to_dense
+from finetune.adapted_model import linear_names
+from finetune.gptq_model import gptq_model
+from finetune.quantize import quantized_layer
 from model.checkpoint import load_config, load_model, random_model, save_model, weight_files
 from model.config import LlamaConfig
 from model.config_json import config_from_json, config_to_json
@@ -20,19 +20,19 @@ from model.llama import RMSNorm, ZeroCenteredRMSNorm, fused_attention, softcap, 
 from quant.grid import Block
 from quant.linear import QuantLinear
 from quant.minmax import MinMax
-from tests.strategies import nonzero_adapter, random
 from tests.model.test_model import CASES, FIXTURES, TINY, tiny, tokens
+from tests.strategies import nonzero_adapter, random
 
 OF_FAMILIES = CASES[4:]
 WINDOWED = {"model_type": "mistral", "sliding_window": 4, "windowed_layers": (0, 1)}
 GEMMA2 = {"model_type": "gemma2", "activation": "gelu_pytorch_tanh", "sliding_window": 4, "windowed_layers": (0,),
-          "query_pre_attn_scalar": 20, "attention_softcap": 5.0, "final_softcap": 4.0, "zero_centered_norms": True, "norms_after": True,
-          "embedding_scale": 24 ** 0.5, "tie_word_embeddings": True}
+          "query_pre_attn_scalar": 20, "attention_softcap": 5.0, "final_softcap": 4.0,
+          "zero_centered_norms": True, "norms_after": True, "embedding_scale": 24 ** 0.5, "tie_word_embeddings": True}
 VARIANTS = [WINDOWED, GEMMA2, {"model_type": "qwen2", "attention_bias": True}]
 
 
 def published(case, **changes):
-    """The model in that fixture, float32, with its golden tensors; `changes` make it another one."""
+    """The float32 model of a fixture, with `changes` to its config, and the golden tensors."""
     directory = FIXTURES / case
     model = load_model(weight_files(directory), replace(load_config(directory), **changes), torch.float32)
     return model, load_file(directory / "golden.safetensors")
@@ -41,15 +41,17 @@ def published(case, **changes):
 # ---- the forward --------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("case,changes", [
-    ("mistral_window", {"sliding_window": None}), ("mistral_window", {"sliding_window": 7}), ("mistral_window", {"sliding_window": 5}),
+    ("mistral_window", {"sliding_window": None}), ("mistral_window", {"sliding_window": 7}),
+    ("mistral_window", {"sliding_window": 5}),
     ("mistral_window", {"windowed_layers": (0,)}), ("mistral_window", {"rope_theta": 10000.0}),
     ("qwen2", {"rope_theta": 10000.0}), ("qwen2_window_bf16", {"sliding_window": None}),
     ("qwen2_window_bf16", {"windowed_layers": (0,)}), ("qwen2_window_bf16", {"windowed_layers": (0, 1)}),
-    ("gemma2", {"windowed_layers": (1,)}), ("gemma2", {"windowed_layers": (0, 1)}), ("gemma2", {"sliding_window": None}),
-    ("gemma2", {"attention_softcap": None}), ("gemma2", {"final_softcap": None}), ("gemma2", {"query_pre_attn_scalar": None}),
-    ("gemma2", {"zero_centered_norms": False}), ("gemma2", {"embedding_scale": 1.0}), ("gemma2", {"activation": "silu"})])
+    ("gemma2", {"windowed_layers": (1,)}), ("gemma2", {"windowed_layers": (0, 1)}),
+    ("gemma2", {"sliding_window": None}), ("gemma2", {"attention_softcap": None}), ("gemma2", {"final_softcap": None}),
+    ("gemma2", {"query_pre_attn_scalar": None}), ("gemma2", {"zero_centered_norms": False}),
+    ("gemma2", {"embedding_scale": 1.0}), ("gemma2", {"activation": "silu"})])
 def test_each_field_of_a_family_changes_its_logits(case, changes):
-    """Controls of the golden comparison: none of them would pass it."""
+    """Controls of the golden comparison: each of these changes fails it."""
     model, golden = published(case, **changes)
     assert (model(golden["tokens"]) - golden["logits"]).abs().max() > 0.1
 
@@ -65,7 +67,7 @@ def test_qwen2s_biases_change_its_logits():
 
 @pytest.mark.parametrize("case", OF_FAMILIES)
 def test_windows_are_shorter_than_what_the_golden_files_compare(case):
-    """A window as long as the sequence would prove nothing; greedy text that repeats one token, little."""
+    """A window as long as the sequence would prove nothing; greedy text of one repeated token, little."""
     golden, window = load_file(FIXTURES / case / "golden.safetensors"), load_config(FIXTURES / case).sliding_window
     prompt, written = golden["generated"][0, :8].tolist(), golden["generated"][0, 8:].tolist()
     assert (window is not None) == (case in ("mistral_window", "qwen2_window_bf16", "gemma2"))
@@ -107,7 +109,7 @@ def test_a_cap_far_above_every_score_changes_nothing_and_a_low_one_bounds():
 
 
 def test_a_query_sees_exactly_the_last_window_of_keys():
-    """One layer, window 4: the first token reaches places 0 to 3. Two layers: to 6, since 3 of them hand it on."""
+    """With window 4, the first token reaches positions 0 to 3 through one layer, and 0 to 6 through two."""
     for layers, reach in ((1, 4), (2, 7)):
         model, a = tiny(**{**WINDOWED, "num_hidden_layers": layers}), tokens(1, 12)
         b = a.clone()
@@ -148,10 +150,12 @@ LEAST = dict(vocab_size=8, hidden_size=64, intermediate_size=8, num_hidden_layer
 
 @pytest.mark.parametrize("model_type,expected", [
     ("llama", dict(num_key_value_heads=32, head_dim=2, max_position_embeddings=2048, attention_bias=False)),
-    ("mistral", dict(num_key_value_heads=8, head_dim=2, max_position_embeddings=131072, sliding_window=4096, windowed_layers=(0, 1, 2))),
-    ("qwen2", dict(num_key_value_heads=32, head_dim=2, max_position_embeddings=32768, sliding_window=None, windowed_layers=(),
-                   attention_bias=True, o_bias=False)),
-    ("gemma2", dict(num_key_value_heads=4, head_dim=256, max_position_embeddings=8192, sliding_window=4096, windowed_layers=(0, 2),
+    ("mistral", dict(num_key_value_heads=8, head_dim=2, max_position_embeddings=131072,
+                     sliding_window=4096, windowed_layers=(0, 1, 2))),
+    ("qwen2", dict(num_key_value_heads=32, head_dim=2, max_position_embeddings=32768,
+                   sliding_window=None, windowed_layers=(), attention_bias=True, o_bias=False)),
+    ("gemma2", dict(num_key_value_heads=4, head_dim=256, max_position_embeddings=8192,
+                    sliding_window=4096, windowed_layers=(0, 2),
                     tie_word_embeddings=True, query_pre_attn_scalar=256, attention_softcap=50.0, final_softcap=30.0,
                     activation="gelu_pytorch_tanh", embedding_scale=8.0, zero_centered_norms=True, norms_after=True))])
 def test_absent_keys_take_the_familys_published_defaults(model_type, expected):
@@ -162,11 +166,13 @@ def test_absent_keys_take_the_familys_published_defaults(model_type, expected):
 
 @pytest.mark.parametrize("raw,expected", [
     ({"model_type": "mistral", "sliding_window": None}, (None, ())),
-    ({"model_type": "qwen2", "use_sliding_window": False, "sliding_window": 131072, "max_window_layers": 1}, (None, ())),
+    ({"model_type": "qwen2", "use_sliding_window": False, "sliding_window": 131072, "max_window_layers": 1},
+     (None, ())),
     ({"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}, (16, (1, 2))),
     ({"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 16,
       "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}, (16, (0, 2))),
-    ({"model_type": "gemma2", "sliding_window": 16, "layer_types": ["full_attention", "full_attention", "sliding_attention"]}, (16, (2,)))])
+    ({"model_type": "gemma2", "sliding_window": 16,
+      "layer_types": ["full_attention", "full_attention", "sliding_attention"]}, (16, (2,)))])
 def test_which_layers_have_windows(raw, expected):
     config = config_from_json({**LEAST, **raw}, "x")
     assert (config.sliding_window, config.windowed_layers) == expected
@@ -174,45 +180,54 @@ def test_which_layers_have_windows(raw, expected):
 
 
 def test_gemma2s_published_config_and_its_newer_spelling_mean_the_same():
-    """google/gemma-2-2b writes both names of the activation, and no layer_types."""
+    """google/gemma-2-2b has both names of the activation, and no layer_types."""
     newer = json.loads((FIXTURES / "gemma2" / "config.json").read_text())
-    classic = {k: v for k, v in newer.items() if k not in ("rope_parameters", "dtype", "layer_types", "tie_word_embeddings")}
-    classic |= {"rope_theta": 10000.0, "torch_dtype": "float32", "hidden_act": "gelu_pytorch_tanh", "cache_implementation": "hybrid"}
+    absent = ("rope_parameters", "dtype", "layer_types", "tie_word_embeddings")
+    classic = {k: v for k, v in newer.items() if k not in absent}
+    classic |= {"rope_theta": 10000.0, "torch_dtype": "float32", "hidden_act": "gelu_pytorch_tanh",
+                "cache_implementation": "hybrid"}
     assert config_from_json(newer, "newer") == config_from_json(classic, "classic")
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_written_are_the_familys_own_keys_with_its_own_values(case):
-    """So that transformers reads it. Beside them only the classic spelling of the rotary keys, and what old files leave out."""
-    file, written = json.loads((FIXTURES / case / "config.json").read_text()), config_to_json(load_config(FIXTURES / case))
+    """transformers can then read it. Other keys: the classic rotary ones, and those that old files omit."""
+    file = json.loads((FIXTURES / case / "config.json").read_text())
+    written = config_to_json(load_config(FIXTURES / case))
     added = {"rope_theta", "rope_scaling", "head_dim"}
     if case == "llama1":
         added |= {"num_key_value_heads", "tie_word_embeddings", "attention_bias", "mlp_bias"}
     assert set(written) - set(file) <= added
     differ = {key for key in set(written) & set(file) if written[key] != file[key]}
-    assert differ <= ({"max_window_layers"} if case == "qwen2" else set())  # 28 of 2 layers, and no window anyway
+    assert differ <= ({"max_window_layers"} if case == "qwen2" else set())  # 28, for 2 layers without a window
 
 
 @pytest.mark.parametrize("changes,message", [
-    ({"model_type": "gemma3"}, "somewhere: model_type 'gemma3' is not supported; supported: llama, mistral, qwen2, gemma2"),
-    ({"model_type": "gemma2", "hidden_activation": "gelu"}, "hidden_activation 'gelu' is not supported; this family uses 'gelu_pytorch_tanh'"),
+    ({"model_type": "gemma3"},
+     "somewhere: model_type 'gemma3' is not supported; supported: llama, mistral, qwen2, gemma2"),
+    ({"model_type": "gemma2", "hidden_activation": "gelu"},
+     "hidden_activation 'gelu' is not supported; this family uses 'gelu_pytorch_tanh'"),
     ({"model_type": "gemma2", "use_bidirectional_attention": True}, "only looks back"),
-    ({"model_type": "gemma2", "layer_types": ["chunked_attention"] * 3}, "layer_types names 'chunked_attention'; supported:"),
+    ({"model_type": "gemma2", "layer_types": ["chunked_attention"] * 3},
+     "layer_types names 'chunked_attention'; supported:"),
     ({"model_type": "mistral", "sliding_window": 0}, "sliding_window is 0, but must be a positive integer"),
-    ({"model_type": "gemma2", "layer_types": ["full_attention"]}, "layer_types names 1 layers, but num_hidden_layers is 3")])
+    ({"model_type": "gemma2", "layer_types": ["full_attention"]},
+     "layer_types names 1 layers, but num_hidden_layers is 3")])
 def test_a_family_that_this_forward_cannot_compute_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         config_from_json({**LEAST, **changes}, "somewhere")
 
 
 def test_configs_of_runs_saved_before_there_were_families_are_read(tmp_path):
-    saved = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "vocab_size": 40, "hidden_size": 24,
-             "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6,
+    saved = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "vocab_size": 40,
+             "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "num_key_value_heads": 2, "head_dim": 6,
              "rms_norm_eps": 1e-06, "rope_theta": 10000.0, "rope_scaling": None, "max_position_embeddings": 64,
-             "tie_word_embeddings": False, "attention_bias": False, "mlp_bias": False, "bos_token_id": None, "eos_token_id": 2}
+             "tie_word_embeddings": False, "attention_bias": False, "mlp_bias": False, "bos_token_id": None,
+             "eos_token_id": 2}
     (tmp_path / "config.json").write_text(json.dumps({"arguments": {}, "model_config": saved}))
     assert load_config(tmp_path) == TINY
-    assert config_to_json(TINY) == saved  # and are still what is written
+    assert config_to_json(TINY) == saved  # and the same keys are still written
 
 
 # ---- fine-tuning --------------------------------------------------------------------------------------------------
@@ -224,14 +239,16 @@ ROWS = [torch.randint(3, 48, (n,), generator=torch.Generator().manual_seed(n)).t
 def test_a_family_is_quantized_by_gptq_adapted_trained_and_merged(case, tmp_path):
     model, _ = published(case)
     names = linear_names(model, "all")
-    reports = gptq_model(model, lambda prefix: None, names, MinMax(4, Block(4, 4)), False, Calibration(ROWS, "rows"), WeightErrors())
+    reports = gptq_model(model, lambda prefix: None, names, MinMax(4, Block(4, 4)), False, ROWS,
+                         lambda name, layer, weight: quantized_layer(layer, weight))
     assert len(reports) == len(names) == 14 and max(r.gptq_error for r in reports) < 0.05
     bias = model.model.layers[1].self_attn.q_proj.bias
     assert (bias is not None) == (case == "qwen2_window_bf16")
 
     def adapt(name, layer):
-        adapter = nonzero_adapter(ADAPTERS["qablora"], layer.out_features, layer.in_features, Lam(4, 4), block=layer.block).float()
-        return adapted_layer(layer, adapter)
+        adapter = nonzero_adapter(ADAPTERS["qablora"], layer.out_features, layer.in_features, Lam(4, 4),
+                                  block=layer.block)
+        return adapted_layer(layer, adapter.float())
     t = tokens(2, 20)
     base = model(t)
     replace_layers(model, names, adapt)
@@ -244,7 +261,7 @@ def test_a_family_is_quantized_by_gptq_adapted_trained_and_merged(case, tmp_path
     dense = load_model(weight_files(FIXTURES / case), model.config, torch.float32)
     replace_layers(dense, names, lambda name, layer: merge_to_dense(model.get_submodule(name), torch.float32))
     torch.testing.assert_close(dense(t), trained.detach(), rtol=0, atol=1e-4)
-    replace_layers(model, names, lambda name, layer: merge_to_k_bits(layer, name))
+    replace_layers(model, names, lambda name, layer: merge_into_codes(layer, name))
     assert all(isinstance(model.get_submodule(name), QuantLinear) for name in names)
     torch.testing.assert_close(model(t), trained.detach(), rtol=0, atol=1e-4)
     assert bias is None or torch.equal(model.model.layers[1].self_attn.q_proj.bias, bias)

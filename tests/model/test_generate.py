@@ -1,4 +1,4 @@
-"""Which token comes next: temperature and top-p by their definitions, and drawing that a seed reproduces."""
+"""Sampling: temperature and top-p by their definitions, and draws that a seed reproduces."""
 import pytest
 import torch
 
@@ -10,7 +10,7 @@ LOGITS = torch.tensor([1.0, 3.0, 2.0, -1.0, 2.5, 0.0])
 
 
 def frequencies(sampling: Sampling, logits=LOGITS):
-    """Of DRAWS tokens drawn for as many prompts, one each."""
+    """Frequencies of DRAWS tokens, drawn for as many prompts, one each."""
     drawn = Sampler(sampling, DRAWS)(logits.expand(DRAWS, -1), list(range(DRAWS)))
     return torch.bincount(drawn, minlength=len(logits)) / DRAWS
 
@@ -24,9 +24,10 @@ def prompts_of(*lengths):
 
 
 def test_drawing_without_temperature_or_top_p_has_the_frequencies_of_the_softmax():
-    """99.9 % of all chi-square values of 5 degrees of freedom lie below 20.5."""
+    """99.9 % of chi-square values with 5 degrees of freedom lie below 20.5."""
     assert chi_square(frequencies(Sampling()), LOGITS.double().softmax(-1)) < 20.5
-    assert chi_square(frequencies(Sampling(temperature=1.1)), LOGITS.double().softmax(-1)) > 20.5  # control: this is noticed
+    other = frequencies(Sampling(temperature=1.1))
+    assert chi_square(other, LOGITS.double().softmax(-1)) > 20.5  # control: another temperature is noticed
 
 
 def test_temperature_divides_the_logits():
@@ -49,7 +50,8 @@ def test_tempered_is_the_softmax_and_goes_to_one_hot_without_overflow():
 
 def test_the_nucleus_is_the_smallest_set_that_reaches_top_p():
     p = torch.tensor([0.125, 0.5, 0.0625, 0.25, 0.0625], dtype=torch.float64)
-    for top_p, kept in ((0.01, [1]), (0.5, [1]), (0.50001, [1, 3]), (0.75, [1, 3]), (0.8, [0, 1, 3]), (0.9, [0, 1, 2, 3]), (1, [0, 1, 2, 3, 4])):
+    for top_p, kept in ((0.01, [1]), (0.5, [1]), (0.50001, [1, 3]), (0.75, [1, 3]), (0.8, [0, 1, 3]),
+                        (0.9, [0, 1, 2, 3]), (1, [0, 1, 2, 3, 4])):
         cut = nucleus(p, top_p)
         assert cut.nonzero().flatten().tolist() == kept
         torch.testing.assert_close(cut[kept], p[kept] / p[kept].sum(), rtol=0, atol=1e-12)
@@ -67,16 +69,19 @@ def test_tokens_outside_the_nucleus_never_appear():
     assert (frequencies(Sampling()) > 0).all()  # control: without it they do
 
 
-@pytest.mark.parametrize("sampling", [Sampling(top_p=1e-6), Sampling(temperature=1e-6), Sampling(temperature=50, top_p=1e-6)])
+@pytest.mark.parametrize("sampling", [Sampling(top_p=1e-6), Sampling(temperature=1e-6),
+                                      Sampling(temperature=50, top_p=1e-6)])
 def test_a_small_top_p_or_temperature_is_greedy(sampling):
     model, prompts = tiny(), prompts_of(3, 9, 5)
-    assert generate(model, prompts, 10, (7, 8), 2, sampling=sampling) == generate(model, prompts, 10, (7, 8), 2)
-    assert generate(model, prompts, 10, (7, 8), 2, sampling=Sampling(temperature=2.0)) != generate(model, prompts, 10, (7, 8), 2)
+    greedy = generate(model, prompts, 10, (7, 8), 2)
+    assert generate(model, prompts, 10, (7, 8), 2, sampling=sampling) == greedy
+    assert generate(model, prompts, 10, (7, 8), 2, sampling=Sampling(temperature=2.0)) != greedy  # control
 
 
 def test_sampling_is_reproducible_and_another_seed_is_another_text():
     model, prompts = tiny(), prompts_of(4, 6)
-    first, again, other = (generate(model, prompts, 12, (), 2, sampling=Sampling(2.0, 0.95, seed)) for seed in (1, 1, 2))
+    first, again, other = (generate(model, prompts, 12, (), 2, sampling=Sampling(2.0, 0.95, seed))
+                           for seed in (1, 1, 2))
     assert first == again and first != other
 
 
@@ -106,11 +111,12 @@ def test_sampling_stops_at_end_tokens_and_does_not_return_them():
     free = generate(model, prompts, 20, (), 4, sampling=Sampling(temperature=3.0))
     stopped = generate(model, prompts, 20, (7, 8), 4, sampling=Sampling(temperature=3.0))
     until = [next((i for i, token in enumerate(row) if token in (7, 8)), 20) for row in free]
-    assert stopped == [row[:n] for row, n in zip(free, until)] and min(until) < 20
+    assert stopped == [row[:n] for row, n in zip(free, until, strict=True)] and min(until) < 20
 
 
-@pytest.mark.parametrize("wrong,message", [({"temperature": 0.0}, "temperature=0.0 is not above 0"), ({"temperature": float("nan")}, "temperature=nan"),
-                                           ({"top_p": 0.0}, r"top_p=0.0 is not in \(0, 1\]"), ({"top_p": 1.5}, "top_p=1.5")])
+@pytest.mark.parametrize("wrong,message", [
+    ({"temperature": 0.0}, "temperature=0.0 is not above 0"), ({"temperature": float("nan")}, "temperature=nan"),
+    ({"top_p": 0.0}, r"top_p=0.0 is not in \(0, 1\]"), ({"top_p": 1.5}, "top_p=1.5")])
 def test_a_temperature_or_top_p_without_meaning_is_named(wrong, message):
     with pytest.raises(ValueError, match=message):
         Sampling(**wrong)

@@ -1,4 +1,4 @@
-"""GGUF files in: the model that the file holds, and what is refused."""
+"""Reading GGUF files: the model that a file holds, and the files that are refused."""
 import sys
 from dataclasses import replace
 
@@ -72,19 +72,22 @@ def test_qwen2_rows_are_not_interleaved_and_have_biases(tmp_path):
     path = write_gguf(tmp_path / "x.gguf", model, arch="qwen2", interleave=False)
     assert load_config(path) == model.config and model.model.layers[0].self_attn.o_proj.bias is None
     assert difference(path, model) == 0
-    assert difference(write_gguf(tmp_path / "y.gguf", model, arch="qwen2"), model) > 0.1  # control: rows put back that never moved
+    interleaved_rows = write_gguf(tmp_path / "y.gguf", model, arch="qwen2")
+    assert difference(interleaved_rows, model) > 0.1  # control: rows that are not in Qwen2's order
 
 
 def test_a_qwen2_file_of_codes_is_the_model_of_its_codes(tmp_path):
     path = write_gguf(tmp_path / "x.gguf", qwen2_model(), "Q4_1", arch="qwen2", interleave=False)
     layers = {name: m for name, m in load(path).named_modules() if isinstance(m, QuantLinear)}
-    assert len(layers) == 14 and all((m.bias is not None) == name.endswith(("q_proj", "k_proj", "v_proj")) for name, m in layers.items())
+    assert len(layers) == 14
+    assert all((m.bias is not None) == name.endswith(("q_proj", "k_proj", "v_proj")) for name, m in layers.items())
 
 
 def test_a_file_without_a_familys_biases_is_refused(tmp_path):
     model = qwen2_model()
     missing = {f"blk.{i}.attn_{m}.bias": None for i in range(2) for m in "qkv"}
-    assert "missing: model.layers.0.self_attn.q_proj.bias" in refused(write_gguf(tmp_path / "x.gguf", model, arch="qwen2", interleave=False, tensors=missing))
+    path = write_gguf(tmp_path / "x.gguf", model, arch="qwen2", interleave=False, tensors=missing)
+    assert "missing: model.layers.0.self_attn.q_proj.bias" in refused(path)
 
 
 def test_biases_are_interleaved_too_and_stay_float32(tmp_path):
@@ -108,7 +111,8 @@ def test_sixteen_bit_weights_stay_in_their_type_and_norms_in_float32(tmp_path, k
         p.copy_(p.to(dtype) if p.ndim == 2 else p)
     loaded = load(write_gguf(path, model, kind))
     for name, t in loaded.state_dict().items():
-        assert t.dtype == (torch.float32 if "norm" in name else dtype) and torch.equal(t.float(), model.state_dict()[name]), name
+        assert t.dtype == (torch.float32 if "norm" in name else dtype), name
+        assert torch.equal(t.float(), model.state_dict()[name]), name
     assert difference(path, model) == 0
 
 
@@ -121,9 +125,9 @@ def test_quantized_layers_are_the_files_own_codes_and_compute_what_their_dequant
     assert {type(m) for name, m in loaded.named_modules() if name.endswith("_proj")} == {QuantLinear}
     dense, stored = loaded.state_dict(), {t.name: t for t in gguf.GGUFReader(path).tensors}
     for name, p in model.named_parameters():
-        if p.ndim == 2:  # what the file says, by the package's own arithmetic
-            block = "Q8_0" if "embed" in name else kind
-            p.copy_(torch.from_numpy(gguf.quants.dequantize(gguf.quants.quantize(p.numpy(), number(block)), number(block))))
+        if p.ndim == 2:  # the weight in the file, dequantized by the package
+            block = number("Q8_0" if "embed" in name else kind)
+            p.copy_(torch.from_numpy(gguf.quants.dequantize(gguf.quants.quantize(p.numpy(), block), block)))
         layer = name.removesuffix(".weight")
         ours = loaded.get_submodule(layer).dequantize() if f"{layer}.codes" in dense else dense[name]
         assert torch.equal(ours, p), name
@@ -170,7 +174,7 @@ def test_names_are_the_model_directorys():
 # ---- rotary scaling -----------------------------------------------------------------------------------------------
 
 def divisors(config, **changed) -> torch.Tensor:
-    """What llama.cpp's converter writes: the divisor of each frequency."""
+    """The tensor that llama.cpp's converter writes: the divisor of each frequency."""
     frequencies = rotary_frequencies(config)
     return frequencies / llama3_frequencies(frequencies, **{**LLAMA_3, **changed})
 
@@ -189,8 +193,8 @@ def test_llama_3_scaling_is_found_again_from_its_divisors(tmp_path):
 
 
 def test_divisors_of_no_published_scaling_are_refused(tmp_path):
-    path = write_gguf(tmp_path / "x.gguf", strong_model(),
-                      tensors={"rope_freqs.weight": (divisors(ODD_HEADS, original_max_position_embeddings=4096), "F32")})
+    unpublished = divisors(ODD_HEADS, original_max_position_embeddings=4096)
+    path = write_gguf(tmp_path / "x.gguf", strong_model(), tensors={"rope_freqs.weight": (unpublished, "F32")})
     assert "rope_freqs.weight does not hold the divisors of Llama 3.1's rotary scaling" in refused(path)
 
 
@@ -211,7 +215,8 @@ def test_metadata_that_do_not_fit_are_refused_by_name(tmp_path, metadata, messag
 @pytest.mark.parametrize("tensors,message", [
     ({"blk.0.ffn_up.weight": None}, "missing: model.layers.0.mlp.up_proj.weight"),
     ({"blk.0.ffn_gate_inp.weight": (torch.zeros(4, 32), "F32")}, "unknown: blk.0.ffn_gate_inp.weight"),
-    ({"blk.0.ffn_up.weight": (torch.zeros(32, 64), "Q4_1")}, "model.layers.0.mlp.up_proj.scale [32, 2] instead of [64, 1]"),
+    ({"blk.0.ffn_up.weight": (torch.zeros(32, 64), "Q4_1")},
+     "model.layers.0.mlp.up_proj.scale [32, 2] instead of [64, 1]"),
     ({"blk.1.ffn_up.weight": (torch.zeros(64, 32), "Q5_0")},
      "tensors of type Q5_0 (blk.1.ffn_up.weight) are not supported; supported: F32, F16, BF16, Q4_0, Q4_1, Q8_0")])
 def test_tensors_that_do_not_fit_are_refused_by_name(tmp_path, tensors, message):

@@ -1,4 +1,4 @@
-"""Log-likelihoods of choices: what is shared is computed once, and nothing else changes."""
+"""Log-likelihoods of choices: shared text is computed once, and no value changes."""
 from dataclasses import replace
 
 import pytest
@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.arguments import EMBEDDED_BASE
+from finetune.config import EMBEDDED_BASE
 from model import likelihood
 from model.checkpoint import random_model
 from model.config import LlamaConfig
@@ -16,11 +16,12 @@ from model.tokenizer import load_tokenizer
 
 TOKENIZER = load_tokenizer(EMBEDDED_BASE)
 CONFIG = LlamaConfig(vocab_size=48, hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
-                     num_key_value_heads=2, head_dim=8, max_position_embeddings=96, tie_word_embeddings=True, bos_token_id=1, eos_token_ids=(2,))
+                     num_key_value_heads=2, head_dim=8, max_position_embeddings=96, tie_word_embeddings=True,
+                     bos_token_id=1, eos_token_ids=(2,))
 
 
 def lively(config: LlamaConfig):
-    """A random model that looks somewhere: with the usual start, attention is nearly uniform and every token nearly as likely."""
+    """A random model with large weights. With the usual ones, attention and predictions would be nearly uniform."""
     model = random_model(config, torch.float32, seed=3)
     with torch.no_grad():
         for p in model.parameters():
@@ -28,7 +29,8 @@ def lively(config: LlamaConfig):
     return model
 
 
-MODELS = {"all that came before": lively(CONFIG), "a window": lively(replace(CONFIG, sliding_window=7, windowed_layers=(0,))),
+MODELS = {"all that came before": lively(CONFIG),
+          "a window": lively(replace(CONFIG, sliding_window=7, windowed_layers=(0,))),
           "softcaps": lively(replace(CONFIG, attention_softcap=2.0, final_softcap=3.0))}
 
 
@@ -46,15 +48,16 @@ def scored(model, questions, batch_size=64) -> list[list[float]]:
     return [found[i] for i in range(len(questions))]
 
 
-tokens = lambda least, most: st.lists(st.integers(3, 47), min_size=least, max_size=most)
+def tokens(least: int, most: int):
+    return st.lists(st.integers(3, 47), min_size=least, max_size=most)
 
 
 @st.composite
 def question_lists(draw):
-    """As benchmarks have them: a few shots that all share, one context a question or one a choice, choices of one token or several,
-    some of them alike or the beginning of another."""
+    """Questions like those of benchmarks: shared shots, one context per question or per choice, choices of one token or
+    several. Some choices are equal, or the beginning of another."""
     every = draw(tokens(0, 30))
-    others = draw(st.sampled_from([every, every[:20], [4] + every]))  # after which some of the questions stand: other prefixes, batch by batch
+    others = draw(st.sampled_from([every, every[:20], [4] + every]))  # other shots, so that batches differ in prefix
 
     def question():
         shots = draw(st.sampled_from([every, others]))
@@ -72,7 +75,7 @@ def question_lists(draw):
 @given(questions=question_lists(), batch_size=st.sampled_from([1, 2, 64]))
 def test_sharing_changes_nothing(attention, questions, batch_size):
     model = MODELS[attention]
-    for pairs, values in zip(questions, scored(model, questions, batch_size)):
+    for pairs, values in zip(questions, scored(model, questions, batch_size), strict=True):
         assert values == pytest.approx([naive(model, pair) for pair in pairs], abs=1e-4)
 
 
@@ -82,41 +85,49 @@ QUESTIONS = [[Pair(SHOTS + [20 + i, 7], [c, 3 + c, 11][:1 + c % 3]) for c in ran
 
 @pytest.fixture
 def read(monkeypatch):
-    """The shapes of what goes through the layers, pass by pass."""
+    """The shapes of the tokens that go through the layers, pass by pass."""
     shapes, hidden = [], Llama.hidden
-    monkeypatch.setattr(Llama, "hidden", lambda self, tokens, *rest, **more: shapes.append(tuple(tokens.shape)) or hidden(self, tokens, *rest, **more))
+
+    def recorded(self, tokens, *rest, **more):
+        shapes.append(tuple(tokens.shape))
+        return hidden(self, tokens, *rest, **more)
+    monkeypatch.setattr(Llama, "hidden", recorded)
     return shapes
 
 
 def test_the_prefix_is_read_once_a_batch_stems_once_a_question_and_letters_not_at_all(read):
     model = MODELS["all that came before"]
     scored(model, QUESTIONS)
-    assert read == [(1, 30), (6, 1), (18, 3)]  # the shots; what is left of each context but its last token; each distinct choice
+    # The shots; the rest of each context without its last token; each distinct choice.
+    assert read == [(1, 30), (6, 1), (18, 3)]
     read.clear()
     scored(model, [[Pair(SHOTS + [20 + i, 7], [c]) for c in range(4)] for i in range(6)])
     assert read == [(1, 30), (6, 2)]
 
 
 def test_the_prefix_of_the_batch_before_serves_as_far_as_it_is_this_ones(read):
-    """In batches of two: the first two questions share a token more than the first four do, the last two begin otherwise."""
+    """Batches of two. The first two questions share one token more than the first four. Two others begin otherwise."""
     model = MODELS["all that came before"]
-    questions = [[Pair(SHOTS + start + [20 + i] * i, [c]) for c in range(3)] for i, start in enumerate([[3, 4], [3, 4], [5, 6], [6, 7]])]
+    questions = [[Pair(SHOTS + start + [20 + i] * i, [c]) for c in range(3)]
+                 for i, start in enumerate([[3, 4], [3, 4], [5, 6], [6, 7]])]
     questions += [[Pair([40] + SHOTS + [20 + i] * i, [c]) for c in range(3)] for i in (7, 8)]
     values = scored(model, questions, batch_size=2)
     assert read == [(1, 31), (2, 2), (2, 5), (1, 31), (2, 8)]
     assert values == [pytest.approx([naive(model, pair) for pair in pairs], abs=1e-4) for pairs in questions]
     read.clear()
     scored(model, questions[:3], batch_size=1)
-    assert read == [(1, 31), (1, 1), (1, 2), (1, 4)]  # of single questions each goes on from the one before
+    assert read == [(1, 31), (1, 1), (1, 2), (1, 4)]  # single questions: each extends the one before
 
 
-@pytest.mark.parametrize("shared,more,reads", [(13, 0, [(2, 15), (2, 16)]), (15, 0, [(1, 16), (2, 1), (2, 3)]),  # 16 tokens are worth a pass
-                                               (16, 30, [(1, 47), (2, 1), (1, 32), (2, 1)])])
+@pytest.mark.parametrize("shared,more,reads", [
+    (13, 0, [(2, 15), (2, 16)]), (15, 0, [(1, 16), (2, 1), (2, 3)]),  # 16 tokens are worth a pass, fewer are not
+    (16, 30, [(1, 47), (2, 1), (1, 32), (2, 1)])])
 def test_a_prefix_goes_on_from_what_it_shares_with_the_one_before(shared, more, reads, read):
-    """Two batches that share their first tokens; behind these, the questions of each batch share `more` and one or two others."""
+    """Two batches share their first tokens. Then the questions of a batch share `more` tokens and one or two others."""
     model = MODELS["a window"]
     start = [3 + i % 40 for i in range(shared)]
-    questions = [[Pair(start + [7 + b] * more + [20 + b] * (b + 1) + [30 + q], [c]) for c in range(3)] for b in (0, 1) for q in (0, 1)]
+    questions = [[Pair(start + [7 + b] * more + [20 + b] * (b + 1) + [30 + q], [c]) for c in range(3)]
+                 for b in (0, 1) for q in (0, 1)]
     values = scored(model, questions, batch_size=2)
     assert read == reads
     assert values == [pytest.approx([naive(model, pair) for pair in pairs], abs=1e-4) for pairs in questions]
@@ -136,7 +147,7 @@ def test_only_the_places_that_are_read_go_through_the_vocabulary(monkeypatch):
 
 @pytest.mark.parametrize("damage", ["parents", "mask", "window in places"])
 def test_the_comparison_notices(damage, monkeypatch):
-    """Negative controls: stems of other questions; padding looked at; a window that counts padding."""
+    """Negative controls: stems of other questions, visible padding, and a window that counts padding."""
     model = MODELS["a window" if damage == "window in places" else "all that came before"]
     questions = [[Pair([9 + i, 4] * (1 + 4 * i) + [c], [5, c, 8]) for c in (6, 7)] for i in range(3)]
     if damage == "parents":
@@ -144,12 +155,15 @@ def test_the_comparison_notices(damage, monkeypatch):
                             real(m, replace(batch, parents=[0] * len(batch.rows)), prefix))
     elif damage == "mask":
         hidden = type(model).hidden
-        monkeypatch.setattr(type(model), "hidden", lambda self, tokens, mask=None, cache=None: hidden(self, tokens, None, cache))
+        monkeypatch.setattr(type(model), "hidden",
+                            lambda self, tokens, mask=None, cache=None: hidden(self, tokens, None, cache))
     else:
         import model.llama as llama
         real = llama.token_positions
-        monkeypatch.setattr(llama, "token_positions", lambda mask, cached, T, device: real(None if cached == 0 else mask, cached, T, device))
-    worst = max(abs(a - naive(model, pair)) for pairs, row in zip(questions, scored(model, questions)) for a, pair in zip(row, pairs))
+        monkeypatch.setattr(llama, "token_positions", lambda mask, cached, T, device:
+                            real(None if cached == 0 else mask, cached, T, device))
+    worst = max(abs(a - naive(model, pair)) for pairs, row in zip(questions, scored(model, questions), strict=True)
+                for a, pair in zip(row, pairs, strict=True))
     assert worst > 1e-2
 
 
@@ -175,7 +189,8 @@ def test_a_pair_is_the_whole_texts_tokens_cut_after_the_contexts(context, choice
     except ValueError:
         return
     assert pair.context == TOKENIZER.encode(context.rstrip())
-    assert (pair.context + pair.continuation)[len(pair.context):] == TOKENIZER.encode(f"{context} {choice}")[len(pair.context):]
+    whole = TOKENIZER.encode(f"{context} {choice}")
+    assert (pair.context + pair.continuation)[len(pair.context):] == whole[len(pair.context):]
 
 
 def test_white_space_that_ends_the_context_goes_to_the_continuation():
@@ -183,7 +198,7 @@ def test_white_space_that_ends_the_context_goes_to_the_continuation():
 
 
 class NoBegin:
-    """A tokenizer that puts nothing before a text."""
+    """A tokenizer without a begin token."""
     def encode(self, text):
         return [ord(c) for c in text]
 
@@ -191,13 +206,14 @@ class NoBegin:
 def test_an_empty_context_is_the_token_that_stands_for_it():
     assert encode_pair(NoBegin(), "", "ab", 7) == Pair([7], [97, 98])
     assert encode_pair(NoBegin(), " ", "ab", 7) == Pair([7], [32, 97, 98])
-    assert encode_pair(TOKENIZER, "", "ab", 1).context == [1] and encode_pair(TOKENIZER, "", "ab", 1).continuation[0] != 1
+    pair = encode_pair(TOKENIZER, "", "ab", 1)
+    assert pair.context == [1] and pair.continuation[0] != 1
     with pytest.raises(ValueError, match="continuation '' adds no token after 'ab'"):
         encode_pair(NoBegin(), "ab", "", 7)
 
 
 def test_what_is_too_long_loses_its_left_end_and_never_its_choice():
-    assert fitted(Pair([1, 2, 3], [4, 5]), 4) == Pair([1, 2, 3], [4, 5])  # the model reads four: all but the last
+    assert fitted(Pair([1, 2, 3], [4, 5]), 4) == Pair([1, 2, 3], [4, 5])  # the model reads all four but the last
     assert fitted(Pair([1, 2, 3], [4, 5]), 3) == Pair([2, 3], [4, 5])
     assert fitted(Pair([1, 2, 3], [4, 5]), 2) == Pair([3], [4, 5])
     with pytest.raises(ValueError, match="a continuation of 2 tokens is longer than the model's 1 positions"):

@@ -1,4 +1,4 @@
-"""Begin and end tokens of each family's kind of tokenizer, in files made here."""
+"""Begin and end tokens of each family's kind of tokenizer, on files that the tests make."""
 import io
 import json
 
@@ -17,7 +17,7 @@ VOCABULARY = {c: i + 2 for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alp
 
 
 def json_tokenizer(directory, adds_begin: bool, **stated):
-    """Byte by byte; `adds_begin`: by the file's own post-processor. `stated` goes into tokenizer_config.json."""
+    """One token per byte. adds_begin: by the file's own post-processor. stated: content of tokenizer_config.json."""
     tokenizer = Tokenizer(models.BPE({BOS: 0, EOS: 1, **VOCABULARY}, []))
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     tokenizer.add_special_tokens([BOS, EOS])
@@ -31,9 +31,9 @@ def json_tokenizer(directory, adds_begin: bool, **stated):
 @pytest.fixture(scope="module")
 def sentencepiece_bytes() -> bytes:
     model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(["a bank card", "a lost card", "the bank"] * 9), model_writer=model,
-                                             model_type="bpe", vocab_size=300, byte_fallback=True, num_threads=1, minloglevel=2,
-                                             hard_vocab_limit=False)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a bank card", "a lost card", "the bank"] * 9), model_writer=model, model_type="bpe",
+        vocab_size=300, byte_fallback=True, num_threads=1, minloglevel=2, hard_vocab_limit=False)
     return model.getvalue()
 
 
@@ -41,24 +41,26 @@ def sentencepiece_bytes() -> bytes:
     (True, {"bos_token": BOS, "add_bos_token": True}, [0]),     # Gemma 2, Llama 2: stated twice, added once
     (True, {"bos_token": BOS}, [0]),                            # Llama 3: its tokenizer_config.json does not say
     (True, {}, [0]),
-    (False, {"bos_token": BOS, "add_bos_token": True}, [0]),    # nobody but tokenizer_config.json says so
+    (False, {"bos_token": BOS, "add_bos_token": True}, [0]),    # only tokenizer_config.json says so
     (False, {"bos_token": {"content": BOS, "lstrip": False}, "add_bos_token": True}, [0]),
-    (False, {"bos_token": BOS}, []),                            # SmolLM2: it has one and does not use it
+    (False, {"bos_token": BOS}, []),                            # SmolLM2 has one but does not use it
     (False, {"bos_token": None, "add_bos_token": False}, [])])  # Qwen2
 def test_a_prompt_begins_as_its_family_has_it(tmp_path, adds_begin, stated, begin):
     tokenizer = json_tokenizer(tmp_path, adds_begin, **stated)
     letters = [VOCABULARY[c] for c in "card"]
     assert tokenizer.encode("card") == begin + letters
     assert tokenizer.encode("") == begin
-    assert tokenizer.decode([*begin, *letters, 1]) == "card"  # begin and end tokens are no text
+    assert tokenizer.decode([*begin, *letters, 1]) == "card"  # begin and end tokens are not text
 
 
-@pytest.mark.parametrize("stated,eos_id", [({"eos_token": EOS}, 1), ({"eos_token": {"content": EOS}}, 1), ({}, None), ({"eos_token": None}, None)])
+@pytest.mark.parametrize("stated,eos_id", [({"eos_token": EOS}, 1), ({"eos_token": {"content": EOS}}, 1), ({}, None),
+                                           ({"eos_token": None}, None)])
 def test_the_end_token_is_the_one_that_tokenizer_config_names(tmp_path, stated, eos_id):
     assert json_tokenizer(tmp_path, False, **stated).eos_id == eos_id
 
 
-@pytest.mark.parametrize("stated,begins", [(None, True), ({}, True), ({"add_bos_token": True}, True), ({"add_bos_token": False}, False)])
+@pytest.mark.parametrize("stated,begins", [(None, True), ({}, True), ({"add_bos_token": True}, True),
+                                           ({"add_bos_token": False}, False)])
 def test_sentencepiece_prompts_begin_unless_the_config_beside_says_no(tmp_path, sentencepiece_bytes, stated, begins):
     (tmp_path / "tokenizer.model").write_bytes(sentencepiece_bytes)
     if stated is not None:
@@ -72,7 +74,7 @@ def test_sentencepiece_prompts_begin_unless_the_config_beside_says_no(tmp_path, 
 
 @pytest.mark.parametrize("config,generation,expected", [
     (2, None, (2,)), (2, 2, (2,)), ([5, 6], None, (5, 6)), (None, [7], (7,)), (None, None, ()),
-    (2, [1, 107, 2], (2, 1, 107)),    # Gemma 2's chat models: the end of a turn stands in generation_config.json alone
+    (2, [1, 107, 2], (2, 1, 107)),    # Gemma 2's chat models: only generation_config.json has the end of a turn
     (9, {}, (9,))])                   # a generation_config.json that names none
 def test_end_tokens_of_both_config_files_count_and_the_models_own_comes_first(tmp_path, config, generation, expected):
     write_json(tmp_path / "config.json", {**config_to_json(TINY), "eos_token_id": config})
@@ -81,4 +83,4 @@ def test_end_tokens_of_both_config_files_count_and_the_models_own_comes_first(tm
     assert load_config(tmp_path).eos_token_ids == expected
     write_json(tmp_path / "config.json", config_to_json(load_config(tmp_path)))
     (tmp_path / "generation_config.json").unlink(missing_ok=True)
-    assert load_config(tmp_path).eos_token_ids == expected  # what a run saves holds all of them
+    assert load_config(tmp_path).eos_token_ids == expected  # a saved run holds all of them

@@ -133,8 +133,8 @@ def test_loss_with_strongly_correlated_inputs_is_that_of_groups_fitted_from_upda
 
 
 def test_with_strongly_correlated_inputs_updated_groups_win_at_4_bits_lose_at_2_and_act_order_beats_both():
-    """The 2 % above hold for inputs as correlated as there. Beyond, it matters from which weights groups of 32 are
-    fitted: what `gptq`'s docstring says of it, measured."""
+    """The 2 % above hold for moderately correlated inputs. For stronger correlation it matters which weights groups of
+    32 are fitted from. This measures what the docstring of `gptq` says."""
     two, four = (losses_beside_the_original(0.1, bits, 32, False)[0] for bits in (2, 4))
     assert four < 0.98 and two > 1.02
     weight, H = 0.05 * random(256, 512, seed=9, dtype=torch.float32), layer_of_64_directions(0.1)
@@ -201,8 +201,8 @@ def test_correlated_inputs_give_other_codes_than_rounding_and_never_a_larger_los
 
 
 def test_feedback_can_be_worse_than_rounding_and_the_report_says_so():
-    """Error feedback is greedy: the middle weight, made good for the first, cannot make good for the last, which is
-    clipped."""
+    """Error feedback is greedy. The middle weight compensates for the first, so it cannot compensate for the last,
+    which is clipped."""
     hessian, weight = Hessian(3, torch.float64), torch.tensor([[1.4, 0.0, 3.0]]).double()
     hessian.tokens, hessian.sum = 2, torch.tensor([[1.0, 0.0, 0.3], [0.0, 1.0, -0.9], [0.3, -0.9, 1.0]]).double()
     quantizer = MinMax(2, Block(None, 1), storage=torch.float64)
@@ -250,8 +250,8 @@ def test_the_hessian_is_twice_the_mean_of_outer_products():
 
 @every_grid
 def test_a_layer_with_dead_inputs_is_quantized_as_the_layer_without_them(kind, bits):
-    """Where zeros do not move a row's grid, which a block's absmax and a range that holds 0 ensure: not min-max, not
-    ICQ. Damping is a share of the mean over live columns, so that it is the same too."""
+    """For grids that zeros do not move: those of an absmax, or of a range that holds 0, so not min-max and not ICQ.
+    Damping is a share of the mean over live columns, so it is the same too."""
     weight, x, live = random(16, 64), inputs(256, 64, 8, 0.3), torch.arange(64) % 5 != 0
     x[:, ~live] = 0
     quantizer = kind(bits, Block(None, 1), storage=torch.float64)
@@ -268,7 +268,7 @@ def test_a_layer_with_dead_inputs_is_quantized_as_the_layer_without_them(kind, b
 @either_order
 @pytest.mark.parametrize("kind,bits,double_quant", EVERY_AND_DOUBLE)
 def test_the_weights_of_dead_inputs_count_as_zero(kind, bits, act_order, double_quant):
-    """Whatever they are, codes and grid are those of a weight with zeros in their place."""
+    """Codes and grid equal those of a weight with zeros at these inputs."""
     weight, x = random(8, 32, dtype=torch.float32), inputs(256, 32, 8, 0.3, dtype=torch.float32)
     x[:, [0, 7, 20]] = 0
     large, zeros, quantizer = weight.clone(), weight.clone(), kind(bits, Block(8, 4), double_quant=double_quant)

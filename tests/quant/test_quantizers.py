@@ -116,8 +116,7 @@ def test_integer_minmax_moves_the_ends_of_a_symmetric_block_by_half_a_step(bits)
 def test_quantizing_the_dequantized_weight_changes_nothing(kind, bits):
     """Where the fit sees nothing but each block's ends, and finds them on the grid; so codes are a fixed point.
 
-    Not so with ICQ: its search starts from the median, which rounding moves, and weighs the entropy of all codes
-    anew."""
+    ICQ is an exception: its search starts from the median, which rounding moves."""
     first = kind(bits, Block(8, 4), storage=torch.float64).quantize(random(16, 32))
     again = kind(bits, Block(8, 4), storage=torch.float64).quantize(first.dequantize(torch.float64))
     assert (again.dequantize(torch.float64) - first.dequantize(torch.float64)).abs().max() < 1e-12

@@ -10,10 +10,10 @@ import torch
 import eval as eval_script
 import train
 from experiments import benchmarks
-from finetune.arguments import EMBEDDED_BASE
+from finetune.config import EMBEDDED_BASE
 from model.checkpoint import load_config, load_model, weight_files
 from model.tokenizer import load_tokenizer
-from scoring.table import TAKEN_UP
+from scoring.scores import TAKEN_UP
 from tasks import TASKS
 from tasks.choices import prompts
 from tasks.generative import TRUNCATED
@@ -172,7 +172,7 @@ def test_eval_scores_every_task_and_keeps_each_row(name, small_base, tmp_path, e
     assert row["scores"][metric] == pytest.approx(sum(line["score"] for line in lines) / 5)
     assert all(len(line["log_likelihoods"]) == len(line["choices"]) and line["gold"] in line["choices"]
                for line in lines)
-    assert f"the papers' rows are {metric}" in capsys.readouterr().out
+    assert f"the papers report {metric}\n" in capsys.readouterr().out
 
 
 def test_a_run_is_scored_on_mmlu_by_either_protocol(small_base, tmp_path, elsewhere, capsys):
@@ -182,10 +182,10 @@ def test_a_run_is_scored_on_mmlu_by_either_protocol(small_base, tmp_path, elsewh
     assert call(eval_script, "run", "--task", "mmlu", *MMLU_FILES, "--protocol", "hendrycks",
                 "--test-limit", "4") is None
     rows = rows_of(tmp_path / "run" / "benchmarks" / "mmlu")
-    assert list(rows) == ["base", "quantized base", "as trained", "merged, 4 bits"]
+    assert list(rows) == ["base", "quantized", "trained", "merged-4bit"]
     assert set(rows["base"]["scores"]) == {"acc", "acc_norm", "STEM", "social"} and len(rows["base"]["parts"]) == 3
     assert rows["base"]["counts"] == {"rows": 6, TRUNCATED: 6}  # 160 positions
-    assert rows["merged, 4 bits"]["scores"] == rows["as trained"]["scores"]
+    assert rows["merged-4bit"]["scores"] == rows["trained"]["scores"]
     other = rows_of(tmp_path / "run" / "benchmarks" / "mmlu-hendrycks")["base"]
     assert other["counts"]["rows"] == other["counts"][FEW_SHOTS] == 4
     both = [json.loads((tmp_path / "run" / "benchmarks" / name / "results.json").read_text())["protocol"]
@@ -223,7 +223,7 @@ ROW = {"piqa": {"goal": "g", "sol1": "a", "sol2": "b", "label": 0},
     ("mmlu", {"subject": "virology"}, "dev.jsonl has no row of the subject 'virology' to use as a shot")])
 def test_a_bad_row_is_named_before_a_weight_is_read(name, change, message, small_base, tmp_path, elsewhere,
                                                     monkeypatch):
-    monkeypatch.setattr("scoring.score_run.load_base", lambda *rest: pytest.fail("weights were read"))
+    monkeypatch.setattr("scoring.score_model.load_base", lambda *rest: pytest.fail("weights were read"))
     good = json.dumps(ROW[name]) + "\n"
     (tmp_path / "dev.jsonl").write_text(good)
     (tmp_path / "test.jsonl").write_text(good + "\n" + json.dumps(ROW[name] | change) + "\n")
@@ -246,7 +246,8 @@ def test_what_a_benchmark_lacks_is_said(arguments, message, small_base, elsewher
 
 @pytest.mark.parametrize("name", ["piqa", "mmlu"])
 def test_training_on_a_benchmark_is_refused(name, small_base, elsewhere):
-    assert f"--task {name} has no training rows" in call(train, "--model", small_base, "--task", name, *MMLU_FILES)
+    message = call(train, "--model", small_base, "--task", name, *MMLU_FILES)
+    assert f"--task: {name} has test rows only: train on one of banking77" in message and "eval.py RUN" in message
 
 
 def test_a_choice_that_leaves_no_room_and_a_tokenizer_of_another_vocabulary_are_named(base, monkeypatch):

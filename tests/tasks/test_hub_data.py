@@ -9,8 +9,8 @@ from huggingface_hub.utils import filter_repo_objects
 
 import eval as eval_script
 import train as train_script
-from finetune import arguments
-from finetune.models import read_run
+from finetune.config import data_place
+from finetune.run import open_run
 from tasks import hub_data
 from tasks.hub_data import HubData, data_file, pinned_data
 from tests.cli import call, few
@@ -73,7 +73,7 @@ def fake(tmp_path_factory, monkeypatch) -> FakeHub:
     ("org/name:a/b.csv", HubData("org/name", None, "a/b.csv")),
     ("org/name@dev/x:a.parquet", HubData("org/name", "dev/x", "a.parquet"))])
 def test_a_place_on_the_hub_is_read_and_written_alike(text, place):
-    assert arguments.data_place(text) == place and str(place) == text
+    assert data_place(text) == place and str(place) == text
 
 
 @pytest.mark.parametrize("text", ["a/b/c", "org/name@", "org/name:", "org/name:a.txt", "org/name:../a.csv",
@@ -84,11 +84,11 @@ def test_what_is_neither_a_file_nor_a_place_on_the_hub_is_refused(fake, text):
 
 
 def test_a_file_here_goes_before_the_hub_and_a_data_files_name_is_never_one_there(fake, tmp_path):
-    assert arguments.data_place("org/name") == HubData("org/name")
+    assert data_place("org/name") == HubData("org/name")
     (tmp_path / "org").mkdir()
     (tmp_path / "org" / "name").write_text("here")
-    assert arguments.data_place("org/name") == Path("org/name")
-    assert arguments.data_place("data/train.jsonl") == Path("data/train.jsonl")
+    assert data_place("org/name") == Path("org/name")
+    assert data_place("data/train.jsonl") == Path("data/train.jsonl")
     for text in ("data/train.jsonl", "nowhere"):
         said = call(train_script, "--data", text)
         assert f"{text}: no such data file" in said and "hub" not in said and not fake.asked
@@ -160,10 +160,10 @@ def test_what_the_hub_refuses_is_one_line(fake, tmp_path, small_base, error, mes
 def test_a_run_remembers_commit_and_file_and_is_scored_on_them(fake, tmp_path, small_base):
     assert call(train_script, "--method", "lora", "--model", small_base, "--data", "org/name",
                 "--test-data", "org/name", *few("lora"), "--out", "x") is None
-    saved = json.loads((tmp_path / "x" / "config.json").read_text())["arguments"]
+    saved = json.loads((tmp_path / "x" / "config.json").read_text())["config"]["data"]
     assert saved["data"] == f"org/name@{FIRST}:data/train-0[1].jsonl"
     assert saved["test_data"] == f"org/name@{FIRST}:data/test.jsonl"
-    assert read_run(tmp_path / "x")[1].data == HubData("org/name", FIRST, "data/train-0[1].jsonl")
+    assert open_run(tmp_path / "x").config.data.data == HubData("org/name", FIRST, "data/train-0[1].jsonl")
     fake.put(SECOND, "data/train-0[1].jsonl", ROWS[::-1])  # main moves
     fake.main, fake.asked = SECOND, []
     shutil.rmtree(fake.cache)
@@ -177,4 +177,4 @@ def test_a_run_on_local_files_reads_them_back_as_paths(tmp_path, small_base, fak
     (tmp_path / "rows.jsonl").write_text((fake.folder / "here" / "rows.jsonl").read_text())
     assert call(train_script, "--method", "lora", "--model", small_base, "--data", "rows.jsonl", *few("lora"),
                 "--out", "x") is None
-    assert read_run(tmp_path / "x")[1].data == tmp_path / "rows.jsonl" and not fake.asked
+    assert open_run(tmp_path / "x").config.data.data == tmp_path / "rows.jsonl" and not fake.asked

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.arguments import EMBEDDED_BASE
+from finetune.config import EMBEDDED_BASE
 from model.tokenizer import load_tokenizer
 from tasks.banking77 import Banking77
 from tasks.batching import collate, epoch_batches, split_list

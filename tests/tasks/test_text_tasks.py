@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import eval as eval_script
 import train as train_script
-from finetune.arguments import EMBEDDED_BASE
+from finetune.config import EMBEDDED_BASE
 from model.checkpoint import load_config, load_model, weight_files
 from model.tokenizer import load_tokenizer
 from tasks import TASKS, free_text
@@ -318,9 +318,9 @@ def test_each_task_trains_and_is_scored_per_row(name, small_base, tmp_path, else
     data = ["--data", write(tmp_path / "train.jsonl", FILES[name][:36]),
             "--test-data", write(tmp_path / "test.jsonl", FILES[name][36:])]
     assert call(train_script, "--model", small_base, "--task", name, *data, *FEW, "--out", "x") is None
-    row = rows_of(tmp_path / "x")["as trained"]
+    row = rows_of(tmp_path / "x")["trained"]
     lines = [json.loads(line) for line in (tmp_path / "x" / "predictions.jsonl").read_text().splitlines()]
-    of_state = [line for line in lines if line["state"] == "as trained"]
+    of_state = [line for line in lines if line["state"] == "trained"]
     assert len(of_state) == 3 and row["counts"]["rows"] == 3
     metric = TASKS[name].metric
     assert row["scores"][metric] == pytest.approx(sum(line["score"] for line in of_state) / 3)
@@ -338,7 +338,7 @@ def test_empty_answers_are_counted_among_the_training_and_the_test_rows(small_ba
     assert call(train_script, "--model", small_base, "--task", "flan", *data, *FEW, "--out", "x") is None
     assert "10 training and validation rows have an empty answer" in capsys.readouterr().out
     assert json.loads((tmp_path / "x" / "config.json").read_text())["data"]["empty_answers"] == 10
-    assert rows_of(tmp_path / "x")["as trained"]["counts"][EMPTY_GOLD] == 1  # of rows 0, 1 and 2
+    assert rows_of(tmp_path / "x")["trained"]["counts"][EMPTY_GOLD] == 1  # of rows 0, 1 and 2
 
 
 def test_benchmark_rows_are_asked_for(small_base, tmp_path, elsewhere):
@@ -350,7 +350,7 @@ def test_benchmark_rows_are_asked_for(small_base, tmp_path, elsewhere):
 
 def test_show_example_prints_what_is_read_and_learned_and_stops(small_base, tmp_path, elsewhere, capsys, monkeypatch):
     pytest.importorskip("rouge_score")
-    monkeypatch.setattr("finetune.models.load_model", None)
+    monkeypatch.setattr("finetune.source.load_model", None)
     files = ["--data", write(tmp_path / "a.jsonl", FILES["alpaca"]),
              "--test-data", write(tmp_path / "t.jsonl", FILES["alpaca"][:2])]
     assert call(train_script, "--model", small_base, "--method", "lora", "--task", "alpaca", *files,
