@@ -1,9 +1,12 @@
 """What the tests of train.py and eval.py share: a very small model, and the scripts called as from the shell."""
 import json
+import shutil
 import sys
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
+import train
 from finetune.loop import Trainer
 from finetune.run import open_run
 from model.config import LlamaConfig
@@ -25,6 +28,21 @@ def call(script, *arguments):
         return str(exit.code)
     finally:
         sys.argv = kept
+
+
+MADE: dict[tuple[str, ...], Path] = {}
+
+
+def train_once(base, *arguments, out="x") -> None:
+    """A run of train.py in `out`. Training is deterministic: the same command is run once, then copied."""
+    command = ("--model", str(base), *map(str, arguments))
+    if command not in MADE:
+        assert call(train, *command, "--out", out) is None
+        if Path(base).is_absolute():
+            kept = Path(tempfile.mkdtemp(prefix="run-", dir=Path(base).parent)) / "run"
+            MADE[command] = Path(shutil.copytree(out, kept))
+    else:
+        shutil.copytree(MADE[command], out)
 
 
 @contextmanager

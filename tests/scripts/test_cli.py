@@ -16,7 +16,7 @@ from model.checkpoint import load_config, load_model, random_model, save_model, 
 from model.config_json import config_to_json
 from model.files import write_json
 from quant.linear import QuantLinear
-from tests.cli import FEW, SMALL, call, few, interrupted_after, rows_of
+from tests.cli import FEW, SMALL, call, few, interrupted_after, rows_of, train_once
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -54,6 +54,7 @@ def test_a_run_of_every_method_ends_with_its_table(small_base, tmp_path, capsys,
                                                                              if k != "seconds"}
 
 
+@pytest.mark.slow
 def test_the_same_command_twice_gives_the_next_free_name_and_the_same_numbers(small_base, tmp_path):
     for _ in range(2):
         assert call(train_script, "--model", small_base, *FEW) is None
@@ -64,7 +65,7 @@ def test_the_same_command_twice_gives_the_next_free_name_and_the_same_numbers(sm
 
 
 def test_the_merged_model_is_a_model_directory_with_the_bases_own_codes(small_base, tmp_path):
-    call(train_script, "--model", small_base, *FEW, "--out", "x")
+    train_once(small_base, *FEW)
     merged = load_model(weight_files(tmp_path / "x" / "merged"), load_config(tmp_path / "x" / "merged"), torch.float32)
     base, tensors = load_file(tmp_path / "x" / "base.safetensors"), merged.state_dict()
     codes = [name for name in base if name.endswith((".codes", ".scale", ".levels"))]
@@ -76,6 +77,7 @@ def test_the_merged_model_is_a_model_directory_with_the_bases_own_codes(small_ba
     assert "merged-4bit" in rows_of(tmp_path / "y")  # QA-BLoRA on codes as they are, with the block they bring
 
 
+@pytest.mark.slow
 def test_a_run_is_a_model(small_base, tmp_path):
     """SFT, then quantized fine-tuning from it; then a start from that adapter run, merged."""
     call(train_script, "--method", "full", "--model", small_base, *few("full"), "--out", "sft")
@@ -94,6 +96,7 @@ def test_a_q_blora_run_whose_lam_is_a_multiple_of_the_block_merges_into_k_bits(s
     assert rows_of(tmp_path / "x")["merged-4bit"]["logit_difference"] < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "qablora"])
 def test_an_interrupted_run_is_resumed_by_name(small_base, tmp_path, monkeypatch, method):
     arguments = ["--method", method, "--model", small_base, *few(method), "--steps", "5", "--save-every", "2"]
@@ -202,18 +205,20 @@ def test_weights_that_cannot_be_quantized_leave_no_directory_behind(small_base, 
 
 
 def test_codes_do_not_train(small_base, tmp_path):
-    call(train_script, "--model", small_base, *FEW, "--out", "x")
+    train_once(small_base, *FEW)
     assert "needs a dense base" in call(train_script, "--model", "x/merged", "--method", "full", "--out", "y")
     assert "is quantized already" in call(train_script, "--model", "x/merged", "--method", "qlora", "--out", "y")
 
 
+@pytest.mark.slow
 def test_layers_that_stay_codes_after_a_merge_are_noticed(small_base, tmp_path):
-    call(train_script, "--model", small_base, *FEW, "--out", "x")
+    train_once(small_base, *FEW)
     call(train_script, "--method", "lora", "--model", "x/merged", "--targets", "attention", *few("lora"), "--out", "y")
     said = call(train_script, "--method", "qlora", "--model", "y", *FEW, "--out", "z")
     assert "is quantized already (model.layers.0.mlp" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags,quantized", [([], 7), (["--quantized-layers", "attention"], 4)])
 @pytest.mark.parametrize("quantizer", ["minmax", "gptq"])
 def test_targets_get_adapters_and_quantized_layers_get_codes(small_base, tmp_path, quantizer, flags, quantized):
@@ -230,7 +235,7 @@ def test_bits_a_weight_and_megabytes_are_what_is_stored(small_base, tmp_path):
     """Block 4x8: 4 + 16/32 + 16/32 = 5; with H beside it 32/32 more; merged, the offset in float32, 5.5. The levels of
     each layer (16 of 4 bytes) come on top, which shows in layers as small as these."""
     arguments = [a if a != "16x1" else "4x8" for a in FEW]
-    call(train_script, "--model", small_base, *arguments, "--out", "x")
+    train_once(small_base, *arguments)
     rows = rows_of(tmp_path / "x")
     weights = sum(p.numel() for n, p in random_model(SMALL, torch.float32, 1).named_parameters() if "_proj" in n)
     levels = 7 * 16 * 32 / weights
@@ -244,7 +249,7 @@ def test_bits_a_weight_and_megabytes_are_what_is_stored(small_base, tmp_path):
 
 def test_the_logit_difference_is_measured_not_assumed(small_base, tmp_path, monkeypatch):
     """A merge to float16 rounds, and shows; a merge that goes wrong shows plainly."""
-    call(train_script, "--method", "qlora", "--model", small_base, *FEW, "--out", "x")
+    train_once(small_base, "--method", "qlora", *FEW)
     assert 1e-6 < rows_of(tmp_path / "x")["merged-16bit"]["logit_difference"] < 1e-2
     right = adapted_model.merge_into_codes
 
@@ -257,27 +262,30 @@ def test_the_logit_difference_is_measured_not_assumed(small_base, tmp_path, monk
     assert rows_of(tmp_path / "y")["merged-4bit"]["logit_difference"] > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "qablora"])
 def test_eval_computes_every_row_in_the_type_it_is_given(small_base, tmp_path, method):
-    call(train_script, "--method", method, "--model", small_base, *few(method), "--dtype", "float32", "--out", "x")
+    train_once(small_base, "--method", method, *few(method), "--dtype", "float32")
     call(eval_script, "x", "--dtype", "bfloat16")
     before, after = rows_of(tmp_path / "x"), rows_of(tmp_path / "x", "eval.json")
     assert all(before[state]["validation_loss"] != after[state]["validation_loss"] for state in before)
 
 
 def test_eval_of_an_unfinished_run_says_so_at_once(small_base, tmp_path):
-    call(train_script, "--model", small_base, *FEW, "--out", "x")
+    train_once(small_base, *FEW)
     (tmp_path / "x" / "adapter.safetensors").unlink()
     assert "go on with python train.py --resume x" in call(eval_script, "x")
 
 
+@pytest.mark.slow
 def test_a_damaged_state_is_named(small_base, tmp_path):
-    call(train_script, "--model", small_base, *FEW, "--out", "x")
+    train_once(small_base, *FEW)
     (tmp_path / "x" / "state" / "state.safetensors").write_bytes(b"nothing")
     assert "state.safetensors: damaged" in call(train_script, "--resume", "x")
     assert (tmp_path / "x" / "adapter.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_pretraining_from_scratch_makes_a_base(small_base, tmp_path):
     from tasks.pretrain import RECIPE
     for folder, (file, fields, _) in RECIPE.items():
@@ -323,7 +331,7 @@ def test_a_base_that_is_no_longer_what_the_run_was_trained_from_is_not_used(smal
 
 
 def test_eval_refuses_to_change_what_the_run_decides(small_base):
-    call(train_script, "--model", small_base, *FEW, "--out", "x")
+    train_once(small_base, *FEW)
     assert "--bits comes from the run" in call(eval_script, "x", "--bits", "3")
 
 
@@ -339,6 +347,7 @@ def test_eval_scores_a_model_and_its_quantized_twin(small_base, tmp_path, elsewh
     assert len((kept / "predictions.jsonl").read_text().splitlines()) == 8 and not list(kept.glob("*.part.jsonl"))
 
 
+@pytest.mark.slow
 def test_a_tokenizer_json_model_and_sql_work_end_to_end(small_base, tmp_path):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -358,6 +367,7 @@ def test_a_tokenizer_json_model_and_sql_work_end_to_end(small_base, tmp_path):
     assert "exact_match" in rows_of(tmp_path / "x")["trained"]["scores"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [
     replace(SMALL, model_type="gemma2", activation="gelu_pytorch_tanh", sliding_window=16, windowed_layers=(0,),
             attention_softcap=50.0,

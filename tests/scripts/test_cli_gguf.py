@@ -91,6 +91,7 @@ def test_without_the_package_nothing_else_is_looked_at(q4_1, tmp_path, monkeypat
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_to_the_same_adapter(q4_1, tmp_path, monkeypatch):
     arguments = ["--method", "qablora", "--lam", "32x8", *AS_IT_IS, "--steps", "5", "--save-every", "2"]
     call(train_script, *arguments, "--out", "whole")
@@ -102,6 +103,7 @@ def test_an_interrupted_run_goes_on_to_the_same_adapter(q4_1, tmp_path, monkeypa
     assert "is not what the run was trained from" in call(train_script, "--resume", "cut")
 
 
+@pytest.mark.slow
 def test_a_dense_file_is_quantized_as_a_directory_is(tmp_path):
     write_gguf(tmp_path / "x.gguf", strong_model(SMALL), "F16")
     call(train_script, "--method", "qablora", "--block", "16x1", "--model", "x.gguf", *few("full"), "--out", "run")

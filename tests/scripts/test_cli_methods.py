@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 import eval as eval_script
 import train as train_script
 from finetune.run import open_run
-from tests.cli import FEW, as_an_older_version_wrote_it, call, few, forbid_loading, rows_of
+from tests.cli import FEW, as_an_older_version_wrote_it, call, few, forbid_loading, rows_of, train_once
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -36,7 +36,7 @@ def test_requantizing_is_a_row_of_its_own_named_lossy_with_the_error_it_costs(sm
 
 
 def test_requantizing_can_be_asked_for_when_a_run_is_scored(small_base, tmp_path):
-    call(train_script, "--method", "qlora", "--model", small_base, *FEW, "--out", "x")
+    train_once(small_base, "--method", "qlora", *FEW)
     assert call(eval_script, "x", "--requantize", "gptq", "--calibration-rows", "20") is None
     assert list(rows_of(tmp_path / "x", "eval.json"))[-1] == "requantized-4bit-gptq-minmax-32x1"
     assert "unrecognized arguments: --requantize-bits 3" in call(eval_script, "x", "--requantize-bits", "3")
@@ -46,7 +46,7 @@ def test_requantizing_can_be_asked_for_when_a_run_is_scored(small_base, tmp_path
 
 
 def test_requantizing_what_merges_without_loss_is_refused_before_anything_is_loaded(small_base, tmp_path, monkeypatch):
-    call(train_script, "--model", small_base, *FEW, "--out", "x")
+    train_once(small_base, *FEW)
     forbid_loading(monkeypatch)
     said = call(train_script, "--model", small_base, *FEW, "--requantize", "gptq", "--out", "y")
     assert "this run merges into k bits exactly" in said and not (tmp_path / "y").exists()
@@ -60,12 +60,12 @@ def test_requantizing_what_merges_without_loss_is_refused_before_anything_is_loa
     ("qlora", ["--requantize", "gptq", "--calibration", "."], "no such text file"),
     ("qlora", ["--requantize", "gptq@5x1"], "block 5x1 .* does not divide layer")])
 def test_flags_that_a_run_cannot_take_are_refused_when_it_is_scored(small_base, method, flags, message):
-    call(train_script, "--method", method, "--model", small_base, *few(method), "--out", "x")
+    train_once(small_base, "--method", method, *few(method))
     assert re.search(message, call(eval_script, "x", *flags))
 
 
 def test_a_run_of_before_these_flags_is_still_scored(small_base, tmp_path):
-    call(train_script, "--model", small_base, *FEW, "--out", "x")
+    train_once(small_base, *FEW)
     new = open_run(tmp_path / "x").config
     as_an_older_version_wrote_it(tmp_path / "x", "operators", "requantize", "requantize_block", "grid", "double_quant",
                                  "act_order",
@@ -75,14 +75,16 @@ def test_a_run_of_before_these_flags_is_still_scored(small_base, tmp_path):
     assert rows_of(tmp_path / "x", "eval.json").keys() == rows_of(tmp_path / "x").keys()
 
 
+@pytest.mark.slow
 def test_a_base_is_not_made_again_from_another_calibration_text(small_base, tmp_path):
     (tmp_path / "text.txt").write_text("Some words to calibrate on, and some more. " * 100)
-    call(train_script, "--method", "qalora", "--model", small_base, *FEW, "--calibration", "text.txt", "--out", "x")
+    train_once(small_base, "--method", "qalora", *FEW, "--calibration", "text.txt")
     (tmp_path / "x" / "base.safetensors").unlink()
     (tmp_path / "text.txt").write_text("Other words. " * 100)
     assert "text.txt is no longer what the run was calibrated on" in call(train_script, "--resume", "x")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [["--act-order"], ["--grid", "nf", "--double-quant"], ["--calibration", "text.txt"]])
 def test_a_gptq_base_keeps_its_report_in_the_run(small_base, tmp_path, flags):
     (tmp_path / "text.txt").write_text("Some words to calibrate on, and some more. " * 100)
@@ -96,6 +98,7 @@ def test_a_gptq_base_keeps_its_report_in_the_run(small_base, tmp_path, flags):
     assert rows_of(tmp_path / "x")["merged-4bit"]["logit_difference"] < 1e-5
 
 
+@pytest.mark.slow
 def test_a_gptq_base_that_was_cut_off_is_made_again_to_the_same_bits(small_base, tmp_path):
     arguments = ["--method", "qalora", "--model", small_base, *FEW]
     call(train_script, *arguments, "--out", "whole")
@@ -109,15 +112,16 @@ def test_a_gptq_base_that_was_cut_off_is_made_again_to_the_same_bits(small_base,
 
 
 def test_peqa_changes_scales_only_and_ends_as_an_integer_zero_point_model(small_base, tmp_path):
-    call(train_script, "--method", "peqa", "--model", small_base, *FEW, "--out", "x")
+    train_once(small_base, "--method", "peqa", *FEW)
     base, merged = (load_file(tmp_path / "x" / f"{name}.safetensors") for name in ("base", "merged/model"))
     assert base.keys() == merged.keys() and sum(name.endswith(".offset.zero") for name in base) == 7
     changed = {name.rpartition(".")[2] for name in base if not torch.equal(base[name].float(), merged[name].float())}
     assert changed == {"scale"} and all((merged[n] > 0).all() for n in merged if n.endswith(".scale"))
 
 
+@pytest.mark.slow
 def test_peqa_goes_on_from_its_own_merged_model(small_base, tmp_path):
-    call(train_script, "--method", "peqa", "--model", small_base, *FEW, "--out", "x")
+    train_once(small_base, "--method", "peqa", *FEW)
     more = ["--method", "peqa", "--quantizer", "none", *few("full")]
     assert call(train_script, "--model", "x/merged", *more, "--out", "y") is None
     assert "merged-4bit" in rows_of(tmp_path / "y")

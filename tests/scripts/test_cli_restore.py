@@ -27,7 +27,7 @@ from scoring import restore, score_run, scores
 from scoring.restore import Restoration
 from scoring.scores import Scoring
 from scoring.state import State
-from tests.cli import FEW, SMALL, as_an_older_version_wrote_it, call, few, forbid_loading, rows_of
+from tests.cli import FEW, SMALL, as_an_older_version_wrote_it, call, few, forbid_loading, rows_of, train_once
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -41,9 +41,8 @@ QUANTIZED = {"qlora": ["--method", "qlora", *FEW], "qlora-gptq": ["--method", "q
 
 def trained(base, name, *flags, out="x"):
     """A run of a few steps whose adapter is large enough to see."""
-    assert call(train_script, *(QUANTIZED[name] if name in QUANTIZED else ["--method", name, *few("full")]), "--model",
-                base, "--lr", "0.05",
-                *flags, "--out", out) is None
+    words = QUANTIZED[name] if name in QUANTIZED else ["--method", name, *few("full")]
+    train_once(base, *words, "--lr", "0.05", *flags, out=out)
 
 
 def restored(path, bits, **asked):
@@ -66,7 +65,12 @@ def restored(path, bits, **asked):
 TOKENS = torch.randint(3, 4096, (2, 9), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("name", QUANTIZED)
+def quick(names, *fast):
+    """The others are marked slow."""
+    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", quick(QUANTIZED, "qlora-gptq", "qablora"))
 def test_restoring_the_same_bits_changes_nothing(small_base, tmp_path, name):
     """Bit for bit: every tensor, every logit; GPTQ calibrated anew on the run's recorded rows."""
     trained(small_base, name)
@@ -83,7 +87,7 @@ def test_restoring_the_same_bits_changes_nothing(small_base, tmp_path, name):
     assert (other(TOKENS) - model(TOKENS)).abs().max() > 1e-4  # control
 
 
-@pytest.mark.parametrize("name", [*QUANTIZED, "lora", "blora"])
+@pytest.mark.parametrize("name", quick([*QUANTIZED, "lora", "blora"], "qlora", "qablora", "lora"))
 def test_restoring_16_bits_is_the_adapter_on_the_original_base(small_base, tmp_path, name):
     trained(small_base, name)
     model, rows = restored(tmp_path / "x", 16)
@@ -125,6 +129,7 @@ def test_every_width_is_a_row_and_those_not_above_the_trained_one_say_so(small_b
     assert "restored, 8 bits: ||W_l - W_k|| / ||delta_W|| is" in printed and "||W_l - W_k|| / ||delta_W||\n" in printed
 
 
+@pytest.mark.slow
 def test_the_l_bit_base_comes_closer_to_the_original_as_l_rises(small_base, tmp_path):
     trained(small_base, "qablora", "--bits", "2")
     original = load_model(weight_files(small_base), load_config(small_base),
@@ -174,6 +179,7 @@ def test_a_restored_merged_model_is_a_model_of_its_own(small_base, tmp_path):
                                                                                           abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags,how", [
     (["gptq"], "gptq:minmax@16x1"), (["minmax@4x8"], "minmax@4x8"),
     (["gptq:intminmax", "--calibration-rows", "9"], "gptq:intminmax@16x1"),
@@ -226,7 +232,7 @@ REFUSED = [
 
 @pytest.mark.parametrize("name,flags,message", REFUSED, ids=[" ".join((n, *f)) for n, f, _ in REFUSED])
 def test_what_cannot_be_restored_is_refused_before_anything_is_loaded(small_base, monkeypatch, name, flags, message):
-    call(train_script, "--model", small_base, *(QUANTIZED.get(name) or ["--method", name, *few(name)]), "--out", "x")
+    trained(small_base, name, *(["--block", "16x1"] if name == "peqa" else []))
     forbid_loading(monkeypatch)
     assert re.search(message, call(eval_script, "x", *flags))
 
@@ -241,6 +247,7 @@ def test_other_weights_than_the_run_was_trained_from_are_an_error_with_both_fing
     assert Source(tmp_path / "base").fingerprint in said
 
 
+@pytest.mark.slow
 def test_a_base_that_came_as_codes_has_no_other_width(small_base):
     trained(small_base, "qablora")
     call(train_script, "--model", "x/merged", "--quantizer", "none", *few("full"), "--out", "y")
@@ -248,6 +255,7 @@ def test_a_base_that_came_as_codes_has_no_other_width(small_base):
         eval_script, "y", "--restore", "8")
 
 
+@pytest.mark.slow
 def test_gptq_is_calibrated_on_what_the_run_recorded_or_not_at_all(small_base, tmp_path):
     (tmp_path / "text.txt").write_text("Some words to calibrate on, and some more. " * 100)
     trained(small_base, "qlora-gptq", "--calibration", "text.txt")
@@ -272,11 +280,12 @@ def live_bytes() -> int:
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keeps_another_base", [False, True], ids=["as it is", "control"])
 def test_memory_holds_one_base_at_a_time(small_base, tmp_path, monkeypatch, set_aside, keeps_another_base):
     """Beside a model that is loading or being scored there are a few layers' worth of bytes, never a second base.
-    While a merged model is scored, the logits that it is compared with are there too. In the control the trained model is kept,
-    and the same bound is broken."""
+    While a merged model is scored, the logits that it is compared with are there too. In the control the trained model
+    is kept, and the same bound is broken."""
     config = LlamaConfig(**{**vars(SMALL), "num_hidden_layers": 4})
     base = tmp_path / "base"
     shutil.copytree(small_base, base)
@@ -314,6 +323,7 @@ def test_memory_holds_one_base_at_a_time(small_base, tmp_path, monkeypatch, set_
     assert 12 * layer < stored_bytes([load_model([tmp_path / "x" / "base.safetensors"], config, torch.float32)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags,label", [
     (["--restore", "3"], "restored, 3 bits (below the 4 it was trained on)"),
     (["--restore", "3", "--restore-quantizer", "icq"],
@@ -328,6 +338,7 @@ def test_double_quantization_goes_along_or_the_label_says_that_it_does_not(small
     assert kept == ({"Tensor"} if "minmax" in label else {"DoubleQuantized"})
 
 
+@pytest.mark.slow
 def test_a_run_that_starts_from_a_run_with_an_adapter_is_restored_too(small_base, tmp_path, capsys):
     """The k-bit base of a quantized run is its own file. The base of a 16-bit run is nowhere, and none is made."""
     trained(small_base, "lora", out="l")
@@ -342,6 +353,7 @@ def test_a_run_that_starts_from_a_run_with_an_adapter_is_restored_too(small_base
     assert "is a run with an adapter, which would have to be merged first" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_codes_that_are_lost_are_not_replaced_by_other_weights(small_base, tmp_path):
     """Nor are those of a run that another one started from: they are part of its fingerprint."""
     trained(small_base, "qlora", out="q")
@@ -368,6 +380,7 @@ def test_a_base_that_has_moved_is_found_where_model_says(small_base, tmp_path):
     assert call(eval_script, "x", "--restore", "8", "--model", "moved") is None
 
 
+@pytest.mark.slow
 def test_what_an_older_run_quantized_is_what_is_restored(small_base, tmp_path):
     """Before --quantized-layers, a quantized run had codes in its targets alone. One on a 16-bit base had none."""
     trained(small_base, "qablora", "--targets", "attention", "--quantized-layers", "attention", out="q")
@@ -380,6 +393,7 @@ def test_what_an_older_run_quantized_is_what_is_restored(small_base, tmp_path):
 
 # ---- several runs -------------------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 def test_several_runs_make_table_1_figure_2_and_their_json(small_base, tmp_path, capsys):
     pytest.importorskip("matplotlib", reason="pip install -r requirements-extra.txt")
     for bits, seed in ((2, 0), (2, 1), (4, 0)):
@@ -416,6 +430,7 @@ def test_a_picture_that_cannot_be_made_is_refused_first(small_base, monkeypatch)
                                                                                   "--plot", "x.txt")
 
 
+@pytest.mark.slow
 def test_runs_that_are_no_seeds_of_one_another_are_not_averaged(small_base, monkeypatch):
     for out, flags in (("a", []), ("b", ["--seed", "1", "--rank", "2"]), ("c", ["--seed", "1"])):
         trained(small_base, "qlora-gptq", *flags, out=out)
@@ -429,6 +444,7 @@ def test_runs_that_are_no_seeds_of_one_another_are_not_averaged(small_base, monk
                                                                      "--requantize", "gptq")
 
 
+@pytest.mark.slow
 def test_every_run_is_checked_before_the_first_is_scored(small_base, monkeypatch):
     trained(small_base, "qablora")
     trained(small_base, "peqa", "--block", "16x1", out="p")
@@ -438,6 +454,7 @@ def test_every_run_is_checked_before_the_first_is_scored(small_base, monkeypatch
 
 # ---- predictions and paired tests ---------------------------------------------------------------------------------
 
+@pytest.mark.slow
 def test_sft_then_ptq_then_qlora_is_three_commands_whose_states_compare_row_by_row(small_base, tmp_path, capsys):
     trained(small_base, "full", "--lr", "0.01", out="sft")
     trained("sft", "full", "--lr", "0.01", out="sft-more")
@@ -520,6 +537,7 @@ def test_what_cannot_be_compared_is_refused(small_base, arguments, message):
     assert re.search(message, call(eval_script, "--compare", *arguments))
 
 
+@pytest.mark.slow
 def test_a_task_without_a_score_is_restored_but_not_drawn(small_base, tmp_path):
     pytest.importorskip("matplotlib", reason="pip install -r requirements-extra.txt")
     from tasks.pretrain import RECIPE

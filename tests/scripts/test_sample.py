@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import sample as sample_script
-import train as train_script
 from finetune.run import open_run
 from finetune.source import Source, load_trained
 from model.checkpoint import random_model, save_model
@@ -14,7 +13,7 @@ from model.config_json import config_to_json
 from model.files import write_json
 from model.generate import generate
 from model.tokenizer import continuation, load_tokenizer
-from tests.cli import FEW, SMALL, call
+from tests.cli import FEW, SMALL, call, train_once
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 FLOAT = ("--dtype", "float32")
@@ -42,7 +41,7 @@ def test_a_prompt_is_completed_greedily_and_several_each_under_its_own(small_bas
 
 
 def test_a_run_answers_as_trained_and_not_as_its_base(small_base, tmp_path, capsys):
-    call(train_script, "--model", small_base, *FEW, "--lr", "0.1", "--steps", "12", *FLOAT, "--out", "x")
+    train_once(small_base, *FEW, "--lr", "0.1", "--steps", "12", *FLOAT)
     run = open_run(tmp_path / "x")
     trained = expected(load_trained(run, run.config, torch.float32, "cpu"), Source(tmp_path / "x"), "Where is my card")
     assert completion(capsys, "x", "--prompt", "Where is my card", "--max-new-tokens", "8") == trained + "\n"
@@ -130,7 +129,7 @@ def test_bad_input_is_one_clear_line(small_base, arguments, message):
 
 
 def test_a_run_that_has_not_been_trained_yet_says_so(small_base, tmp_path):
-    call(train_script, "--model", small_base, *FEW, "--out", "x")
+    train_once(small_base, *FEW)
     (tmp_path / "x" / "adapter.safetensors").unlink()
     assert "go on with python train.py --resume x" in call(sample_script, "x", "--prompt", "hello")
 
