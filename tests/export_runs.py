@@ -29,7 +29,8 @@ def made_run(path: Path, model: Path, *flags) -> Path:
     source, run = Source(config.base.model), new_run(path, "")
     config = with_codes_of_base(source, config)
     check_run(source, config)
-    write_json(run.config_file, {"format": FORMAT, "config": config_json(config), "model_config": config_to_json(source.config),
+    write_json(run.config_file, {"format": FORMAT, "config": config_json(config),
+                                 "model_config": config_to_json(source.config),
                                  "fingerprints": {"base": source.fingerprint}})
     copy_tokenizer(source.path, run.path)
     full = config.adapter_kind is None
