@@ -22,10 +22,10 @@ from interop import hand_over, hugging_face
 from interop.trained import dense_tensors
 from model.checkpoint import load_config, load_model, random_model, save_model, weight_files
 from model.config_json import config_to_json
-from model.files import write_json
+from model.files import read_json, write_json
 from quant.linear import QuantLinear
 from tests.cli import SMALL, call
-from tests.export_runs import as_trained, difference, export, made_run, refusal
+from tests.export_runs import as_trained, difference, export, in_format_1, made_run, refusal
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 METHODS = [["full"], ["lora"], ["blora"], ["qlora", "--block", "32x1"], ["qblora", "--block", "32x1", "--double-quant"],
@@ -100,6 +100,32 @@ def test_a_result_directory_and_a_run_on_a_run_leave_too(small_base, tmp_path):
     run = open_run(second)
     assert difference(load_trained(run, run.config, torch.float32, "cpu"), loaded(tmp_path / "b")) < 1e-4
     assert difference(as_trained(first), loaded(tmp_path / "b")) > 0.01
+
+
+# ---- runs of format 1 -----------------------------------------------------------------------------------------------
+
+NEWER = ("quantized_layers", "double_quant", "grid", "act_order", "protocol", "requantize", "requantize_grid",
+         "requantize_bits", "requantize_block")  # flags that the first runs of format 1 do not have
+
+
+@pytest.mark.parametrize("flags,form,without", [
+    ("full", "safetensors", ()), ("lora --dropout 0.1 --rank 4 --lora-alpha 3.5", "peft", ()),
+    ("lora --dropout 0.1 --rank 4 --lora-alpha 3.5", "safetensors", NEWER), ("peqa", "safetensors", ()),
+    ("qlora --block 32x1 --requantize rounding", "peft", ()), ("qblora --block 32x1 --double-quant", "safetensors", ()),
+    ("qlora --block 32x1 --targets mlp", "peft", ()), ("qablora --block 32x1 --lam 32x8", "safetensors", NEWER),
+    ("qablora --block 32x1 --lam 32x8", "gguf", ())])
+def test_a_run_of_format_1_exports_the_same_files(small_base, tmp_path, flags, form, without):
+    """The files of format 1 were written by the last version that wrote it."""
+    if form == "gguf":
+        pytest.importorskip("gguf")
+    now = flags.replace("--requantize rounding", "--requantize minmax@32x1")
+    run, to = made_run(tmp_path / "run", small_base, "--method", *now.split()), tmp_path / "out" / "x"
+    to = to.with_suffix(".gguf") if form == "gguf" else to
+    config, before = open_run(run).config, export(run, form, to)
+    shutil.move(to.parent, tmp_path / "before")
+    in_format_1(run, flags, without)
+    assert "format" not in read_json(run / "config.json") and open_run(run).config == config
+    assert export(run, form, to) == before  # with the sha256 of every file
 
 
 # ---- the report ---------------------------------------------------------------------------------------------------

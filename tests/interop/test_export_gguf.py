@@ -1,5 +1,6 @@
 """export.py --format gguf: the k-bit model itself, or a dense one, as llama.cpp reads it."""
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from quant.integer_minmax import IntegerMinMax
 from quant.minmax import MinMax
 from quant.normal_float import NormalFloat
 from tests.cli import SMALL
-from tests.export_runs import as_trained, difference, export, made_run, refusal
+from tests.export_runs import as_trained, difference, export, in_format_1, made_run, refusal
 from tests.gguf_files import ODD_HEADS, gguf, interleaved, strong_model, write_gguf
 from tests.model.test_families import GEMMA2
 
@@ -142,6 +143,15 @@ def test_a_dense_file_of_any_run_with_the_files_own_metadata(q4_1, tmp_path, dty
     assert (report["largest_weight_difference"] == 0) == (dtype == "float32")
     assert difference(as_trained(run), loaded(tmp_path / "out.gguf")) < {"float32": 1e-4, "float16": 0.2,
                                                                          "bfloat16": 2}[dtype]
+
+
+def test_a_run_on_a_gguf_file_of_format_1_exports_the_same_file(tmp_path):
+    base = write_gguf(tmp_path / "base.gguf", strong_model(), "Q4_1")
+    run = made_run(tmp_path / "run", base, "--method", "qablora", "--quantizer", "none", "--lam", "32x8")
+    config, before = open_run(run).config, export(run, "gguf", tmp_path / "out" / "x.gguf")
+    shutil.move(tmp_path / "out", tmp_path / "before")
+    in_format_1(run, "qablora --quantizer none --lam 32x8")
+    assert open_run(run).config == config and export(run, "gguf", tmp_path / "out" / "x.gguf") == before
 
 
 # ---- bases that were quantized here -------------------------------------------------------------------------------

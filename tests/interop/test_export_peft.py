@@ -37,7 +37,7 @@ def with_adapter(base, directory):
 
 
 def by_hand(base, directory):
-    """W + lora_alpha / r * B A, as PEFT's documentation defines it; the end of a layer's name selects r and lora_alpha."""
+    """W + lora_alpha / r * B A, as PEFT defines it. The end of a layer's name selects r and lora_alpha."""
     model, stated, tensors = loaded(base), read_json(directory / CONFIG), load_file(directory / WEIGHTS)
     for name in {key.removeprefix("base_model.model.").partition(".lora_")[0] for key in tensors}:
         kind = name.rpartition(".")[2]
@@ -62,7 +62,7 @@ def by_hand(base, directory):
     ("qablora", {"lam": Lam(4, 8), "operators": "truncation"}),
     ("qablora", {"lam": Lam(2, 1), "operators": "interval"})])
 def test_every_additive_adapter_is_a_plain_lora(name, options):
-    """In float64, with random non-zero parameters. QA-BLoRA's core is wider than high in some cases, not in others."""
+    """In float64, with random non-zero parameters. QA-BLoRA's core is once wider than high, once higher than wide."""
     torch.manual_seed(0)
     adapter = ADAPTERS[name](D_out=16, D_in=24, rank=4, lora_alpha=6, **options).double()
     for p in adapter.parameters():

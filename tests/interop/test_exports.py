@@ -160,7 +160,7 @@ def test_llama_cpp_loads_a_dense_export_and_computes_the_same(tmp_path, small_ba
 
 @pytest.mark.parametrize("kind", ["Q4_1", "Q4_0"])
 def test_llama_cpp_computes_the_fine_tuned_file_as_well_as_the_one_it_came_from(tmp_path, kind):
-    """llama.cpp rounds activations to 8 bits if weights are codes. The base's logits differ by as much as the export's."""
+    """llama.cpp rounds activations to 8 bits if weights are codes. The base's logits differ as much as the export's."""
     path = write_gguf(tmp_path / "base.gguf", strong_model(), kind, metadata=HEADS)
     run = made_run(tmp_path / "run", path, "--quantizer", "none", "--method", "qablora", "--lam", "32x8")
     export(run, "gguf", tmp_path / "out.gguf")
