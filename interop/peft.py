@@ -87,7 +87,7 @@ class PEFTExport:
         rank, _ = Counter(ranks.values()).most_common(1)[0]
         alpha = alphas[next(name for name in ranks if ranks[name] == rank)]
         others = {name.rpartition(".")[2]: name for name in ranks if ranks[name] != rank}
-        place = self.trained.model_place
+        base = self.original or (self.to / BASE).resolve()
         return {"peft_type": "LORA", "task_type": "CAUSAL_LM", "inference_mode": True,
                 "r": rank, "lora_alpha": whole(alpha),
                 "lora_dropout": self.trained.run.config.adapter.dropout, "bias": "none",
@@ -95,9 +95,8 @@ class PEFTExport:
                 "target_modules": sorted({name.rpartition(".")[2] for name in ranks}),
                 "rank_pattern": {kind: ranks[name] for kind, name in others.items()},
                 "alpha_pattern": {kind: whole(alphas[name]) for kind, name in others.items()},
-                "base_model_name_or_path": str(place.repo if isinstance(place, HubModel)
-                                               else self.original or (self.to / BASE).resolve()),
-                "revision": place.revision if isinstance(place, HubModel) and self.original else None}
+                "base_model_name_or_path": str(base.repo if isinstance(base, HubModel) else base),
+                "revision": base.revision if isinstance(base, HubModel) else None}
 
     # ---- reading again
 

@@ -20,8 +20,10 @@ from model.checkpoint import load_config, load_model, weight_files
 from model.files import read_json, write_json
 from tests.cli import call, rows_of
 from tests.export_runs import as_trained, difference, export, made_run, refusal
+from tests.model import test_hub
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
+fake = test_hub.fake  # the hub made of local folders
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ALL = "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"
 
@@ -121,6 +123,17 @@ def test_the_base_of_codes_leaves_beside_the_adapter_as_it_was_trained_on(small_
     half = export(run, "peft", tmp_path / "half", "--dtype", "bfloat16")
     assert 1e-5 < half["largest_weight_difference"] < 1e-2
     assert {t.dtype for t in load_file(tmp_path / "half/base/model.safetensors").values()} == {torch.bfloat16}
+
+
+def test_only_an_adapter_of_the_original_names_the_repository_of_the_hub(fake, tmp_path):
+    """A base of codes is exported beside its adapter: the repository holds another model."""
+    adapters = {}
+    for method in ("lora", "qlora"):
+        run = made_run(tmp_path / method, "org/small", "--method", method, *["--block", "32x1"] * (method == "qlora"))
+        export(run, "peft", tmp_path / f"{method}-out")
+        stated = read_json(tmp_path / f"{method}-out" / CONFIG)
+        adapters[method] = stated["base_model_name_or_path"], (tmp_path / f"{method}-out" / "base").is_dir()
+    assert adapters == {"lora": ("org/small", False), "qlora": (str(tmp_path / "qlora-out" / "base"), True)}
 
 
 def test_a_run_on_a_run_brings_its_base_too(small_base, tmp_path):
