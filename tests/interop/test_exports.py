@@ -59,6 +59,7 @@ def hub_logits(model, rows) -> list[torch.Tensor]:
 
 # ---- transformers -------------------------------------------------------------------------------------------------
 
+@pytest.mark.slow  # the import of transformers
 @pytest.mark.parametrize("family", FAMILIES)
 def test_transformers_loads_a_dense_export_and_computes_the_same(tmp_path, small_base, family):
     transformers = pytest.importorskip("transformers", reason="pip install -r tests/interop/requirements.txt")
