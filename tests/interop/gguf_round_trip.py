@@ -2,7 +2,7 @@
 table and keeps it in OUT.
 
     python -m tests.interop.gguf_round_trip --gguf smollm2/SmolLM2-135M-Instruct.Q4_1.gguf \\
-        --data ../shared/data/sql_create_context --out runs/round-trip
+        --data DATA/sql_create_context --out runs/round-trip
 
 llama.cpp rounds activations to 8 bits where weights are codes, so its logits differ from ours before any fine-tuning.
 The last row holds the same weights in float32, which shows all other differences. Keys and values are float32 in both.
