@@ -75,8 +75,8 @@ def main() -> None:
 # ---- 1. loading ---------------------------------------------------------------------------------------------------
 
 def load(place: Path) -> dict:
-    """Load a model and touch every weight. Returns the CPU seconds, and the rise in peak memory (MB) above the memory of
-    the imports."""
+    """Load a model and touch every weight. Returns the CPU seconds, and the rise in peak memory (MB) above the memory
+    of the imports."""
     import torch  # here, so that only a process that loads pays for the imports
 
     from finetune.source import Source
@@ -169,7 +169,8 @@ def train_command(options: argparse.Namespace, data: Path) -> Sequence[str]:
     return ["train.py", "--model", str(options.gguf), "--quantizer", "none", "--method", "qablora", "--lam", "32x8",
             "--task", "sql-create-context", "--data", str(data / "train.jsonl"), "--limit", "2000",
             "--test-data", str(data / "test.jsonl"), "--test-limit", str(options.test_rows),
-            "--steps", str(options.steps), "--batch-size", "8", "--max-length", "256", "--lr", str(options.lr), "--eval-batch-size", "32"]
+            "--steps", str(options.steps), "--batch-size", "8", "--max-length", "256", "--lr", str(options.lr),
+            "--eval-batch-size", "32"]
 
 
 if __name__ == "__main__":

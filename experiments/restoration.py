@@ -3,8 +3,8 @@
     python -m experiments.restoration
 
 Train LoRA on the 16-bit base and QLoRA on GPTQ bases of 8, 4, 3 and 2 bits, with several seeds. Restore each run to
-3, 4, 8 and 16 bits. The adapters are on the attention layers, and all layers are quantized. Rank and alpha are 16, and a
-batch has 32 rows. The epoch with the lowest validation loss is kept.
+3, 4, 8 and 16 bits. The adapters are on the attention layers, and all layers are quantized. Rank and alpha are 16, and
+a batch has 32 rows. The epoch with the lowest validation loss is kept.
 
 Each run and each evaluation is a separate process on one thread. Finished ones are not repeated.
 
