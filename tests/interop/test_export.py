@@ -108,6 +108,7 @@ NEWER = ("quantized_layers", "double_quant", "grid", "act_order", "protocol", "r
          "requantize_bits", "requantize_block")  # flags that the first runs of format 1 do not have
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags,form,without", [
     ("full", "safetensors", ()), ("lora --dropout 0.1 --rank 4 --lora-alpha 3.5", "peft", ()),
     ("lora --dropout 0.1 --rank 4 --lora-alpha 3.5", "safetensors", NEWER), ("peqa", "safetensors", ()),

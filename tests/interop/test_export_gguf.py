@@ -132,6 +132,7 @@ def test_a_dense_layer_of_a_file_stays_in_its_type(tmp_path):
     assert difference(as_trained(run), loaded(tmp_path / "out.gguf")) < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype,kind", [("float32", "F32"), ("float16", "F16"), ("bfloat16", "BF16")])
 def test_a_dense_file_of_any_run_with_the_files_own_metadata(q4_1, tmp_path, dtype, kind):
     run = made_run(tmp_path / "run", q4_1, "--quantizer", "none", "--method", "qlora")
@@ -294,6 +295,7 @@ def test_a_window_ends_the_context_where_it_would_begin_to_matter():
     assert model_keys(SMALL)["context_length"] == SMALL.max_position_embeddings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type,scaling", [("llama", {"rope_type": "llama3", **LLAMA_3_ROPE, "factor": 8.0}),
                                                 ("mistral", {"rope_type": "linear", "factor": 4.0}),
                                                 ("qwen2", {"rope_type": "linear", "factor": 4.0})])

@@ -146,6 +146,7 @@ def llama_logits(path: Path, rows: list[list[int]]) -> tuple[list[torch.Tensor],
     return found, ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name != "gemma2"])
 def test_llama_cpp_loads_a_dense_export_and_computes_the_same(tmp_path, small_base, family):
     """In float32, any error in names, rows of q and k, metadata or tokenizer shows."""
@@ -159,6 +160,7 @@ def test_llama_cpp_loads_a_dense_export_and_computes_the_same(tmp_path, small_ba
     assert ids == rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["Q4_1", "Q4_0"])
 def test_llama_cpp_computes_the_fine_tuned_file_as_well_as_the_one_it_came_from(tmp_path, kind):
     """llama.cpp rounds activations to 8 bits if weights are codes. The base's logits differ as much as the export's."""

@@ -298,6 +298,7 @@ def test_two_ways_of_quantizing_are_two_states_and_are_kept_with_their_flags(sma
 
 # ---- writing answers ----------------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 3, 7])
 def test_generation_stops_at_the_stop_text_and_what_is_before_it_counts(tokenizer, batch_size):
     """Against plain generation of all tokens, cut afterwards, at any batch size. The embedded base writes words."""

@@ -139,6 +139,7 @@ def test_the_l_bit_base_comes_closer_to_the_original_as_l_rises(small_base, tmp_
     assert all(narrow > 1.5 * wide for narrow, wide in pairwise(errors))
 
 
+@pytest.mark.slow
 def test_the_ratio_is_of_the_weights_themselves(small_base, tmp_path):
     """From the files alone: codes on disk, the checkpoint's weights, the adapter's numbers."""
     trained(small_base, "qlora", "--targets", "attention")
@@ -230,6 +231,7 @@ REFUSED = [
     ("qablora", ["--json", "t.json"], "--json is for the joint table of several runs")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name,flags,message", REFUSED, ids=[" ".join((n, *f)) for n, f, _ in REFUSED])
 def test_what_cannot_be_restored_is_refused_before_anything_is_loaded(small_base, monkeypatch, name, flags, message):
     trained(small_base, name, *(["--block", "16x1"] if name == "peqa" else []))
