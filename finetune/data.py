@@ -98,7 +98,7 @@ def prepare_data(source: Source, config: ScoringConfig, calibrate: bool) -> Prep
                 end_ids[0])
     task.trained_on = frozenset(same_row(row.prompt, row.answer) for row in splits.train + splits.validation)
     asking = Asking(tokenizer, end_ids, max_new_tokens, 1)
-    for unusual, rows in Counter(flag for row in test for flag in task.row_flags(row, asking)).items():
+    for unusual, rows in Counter(chain.from_iterable(task.row_flags(row, asking) for row in test)).items():
         print(f"--task {asked.task}: {rows} of {len(test)} test rows with {unusual}")
     calibration = calibration_of(config, tokenizer, train, longest) if calibrate else None
     read = [e.tokens for e in train + validation] + [row.tokens for row in test if hasattr(row, "tokens")]

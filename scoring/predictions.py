@@ -50,7 +50,8 @@ def save_predictions(path: Path, rows: Sequence[Row], data: PreparedData, flags:
 
 def differing(then: Mapping[str, object], now: Mapping[str, object]) -> str:
     """`--max-new-tokens 3, here 16`: the flags whose values both know and do not share."""
-    return ", ".join(f"{name} {then[name]}, here {now[name]}" for name in now if name in then and then[name] != now[name])
+    return ", ".join(f"{name} {then[name]}, here {now[name]}" for name in now
+                     if name in then and then[name] != now[name])
 
 
 def _lines(path: Path) -> list[dict]:

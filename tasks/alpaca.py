@@ -1,7 +1,7 @@
 """Alpaca (Taori et al. 2023; CC BY-NC 4.0, not for commercial use): an instruction -> the output.
 
-Some instructions have an input; rows of the others may leave it out. The two prompts are those of Stanford Alpaca's README (tatsu-lab/stanford_alpaca, "Data
-Release"), word for word.
+Some instructions have an input; rows of the others may leave it out. The two prompts are those of Stanford
+Alpaca's README (tatsu-lab/stanford_alpaca, "Data Release"), word for word.
 Differs from its training code: one space stands between prompt and output, as in all tasks here.
 """
 from pathlib import Path

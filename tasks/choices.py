@@ -123,7 +123,8 @@ def not_numbers(task: str, model: Llama, row: Question, values: Sequence[float],
     """The error for NaN and infinity: the first choice would count as the largest, as if the model were guessing."""
     first = next(i for i, value in enumerate(values) if not math.isfinite(value))
     why = why_not_finite(model, pairs[first].context + pairs[first].continuation[:-1])
-    return NotFinite(f"--task {task}, question {row.contexts[0][:60]!r}: log-likelihoods {values} are not numbers; {why}")
+    return NotFinite(f"--task {task}, question {row.contexts[0][:60]!r}: log-likelihoods {values} are not numbers; "
+                     f"{why}")
 
 
 def first_largest(values: Sequence[float]) -> int:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from model.tokenizer import Tokenizer
 from tasks.labels import intent_words
-from tasks.rows import read_rows, read_prose
+from tasks.rows import read_prose, read_rows
 from tasks.sql_create_context import sql_prompt
 from tasks.task import Encoded, Example, Splits, Task, shuffled
 

@@ -21,7 +21,7 @@ SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 TRUTH = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 
 
-# The marks that a text may begin with. UTF-32's little-endian mark begins with that of UTF-16, so it is looked for first.
+# The marks that a text may begin with. UTF-32's little-endian mark begins with UTF-16's, so it is looked for first.
 MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16",
          codecs.BOM_UTF16_BE: "UTF-16"}
 HALF = re.compile("[\ud800-\udfff]")

@@ -68,7 +68,7 @@ QUOTED = re.compile(r"('[^']*'|\"[^\"]*\"|`[^`]*`)")
 
 
 def one_line(query: str) -> str:
-    """The query with its line breaks, and the spaces around them, as one space: `SELECT a\\n  FROM t` -> `SELECT a FROM t`.
+    """Each line break, and the spaces around it, as one space: `SELECT a\\n  FROM t` -> `SELECT a FROM t`.
 
     Unchanged where that would be another query: a line break inside quotes, or one that ends a comment."""
     query = query.strip()

@@ -82,8 +82,8 @@ def answer_ids(example: Example, prompt: list[int], tokenizer: Tokenizer, eos_id
     """The ids that space and answer add to the prompt's, without end tokens at their end.
 
     A tokenizer may join the prompt's last characters with the answer's first. The ids of the whole text then do not
-    begin with the prompt's, and cutting them at its length would lose or repeat part of the answer. There, the answer is
-    encoded alone. Raises ValueError if no such ids read as the answer after the prompt."""
+    begin with the prompt's, and cutting them at its length would lose or repeat part of the answer. There, the answer
+    is encoded alone. Raises ValueError if no such ids read as the answer after the prompt."""
     begin = begin_ids(tokenizer, eos_id)
 
     def encode(text: str) -> list[int]:

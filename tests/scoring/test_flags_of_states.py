@@ -12,7 +12,8 @@ from tests.cli import call
 def scored(small_base, tmp_path, elsewhere):
     (tmp_path / "rows.jsonl").write_text("".join(
         json.dumps({"text": f"lost card {i}", "category": "card_arrival"}) + "\n" for i in range(30)))
-    asked = ["--model", small_base, "--data", "rows.jsonl", "--test-data", "rows.jsonl", "--test-limit", "8", "--out", "a"]
+    asked = ["--model", small_base, "--data", "rows.jsonl", "--test-data", "rows.jsonl", "--test-limit", "8",
+             "--out", "a"]
 
     def score(*flags):
         assert call(eval_script, *asked, *flags) is None

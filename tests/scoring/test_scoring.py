@@ -21,7 +21,7 @@ from scoring.resume import KeptAnswers
 from scoring.score_run import read_by
 from scoring.scores import TAKEN_UP
 from tasks.banking77 import Banking77
-from tasks.generative import EMPTY, TRUNCATED
+from tasks.generative import CUT_GOLD, EMPTY, TRUNCATED
 from tasks.perplexity import Perplexity, Text
 from tasks.piqa import Piqa
 from tasks.task import Asking, Example
@@ -328,7 +328,7 @@ def test_cut_prompts_and_empty_answers_are_flagged_and_counted(model, tokenizer)
         stop_texts = ("",)
     rows = [Example("short", "x"), Example("card " * 400, "x")]
     lines = dict(Nothing().answers(model, rows, Asking(tokenizer, (2,), 12, 2)))
-    assert lines[0]["flags"] == [EMPTY] and lines[1]["flags"] == [TRUNCATED, EMPTY]
+    assert lines[0]["flags"] == [EMPTY, CUT_GOLD] and lines[1]["flags"] == [TRUNCATED, EMPTY, CUT_GOLD]
 
 
 # ---- without the base ---------------------------------------------------------------------------------------------

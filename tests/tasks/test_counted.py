@@ -5,7 +5,7 @@ import statistics
 import pytest
 import tokenizers
 import torch
-from tokenizers import models, pre_tokenizers, processors
+from tokenizers import models, processors
 
 import eval as eval_script
 import train as train_script
@@ -107,7 +107,7 @@ class Scripted:
         self.tokens, self.config = tokens, type("Config", (), {"max_position_embeddings": positions})
 
 
-def answered(monkeypatch, task, tokenizer, tokens, limit, row=Example("q:", "ab"), ends=(1,)):
+def answered(monkeypatch, task, tokenizer, tokens, limit):
     def generate_each(model, prompts, max_new_tokens, stop_ids, batch_size, desc, stopped):
         for i, _ in enumerate(prompts):
             ids = []
@@ -119,7 +119,7 @@ def answered(monkeypatch, task, tokenizer, tokens, limit, row=Example("q:", "ab"
                     break
             yield i, ids
     monkeypatch.setattr("tasks.generative.generate_each", generate_each)
-    return next(task.answers(Scripted(tokens), [row], Asking(tokenizer, ends, limit, 1)))[1]
+    return next(task.answers(Scripted(tokens), [Example("q:", "ab")], Asking(tokenizer, (1,), limit, 1)))[1]
 
 
 def of_stops(*stops):
@@ -168,13 +168,15 @@ def test_a_gold_answer_that_cannot_be_reached_is_flagged(tmp_path, gold, stops, 
 QUERY = "SELECT a FROM t WHERE b = 'x  y'"
 
 
-@pytest.mark.parametrize("laid_out", [QUERY, "SELECT a\nFROM t\nWHERE b = 'x  y'", "SELECT a\r\n  FROM t\r\n\tWHERE b = 'x  y'",
+@pytest.mark.parametrize("laid_out", [QUERY, "SELECT a\nFROM t\nWHERE b = 'x  y'",
+                                      "SELECT a\r\n  FROM t\r\n\tWHERE b = 'x  y'",
                                       "\nSELECT a \n\n FROM t WHERE b = 'x  y'\n"])
 def test_a_query_of_several_lines_is_read_on_one(laid_out):
     assert one_line(laid_out) == QUERY
 
 
-@pytest.mark.parametrize("query", ["SELECT a -- the name\nFROM t", "SELECT 'two\nlines' FROM t", 'SELECT "a\nb" FROM t'])
+@pytest.mark.parametrize("query", ["SELECT a -- the name\nFROM t", "SELECT 'two\nlines' FROM t",
+                                   'SELECT "a\nb" FROM t'])
 def test_a_line_break_that_means_something_stays_and_is_counted(tmp_path, query):
     assert one_line(query) == query
     rows = [{"question": str(i), "context": f"CREATE TABLE t{i} (a INTEGER)", "answer": query} for i in range(10)]
@@ -187,7 +189,7 @@ def problems(numbers):
 
 
 def test_gsm8k_counts_prompts_that_hold_their_own_answer(tmp_path):
-    """Of six rows five are shots: nearly every row is among its own. Control: other rows, and the same in other words."""
+    """Of six rows five are shots: nearly every row is among its own. Control: other rows."""
     train = write(tmp_path / "train.jsonl", problems(range(6)))
     same = [{"question": "what  is 3 + 1?", "answer": "#### 4"}]
     for test, at_least in ((problems(range(6)), 4), (problems(range(90, 96)), 0), (same * 6, 4)):
@@ -227,10 +229,11 @@ def test_another_question_that_begins_alike_is_not_the_same():
 def test_the_same_row_in_train_and_test_is_counted_and_said(small_base, tmp_path, elsewhere, capsys):
     rows = [{"text": f"where is card {i}", "category": "card_arrival"} for i in range(30)]
     train = write(tmp_path / "train.jsonl", rows)
-    test = write(tmp_path / "test.jsonl", [{**rows[3], "text": "Where is  card 3"}, {**rows[4], "category": "age_limit"},
+    test = write(tmp_path / "test.jsonl", [{**rows[3], "text": "Where is  card 3"},
+                                           {**rows[4], "category": "age_limit"},
                                            {"text": "another", "category": "card_arrival"}])
-    assert call(train_script, "--method", "lora", "--model", small_base, "--data", train, "--test-data", test, "--steps",
-                "1", "--batch-size", "8", "--max-new-tokens", "3", "--out", "run") is None
+    assert call(train_script, "--method", "lora", "--model", small_base, "--data", train, "--test-data", test,
+                "--steps", "1", "--batch-size", "8", "--max-new-tokens", "3", "--out", "run") is None
     out = capsys.readouterr().out
     assert f"--task banking77: 1 of 3 test rows with {ALSO_TRAINED}\n" in out
     assert f"as trained: 1 of 3 test rows with {ALSO_TRAINED}\n" in out
@@ -257,7 +260,8 @@ def test_ids_beyond_the_vocabulary_in_test_rows_are_refused_before_training(tmp_
 
 
 def test_show_example_names_every_token_and_what_is_learned(small_base, tmp_path, elsewhere, capsys):
-    train = write(tmp_path / "train.jsonl", [{"text": f"lost card {i} </s>", "category": "age_limit"} for i in range(30)])
+    train = write(tmp_path / "train.jsonl", [{"text": f"lost card {i} </s>", "category": "age_limit"}
+                                             for i in range(30)])
     assert call(train_script, "--method", "lora", "--model", small_base, "--data", train, "--show-example") is None
     out = capsys.readouterr().out
     listed = out.split("what it is\n")[1].split("\n---")[0].splitlines()

@@ -103,7 +103,8 @@ def test_a_nul_in_a_text_is_refused_with_its_line(tmp_path):
 # ---- forms of .json, and rows of alpaca ------------------------------------------------------------------------------
 
 FORMS = {"a list": lambda rows: json.dumps(rows), "a line each": lambda rows: "\n".join(map(json.dumps, rows)),
-         "data": lambda rows: json.dumps({"data": rows}), "data, indented": lambda rows: json.dumps({"data": rows}, indent=2),
+         "data": lambda rows: json.dumps({"data": rows}),
+         "data, indented": lambda rows: json.dumps({"data": rows}, indent=2),
          "beside a version": lambda rows: json.dumps({"version": "1.1", "notes": ["x"], "data": rows}),
          "data among other lists": lambda rows: json.dumps({"authors": [{"name": "x"}], "data": rows}),
          "under another name": lambda rows: json.dumps({"train": rows}, indent=1)}
