@@ -25,7 +25,7 @@ class GenerativeTask(Task):
     def row_flags(self, row: Example, asking: Asking) -> list[str]:
         gold = row.answer.strip()
         found = {EMPTY_GOLD: not gold, CUT_GOLD: before(gold, self.stop_texts).strip() != gold,
-                 LONG_GOLD: gold_length(row, asking) > asking.max_new_tokens,
+                 LONG_GOLD: longer_than(row, asking.max_new_tokens, asking),
                  ALSO_TRAINED: bool(self.trained_on) and same_row(self.question_of(row), gold) in self.trained_on}
         return [flag for flag, holds in found.items() if holds]
 
@@ -52,10 +52,12 @@ class GenerativeTask(Task):
             raise NotFinite(f"--task {self.name}, prompt {rows[error.row].prompt[-60:]!r}: {error}") from None
 
 
-def gold_length(row: Example, asking: Asking) -> int:
-    """Tokens that the model would have to write before the end token."""
+def longer_than(row: Example, limit: int, asking: Asking) -> bool:
+    """Whether the gold answer has more tokens than `limit`, the end token not counted."""
+    if len(row.answer.encode()) < limit:  # with its space: no token has less than a byte
+        return False
     tokenizer, end = asking.tokenizer, asking.end_ids[0]
-    return len(answer_ids(row, prompt_ids(row.prompt, tokenizer, end), tokenizer, end))
+    return len(answer_ids(row, prompt_ids(row.prompt, tokenizer, end), tokenizer, end)) > limit
 
 
 def spelled(tokenizer: Tokenizer, token_id: int) -> str:
