@@ -74,7 +74,7 @@ def test_sentencepiece_prompts_begin_unless_the_config_beside_says_no(tmp_path, 
 
 @pytest.mark.parametrize("config,generation,expected", [
     (2, None, (2,)), (2, 2, (2,)), ([5, 6], None, (5, 6)), (None, [7], (7,)), (None, None, ()),
-    (2, [1, 107, 2], (2, 1, 107)),    # Gemma 2's chat models: only generation_config.json has the end of a turn
+    (2, [1, 37, 2], (2, 1, 37)),      # Gemma 2's chat models: only generation_config.json has the end of a turn
     (9, {}, (9,))])                   # a generation_config.json that names none
 def test_end_tokens_of_both_config_files_count_and_the_models_own_comes_first(tmp_path, config, generation, expected):
     write_json(tmp_path / "config.json", {**config_to_json(TINY), "eos_token_id": config})
