@@ -145,7 +145,7 @@ class SentencePieceTokenizer:
         self.ids = {token.text: i for i, token in self.added.items()}
         longest = sorted(self.ids, key=len, reverse=True)
         self.cut = re.compile("(" + "|".join(map(re.escape, longest)) + ")") if longest else None
-        # -1: the file has none
+        self.named_end = stated.eos
         self.eos_id = self._id(stated.eos, self.processor.eos_id())
         bos_id = self._id(stated.bos, self.processor.bos_id())
         self.begin = [bos_id] if bos_id is not None and stated.adds_begin in (True, None) else []
@@ -163,16 +163,13 @@ class SentencePieceTokenizer:
         return added
 
     def _id(self, text: str | None, own: int) -> int | None:
-        """The id of a token that is named beside the file; without a name, the file's own."""
+        """The id of a token that is named beside the file; without a name, the file's own. None if there is none."""
         if text is None:
-            return own if own >= 0 else None
+            return own if own >= 0 else None  # -1: the file has none
         if text in self.ids:
             return self.ids[text]
         found = self.processor.piece_to_id(text)
-        if not 0 <= found < self.pieces or self.processor.id_to_piece(found) != text:
-            raise ValueError(f"{self.where}: has no token {text!r}, which {CONFIG} or {MAP} beside it names; add it to "
-                             f"{ADDED} with its id")
-        return found
+        return found if 0 <= found < self.pieces and self.processor.id_to_piece(found) == text else None
 
     def encode(self, text: str) -> list[int]:
         """Ids of a prompt, begin token included."""
@@ -241,6 +238,7 @@ class JsonTokenizer:
         self.tokenizer.no_truncation()  # a file may hold settings of its last user
         self.tokenizer.no_padding()
         self._add(stated.added or {})
+        self.named_end = stated.eos
         self.eos_id = self._id(stated.eos)
         bos_id = self._id(stated.bos)
         self.begin = self._begin()
@@ -270,12 +268,7 @@ class JsonTokenizer:
                                  f"it id {i}")
 
     def _id(self, token: str | None) -> int | None:
-        if not token:
-            return None
-        found = self.tokenizer.token_to_id(token)
-        if found is None:
-            raise ValueError(f"{self.where}: has no token {token!r}, which {CONFIG} or {MAP} beside it names")
-        return found
+        return self.tokenizer.token_to_id(token) if token else None
 
     def _begin(self) -> list[int]:
         """What the post-processor puts before a text."""
@@ -351,6 +344,9 @@ def end_ids(config: LlamaConfig, tokenizer: Tokenizer, where: Path) -> tuple[int
     Raises ValueError if there is none, if the tokenizer names another one than the configuration, and if the begin
     token of every prompt is one of them."""
     own = tokenizer.eos_id
+    if own is None and tokenizer.named_end:
+        raise ValueError(f"{where}: {CONFIG} or {MAP} names the end token {tokenizer.named_end!r}, but the tokenizer has "
+                         f"no such token: correct the name, or add the token to {ADDED} with its id")
     ids = config.eos_token_ids or (() if own is None else (own,))
     if not ids:
         raise ValueError(f"{where}: neither config.json nor the tokenizer names an end-of-sequence token")
