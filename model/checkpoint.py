@@ -259,8 +259,8 @@ def stored_layers(files: list[Path], config: LlamaConfig, names: list[str],
         yield name, model.get_submodule(parent)._modules.pop(child)
 
 
-TIED = ("config.json says tie_word_embeddings: true, which means that the head is the embeddings: set it to false if the "
-        "head was trained on its own")
+TIED = ("tie_word_embeddings is true (in config.json, or as the family's default), which means that the head is the "
+        "embeddings: set it to false if the head was trained on its own")
 ROWS = 8192  # rows of the embeddings that are compared at a time
 HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
 

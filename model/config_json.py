@@ -60,14 +60,14 @@ def _config(raw: dict) -> LlamaConfig:
     head_dim = raw.get("head_dim") or raw["hidden_size"] // heads
     if head_dim % 2 or not head_dim:
         raise ValueError(f"head_dim is {head_dim}, but rotary positions need an even number above 0")
-    theta, scaling = read_rope(raw)
+    (theta, scaling), begin = read_rope(raw), raw.get("bos_token_id")
     return LlamaConfig(
         **{key: raw[key] for key in (*REQUIRED, "rms_norm_eps", "max_position_embeddings", "tie_word_embeddings")},
         num_key_value_heads=kv_heads,
         head_dim=head_dim,
         rope_theta=theta,
         rope_scaling=scaling,
-        bos_token_id=check_token("bos_token_id", raw.get("bos_token_id"), raw["vocab_size"]),
+        bos_token_id=None if begin is None else check_token("bos_token_id", begin, raw["vocab_size"]),
         eos_token_ids=token_ids(raw.get("eos_token_id"), raw["vocab_size"]),
         model_type=model_type,
         activation=family.activation[1],
@@ -128,9 +128,9 @@ def token_ids(ids: object, vocab_size: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys(check_token("eos_token_id", i, vocab_size) for i in listed))
 
 
-def check_token(key: str, token: object, vocab_size: int) -> int | None:
-    """The token id, or None if there is none. Raises ValueError if the vocabulary has no such id."""
-    if token is not None and not (is_int(token) and 0 <= token < vocab_size):
+def check_token(key: str, token: object, vocab_size: int) -> int:
+    """The token id. Raises ValueError if the vocabulary has no such id."""
+    if not (is_int(token) and 0 <= token < vocab_size):
         raise ValueError(f"{key} is {_short(token)}, but must be an id of the vocabulary, 0 to {vocab_size - 1}")
     return token
 

@@ -95,7 +95,7 @@ def _added_tokens(directory: Path, config: dict, special: set[str | None]) -> di
     where, found = directory / CONFIG, {}
     decoder = config.get("added_tokens_decoder") or {}
     if not isinstance(decoder, dict):
-        raise ValueError(f"{where}: added_tokens_decoder must be an object of ids")
+        raise ValueError(f"{where}: added_tokens_decoder is {str(decoder)[:60]}, but must be an object of ids")
     for key, token in decoder.items():
         flags = token if isinstance(token, dict) else {}
         if not (isinstance(flags.get("content"), str) and flags["content"] and re.fullmatch("[0-9]{1,9}", key)):
@@ -140,8 +140,8 @@ class SentencePieceTokenizer:
         self.inner = self.processor
         self.pieces = self.processor.vocab_size()
         self.added = self._check_added(stated.added or {})
-        if self.added and not stated.legacy:  # appended fields of a protocol buffer replace those before
-            self.inner = sentencepiece_processor(model + message({3: message({3: 0})}), where)
+        if self.added and not stated.legacy:  # no space before, spaces kept; appended fields count
+            self.inner = sentencepiece_processor(model + message({3: message({3: 0, 4: 0})}), where)
         self.ids = {token.text: i for i, token in self.added.items()}
         longest = sorted(self.ids, key=len, reverse=True)
         self.cut = re.compile("(" + "|".join(map(re.escape, longest)) + ")") if longest else None
@@ -216,6 +216,8 @@ class SentencePieceTokenizer:
 
 def sentencepiece_processor(model: bytes, where: Path) -> sentencepiece.SentencePieceProcessor:
     try:
+        if not model:
+            raise ValueError("empty file")
         processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         if not processor.vocab_size():
             raise ValueError("no tokens")

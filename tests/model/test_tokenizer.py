@@ -1,6 +1,7 @@
 """Begin and end tokens of each family's kind of tokenizer, on files that the tests make."""
 import io
 import json
+from functools import cache
 
 import pytest
 import sentencepiece
@@ -28,13 +29,19 @@ def json_tokenizer(directory, adds_begin: bool, **stated):
     return load_tokenizer(directory)
 
 
-@pytest.fixture(scope="module")
-def sentencepiece_bytes() -> bytes:
+@cache
+def small_sentencepiece() -> bytes:
+    """A trained tokenizer.model of 300 tokens."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["a bank card", "a lost card", "the bank"] * 9), model_writer=model, model_type="bpe",
         vocab_size=300, byte_fallback=True, num_threads=1, minloglevel=2, hard_vocab_limit=False)
     return model.getvalue()
+
+
+@pytest.fixture(scope="module")
+def sentencepiece_bytes() -> bytes:
+    return small_sentencepiece()
 
 
 @pytest.mark.parametrize("adds_begin,stated,begin", [
