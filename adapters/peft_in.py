@@ -113,10 +113,9 @@ LARGEST_FACTOR = 1e6
 
 def check_factor(path: Path, name: str, value: object, what: str | None = None) -> None:
     """Raises ValueError unless a rank is an integer, and lora_alpha a number, above 0 and not absurdly large."""
-    kinds, words = (int, "integer") if (what or name) == "r" else ((int, float), "number")
+    kinds, words = (int, "an integer") if (what or name) == "r" else ((int, float), "a number")
     if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value <= LARGEST_FACTOR:
-        raise ValueError(f"{path}: {name} is {str(value)[:60] if value is not None else None}, not a{'n' * (kinds is int)} "
-                         f"{words} above 0, up to {LARGEST_FACTOR:.0f}")
+        raise ValueError(f"{path}: {name} is {str(value)[:60]}, not {words} above 0, up to {LARGEST_FACTOR:.0f}")
 
 
 def check_pattern(path: Path, name: str, pattern: str) -> None:
@@ -125,8 +124,8 @@ def check_pattern(path: Path, name: str, pattern: str) -> None:
     Names of layers are short. Without a repeated group, and with at most two repetitions, matching stays fast."""
     slow = re.search(r"\)\s*[*+?{]|\(\?|\\[1-9]", pattern) or len(re.findall(r"[*+{]", pattern)) > 2
     if slow or len(pattern) > 256:
-        raise ValueError(f"{path}: {name} holds {pattern[:60]!r}, which may take very long to match: write the names of "
-                         f"the layers, with at most two of * + {{ and none after a group")
+        raise ValueError(f"{path}: {name} holds {pattern[:60]!r}, which may take very long to match: write the names "
+                         f"of the layers, with at most two of * + {{ and none after a group")
     try:
         compiled_pattern(pattern)
     except (re.error, OverflowError, RecursionError) as error:

@@ -109,8 +109,8 @@ def shard_names(directory: Path) -> list[str]:
         raise ValueError(f"{index}: holds no weight_map, which must name the shards")
     for tensor, name in shards.items():
         if not (isinstance(name, str) and re.fullmatch(r"[^/\\:\x00]{1,250}\.safetensors", name)):
-            raise ValueError(f"{index}: the shard of {tensor} is {name!r}, but must be the plain name of a .safetensors "
-                             f"file in the same directory")
+            raise ValueError(f"{index}: the shard of {tensor} is {name!r}, but must be the plain name of a "
+                             f".safetensors file in the same directory")
     return sorted(set(shards.values()))
 
 
@@ -140,8 +140,8 @@ def _other_formats(directory: Path) -> str:
         return ""
     if found[0].endswith(".gguf"):
         return f". The directory holds {_some(found)}: give the path of the GGUF file itself"
-    return (f". The directory holds {_some(found)}, which are pickled, and pickled files are never read: save the model "
-            f"as safetensors, or look for a version of it in safetensors")
+    return (f". The directory holds {_some(found)}, which are pickled, and pickled files are never read: save the "
+            f"model as safetensors, or look for a version of it in safetensors")
 
 
 def load_config(directory: Path) -> LlamaConfig:
@@ -229,7 +229,8 @@ def load_model(files: list[Path], config: LlamaConfig, dtype: torch.dtype, devic
 def read_tensors(model: Llama, weights: Weights, wanted: dict, device: torch.device | str, prefix: str = "",
                  change: Callable[[str, Linear], nn.Module] | None = None) -> None:
     """Reads the tensors whose names begin with `prefix` into the model. `open_weights` returns the first three
-    arguments; `change` is that of `load_model`."""
+    arguments; `change` is that of `load_model`. Raises ValueError for codes, levels, scales and offsets that no
+    quantizer stores."""
     waiting = {name: {n for n in wanted if n.rpartition(".")[0] == name}
                for name, module in model.named_modules() if isinstance(module, Linear)} if change else {}
     for name, tensor in weights.tensors(prefix):
@@ -245,6 +246,12 @@ def read_tensors(model: Llama, weights: Weights, wanted: dict, device: torch.dev
             if not waiting[layer]:
                 parent, _, child = layer.rpartition(".")
                 setattr(model.get_submodule(parent), child, change(layer, module))
+    for name, module in model.named_modules():
+        if isinstance(module, QuantLinear) and f"{name}.".startswith(prefix) and not module.codes.is_meta:
+            try:
+                module.check(name)
+            except ValueError as error:
+                raise ValueError(f"{_where(weights)}: {error}") from None
 
 
 def stored_layers(files: list[Path], config: LlamaConfig, names: list[str],

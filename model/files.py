@@ -14,7 +14,6 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-
 LARGEST_JSON = 1 << 28  # bytes; the largest published tokenizer.json has 35 MB
 
 

@@ -95,7 +95,8 @@ class GGUFFile:
         return values.view(stored.shape)
 
 
-NAMES = {(int, float): "a number", int: "an integer", float: "a number", str: "a text", bool: "true or false", list: "a list"}
+NAMES = {int: "an integer", float: "a number", (int, float): "a number", str: "a text", bool: "true or false",
+         list: "a list"}
 
 
 class Reader:
@@ -212,8 +213,8 @@ def _parse(reader: Reader, path: Path) -> GGUFFile:
     if twice:
         raise ValueError(f"tensor {twice[0]} is there twice")
     if others := {kind: name for name, kind, *_ in stated if not row_bytes(kind, SIZE)}:
-        found = ", ".join(f"{kind} ({name})" for kind, name in others.items())
-        raise Refused(f"tensors of type {found} are not supported; supported: {', '.join((*PLAIN_TYPES, *BLOCK_TYPES))}")
+        found, known = (", ".join(f"{kind} ({name})" for kind, name in others.items())), (*PLAIN_TYPES, *BLOCK_TYPES)
+        raise Refused(f"tensors of type {found} are not supported; supported: {', '.join(known)}")
     begin = -(-reader.place // alignment) * alignment
     tensors = {name: _stored(name, kind, shape, offset, begin, alignment, reader.size)
                for name, kind, shape, offset in stated}

@@ -1,7 +1,7 @@
 """Names, types and row order of GGUF files, against those of a model directory.
 
-The reader (`gguf_reader.py`) and the writer (`interop/gguf_writer.py`) share this file. Only the writer needs the `gguf`
-package (requirements-extra.txt).
+The reader (`gguf_reader.py`) and the writer (`interop/gguf_writer.py`) share this file. Only the writer needs the
+`gguf` package (requirements-extra.txt).
 """
 from dataclasses import dataclass
 

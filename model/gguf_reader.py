@@ -18,8 +18,8 @@ from model.gguf_layout import (
     ARCHITECTURES,
     CONFIG_KEYS,
     LINEAR,
-    OPTIONAL_KEYS,
     LLAMA_3_ROPE,
+    OPTIONAL_KEYS,
     ROPE_DIVISORS,
     half_split,
     heads_of,
@@ -28,6 +28,7 @@ from model.gguf_layout import (
 from model.llama import llama3_frequencies, rotary_frequencies
 from quant.gguf_blocks import BLOCK, BLOCK_TYPES, quantized_weight
 from quant.linear import QuantLinear
+
 
 def is_gguf(path: Path) -> bool:
     return path.suffix == ".gguf" and not path.is_dir()

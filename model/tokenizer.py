@@ -52,7 +52,7 @@ class Stated:
 
 def stated_beside(directory: Path) -> Stated:
     """Raises ValueError, naming the files, for values of a wrong type, and for two files that disagree."""
-    config, special = ({} if not (directory / name).is_file() else read_json(directory / name) for name in (CONFIG, MAP))
+    config, special = (read_json(directory / name) if (directory / name).is_file() else {} for name in (CONFIG, MAP))
     where = directory / CONFIG
     flags = {key: config.get(key) for key in ("add_bos_token", "legacy")}
     for key, value in flags.items():
@@ -99,8 +99,8 @@ def _added_tokens(directory: Path, config: dict, special: set[str | None]) -> di
     for key, token in decoder.items():
         flags = token if isinstance(token, dict) else {}
         if not (isinstance(flags.get("content"), str) and flags["content"] and re.fullmatch("[0-9]{1,9}", key)):
-            raise ValueError(f"{where}: added_tokens_decoder holds {key[:20]!r}: {str(token)[:60]}, but must hold an id "
-                             f"and an object with a content")
+            raise ValueError(f"{where}: added_tokens_decoder holds {key[:20]!r}: {str(token)[:60]}, but must hold an "
+                             f"id and an object with a content")
         strips = (flags.get(side) is True for side in ("lstrip", "rstrip"))
         found[int(key)] = Added(flags["content"], flags.get("special") is True, *strips)
     older = directory / ADDED
@@ -154,12 +154,12 @@ class SentencePieceTokenizer:
         """Raises ValueError if tokenizer.model has another token at one of the ids, or leaves a gap before them."""
         for i, token in added.items():
             if i < self.pieces and self.processor.id_to_piece(i) != token.text:
-                raise ValueError(f"{self.where}: token {i} is {self.processor.id_to_piece(i)!r}, but {ADDED} or {CONFIG} "
-                                 f"beside it gives this id to {token.text!r}")
+                raise ValueError(f"{self.where}: token {i} is {self.processor.id_to_piece(i)!r}, but {ADDED} or "
+                                 f"{CONFIG} beside it gives this id to {token.text!r}")
             own = self.processor.piece_to_id(token.text)
             if i >= self.pieces and own != self.processor.unk_id() and self.processor.id_to_piece(own) == token.text:
-                raise ValueError(f"{self.where}: {token.text!r} is token {own}, but {ADDED} or {CONFIG} beside it gives "
-                                 f"it id {i}")
+                raise ValueError(f"{self.where}: {token.text!r} is token {own}, but {ADDED} or {CONFIG} beside it "
+                                 f"gives it id {i}")
         return added
 
     def _id(self, text: str | None, own: int) -> int | None:
@@ -266,8 +266,8 @@ class JsonTokenizer:
                 self.tokenizer.add_tokens([tokenizers.AddedToken(
                     token.text, special=token.special, lstrip=token.lstrip, rstrip=token.rstrip, normalized=False)])
             if (own := self.tokenizer.token_to_id(token.text)) != i:
-                raise ValueError(f"{self.where}: {token.text!r} is token {own}, but {ADDED} or {CONFIG} beside it gives "
-                                 f"it id {i}")
+                raise ValueError(f"{self.where}: {token.text!r} is token {own}, but {ADDED} or {CONFIG} beside it "
+                                 f"gives it id {i}")
 
     def _id(self, token: str | None) -> int | None:
         return self.tokenizer.token_to_id(token) if token else None
@@ -347,8 +347,8 @@ def end_ids(config: LlamaConfig, tokenizer: Tokenizer, where: Path) -> tuple[int
     token of every prompt is one of them."""
     own = tokenizer.eos_id
     if own is None and tokenizer.named_end:
-        raise ValueError(f"{where}: {CONFIG} or {MAP} names the end token {tokenizer.named_end!r}, but the tokenizer has "
-                         f"no such token: correct the name, or add the token to {ADDED} with its id")
+        raise ValueError(f"{where}: {CONFIG} or {MAP} names the end token {tokenizer.named_end!r}, but the tokenizer "
+                         f"has no such token: correct the name, or add the token to {ADDED} with its id")
     ids = config.eos_token_ids or (() if own is None else (own,))
     if not ids:
         raise ValueError(f"{where}: neither config.json nor the tokenizer names an end-of-sequence token")

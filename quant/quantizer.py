@@ -78,9 +78,9 @@ def check_underflow(exact: Tensor, stored: Tensor, n_levels: int, largest: Tenso
     exact, stored: the scales before and after rounding; largest: max|w| of the layer."""
     spread = torch.where((exact != 0) & (stored == 0), exact.abs() * (n_levels - 1), 0).max()
     if spread > LOST * largest and spread > torch.finfo(torch.float32).tiny:
-        raise ValueError(f"the weights of a block spread over {spread:.3g}, so its scale underflows to 0 in {stored.dtype} "
-                         f"and the block would become one value; store scales in float32 (nf, icq), or keep the layer in "
-                         f"16 bits")
+        raise ValueError(f"the weights of a block spread over {spread:.3g}, so its scale underflows to 0 in "
+                         f"{stored.dtype} and the block would become one value; store scales in float32 (nf, icq), or "
+                         f"keep the layer in 16 bits")
 
 
 def block_ends(blocks: Tensor) -> tuple[Tensor, Tensor]:

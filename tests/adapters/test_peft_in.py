@@ -30,7 +30,8 @@ def test_what_only_says_where_adapters_came_from_is_not_needed(tmp_path, stated)
 
 
 @pytest.mark.parametrize("pattern", [
-    "q_proj", "self_attn.q_proj", r"self_attn\.q_proj", r"layers.\d.self_attn.q_proj", ".*q_proj", r"layers\.[01]\..*q_proj",
+    "q_proj", "self_attn.q_proj", r"self_attn\.q_proj", r"layers.\d.self_attn.q_proj", ".*q_proj",
+    r"layers\.[01]\..*q_proj",
     "(q|k)_proj", "model.layers.0.self_attn.q_proj|model.layers.1.self_attn.q_proj"])
 def test_patterns_in_use_are_read(tmp_path, pattern):
     layers = read_peft(adapter(tmp_path, rank=3, rank_pattern={pattern: 3}, alpha_pattern={pattern: 9}), TINY).layers
@@ -52,7 +53,8 @@ def test_patterns_that_may_take_for_ever_are_refused_at_once(tmp_path, pattern, 
     ({"rank_pattern": {"[": 2}}, r"rank_pattern holds '\[', which is no regular expression"),
     ({"rank_pattern": {"a{99999999999}": 2}}, "which is no regular expression"),
     ({"rank_pattern": {"q_proj": "2"}}, "rank_pattern 'q_proj' is 2, not an integer above 0"),
-    ({"rank_pattern": {"q_proj": 0}}, "rank_pattern 'q_proj' is 0"), ({"rank_pattern": {"q_proj": 2.0}}, "is 2.0, not an int"),
+    ({"rank_pattern": {"q_proj": 0}}, "rank_pattern 'q_proj' is 0"),
+    ({"rank_pattern": {"q_proj": 2.0}}, "is 2.0, not an int"),
     ({"rank_pattern": [1]}, "rank_pattern is .1., but must be an object"),
     ({"alpha_pattern": {"q_proj": float("nan")}}, "alpha_pattern 'q_proj' is nan, not a number"),
     ({"alpha_pattern": {"q_proj": 10 ** 400}}, "alpha_pattern 'q_proj' is 1000"),

@@ -32,9 +32,11 @@ from tests.model.test_model import TINY
 from tests.model.test_tokenizer import BOS, EOS, json_tokenizer, small_sentencepiece
 
 SECONDS, MEMORY = 5, 1 << 30  # of one case; of all cases together, beyond what the imports take
-NUMBERS = [0, 1, -1, 2, 3, 31, 127, 255, 1 << 16, 10 ** 6, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 40, (1 << 63) - 1,
+NUMBERS = [0, 1, -1, 2, 3, 31, 127, 255, 1 << 16, 10 ** 6, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 40,
+           (1 << 63) - 1,
            1 << 63, (1 << 64) - 1, 10 ** 30, -(1 << 63)]
-TEXTS = ["", "a", "0", "1e-5", "\0", "../x", "/etc/passwd", "x" * 300, "\ud83d", "<s>", "(a+)+$", "(a|a)*b", "[", "a{9999999}",
+TEXTS = ["", "a", "0", "1e-5", "\0", "../x", "/etc/passwd", "x" * 300, "\ud83d", "<s>", "(a+)+$", "(a|a)*b", "[",
+         "a{9999999}",
          ".*.*.*.*x", "float16", "llama", "yarn", "default", "q_proj", "null", "U8", "F8_E4M3", "I64"]
 SCALARS = st.one_of(st.none(), st.booleans(), st.sampled_from(NUMBERS), st.sampled_from(TEXTS), st.text(max_size=8),
                     st.sampled_from([0.0, -0.5, 1e-45, 1e308, 16.0, float("nan"), float("inf"), -float("inf")]))
@@ -228,7 +230,8 @@ def readers(root: Path) -> dict[str, Case]:
             "rope_scaling", "rope_parameters", "rope_theta", "layer_types", "model_type", "quantization_config",
             "eos_token_id", "tie_word_embeddings", "model_config", "original_max_position_embeddings")), use_config,
             root / "model"),
-        "safetensors": (root / "weights" / "model.safetensors", damaged_safetensors(weights), use_model, root / "weights"),
+        "safetensors": (root / "weights" / "model.safetensors", damaged_safetensors(weights), use_model,
+                        root / "weights"),
         "index": (index / INDEX, damaged_json(shards), use_model, index),
         "gguf": (root / "x.gguf", damaged_bytes(small_gguf(root / "x.gguf"), 700), use_gguf, root / "x.gguf"),
         "tokenizer.json": (root / "json" / "tokenizer.json", damaged_json(tokenizer), use_tokenizer, root / "json"),
@@ -263,7 +266,8 @@ def run(name: str, case: Case, root: Path, cases: int) -> Counter:
     def stop(signum, frame):
         raise TooLong(f"{name}: more than {SECONDS} seconds")
 
-    @settings(max_examples=cases, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck),
+    @settings(max_examples=cases, derandomize=True, deadline=None, database=None,
+              suppress_health_check=list(HealthCheck),
               phases=[Phase.generate])
     @given(contents)
     def check(data: bytes) -> None:

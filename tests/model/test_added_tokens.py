@@ -131,9 +131,11 @@ def test_sentencepiece_does_not_append_an_end_token_either(tmp_path):
     ("tokenizer_config.json", {"add_bos_token": "yes"}, "add_bos_token is 'yes', but must be true or false"),
     ("tokenizer_config.json", {"added_tokens_decoder": {"x": {"content": "a"}}}, "added_tokens_decoder holds 'x'"),
     ("tokenizer_config.json", {"added_tokens_decoder": {"1": "a"}}, "added_tokens_decoder holds '1'"),
-    ("tokenizer_config.json", {"added_tokens_decoder": [1]}, "added_tokens_decoder is .1., but must be an object of ids"),
+    ("tokenizer_config.json", {"added_tokens_decoder": [1]},
+     "added_tokens_decoder is .1., but must be an object of ids"),
     ("added_tokens.json", {"<x>": "300"}, "the id of '<x>' is '300', but must be an integer"),
-    ("added_tokens.json", {"<x>": -1}, "the id of '<x>' is '-1', but must be an integer"), ("added_tokens.json", {"": 300}, "the id of ''"),
+    ("added_tokens.json", {"<x>": -1}, "the id of '<x>' is '-1', but must be an integer"),
+    ("added_tokens.json", {"": 300}, "the id of ''"),
     ("special_tokens_map.json", {"eos_token": []}, "eos_token is .*must be a text")])
 @pytest.mark.parametrize("kind", ["json", "model"])
 def test_files_beside_a_tokenizer_are_checked(tmp_path, name, content, message, kind):
@@ -191,7 +193,8 @@ def test_a_message_about_a_gguf_tokenizer_names_that_file_and_no_temporary_one(t
     assert "tokenizer.model" not in str(error.value)
 
 
-@pytest.mark.parametrize("name,content", [("tokenizer.json", b""), ("tokenizer.json", b"{}"), ("tokenizer.json", b"\xff"),
+@pytest.mark.parametrize("name,content",
+                         [("tokenizer.json", b""), ("tokenizer.json", b"{}"), ("tokenizer.json", b"\xff"),
                                           ("tokenizer.json", b"[" * 10000), ("tokenizer.model", b""),
                                           ("tokenizer.model", b"\xff" * 99), ("tokenizer.model", bytes(50))])
 def test_a_damaged_tokenizer_is_named(tmp_path, name, content):

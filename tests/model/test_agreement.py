@@ -58,7 +58,8 @@ def refused(**changes) -> str:
     ({"partial_rotary_factor": 0.25}, ["partial_rotary_factor is 0.25"]),
     ({"model_type": "mistral", "sliding_window": 4, "layer_types": [S, F, S]},
      ["layer_types names 'full_attention' for layer 1, but sliding_window is 4"]),
-    ({"model_type": "mistral", "sliding_window": None, "layer_types": [S, S, S]}, ["layer 0", "sliding_window is None"]),
+    ({"model_type": "mistral", "sliding_window": None, "layer_types": [S, S, S]},
+     ["layer 0", "sliding_window is None"]),
     ({"model_type": "llama", "layer_types": [F, F, S]}, ["layer 2", "a Llama has no windows"]),
     ({"model_type": "qwen2", "num_key_value_heads": 8, "layer_types": [F, F, S]},
      ["layer 2", "use_sliding_window is False"]),
@@ -170,7 +171,8 @@ def test_one_file_beside_an_index_is_the_model_and_a_line_says_so_if_both_are_wh
 def test_a_tensor_in_two_shards_is_refused(tmp_path):
     directory = sharded(tmp_path, False, 2)
     tensors = load_file(directory / "part-0.safetensors")
-    save_file({**load_file(directory / "part-1.safetensors"), **{name: tensors[name] * 2 for name in list(tensors)[:1]}},
+    save_file({**load_file(directory / "part-1.safetensors"),
+               **{name: tensors[name] * 2 for name in list(tensors)[:1]}},
               directory / "part-1.safetensors")
     with pytest.raises(ValueError, match="part-1.*is also in .*part-0"):
         load_model(weight_files(directory), load_config(CASE), torch.float32)
@@ -199,7 +201,8 @@ def ends(tmp_path, config, generation=None, adds_begin=False, **stated):
     (5, [6, 7], {"eos_token": EOS}, "name all end tokens in generation_config.json"),
     (None, None, {}, "neither config.json nor the tokenizer names"),
     (5, None, {"eos_token": "<|im_end|>"}, "names the end token '<|im_end|>', but the tokenizer has no such token"),
-    (0, None, {"bos_token": BOS, "add_bos_token": True}, r"token 0 \('<bos>'\) begins every prompt, but is also an end"),
+    (0, None, {"bos_token": BOS, "add_bos_token": True},
+     r"token 0 \('<bos>'\) begins every prompt, but is also an end"),
     ([1, 0], None, {"bos_token": BOS, "eos_token": EOS, "add_bos_token": True}, "begins every prompt")])
 def test_end_tokens_that_disagree_are_refused(tmp_path, config, generation, stated, message):
     message = message.replace("<|im_end|>", re.escape("<|im_end|>"))
@@ -208,7 +211,8 @@ def test_end_tokens_that_disagree_are_refused(tmp_path, config, generation, stat
 
 
 @pytest.mark.parametrize("config,generation,stated,expected", [
-    (1, None, {"eos_token": EOS}, (1,)), (5, [5, 1], {"eos_token": EOS}, (5, 1)), ([5, 1], None, {"eos_token": EOS}, (5, 1)),
+    (1, None, {"eos_token": EOS}, (1,)), (5, [5, 1], {"eos_token": EOS}, (5, 1)),
+    ([5, 1], None, {"eos_token": EOS}, (5, 1)),
     (None, None, {"eos_token": EOS}, (1,)), (5, None, {}, (5,)),
     (0, None, {"bos_token": BOS, "eos_token": BOS}, (0,)),   # SmolLM2: one token for both, and prompts do not begin
     (1, None, {"eos_token": EOS, "bos_token": BOS, "add_bos_token": True}, (1,))])
@@ -217,7 +221,8 @@ def test_end_tokens_that_agree_are_those_of_the_config(tmp_path, config, generat
 
 
 @pytest.mark.parametrize("name,file,value", [
-    ("eos_token_id", "config.json", 300), ("eos_token_id", "config.json", [2, 300]), ("eos_token_id", "config.json", -1),
+    ("eos_token_id", "config.json", 300), ("eos_token_id", "config.json", [2, 300]),
+    ("eos_token_id", "config.json", -1),
     ("eos_token_id", "config.json", "2"), ("eos_token_id", "config.json", [None]), ("bos_token_id", "config.json", 300),
     ("bos_token_id", "config.json", [1]), ("eos_token_id", "generation_config.json", [2, 300]),
     ("eos_token_id", "generation_config.json", {"a": 1}), ("eos_token_id", "generation_config.json", True)])
@@ -233,7 +238,8 @@ def test_two_files_that_name_different_end_tokens_are_both_named(tmp_path):
     write_json(tmp_path / "special_tokens_map.json", {"eos_token": {"content": EOS}})
     assert load_tokenizer(tmp_path).eos_id == 1
     write_json(tmp_path / "special_tokens_map.json", {"eos_token": BOS})
-    with pytest.raises(ValueError, match="eos_token is '<eos>' in .*tokenizer_config.json, but '<bos>' in .*special_tok"):
+    with pytest.raises(ValueError,
+                       match="eos_token is '<eos>' in .*tokenizer_config.json, but '<bos>' in .*special_tok"):
         load_tokenizer(tmp_path)
     write_json(tmp_path / "tokenizer_config.json", {})
     assert load_tokenizer(tmp_path).eos_id == 0  # only one file names it
@@ -247,7 +253,8 @@ def test_a_begin_token_that_one_file_adds_and_the_other_denies_is_refused(tmp_pa
 # ---- tokens of the tokenizer and of the files beside it -----------------------------------------------------------
 
 @pytest.mark.parametrize("added,decoder,message", [
-    ({"<x>": 300}, {"300": {"content": "<y>"}}, "added_tokens.json: '<x>' has id 300, but .*tokenizer_config.json says"),
+    ({"<x>": 300}, {"300": {"content": "<y>"}},
+     "added_tokens.json: '<x>' has id 300, but .*tokenizer_config.json says"),
     ({"<x>": 300}, {"301": {"content": "<x>"}}, "'<x>' has id 300"),
     ({}, {"300": {"content": "<x>"}, "301": {"content": "<x>"}}, "gives one token two ids"),
     ({"<x>": 5}, {}, "token 5 is .*gives this id to '<x>'"),
@@ -290,7 +297,8 @@ def test_rotary_scaling_of_a_gguf_file_is_what_llama_cpp_reads(tmp_path, metadat
 
 
 @pytest.mark.parametrize("metadata,message", [
-    ({"rope.scaling.factor": 4.0, "rope.scale_linear": 2.0}, "scaling.factor is 4.0, but llama.rope.scale_linear is 2.0"),
+    ({"rope.scaling.factor": 4.0, "rope.scale_linear": 2.0},
+     "scaling.factor is 4.0, but llama.rope.scale_linear is 2.0"),
     ({"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}, "'yarn' is not supported"),
     ({"rope.scaling.type": "yarn", "rope.scale_linear": 4.0}, "'yarn' is not supported"),
     ({"rope.scaling.type": "linear"}, "llama.rope.scaling.factor is missing"),

@@ -6,13 +6,17 @@ import time
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
-from model.checkpoint import INDEX, load_config, load_model, open_weights, weight_files
+from model.checkpoint import INDEX, load_config, load_model, open_weights, random_model, save_model, weight_files
 from model.config_json import config_from_json, config_to_json
 from model.files import parse_json, read_json, replace_file, write_json, write_safetensors
 from model.gguf_reader import read_gguf
 from model.tokenizer import load_tokenizer
+from quant.absmax import AbsMax
+from quant.grid import Block
+from quant.linear import QuantLinear
 from tests.gguf_files import gguf, sentencepiece_tokens, strong_model, write_gguf
 from tests.model.test_model import TINY
 
@@ -26,10 +30,12 @@ NAN = float("nan")
 # ---- config.json --------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("changes,message", [
-    ({"rope_theta": 0}, "rope_theta is 0, but must be a number above 1"), ({"rope_theta": -1e4}, "rope_theta is -10000.0"),
+    ({"rope_theta": 0}, "rope_theta is 0, but must be a number above 1"),
+    ({"rope_theta": -1e4}, "rope_theta is -10000.0"),
     ({"rope_theta": "10000"}, "rope_theta is '10000'"), ({"rope_theta": NAN}, "rope_theta is nan"),
     ({"rope_theta": float("inf")}, "rope_theta is inf"), ({"rope_theta": True}, "rope_theta is True"),
-    ({"rope_theta": [1e4]}, "rope_theta is "), ({"rms_norm_eps": 16}, "rms_norm_eps is 16, but must be a number above 0"),
+    ({"rope_theta": [1e4]}, "rope_theta is "),
+    ({"rms_norm_eps": 16}, "rms_norm_eps is 16, but must be a number above 0"),
     ({"rms_norm_eps": 0}, "rms_norm_eps is 0"), ({"rms_norm_eps": "1e-5"}, "rms_norm_eps is '1e-5'"),
     ({"rms_norm_eps": None}, "rms_norm_eps is None"), ({"rms_norm_eps": -1e-6}, "rms_norm_eps is -1e-06"),
     ({"num_hidden_layers": 10 ** 6}, "num_hidden_layers is 1000000, but must be a positive integer up to 1024"),
@@ -37,7 +43,8 @@ NAN = float("nan")
     ({"num_hidden_layers": 3.0}, "num_hidden_layers is 3.0"), ({"vocab_size": "8"}, "vocab_size is '8'"),
     ({"vocab_size": 10 ** 30}, "vocab_size is 1000000000000"), ({"hidden_size": -64}, "hidden_size is -64"),
     ({"hidden_size": None}, "hidden_size is None"), ({"head_dim": 10 ** 30}, "head_dim is 10000"),
-    ({"head_dim": 7}, "head_dim is 7, but rotary positions need an even number"), ({"head_dim": "8"}, "head_dim is '8'"),
+    ({"head_dim": 7}, "head_dim is 7, but rotary positions need an even number"),
+    ({"head_dim": "8"}, "head_dim is '8'"),
     ({"hidden_size": 4}, "head_dim is 0"), ({"num_key_value_heads": 10 ** 30}, "num_key_value_heads is 1000"),
     ({"num_key_value_heads": [8]}, "num_key_value_heads is "), ({"max_position_embeddings": 0}, "max_position_emb"),
     ({"max_position_embeddings": 1e99}, "max_position_embeddings is 1e"), ({"intermediate_size": 10 ** 12}, "intermed"),
@@ -45,7 +52,8 @@ NAN = float("nan")
     ({"tie_word_embeddings": 1}, "tie_word_embeddings is 1"), ({"attention_bias": "no"}, "attention_bias is 'no'"),
     ({"mlp_bias": None}, "mlp_bias is None"), ({"model_type": ["llama"]}, "model_type \\['llama'\\] is not supported"),
     ({"model_type": {}}, "model_type {} is not"), ({"hidden_act": ["silu"]}, "hidden_act .* is not supported"),
-    ({"rope_scaling": "linear"}, "rope_scaling is 'linear', but must be a JSON object"), ({"rope_scaling": []}, "rope_scaling is .., but must be a JSON"),
+    ({"rope_scaling": "linear"}, "rope_scaling is 'linear', but must be a JSON object"),
+    ({"rope_scaling": []}, "rope_scaling is .., but must be a JSON"),
     ({"rope_scaling": {**LINEAR, "factor": 0}}, "factor of the rotary scaling is 0"),
     ({"rope_scaling": {**LINEAR, "factor": "2"}}, "factor of the rotary scaling is '2'"),
     ({"rope_scaling": {**LINEAR, "factor": NAN}}, "factor of the rotary scaling is nan"),
@@ -70,7 +78,8 @@ def test_every_field_of_a_config_has_a_type_and_a_range(changes, message):
     {}, {"rope_theta": 1000000}, {"rope_theta": 5e5}, {"rms_norm_eps": 1e-12}, {"num_hidden_layers": 126},
     {"vocab_size": 256000}, {"max_position_embeddings": 10485760}, {"head_dim": None}, {"rope_scaling": None},
     {"bos_token_id": None, "eos_token_id": None}, {"hidden_act": None}, {"pad_token_id": -1, "some_new_key": [1, {}]},
-    {"model_type": "gemma2", "num_key_value_heads": 8, "attn_logit_softcapping": None, "final_logit_softcapping": None}])
+    {"model_type": "gemma2", "num_key_value_heads": 8, "attn_logit_softcapping": None,
+     "final_logit_softcapping": None}])
 def test_configs_in_use_are_read(changes):
     config = config_from_json({**LEAST, **changes}, "here")
     assert config_from_json(json.loads(json.dumps(config_to_json(config))), "again") == config
@@ -107,19 +116,20 @@ def test_mlx_is_named_and_a_quantization_that_is_off_is_none(tmp_path):
         assert config_from_json({**LEAST, "quantization_config": off}, "here")
 
 
-@pytest.mark.parametrize("dtype,found", [(torch.int8, "I8"), (torch.float8_e4m3fn, "F8_E4M3"), (torch.float8_e5m2, "F8_E5M2"),
+@pytest.mark.parametrize("dtype,found",
+                         [(torch.int8, "I8"), (torch.float8_e4m3fn, "F8_E4M3"), (torch.float8_e5m2, "F8_E5M2"),
                                          (torch.uint8, "U8"), (torch.int32, "I32"), (torch.bool, "BOOL")])
 @pytest.mark.parametrize("name", ["model.layers.0.mlp.up_proj.weight", "model.norm.weight"])
 def test_tensors_of_a_type_that_no_layer_has_are_refused(tmp_path, dtype, found, name):
     tensors = {n: t.clone() for n, t in strong_tiny().items()}
     tensors[name] = tensors[name].to(dtype)
     save_file(tensors, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=f"model.safetensors: {name} is of type {found}, but must be F32 or F16 or BF16"):
+    with pytest.raises(ValueError,
+                       match=f"model.safetensors: {name} is of type {found}, but must be F32 or F16 or BF16"):
         open_weights(weight_files(tmp_path), TINY, torch.float32)
 
 
 def strong_tiny():
-    from model.checkpoint import random_model
     return random_model(TINY, torch.float32, 0).state_dict()
 
 
@@ -129,11 +139,15 @@ def test_tensors_of_the_usual_types_are_read(tmp_path, dtype):
     assert load_model(weight_files(tmp_path), TINY, torch.float32).model.norm.weight.dtype == dtype
 
 
-@pytest.mark.parametrize("header", ['{"model.norm": {"bits": 4, "block": "4x8"}}', '{"model": {"bits": 4, "block": "4x8"}}',
-                                    '{"lm_head": {"bits": 4.0, "block": "4x8"}}', '{"lm_head": {"bits": 4}}', '{"lm_head": 3}',
-                                    '{"lm_head": {"bits": 4, "block": "rowx1"}}', '{"lm_head": {"bits": 5, "block": "4x8"}}',
+@pytest.mark.parametrize("header",
+                         ['{"model.norm": {"bits": 4, "block": "4x8"}}', '{"model": {"bits": 4, "block": "4x8"}}',
+                                    '{"lm_head": {"bits": 4.0, "block": "4x8"}}', '{"lm_head": {"bits": 4}}',
+                                    '{"lm_head": 3}',
+                                    '{"lm_head": {"bits": 4, "block": "rowx1"}}',
+                                    '{"lm_head": {"bits": 5, "block": "4x8"}}',
                                     '{"lm_head": {"bits": 4, "block": 48}}', '{"lm_head": {"bits": 4, "block": "7x8"}}',
-                                    '{"lm_head": {"bits": 4, "block": "4x99999999999999999999"}}', '[1]', '"x"', "1" * 5000])
+                                    '{"lm_head": {"bits": 4, "block": "4x99999999999999999999"}}', '[1]', '"x"',
+                                    "1" * 5000])
 def test_a_header_of_quantized_layers_is_checked(tmp_path, header):
     write_safetensors(tmp_path / "model.safetensors", strong_tiny(), {"quantized": header})
     with pytest.raises(ValueError, match="model.safetensors: (bad header for quantized layer|damaged header)"):
@@ -141,7 +155,8 @@ def test_a_header_of_quantized_layers_is_checked(tmp_path, header):
 
 
 @pytest.mark.parametrize("names,message", [
-    (["pytorch_model.bin"], "The directory holds pytorch_model.bin, which are pickled, and pickled files are never read"),
+    (["pytorch_model.bin"],
+     "The directory holds pytorch_model.bin, which are pickled, and pickled files are never read"),
     (["pytorch_model-1.bin", "pytorch_model-2.bin"], "pytorch_model-1.bin, pytorch_model-2.bin, which are pickled"),
     (["consolidated.00.pth"], "consolidated.00.pth, which are pickled"), (["x.gguf"], "give the path of the GGUF file"),
     ([], "no such weight file$")])
@@ -155,8 +170,10 @@ def test_a_directory_with_weights_in_another_format_is_told_so(tmp_path, names, 
 # ---- JSON ---------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("text,message", [
-    ('{"a": 1,\n "b": 2,\n "a": 3}', r'holds the key "a" twice \(lines 1, 3\)'), ('{"x": {"b": 1, "b": 1}}', '"b" twice'),
-    ('{"a": ' + "[" * 200000 + "]" * 200000 + "}", "nested too deeply"), ('{"a": ' + "9" * 5000 + "}", "not valid JSON"),
+    ('{"a": 1,\n "b": 2,\n "a": 3}', r'holds the key "a" twice \(lines 1, 3\)'),
+    ('{"x": {"b": 1, "b": 1}}', '"b" twice'),
+    ('{"a": ' + "[" * 200000 + "]" * 200000 + "}", "nested too deeply"),
+    ('{"a": ' + "9" * 5000 + "}", "not valid JSON"),
     ("", "not valid JSON"), ("[1]", "not an object"), ('{"a": 1', "not valid JSON"), ("\ufeff{}", "not valid JSON")])
 def test_json_that_is_wrong_is_named_with_its_file(tmp_path, text, message):
     (tmp_path / "config.json").write_text(text)
@@ -199,7 +216,8 @@ def tensor(name: str, shape: tuple, kind: int = 0, offset: int = 0, n: int | Non
 
 
 WRONG = {
-    "no bytes": b"", "only the magic": b"GGUF", "an old version": header(version=1), "a later version": header(version=9),
+    "no bytes": b"", "only the magic": b"GGUF", "an old version": header(version=1),
+    "a later version": header(version=9),
     **{f"{n} metadata": header(0, n) for n in HUGE}, **{f"{n} tensors": header(n) for n in HUGE},
     **{f"{n} metadata in 49 bytes": header(0, n, bytes(25)) for n in HUGE},
     **{f"a key of {n}": header(0, 1, text(b"k", n)) for n in HUGE},
@@ -256,7 +274,8 @@ def test_whole_files_of_a_few_bytes_are_read(tmp_path):
 def test_metadata_and_tensors_are_those_that_the_gguf_package_reads(tmp_path):
     path = write_gguf(tmp_path / "x.gguf", strong_model(), "Q4_1", metadata={"general.name": "é", "a.b": 3, "a.c": 0.5})
     ours, theirs = read_gguf(path), gguf.GGUFReader(path)
-    assert ours.metadata == {key: stated.contents() for key, stated in theirs.fields.items() if not key.startswith("GGUF.")}
+    assert ours.metadata == {key: stated.contents() for key,
+                             stated in theirs.fields.items() if not key.startswith("GGUF.")}
     assert {name: (t.type, t.start, t.bytes) for name, t in ours.tensors.items()} == {
         t.name: (t.tensor_type.name, t.data_offset, t.n_bytes) for t in theirs.tensors}
 
@@ -287,9 +306,12 @@ def test_lists_of_a_gguf_tokenizer_are_checked(tmp_path, tokens, message):
 
 
 @pytest.mark.parametrize("metadata,message", [
-    ({"llama.block_count": 10 ** 6}, "num_hidden_layers is 1000000"), ({"llama.block_count": "2"}, "num_hidden_layers is '2'"),
-    ({"llama.rope.freq_base": 0.0}, "rope_theta is 0.0"), ({"llama.attention.layer_norm_rms_epsilon": 16.0}, "rms_norm_eps"),
-    ({"llama.attention.layer_norm_rms_epsilon": NAN}, "rms_norm_eps is nan"), ({"llama.context_length": 0}, "max_position"),
+    ({"llama.block_count": 10 ** 6}, "num_hidden_layers is 1000000"),
+    ({"llama.block_count": "2"}, "num_hidden_layers is '2'"),
+    ({"llama.rope.freq_base": 0.0}, "rope_theta is 0.0"),
+    ({"llama.attention.layer_norm_rms_epsilon": 16.0}, "rms_norm_eps"),
+    ({"llama.attention.layer_norm_rms_epsilon": NAN}, "rms_norm_eps is nan"),
+    ({"llama.context_length": 0}, "max_position"),
     ({"tokenizer.ggml.eos_token_id": 4096}, "eos_token_id is 4096, but must be an id"),
     ({"tokenizer.ggml.eos_token_id": "2"}, "eos_token_id is '2'"), ({"llama.vocab_size": "x"}, "vocab_size is x"),
     ({"split.count": "two"}, "one of two parts")])
@@ -309,3 +331,46 @@ def test_the_index_is_bounded(tmp_path):
         write_json(tmp_path / INDEX, wrong)
         with pytest.raises(ValueError, match=f"{INDEX}: holds no weight_map"):
             weight_files(tmp_path)
+
+
+# ---- codes --------------------------------------------------------------------------------------------------------
+
+def quantized_file(tmp_path, quantizer, change=None):
+    model = random_model(TINY, torch.float32, 0)
+    up = model.model.layers[0].mlp.up_proj
+    model.model.layers[0].mlp.up_proj = QuantLinear.from_weight(quantizer.quantize(up.weight.detach()))
+    save_model(model, tmp_path / "model.safetensors")
+    if change:
+        with safe_open(tmp_path / "model.safetensors", "pt") as file:
+            metadata = file.metadata()
+        tensors = load_file(tmp_path / "model.safetensors")
+        change({name.removeprefix("model.layers.0.mlp.up_proj."): t for name,
+                t in tensors.items() if "0.mlp.up" in name})
+        save_file(tensors, tmp_path / "model.safetensors", metadata)
+    return weight_files(tmp_path)
+
+
+@pytest.mark.parametrize("change,message", [
+    (lambda t: t["codes"].fill_(255), "up_proj.codes holds 15, but there are 15 levels"),
+    (lambda t: t["levels"].copy_(t["levels"].flip(0)), "up_proj.levels must be finite and ascend"),
+    (lambda t: t["levels"].fill_(NAN), "up_proj.levels must be finite"),
+    (lambda t: t["scale"].view(-1)[0].fill_(NAN), "up_proj.scale holds a value that is not finite"),
+    (lambda t: t["offset"].fill_(float("inf")), "up_proj.offset holds a value that is not finite")])
+def test_codes_and_their_grid_are_checked_when_they_are_read(tmp_path, change, message):
+    assert load_model(quantized_file(tmp_path, AbsMax(4, Block(4, 1))), TINY, torch.float32)
+    with pytest.raises(ValueError, match=f"model.safetensors: model.layers.0.mlp.{message}"):
+        load_model(quantized_file(tmp_path, AbsMax(4, Block(4, 1)), change), TINY, torch.float32)
+
+
+@pytest.mark.parametrize("part,dtype", [("codes", torch.int8), ("codes", torch.float32), ("scale", torch.int32),
+                                        ("levels", torch.uint8), ("offset", torch.float8_e4m3fn)])
+def test_parts_of_a_quantized_layer_have_their_types(tmp_path, part, dtype):
+    files = quantized_file(tmp_path, AbsMax(4, Block(4, 1)))
+    with safe_open(files[0], "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(files[0])
+    name = f"model.layers.0.mlp.up_proj.{part}"
+    tensors[name] = tensors[name].to(dtype)
+    save_file(tensors, files[0], metadata)
+    with pytest.raises(ValueError, match=f"{name} is of type "):
+        load_model(files, TINY, torch.float32)

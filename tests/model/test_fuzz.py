@@ -1,6 +1,6 @@
 """Damaged files for every reader, in a process of its own: a crash, a hang or too much memory then fails one test.
 
-FUZZ_CASES=30000 python -m pytest tests/model/test_fuzz.py       tens of thousands of cases; by default about 1,000 in all
+    FUZZ_CASES=30000 python -m pytest tests/model/test_fuzz.py      # by default about 1,000 cases in all
 """
 import json
 import os
@@ -26,5 +26,6 @@ def test_nothing_but_a_refusal_leaves_a_reader(tmp_path):
     found = {name: json.loads(counts) for name, counts in (line.split(": ", 1) for line in done.stdout.splitlines())}
     assert set(found) == set(READERS)
     for name, counts in found.items():
-        assert counts["ValueError"] > 10 and set(counts) <= {"ValueError", "OSError", "FileNotFoundError", "loaded"}, name
+        assert counts["ValueError"] > 10 and set(counts) <= {"ValueError", "OSError", "FileNotFoundError",
+                                                             "loaded"}, name
     print(json.dumps(found, indent=1))
