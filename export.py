@@ -14,9 +14,10 @@ import sys
 from pathlib import Path
 
 from finetune.command_line import Parser
+from finetune.config import DTYPES
 from interop.gguf_writer import GGUFExport
 from interop.hand_over import check_target, hand_over
-from interop.hugging_face import DTYPES, SafetensorsExport
+from interop.hugging_face import SafetensorsExport
 from interop.peft import PEFTExport
 from interop.trained import Trained
 

@@ -12,7 +12,7 @@ from quant.grid import Block, QuantizedWeight, split_blocks
 from quant.linear import QuantLinear
 
 NO_ZERO_POINTS = ("this base has no integer zero points, and peqa trains the scale of a grid that has them: "
-                  "use --quantizer intminmax, or --quantizer gptq --grid intminmax")
+                  "use --quantizer intminmax, or --quantizer gptq --grid intminmax, on a dense base")
 
 
 class RescaledMatmul(torch.autograd.Function):

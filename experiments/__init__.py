@@ -1,1 +1,1 @@
-"""The papers' tables, run again at a size that two cores manage. Each file is one command."""
+"""The papers' tables, repeated at a size for two CPU cores. Each module is one command."""

@@ -1,18 +1,24 @@
-"""Every method at 4, 3 and 2 bits for the same number of steps on the embedded base and banking77, over several seeds: the
-questions of Shen et al., Table 1 (accuracy, merged and not) and Table 5 (time and memory), at a size that two cores manage.
+"""Train every method at 4, 3 and 2 bits for the same number of steps, on the embedded base and banking77.
 
     python -m experiments.methods
 
-Each run is a process of its own on one thread, so that its peak memory is its own and its numbers do not depend on other
-processes. Finished runs are not repeated. Step times come last: all methods take turns on the same batches in one process, so
-quote their ratios, not the seconds. Peak memory is of the whole process, quantizing the base included. Everything goes to
---out, the table to --out/table.md and table.json.
+This repeats Shen et al., Table 1 (accuracy as trained and merged) and Table 5 (time and memory) at a size for two CPU
+cores. Each run is repeated with several seeds.
+
+Each run is a separate process on one thread. Its peak memory is then its own, and its numbers do not depend on other
+processes. Finished runs are not repeated.
+
+Step times are measured last. All methods take turns on the same batches in one process, so quote the ratios, not the
+seconds. Peak memory counts the whole process, including quantization of the base.
+
+All files are written to --out. The table is in --out/table.md and --out/table.json.
 """
 import argparse
 import json
 import os
 import statistics
 import time
+from itertools import cycle, islice
 from pathlib import Path
 
 import torch
@@ -34,37 +40,55 @@ from scoring.scores import Scoring
 from tasks.batching import epoch_batches
 
 DENSE = (["lora"], ["blora"])
-QUANTIZED = (["qlora", "--double-quant", "--requantize", "gptq"], ["qblora", "--double-quant"], ["irqlora", "--double-quant"],
-             ["qalora"], ["qablora"], ["peqa"])
+QUANTIZED = (["qlora", "--double-quant", "--requantize", "gptq"], ["qblora", "--double-quant"],
+             ["irqlora", "--double-quant"], ["qalora"], ["qablora"], ["peqa"])
 TIMED_BATCHES, WARM_UP = 12, 2
+
+Key = tuple[str, ...]  # ("qlora", "--bits", "4"): runs that differ in their seed only
+
+
+def options_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/methods"),
+                        help="keep runs and tables in this directory (default: %(default)s)")
+    parser.add_argument("--bits", type=int, nargs="+", default=[4, 3, 2],
+                        help="quantize the base to these widths (default: 4 3 2)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2],
+                        help="repeat each run with these seeds (default: 0 1 2)")
+    parser.add_argument("--steps", type=int, default=60, help="train this many steps (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="ROWS",
+                        help="train on this many rows in each step (default: %(default)s)")
+    parser.add_argument("--limit", type=int, default=4000, metavar="N",
+                        help="train and validate on the first N rows (default: %(default)s)")
+    parser.add_argument("--test-rows", type=int, default=1000, metavar="N",
+                        help="score N rows, drawn once from banking77's 3080 test rows (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), metavar="N",
+                        help="run this many processes at a time (default: the number of CPUs)")
+    parser.add_argument("--one", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)  # used by the process of one run
+    return parser
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/methods"))
-    parser.add_argument("--bits", type=int, nargs="+", default=[4, 3, 2])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--limit", type=int, default=4000, help="rows to train and validate on")
-    parser.add_argument("--test-rows", type=int, default=1000, help="drawn once from banking77's 3080, which are sorted by intent")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time")
-    parser.add_argument("--one", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = options_parser().parse_args()
     if options.one:
         return train_and_score(options.one)
     keep_settings(options, ("steps", "batch_size", "limit", "test_rows"))
     draw_test_rows(options.out / "test.jsonl", options.test_rows)
     runs = [(command, seed) for seed in options.seeds for command in commands(options)]
     folders = [options.out / f"{command[0]}-{command[2]}-seed{seed}" for command, seed in runs]
-    at_once(options.jobs, [(make_run, ["-m", "experiments.methods", "--one", "--method", *command, "--seed", str(seed)], folder, "states.json")
-                           for (command, seed), folder in zip(runs, folders)], "runs")
-    first = {tuple(command[:3]): folder for (command, seed), folder in zip(runs, folders) if seed == options.seeds[0]}
+    calls = []
+    for (command, seed), folder in zip(runs, folders, strict=True):
+        words = ["-m", "experiments.methods", "--one", "--method", *command, "--seed", str(seed)]
+        calls.append((make_run, words, folder, "states.json"))
+    at_once(options.jobs, calls, "runs")
+    first = {tuple(command[:3]): folder for (command, seed), folder in zip(runs, folders, strict=True)
+             if seed == options.seeds[0]}
     write_table(options, runs, folders, *step_times(first))
 
 
 def commands(options: argparse.Namespace) -> list[list[str]]:
-    """[method, --bits, N, ...]: 16-bit methods once, the others at each width."""
+    """One list for each run: method, "--bits", width, further flags. 16-bit methods occur once, the others at every
+    width."""
     shared = ["--steps", str(options.steps), "--batch-size", str(options.batch_size), "--limit", str(options.limit),
               "--test-data", str(options.out / "test.jsonl")]
     return [[method[0], "--bits", str(bits), *method[1:], *shared]
@@ -72,7 +96,7 @@ def commands(options: argparse.Namespace) -> list[list[str]]:
 
 
 def train_and_score(command: list[str]) -> None:
-    """What train.py does, without the two rows of the base, which all runs would repeat."""
+    """Do what train.py does, but skip the two rows of the base. They would be the same in all runs."""
     given = train_parser().given(command)
     source, config, data = train_script.prepare(given)
     run = Run(given["out"])
@@ -83,9 +107,9 @@ def train_and_score(command: list[str]) -> None:
     write_json(run.path / "states.json", {"rows": [row.to_json() for row in rows]})
 
 
-def step_times(folders: dict[tuple[str, ...], Path]) -> tuple[dict[tuple[str, ...], list[float]], dict[tuple[str, ...], float]]:
-    """Seconds of forward, backward and optimizer step, a list for each run, all of them in turn on one batch after the other; and
-    the bits a weight of each run's base."""
+def step_times(folders: dict[Key, Path]) -> tuple[dict[Key, list[float]], dict[Key, float]]:
+    """Two dicts with the keys of `folders`: the seconds of each training step (forward, backward, optimizer step), and
+    the bits per weight of the base. On each batch all runs take one step in turn."""
     torch.set_num_threads(1)
     steps, bits, batches = {}, {}, None
     for key, folder in folders.items():
@@ -95,14 +119,15 @@ def step_times(folders: dict[tuple[str, ...], Path]) -> tuple[dict[tuple[str, ..
         bits[key] = bits_per_weight(model)
         attach_adapters(model, config)
         parameters = list(adapter_parameters(model).values())
-        steps[key] = model, parameters, torch.optim.AdamW(parameters, lr=config.training.lr)
+        steps[key] = model, torch.optim.AdamW(parameters, lr=config.training.lr)
         if batches is None:
             rows = train_script.data_of(run).train
             order = epoch_batches([len(e.tokens) for e in rows], config.training.batch_size, 0, 0)
-            batches = [[rows[i] for i in indices] for indices in order[:TIMED_BATCHES + WARM_UP]]
+            # A small --limit has too few batches, so they are repeated.
+            batches = [[rows[i] for i in indices] for indices in islice(cycle(order), TIMED_BATCHES + WARM_UP)]
     seconds = {key: [] for key in steps}
     for batch in tqdm(batches, desc="step times", disable=None):
-        for key, (model, parameters, optimizer) in steps.items():
+        for key, (model, optimizer) in steps.items():
             begin = time.perf_counter()
             loss, n = summed_loss(model, batch)
             (loss / n).backward()
@@ -114,35 +139,38 @@ def step_times(folders: dict[tuple[str, ...], Path]) -> tuple[dict[tuple[str, ..
 
 def write_table(options: argparse.Namespace, runs: list, folders: list[Path], seconds: dict, base_bits: dict) -> None:
     base = seconds[("lora", "--bits", "16")]
-    groups: dict[tuple[str, ...], list[Path]] = {}
-    for (command, _), folder in zip(runs, folders):
+    groups: dict[Key, list[Path]] = {}
+    for (command, _), folder in zip(runs, folders, strict=True):
         groups.setdefault(tuple(command[:3]), []).append(folder)
     rows = []
     for key, paths in groups.items():
-        ratio = statistics.median(a / b for a, b in zip(seconds[key], base))
+        ratio = statistics.median(a / b for a, b in zip(seconds[key], base, strict=True))
         rows += rows_of(key, paths, ratio, base_bits[key])
-    head = ["method", "bits", "bits a weight, base", "as trained, %", "merged, %", "loss as trained", "loss merged", "merged into",
-            "bits a weight, merged", "trainable parameters", "step time / LoRA", "peak memory, MB"]
+    head = ["method", "bits", "bits a weight, base", "as trained, %", "merged, %", "loss as trained", "loss merged",
+            "merged into", "bits a weight, merged", "trainable parameters", "step time / LoRA", "peak memory, MB"]
     lines = [head, ["---"] * len(head), *([str(row[name]) for name in head] for row in rows)]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     print(text)
     (options.out / "table.md").write_text(text + "\n", encoding="utf-8")
-    write_json(options.out / "table.json", {"steps": options.steps, "batch_size": options.batch_size, "seeds": options.seeds, "rows": rows,
-                                            "step_seconds": {" ".join(key): values for key, values in seconds.items()}})
+    write_json(options.out / "table.json", {
+        "steps": options.steps, "batch_size": options.batch_size, "seeds": options.seeds, "rows": rows,
+        "step_seconds": {" ".join(key): values for key, values in seconds.items()}})
 
 
-def rows_of(key: tuple[str, ...], paths: list[Path], ratio: float, base_bits: float) -> list[dict]:
-    """The method's row and, where it was requantized, one more for what that made of it."""
+def rows_of(key: Key, paths: list[Path], ratio: float, base_bits: float) -> list[dict]:
+    """The row of one method. A requantized method has a second row for the requantized model."""
     states = [json.loads((path / "states.json").read_text())["rows"] for path in paths]
     facts = [json.loads((path / "training.json").read_text()) for path in paths]
-    shared = {"bits": int(key[2]), "bits a weight, base": f"{base_bits:.3f}", "as trained, %": accuracies(rows[0] for rows in states),
+    shared = {"bits": int(key[2]), "bits a weight, base": f"{base_bits:.3f}",
+              "as trained, %": accuracies(rows[0] for rows in states),
               "loss as trained": losses(rows[0] for rows in states),
               "trainable parameters": f"{facts[0]['trainable_parameters']:,}", "step time / LoRA": f"{ratio:.2f}",
               "peak memory, MB": max(fact["peak_memory_mb"] for fact in facts)}
     out = []
     for i in range(1, len(states[0])):
         row, name = states[0][i], METHODS[key[0]].title
-        out.append({"method": name if i == 1 else f"{name} w/ GPTQ (lossy)", **shared, "merged, %": accuracies(rows[i] for rows in states),
+        out.append({"method": name if i == 1 else f"{name} w/ GPTQ (lossy)", **shared,
+                    "merged, %": accuracies(rows[i] for rows in states),
                     "loss merged": losses(rows[i] for rows in states),
                     "merged into": row["title"].removeprefix("merged, ").removeprefix("requantized, "),
                     "bits a weight, merged": f"{row['bits_per_weight']:.3f}"})
@@ -155,11 +183,12 @@ def accuracies(rows) -> str:
 
 
 def losses(rows) -> str:
-    """Validation loss in nats a target token, mean and standard deviation over the seeds."""
+    """Validation loss in nats per target token, mean and standard deviation over the seeds."""
     return spread([row["validation_loss"] for row in rows], 3)
 
 
 def spread(values: list[float], digits: int) -> str:
+    """mean ± standard deviation: `spread([1, 2, 3], 1) == "2.0 ± 1.0"`. The deviation of one value is printed as 0."""
     return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values) if len(values) > 1 else 0:.{digits}f}"
 
 

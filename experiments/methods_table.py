@@ -1,7 +1,10 @@
-"""The table "method x what it trains x parameters x merges to" of docs/methods.md, from the code itself:
+"""Print the table of docs/methods.md: what each method trains, how many parameters, and what it merges into.
 
     python -m experiments.methods_table
+
+The table is computed from the code.
 """
+import argparse
 from collections.abc import Sequence
 
 from torch import nn
@@ -23,8 +26,8 @@ HEAD = ["method", "`--method`", "base", "trains in the first q_proj", "parameter
 
 
 def describe(command: Sequence[str]) -> list[str]:
-    """One row: the method, the flags, the base, what trains beside the first layer of the embedded base, how many numbers that
-    makes in all layers, and what the merge rule says of it."""
+    """One row of the table for the embedded base: the method, its flags, the base, the trainable tensors of the first
+    adapted layer, the number of trainable parameters in all layers, and the result of the merge rule."""
     config = resolve_run(train_parser().given(["--method", *command]))
     model = planned_model(Source(config.base.model), config)
     title, flags = config.of_method.title, f"`{' '.join(command)}`"
@@ -51,5 +54,14 @@ def table() -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-if __name__ == "__main__":
+def options_parser() -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def main() -> None:
+    options_parser().parse_args()
     print(table())
+
+
+if __name__ == "__main__":
+    main()

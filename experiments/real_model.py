@@ -1,16 +1,19 @@
-"""A real pretrained model through everything that a base goes through: SmolLM2-135M from safetensors and from its GGUF file.
+"""Load, prompt, quantize and fine-tune a real pretrained model, SmolLM2-135M, from safetensors and from GGUF.
 
     python -m experiments.real_model --model smollm2 --gguf smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --data DATA
 
-smollm2 is a directory of HuggingFaceTB/SmolLM2-135M-Instruct. DATA holds wikitext2 (valid.txt, test.txt) and
-sql_create_context (train.jsonl, test.jsonl).
+smollm2 is a directory with the files of HuggingFaceTB/SmolLM2-135M-Instruct. DATA is a directory with wikitext2
+(valid.txt, test.txt) and sql_create_context (train.jsonl, test.jsonl).
 
-1. time and peak memory of loading each, in processes of their own, one after the other in turn;
-2. the same greedy text from both;
-3. perplexity on WikiText-2's test file of both, and at 8, 4, 3 and 2 bits by min-max, NF and GPTQ (calibrated on its validation file);
-4. the GGUF file fine-tuned by QA-BLoRA (32x8) on sql-create-context: scores before, after, and merged into the file's own 4 bits.
+1. Measure time and peak memory of loading each file. The files take turns, each time in a new process.
+2. Check that greedy text is the same from both files.
+3. Measure perplexity on WikiText-2's test file: both files as they are, and the safetensors at 8, 4, 3 and 2 bits with
+   min-max, NF and GPTQ. NF has no 8 bits. GPTQ is calibrated on WikiText-2's validation file.
+4. Fine-tune the GGUF file with QA-BLoRA (32x8) on sql-create-context. Score it before training, as trained, and merged
+   into the file's own 4 bits.
 
-Each step is a process of its own on one thread; what is in --out already is not done again. The tables go to --out/table.md.
+Each step runs in separate processes on one thread. Finished steps are not repeated. The tables are written to
+--out/table.md.
 """
 import argparse
 import json
@@ -27,30 +30,42 @@ from model.files import write_json
 
 PROMPTS = ("The capital of France is", "Water boils at", "To make bread, first", "def fibonacci(n):")
 CALIBRATION = ("--calibration-rows", "8")  # of 2048 tokens
+QUANTIZERS = (("min-max 32x1", ["minmax", "--block", "32x1"], (8, 4, 3, 2)), ("NF 64x1", ["nf"], (4, 3, 2)),
+              ("GPTQ 32x1", ["gptq", "--act-order"], (8, 4, 3, 2)))
 QUANTIZED = {f"{name}, {bits} bits": ["--quantizer", *flags, "--bits", str(bits)]
-             for name, flags, widths in (("min-max 32x1", ["minmax", "--block", "32x1"], (8, 4, 3, 2)), ("NF 64x1", ["nf"], (4, 3, 2)),
-                                         ("GPTQ 32x1", ["gptq", "--act-order"], (8, 4, 3, 2))) for bits in widths}
+             for name, flags, widths in QUANTIZERS for bits in widths}
 
 SETTINGS = ("model", "gguf", "data", "windows", "loads", "steps", "lr", "test_rows")
 
 
-def main() -> None:
+def options_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="directory with config.json and safetensors")
-    parser.add_argument("--gguf", type=Path, help="the same model as a GGUF file")
-    parser.add_argument("--data", type=Path, help="directory with wikitext2 and sql_create_context")
-    parser.add_argument("--out", type=Path, default=Path("runs/real-model"))
-    parser.add_argument("--windows", type=int, default=16, help="windows of 2048 tokens that perplexity is taken of")
-    parser.add_argument("--loads", type=int, default=5, help="of each file")
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--lr", type=float, default=1e-2)
-    parser.add_argument("--test-rows", type=int, default=200)
-    parser.add_argument("--load", type=Path, help=argparse.SUPPRESS)  # what a process of step 1 does
+    parser.add_argument("--model", type=Path, help="use this directory with config.json and safetensors (required)")
+    parser.add_argument("--gguf", type=Path, help="use this GGUF file of the same model (required)")
+    parser.add_argument("--data", type=Path,
+                        help="read wikitext2 and sql_create_context in this directory (required)")
+    parser.add_argument("--out", type=Path, default=Path("runs/real-model"),
+                        help="keep runs, logs and tables in this directory (default: %(default)s)")
+    parser.add_argument("--windows", type=int, default=16, metavar="N",
+                        help="measure perplexity on N windows of 2048 tokens (default: %(default)s)")
+    parser.add_argument("--loads", type=int, default=5, metavar="N",
+                        help="load each file N times (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=200, help="fine-tune for this many steps (default: %(default)s)")
+    parser.add_argument("--lr", type=float, default=1e-2,
+                        help="fine-tune with this learning rate (default: %(default)s)")
+    parser.add_argument("--test-rows", type=int, default=200, metavar="N",
+                        help="score the fine-tuned model on N rows (default: %(default)s)")
+    parser.add_argument("--load", type=Path, help=argparse.SUPPRESS)  # used by the processes of step 1
+    return parser
+
+
+def main() -> None:
+    parser = options_parser()
     options = parser.parse_args()
     if options.load:
         return print(json.dumps(load(options.load)))
     if missing := [f"--{name}" for name in ("model", "gguf", "data") if getattr(options, name) is None]:
-        parser.error(f"{', '.join(missing)} missing")
+        parser.error(f"{', '.join(missing)} required")
     keep_settings(options, SETTINGS)
     tables = [loading(options), texts(options), perplexities(options), fine_tuned(options)]
     (options.out / "table.md").write_text("\n\n".join(tables) + "\n", encoding="utf-8")
@@ -60,15 +75,18 @@ def main() -> None:
 # ---- 1. loading ---------------------------------------------------------------------------------------------------
 
 def load(place: Path) -> dict:
-    """Seconds of the processor that loading and touching every weight take, and how far memory rises above what the imports took."""
-    import torch
+    """Load a model and touch every weight. Returns the CPU seconds, and the rise in peak memory (MB) above the memory
+    of the imports."""
+    import torch  # here, so that only a process that loads pays for the imports
+
     from finetune.source import Source
 
     def peak_mb() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3  # kB on Linux
     before, start = peak_mb(), time.process_time()
     model = Source(place).load(torch.float32, "cpu")
-    sum(t.flatten().view(torch.uint8)[::4096].sum() for t in (*model.parameters(), *model.buffers()))  # a mapped file is read only now
+    # A memory-mapped file is read when its pages are touched.
+    sum(t.flatten().view(torch.uint8)[::4096].sum() for t in (*model.parameters(), *model.buffers()))
     return {"seconds": time.process_time() - start, "mb": peak_mb() - before}
 
 
@@ -79,44 +97,55 @@ def loading(options: argparse.Namespace) -> str:
         for _ in range(options.loads):
             for name, place in places.items():
                 command = [sys.executable, "-m", "experiments.real_model", "--load", str(place)]
-                found[name].append(json.loads(subprocess.run(command, capture_output=True, check=True, text=True, env=ONE_THREAD).stdout))
+                done = subprocess.run(command, capture_output=True, check=True, text=True, env=ONE_THREAD)
+                found[name].append(json.loads(done.stdout))
         write_json(file, found)
-    lines = [f"| {name} | {statistics.median(f['seconds'] for f in runs):.1f} | {statistics.median(f['mb'] for f in runs):.0f} |"
-             for name, runs in json.loads(file.read_text()).items()]
+    lines = []
+    for name, runs in json.loads(file.read_text()).items():
+        seconds, megabytes = (statistics.median(run[what] for run in runs) for what in ("seconds", "mb"))
+        lines.append(f"| {name} | {seconds:.1f} | {megabytes:.0f} |")
     return "\n".join(["| file | seconds to load | MB above the imports |", "| --- | --- | --- |", *lines])
 
 
 # ---- 2. greedy text -----------------------------------------------------------------------------------------------
 
 def texts(options: argparse.Namespace) -> str:
-    """Raises RuntimeError where the two files' texts differ."""
+    """Raises RuntimeError if the two files' texts differ."""
     written = {}
     for name, place in (("safetensors", options.model), ("gguf", options.gguf)):
         log = options.out / f"text-{name}.log"
         if not log.is_file():
-            python(["sample.py", "--model", str(place), "--max-new-tokens", "48", *(word for text in PROMPTS for word in ("--prompt", text))], log)
+            prompts = [word for text in PROMPTS for word in ("--prompt", text)]
+            python(["sample.py", "--model", str(place), "--max-new-tokens", "48", *prompts], log)
         written[name] = log.read_text(encoding="utf-8")
     if written["safetensors"] != written["gguf"]:
-        raise RuntimeError(f"the two files write different texts: see {options.out}/text-*.log")
-    return f"Greedy text of {len(PROMPTS)} prompts, 48 tokens each, is the same from both files:\n\n```\n{written['gguf']}```"
+        raise RuntimeError(f"{options.model} and {options.gguf} generate different texts: see {options.out}/text-*.log")
+    return f"Greedy text of {len(PROMPTS)} prompts, 48 tokens each, is the same from both files:\n\n" \
+           f"```\n{written['gguf']}```"
 
 
 # ---- 3. perplexity ------------------------------------------------------------------------------------------------
 
 def perplexities(options: argparse.Namespace) -> str:
+    texts = options.data / "wikitext2"
     states = {"as it is, safetensors": [options.model], "as it is, GGUF (Q4_1)": [options.gguf],
               **{name: [options.model, *flags, "--without-base"] for name, flags in QUANTIZED.items()}}
     lines = ["| | perplexity | nats a token | bits a weight |", "| --- | --- | --- | --- |"]
     for name, (place, *flags) in states.items():
         folder = options.out / "perplexity" / "".join(c if c.isalnum() else "-" for c in name)
         folder.mkdir(parents=True, exist_ok=True)
-        calibration = ["--calibration", str(options.data / "wikitext2" / "valid.txt"), *CALIBRATION] if "gptq" in flags else []
-        make_run(["eval.py", "--model", str(place), *flags, *calibration, "--task", "perplexity", "--test-data",
-                  str(options.data / "wikitext2" / "test.txt"), "--test-limit", str(options.windows)], folder, "results.json")
-        row = json.loads((folder / "results.json").read_text())["rows"][-1]
-        scores, error = row["scores"], row["standard_errors"]["nats_per_token"]
-        lines.append(f"| {name} | {scores['perplexity']:.3f} | {scores['nats_per_token']:.4f} ± {error:.4f} | {row['bits_per_weight']:.3f} |")
+        calibration = ["--calibration", str(texts / "valid.txt"), *CALIBRATION] if "gptq" in flags else []
+        make_run(["eval.py", "--model", str(place), *flags, *calibration, "--task", "perplexity",
+                  "--test-data", str(texts / "test.txt"), "--test-limit", str(options.windows)], folder, "results.json")
+        lines.append(perplexity_line(name, json.loads((folder / "results.json").read_text())["rows"][-1]))
     return "\n".join(lines)
+
+
+def perplexity_line(name: str, row: dict) -> str:
+    """One window has no standard error."""
+    scores, error = row["scores"], row["standard_errors"].get("nats_per_token")
+    nats = f"{scores['nats_per_token']:.4f}" + ("" if error is None else f" ± {error:.4f}")
+    return f"| {name} | {scores['perplexity']:.3f} | {nats} | {row['bits_per_weight']:.3f} |"
 
 
 # ---- 4. fine-tuning the GGUF file ---------------------------------------------------------------------------------
@@ -126,16 +155,22 @@ def fine_tuned(options: argparse.Namespace) -> str:
     make_run(train_command(options, data), folder, "results.json")
     lines = ["| | exact match | validation loss | max logit difference |", "| --- | --- | --- | --- |"]
     for row in json.loads((folder / "results.json").read_text())["rows"]:
-        score, error = row["scores"]["exact_match"], row["standard_errors"]["exact_match"]
-        difference = "-" if row["logit_difference"] is None else f"{row['logit_difference']:.1e}"
-        lines.append(f"| {row['title']} | {100 * score:.1f} ± {100 * error:.1f} % | {row['validation_loss']:.4f} | {difference} |")
+        lines.append(fine_tuned_line(row))
     return "\n".join(lines)
 
 
+def fine_tuned_line(row: dict) -> str:
+    score, error = row["scores"]["exact_match"], row["standard_errors"]["exact_match"]
+    difference = "-" if row["logit_difference"] is None else f"{row['logit_difference']:.1e}"
+    return f"| {row['title']} | {100 * score:.1f} ± {100 * error:.1f} % | {row['validation_loss']:.4f} | {difference} |"
+
+
 def train_command(options: argparse.Namespace, data: Path) -> Sequence[str]:
-    return ["train.py", "--model", str(options.gguf), "--quantizer", "none", "--method", "qablora", "--lam", "32x8", "--task", "sql-create-context",
-            "--data", str(data / "train.jsonl"), "--limit", "2000", "--test-data", str(data / "test.jsonl"), "--test-limit", str(options.test_rows),
-            "--steps", str(options.steps), "--batch-size", "8", "--max-length", "256", "--lr", str(options.lr), "--eval-batch-size", "32"]
+    return ["train.py", "--model", str(options.gguf), "--quantizer", "none", "--method", "qablora", "--lam", "32x8",
+            "--task", "sql-create-context", "--data", str(data / "train.jsonl"), "--limit", "2000",
+            "--test-data", str(data / "test.jsonl"), "--test-limit", str(options.test_rows),
+            "--steps", str(options.steps), "--batch-size", "8", "--max-length", "256", "--lr", str(options.lr),
+            "--eval-batch-size", "32"]
 
 
 if __name__ == "__main__":

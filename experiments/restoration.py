@@ -1,11 +1,15 @@
-"""Table 1 and Figure 2 of Kanda & Hatano on the embedded base and banking77: LoRA on the 16-bit base, QLoRA on GPTQ bases of 8,
-4, 3 and 2 bits, each restored to 3, 4, 8 and 16 bits, over several seeds. Attention layers are adapted, all layers are
-quantized, r = alpha = 16, batches of 32 rows, best epoch by validation loss.
+"""Repeat Table 1 and Figure 2 of Kanda & Hatano on the embedded base and banking77.
 
     python -m experiments.restoration
 
-Each run and each evaluation is a process of its own on one thread. Finished ones are not repeated. Everything goes to --out: the
-runs, restoration.png, restoration.json, and table.md with Table 1 and the ratios ||W_l - W_k|| / ||delta_W||.
+Train LoRA on the 16-bit base and QLoRA on GPTQ bases of 8, 4, 3 and 2 bits, with several seeds. Restore each run to
+3, 4, 8 and 16 bits. The adapters are on the attention layers, and all layers are quantized. Rank and alpha are 16, and
+a batch has 32 rows. The epoch with the lowest validation loss is kept.
+
+Each run and each evaluation is a separate process on one thread. Finished ones are not repeated.
+
+All files are written to --out: the runs, restoration.png, restoration.json and table.md. table.md has Table 1 and the
+ratios ||W_l - W_k|| / ||delta_W||.
 """
 import argparse
 import json
@@ -22,20 +26,30 @@ from scoring.tradeoff import Point, averages
 RESTORED = (3, 4, 8, 16)
 
 
-def main() -> None:
+def options_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/restoration"))
-    parser.add_argument("--bits", type=int, nargs="+", default=[16, 8, 4, 3, 2])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--lr", type=float, default=5e-3)
-    parser.add_argument("--test-rows", type=int, default=1000, help="drawn once from banking77's 3080, which are sorted by intent")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at a time")
-    options = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=Path("runs/restoration"),
+                        help="keep runs, picture and tables in this directory (default: %(default)s)")
+    parser.add_argument("--bits", type=int, nargs="+", default=[16, 8, 4, 3, 2],
+                        help="train on bases of these widths (default: 16 8 4 3 2)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2],
+                        help="repeat each run with these seeds (default: 0 1 2)")
+    parser.add_argument("--epochs", type=int, default=3, help="train this many epochs (default: %(default)s)")
+    parser.add_argument("--lr", type=float, default=5e-3, help="train with this learning rate (default: %(default)s)")
+    parser.add_argument("--test-rows", type=int, default=1000, metavar="N",
+                        help="score N rows, drawn once from banking77's 3080 test rows (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), metavar="N",
+                        help="run this many processes at a time (default: the number of CPUs)")
+    return parser
+
+
+def main() -> None:
+    options = options_parser().parse_args()
     keep_settings(options, ("bits", "epochs", "lr", "test_rows"))
     draw_test_rows(options.out / "test.jsonl", options.test_rows)
     folders = {(bits, seed): options.out / f"q{bits}-seed{seed}" for seed in options.seeds for bits in options.bits}
-    at_once(options.jobs, [(make_run, ["train.py", *train_command(options, *key)], folder, "results.json") for key, folder in folders.items()], "runs")
+    at_once(options.jobs, [(make_run, ["train.py", *train_command(options, *key)], folder, "results.json")
+                           for key, folder in folders.items()], "runs")
     scored = {seed: options.out / f"seed{seed}.json" for seed in options.seeds}
     at_once(options.jobs, [(score, options, [folders[bits, seed] for bits in options.bits], file)
                            for seed, file in scored.items() if not file.is_file()], "evaluations")
@@ -47,28 +61,35 @@ def main() -> None:
 
 
 def train_command(options: argparse.Namespace, bits: int, seed: int) -> list[str]:
-    """Test rows are scored afterwards, by eval.py; one is enough here."""
+    """The arguments of train.py. It scores one test row, because eval.py scores the test rows afterwards."""
     method = ["lora"] if bits == 16 else ["qlora", "--quantizer", "gptq", "--act-order", "--bits", str(bits)]
-    return ["--method", *method, "--targets", "attention", "--rank", "16", "--lora-alpha", "16", "--batch-size", "32", "--epochs",
-            str(options.epochs), "--lr", str(options.lr), "--test-data", str(options.out / "test.jsonl"), "--test-limit", "1", "--seed", str(seed)]
+    return ["--method", *method, "--targets", "attention", "--rank", "16", "--lora-alpha", "16", "--batch-size", "32",
+            "--epochs", str(options.epochs), "--lr", str(options.lr), "--test-data", str(options.out / "test.jsonl"),
+            "--test-limit", "1", "--seed", str(seed)]
 
 
 def score(options: argparse.Namespace, folders: Sequence[Path], file: Path) -> None:
-    python(["eval.py", *map(str, folders), "--restore", *map(str, RESTORED), "--test-limit", str(options.test_rows), "--json", str(file),
-            "--plot", str(file.with_suffix(".png"))], file.with_suffix(".log"))
+    """Score all runs of one seed as trained and restored. Writes `file`, and a picture and a log beside it."""
+    command = ["eval.py", *map(str, folders), "--restore", *map(str, RESTORED), "--test-limit", str(options.test_rows),
+               "--json", str(file), "--plot", str(file.with_suffix(".png"))]
+    python(command, file.with_suffix(".log"))
 
 
 def gain_table(points: list[Point]) -> str:
-    """What restoring brought each run, in points of the score and in nats, beside how far it moved the base: means over the seeds."""
+    """What restoration gained, in percentage points and in nats, beside how far it moved the base. Gains are computed
+    for each run, then averaged over the seeds."""
     trained = {p.run: p for p in points if not p.restored}
-    lines = ["| trained at | restored to | weights, MB | accuracy, % | gain, points | validation loss | gain, nats | norm(W_l - W_k) / norm(delta_W) |",
+    lines = ["| trained at | restored to | weights, MB | accuracy, % | gain, points | validation loss | gain, nats "
+             "| norm(W_l - W_k) / norm(delta_W) |",
              f"|{' --- |' * 8}"]
     for mean in averages(points):
-        group = [p for p in points if (p.trained_bits, p.restored, p.bits) == (mean.trained_bits, mean.restored, mean.bits)]
+        group = [p for p in points
+                 if (p.trained_bits, p.restored, p.bits) == (mean.trained_bits, mean.restored, mean.bits)]
         loss = f"{statistics.mean(p.validation_loss for p in group):.4f}"
         cells = [f"{mean.trained_bits} bits", "as trained", f"{mean.megabytes:.2f}", mean.percent, "-", loss, "-", "-"]
         if mean.restored:
-            cells[1], cells[4] = f"{mean.bits} bits", spread([100 * (p.score - trained[p.run].score) for p in group], 1)
+            cells[1] = f"{mean.bits} bits"
+            cells[4] = spread([100 * (p.score - trained[p.run].score) for p in group], 1)
             cells[6] = spread([trained[p.run].validation_loss - p.validation_loss for p in group], 4)
             cells[7] = f"{statistics.mean(p.restoration_ratio for p in group):.2f}"
         lines.append(f"| {' | '.join(cells)} |")
@@ -76,6 +97,7 @@ def gain_table(points: list[Point]) -> str:
 
 
 def spread(values: list[float], digits: int) -> str:
+    """Signed mean ± standard deviation: `spread([1, 2, 3], 1) == "+2.0 ± 1.0"`. One value has no deviation."""
     deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):+.{digits}f}{deviation}"
 

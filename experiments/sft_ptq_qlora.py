@@ -1,11 +1,13 @@
-"""Zhu et al. on the embedded base and banking77: 16-bit SFT, SFT -> PTQ, and SFT -> PTQ -> QLoRA, by NF4 and by GPTQ, with the
-two controls that the paper lacks: SFT for the same extra steps, and QLoRA straight on the quantized base for as many steps in
-all.
+"""Repeat the comparison of Zhu et al. on the embedded base and banking77: SFT, SFT -> PTQ, and SFT -> PTQ -> QLoRA.
 
     python -m experiments.sft_ptq_qlora
 
-Each run is a process of its own on one thread. Finished runs are not repeated. Everything goes to --out: the runs, one paired
-test a seed (seedN.json), and table.md.
+SFT is in 16 bits. PTQ is done once with NF and once with GPTQ. Two controls are added that the paper lacks: SFT for the
+same number of extra steps, and QLoRA directly on the quantized base for the same total number of steps.
+
+Each run is a separate process on one thread. Finished runs are not repeated.
+
+All files are written to --out: the runs, one paired test for each seed (seedN.json), and table.md.
 """
 import argparse
 import os
@@ -23,21 +25,32 @@ STATES = {"SFT, 16 bits": "sft", "SFT for the same extra steps": "sft-more",
           **{f"PTQ -> QLoRA ({how}), as many steps in all": f"qlora-{how}" for how in PTQ}}
 
 
-def main() -> None:
+def options_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/sft_ptq_qlora"))
-    parser.add_argument("--bits", type=int, default=4)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--limit", type=int, default=5000, help="rows to train and validate on")
-    parser.add_argument("--sft-epochs", type=int, default=2)
-    parser.add_argument("--extra-epochs", type=int, default=1, help="of QLoRA after SFT, and of more SFT")
-    parser.add_argument("--test-rows", type=int, default=1000, help="drawn once from banking77's 3080, which are sorted by intent")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at a time")
-    options = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=Path("runs/sft_ptq_qlora"),
+                        help="keep runs and tables in this directory (default: %(default)s)")
+    parser.add_argument("--bits", type=int, default=4, help="quantize to this width (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2],
+                        help="repeat each run with these seeds (default: 0 1 2)")
+    parser.add_argument("--limit", type=int, default=5000, metavar="N",
+                        help="train and validate on the first N rows (default: %(default)s)")
+    parser.add_argument("--sft-epochs", type=int, default=2, metavar="EPOCHS",
+                        help="train this many epochs of SFT (default: %(default)s)")
+    parser.add_argument("--extra-epochs", type=int, default=1, metavar="EPOCHS",
+                        help="train this many epochs of QLoRA or of more SFT after SFT (default: %(default)s)")
+    parser.add_argument("--test-rows", type=int, default=1000, metavar="N",
+                        help="score N rows, drawn once from banking77's 3080 test rows (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), metavar="N",
+                        help="run this many processes at a time (default: the number of CPUs)")
+    return parser
+
+
+def main() -> None:
+    options = options_parser().parse_args()
     keep_settings(options, ("bits", "limit", "sft_epochs", "extra_epochs", "test_rows"))
     draw_test_rows(options.out / "test.jsonl", options.test_rows)
     stages = [[call for seed in options.seeds for call in stage(options, seed)] for stage in (from_the_base, from_sft)]
-    for name, calls in zip(("from the base", "from SFT"), stages):
+    for name, calls in zip(("from the base", "from SFT"), stages, strict=True):
         at_once(options.jobs, calls, name)
     with open(options.out / "table.md", "w", encoding="utf-8") as file, redirect_stdout(file):
         print(table(options))
@@ -45,16 +58,22 @@ def main() -> None:
 
 
 def from_the_base(options: argparse.Namespace, seed: int) -> list[tuple]:
+    """The calls of one seed that start from the embedded base."""
     total = options.sft_epochs + options.extra_epochs
     return [run(options, seed, "sft", ["--method", "full"], options.sft_epochs),
-            *(run(options, seed, f"qlora-{how}", ["--method", "qlora", "--bits", str(options.bits), *flags], total) for how, flags in PTQ.items())]
+            *(run(options, seed, f"qlora-{how}", qlora(options, flags), total) for how, flags in PTQ.items())]
 
 
 def from_sft(options: argparse.Namespace, seed: int) -> list[tuple]:
+    """The calls of one seed that start from its SFT run."""
     start = ["--model", str(folder(options, seed, "sft"))]
     return [run(options, seed, "sft-more", [*start, "--method", "full"], options.extra_epochs),
-            *(run(options, seed, f"sft-qlora-{how}", [*start, "--method", "qlora", "--bits", str(options.bits), *flags], options.extra_epochs)
+            *(run(options, seed, f"sft-qlora-{how}", [*start, *qlora(options, flags)], options.extra_epochs)
               for how, flags in PTQ.items())]
+
+
+def qlora(options: argparse.Namespace, flags: list[str]) -> list[str]:
+    return ["--method", "qlora", "--bits", str(options.bits), *flags]
 
 
 def folder(options: argparse.Namespace, seed: int, name: str) -> Path:
@@ -62,30 +81,34 @@ def folder(options: argparse.Namespace, seed: int, name: str) -> Path:
 
 
 def run(options: argparse.Namespace, seed: int, name: str, flags: list[str], epochs: int) -> tuple:
-    """A call for `at_once`."""
-    shared = ["--epochs", str(epochs), "--batch-size", "32", "--limit", str(options.limit), "--test-data", str(options.out / "test.jsonl"),
-              "--seed", str(seed)]
+    """A call for `at_once` that makes one run."""
+    shared = ["--epochs", str(epochs), "--batch-size", "32", "--limit", str(options.limit),
+              "--test-data", str(options.out / "test.jsonl"), "--seed", str(seed)]
     return make_run, ["train.py", *flags, *shared], folder(options, seed, name), "results.json"
 
 
 def table(options: argparse.Namespace) -> str:
-    """Score, mean and standard deviation over the seeds; difference to SFT; and the p-value of each seed's paired test."""
+    """One row for each state: mean and standard deviation over the seeds of the score and of its difference to SFT, and
+    the p-value of each seed's paired test."""
     found = {}
     for seed in options.seeds:
         parts = [spec.partition(":") for spec in STATES.values()]  # run, colon, key of the state
         specs = [f"{folder(options, seed, run)}{colon}{key}" for run, colon, key in parts]
         found[seed] = compare(specs, options.out / f"seed{seed}.json")
     first = [results[0].mean_b for results in found.values()]
-    lines = ["", "| | accuracy, % | beside SFT, points | p, seed by seed (McNemar, exact) |", "| --- | --- | --- | --- |",
+    lines = ["", "| | accuracy, % | beside SFT, points | p, seed by seed (McNemar, exact) |",
+             "| --- | --- | --- | --- |",
              f"| {next(iter(STATES))} | {spread(first)} | - | - |"]
     for i, name in enumerate(list(STATES)[1:]):
         results = [of_seed[i] for of_seed in found.values()]
-        lines.append(f"| {name} | {spread([r.mean_a for r in results])} | {spread([r.difference for r in results], '+')} "
-                     f"| {', '.join(f'{r.p_value:.2g}' for r in results)} |")
+        score, difference = spread([r.mean_a for r in results]), spread([r.difference for r in results], "+")
+        lines.append(f"| {name} | {score} | {difference} | {', '.join(f'{r.p_value:.2g}' for r in results)} |")
     return "\n".join(lines)
 
 
 def spread(values: list[float], sign: str = "") -> str:
+    """Mean ± standard deviation of shares, in percent: `spread([0.1, 0.3], "+") == "+20.0 ± 14.1"`. One value has no
+    deviation."""
     deviation = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{100 * statistics.mean(values):{sign}.1f}{deviation}"
 

@@ -80,7 +80,12 @@ def planned_model(source: Source, config: RunConfig) -> Llama:
             raise ValueError(f"{source.path} is quantized: codes do not train, so --method {config.method} needs a "
                              "dense base")
         return model
-    put_adapters(model, config)
+    try:
+        put_adapters(model, config)
+    except ValueError as error:
+        if config.base.quantization:
+            raise
+        raise ValueError(f"{source.path}: {error}") from None  # the model's own layers or codes are at fault
     return model
 
 

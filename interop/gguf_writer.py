@@ -1,8 +1,11 @@
-"""GGUF files out, as llama.cpp loads them: the k-bit model that was trained, or a dense one.
+"""Writes GGUF files that llama.cpp loads: the k-bit model that was trained, or a dense one.
 
-A layer that is whole-number codes in blocks of 32x1, or of several such, is Q4_1, Q4_0 or Q8_0 as it stands (quant/gguf_blocks.py). An adapter that
-merges into the offsets moves each block's m and nothing else: codes and d are the base's own. m is rounded to float16, which is all that is
-rounded. Where the base is a GGUF file, what was not trained goes over byte for byte: embeddings, norms, metadata, tokenizer.
+    weight = d * code + m    d and m in float16, for each block of 32 inputs x 1 output
+
+A layer with whole-number levels whose blocks are 32x1, or divide into such blocks, fits Q4_1, Q4_0 or Q8_0 as it is
+(quant/gguf_blocks.py). An adapter that merges into the offsets changes each block's m and nothing else: codes and d are
+the base's own. Only m is rounded, to float16. If the base is a GGUF file, everything that was not trained is copied
+byte for byte: embeddings, norms, metadata, tokenizer.
 
 Needs the `gguf` package (requirements-extra.txt).
 """
@@ -19,9 +22,10 @@ from tqdm import tqdm
 
 from adapters.adapted import AdaptedLinear
 from adapters.merge import MergeRefused, merge_into_codes, merge_target
+from finetune.config import DTYPES
 from finetune.source import Source
 from interop.gguf_metadata_writer import Metadata, architecture_of, kept_metadata, new_metadata
-from interop.hugging_face import DTYPES, in_type
+from interop.hugging_face import in_type
 from interop.trained import Trained, dense_tensor, tensor_names
 from model.checkpoint import empty_model, stored_grids
 from model.config import LlamaConfig
@@ -32,10 +36,11 @@ from quant.gguf_blocks import BLOCK_TYPES, fitting_type, in_file_blocks, stored_
 from quant.grid import QuantizedWeight
 from quant.linear import QuantLinear
 
-FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "BF16": 32}  # general.file_type, by the type of most layers
+# general.file_type, by the type of most layers
+FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "BF16": 32}
 PLAIN_NAMES = {dtype: name for name, dtype in PLAIN_TYPES.items()}
-INSTEAD = ("Train with --quantizer minmax --bits 4 --block 32x1 and an adapter that merges into its offsets (--method qablora --lam 32x8, or "
-           "qalora), or export a dense file with --dtype bfloat16")
+INSTEAD = ("Train with --quantizer minmax --bits 4 --block 32x1 and an adapter that merges into its offsets (--method "
+           "qablora --lam 32x8, or qalora), or export a dense file with --dtype bfloat16")
 
 
 @dataclass(frozen=True)
@@ -44,15 +49,15 @@ class Planned:
     name: str
     type: str
     shape: tuple[int, ...]
-    ours: str | None = None  # the model's tensor that it is; None: it goes over as the GGUF base has it, or follows from the config
+    ours: str | None = None  # its name in the model; None: copied from the GGUF base, or computed from the config
 
 
 class GGUFExport:
     name, is_directory, tolerance = "gguf", False, 0.0
 
     def __init__(self, trained: Trained, to: Path, dtype: str | None):
-        """dtype: of a dense file; None for one that keeps everything as it is in the run. Raises ValueError for what llama.cpp does not compute,
-        and for layers that have no type there. Reads headers only."""
+        """dtype: of a dense file; None keeps the codes, and the types of all other tensors. Raises ValueError for a
+        model that llama.cpp cannot compute, and for layers that fit none of its types. Reads headers only."""
         gguf_package()
         self.trained, self.dense = trained, dtype and DTYPES[dtype]
         self.architecture = architecture_of(trained)
@@ -64,17 +69,17 @@ class GGUFExport:
     # ---- writing
 
     def write(self, model: Llama, place: Path) -> dict:
-        """Raises ValueError, naming the tensor, for values that its type cannot hold."""
+        """Raises ValueError, naming the tensor, for values outside the range of its type."""
         self.planned, merged = list(self.plan(model)), MergedCodes()
         linear = Counter(t.type for t in self.planned if t.name.startswith("blk.") and len(t.shape) == 2)
         metadata = {**self.metadata, "general.file_type": (FILE_TYPES[linear.most_common(1)[0][0]], "UINT32", None)}
-        rows = (self.rows(tensor, model, merged) for tensor in tqdm(self.planned, "writing", unit="tensor", disable=None, leave=False))
-        write_file(place, self.architecture, metadata, self.planned, rows)
+        bar = tqdm(self.planned, "writing", unit="tensor", disable=None, leave=False)
+        write_file(place, self.architecture, metadata, self.planned, (self.rows(t, model, merged) for t in bar))
         types = Counter(t.type for t in self.planned)
         return {"tensors": ", ".join(f"{n} {kind}" for kind, n in types.most_common()), **merged.facts()}
 
     def plan(self, model: Llama) -> Iterator[Planned]:
-        """Every tensor of the file with its type; a GGUF base's in its own order."""
+        """Every tensor of the file with its type. The tensors of a GGUF base keep their order."""
         ours = {gguf_name(name): name for name in tensor_names(model.config)}
         for name in self.file.tensors if self.file else ours:
             layer, _, leaf = our_name(name).rpartition(".")
@@ -86,7 +91,8 @@ class GGUFExport:
             yield Planned(ROPE_DIVISORS, "F32", (model.config.head_dim // 2,))
 
     def planned_tensor(self, model: Llama, name: str, ours: str) -> Planned:
-        """Codes as the type that they fit; all else in the type it has, or that was asked for. llama.cpp wants vectors in float32."""
+        """Codes get the type that they fit. Dense matrices keep their type, or get the one of --dtype. llama.cpp
+        expects vectors in float32."""
         layer, _, leaf = ours.rpartition(".")
         module = model.get_submodule(layer)
         base = module.base if isinstance(module, AdaptedLinear) else module
@@ -96,7 +102,7 @@ class GGUFExport:
         return Planned(name, self.types.get(layer) or PLAIN_NAMES[self.dense or base.weight.dtype], shape, ours)
 
     def rows(self, tensor: Planned, model: Llama, merged: "MergedCodes") -> Tensor:
-        """What is stored of it, uint8: (rows, bytes of a row)."""
+        """The tensor's bytes as they are stored, uint8, (rows, bytes of a row)."""
         if tensor.ours is None:
             return self.file.read(tensor.name) if self.file else rope_divisors(model.config).view(torch.uint8)[None]
         layer = tensor.ours.rpartition(".")[0]
@@ -114,19 +120,21 @@ class GGUFExport:
         return Source(place).load(torch.float32, "cpu")
 
     def expected(self, model: Llama, name: str) -> Tensor:
-        """Codes with the factors that the file can hold; all else in the file's type. What went over as it was is read as it was."""
+        """Codes with their factors in float16, and other tensors in the type of the file. A copied tensor is the
+        base's."""
         tensor = next(t for t in self.planned if t.name == gguf_name(name))
         if tensor.ours and tensor.type in BLOCK_TYPES:
             layer = name.rpartition(".")[0]
             return in_file_blocks(merged_codes(model, layer), BLOCK_TYPES[tensor.type]).dequantize()
-        return dense_tensor(model, name) if tensor.type in BLOCK_TYPES else dense_tensor(model, name).to(PLAIN_TYPES[tensor.type])
+        dense = dense_tensor(model, name)
+        return dense if tensor.type in BLOCK_TYPES else dense.to(PLAIN_TYPES[tensor.type])
 
 
 # ---- what fits ----------------------------------------------------------------------------------------------------
 
 def types_of_codes(trained: Trained) -> dict[str, str]:
-    """The type of each layer that is codes, merged where it has an adapter. Raises ValueError for a layer that fits none, with what to train
-    instead. Reads headers only."""
+    """The GGUF type of each layer that holds codes, after its adapter is merged. Raises ValueError for a layer that
+    fits no type, and says what to train instead. Reads headers only."""
     planned = trained.planned() if trained.adapted else empty_model(trained.config, torch.float32)
     types = {}
     for name, grid in stored_grids(trained.code_files, trained.quantized()).items():
@@ -145,13 +153,14 @@ def types_of_codes(trained: Trained) -> dict[str, str]:
 
 
 def merged_codes(model: Llama, layer: str) -> QuantizedWeight:
-    """The codes of a layer, with the adapter, where it has one, in their offsets (or scales)."""
+    """The codes of a layer. Its adapter, if it has one, is merged into their offsets or scales."""
     module = model.get_submodule(layer)
     return (merge_into_codes(module, layer) if isinstance(module, AdaptedLinear) else module).quantized_weight()
 
 
 class MergedCodes:
-    """Turns codes into those of a file, and keeps account: what became of the base's codes and scales, and what rounding did."""
+    """Converts codes to those of a file. Counts the layers that keep the base's codes and scales, and keeps the largest
+    error of rounding the factors to float16."""
 
     def __init__(self):
         self.all = self.layers = self.same_codes = self.same_scale = 0
@@ -164,7 +173,8 @@ class MergedCodes:
             weight = in_file_blocks(exact, BLOCK_TYPES[kind])
         except ValueError as error:
             raise ValueError(f"layer {layer}: {error}") from None
-        error = (weight.dequantize(torch.float64) - exact.dequantize(torch.float64)).abs().unflatten(1, (weight.grid.scale.shape[1], -1)).amax(2)
+        error = (weight.dequantize(torch.float64) - exact.dequantize(torch.float64)).abs()
+        error = error.unflatten(1, (weight.grid.scale.shape[1], -1)).amax(2)  # of each block
         scale = weight.grid.scale.double().abs()
         self.all += 1
         self.rounded = max(self.rounded, error.max().item())
@@ -177,22 +187,25 @@ class MergedCodes:
         return weight
 
     def facts(self) -> dict:
-        merged = {"merged_layers": self.layers, "of_which_with_the_codes_of_the_base": self.same_codes,
-                  "of_which_with_the_scales_of_the_base": self.same_scale} if self.layers else {}
-        rounding = {"rounding_to_float16_factors_at_most": f"{self.rounded:.2g}, which is {self.steps:.2g} of the step between two codes of its block"}
+        merged = {"merged_layers": self.layers, "merged_layers_with_the_codes_of_the_base": self.same_codes,
+                  "merged_layers_with_the_scales_of_the_base": self.same_scale} if self.layers else {}
+        rounding = {"largest_error_of_float16_factors": f"{self.rounded:.2g}; {self.steps:.2g} of the step between two "
+                                                        f"codes of a block"}
         return {**merged, **(rounding if self.all else {})}
 
 
 # ---- the file -----------------------------------------------------------------------------------------------------
 
 def rope_divisors(config: LlamaConfig) -> Tensor:
-    """What Llama 3.1's rotary scaling divides each frequency by, float32, (head_dim/2,)."""
+    """plain frequency / scaled frequency: the divisors of Llama 3.1's rotary scaling, float32, (head_dim/2,)."""
     plain = rotary_frequencies(replace(config, rope_scaling=None))
-    return plain / llama3_frequencies(plain, **{key: value for key, value in config.rope_scaling.items() if key != "rope_type"})
+    scaling = {key: value for key, value in config.rope_scaling.items() if key != "rope_type"}
+    return plain / llama3_frequencies(plain, **scaling)
 
 
-def write_file(place: Path, architecture: str, metadata: Metadata, tensors: list[Planned], rows: Iterator[Tensor]) -> None:
-    """One tensor in memory at a time."""
+def write_file(place: Path, architecture: str, metadata: Metadata, tensors: list[Planned],
+               rows: Iterator[Tensor]) -> None:
+    """Writes the file with one tensor in memory at a time."""
     gguf = gguf_package()
     writer = gguf.GGUFWriter(place, architecture)
     for key, (value, kind, of) in metadata.items():

@@ -1,4 +1,4 @@
-"""One export, whatever its format: checked, written beside, read again, compared, and only then given its name."""
+"""One export of any format: checked, written beside its name, read again, compared, and only then renamed."""
 import os
 import shutil
 from pathlib import Path
@@ -15,26 +15,32 @@ REPORT = "export.json"
 
 
 class Export(Protocol):
-    """What each format's class offers. The constructor, of (trained, to, dtype), refuses from headers whatever can be refused."""
+    """What the class of each format offers. Its constructor takes (trained, to, dtype). It makes all checks that need
+    headers only."""
     name: str
     is_directory: bool
-    tolerance: float  # as `compare` has it
+    tolerance: float  # of `compare`
 
-    def write(self, model: Llama, place: Path) -> dict: ...             # what there is to say of it
-    def reread(self, place: Path) -> Llama: ...
-    def expected(self, model: Llama, name: str) -> Tensor | None: ...    # what the file must hold for a tensor of the run; None: unknown
+    def write(self, model: Llama, place: Path) -> dict:
+        """Writes the model. Returns facts for the report."""
+
+    def reread(self, place: Path) -> Llama:
+        """Loads what was written."""
+
+    def expected(self, model: Llama, name: str) -> Tensor | None:
+        """What the file must hold for a tensor of the run; None if that is not known exactly."""
 
 
 def check_target(to: Path, is_directory: bool) -> None:
-    """Raises FileExistsError for what holds something already, ValueError for a name of the wrong kind."""
+    """Raises FileExistsError if the place is taken, ValueError for a name of the wrong kind."""
     if not is_directory and to.suffix != ".gguf":
-        raise ValueError(f"--to {to} is not a name of a GGUF file: give one that ends in .gguf")
+        raise ValueError(f"--to {to} is not the name of a GGUF file: give one that ends in .gguf")
     if is_directory and to.suffix == ".gguf":
-        raise ValueError(f"--to {to} is to be a directory, and looks like a GGUF file")
+        raise ValueError(f"--to {to} looks like a GGUF file, but this format writes a directory: give another name")
     taken = [to] if is_directory else [to, report_file(to)]
     for path in taken:
         if path.exists() and not (is_directory and path.is_dir() and not any(path.iterdir())):
-            raise FileExistsError(f"--to {to}: {path} is there already; give another place")
+            raise FileExistsError(f"--to {to}: {path} exists already; give another place")
 
 
 def report_file(to: Path) -> Path:
@@ -43,7 +49,8 @@ def report_file(to: Path) -> Path:
 
 
 def hand_over(trained: Trained, export: Export, to: Path) -> None:
-    """Raises ValueError where what was written does not read as what it should be. Whatever happens, `to` is whole or not there."""
+    """Exports to `to`, which in the end is complete or absent. Raises ValueError if the export, read again, is not what
+    it should be."""
     rows = token_rows(trained)
     to.parent.mkdir(parents=True, exist_ok=True)
     beside = to.with_name(f".{to.stem}.{os.getpid()}.part{to.suffix}")

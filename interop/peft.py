@@ -1,4 +1,6 @@
-"""The adapter as PEFT reads it: adapter_config.json and adapter_model.safetensors, float32. Every additive adapter is a plain LoRA, exactly, of this rank:
+"""The adapter as PEFT reads it: adapter_config.json and adapter_model.safetensors, float32.
+
+Every additive adapter equals a plain LoRA, delta_W = scaling * B A, with these factors:
 
 | method | A | B | rank |
 |---|---|---|---|
@@ -8,13 +10,15 @@
 | QA-BLoRA | H C and R, or C and R H | | min(D_out/lam_out, D_in/lam_in), which may differ from layer to layer |
 | IR-QLoRA | A + iec_a P | B + iec_b R | r |
 
-C and R are the compression and restoration of adapters/operators.py. PEQA multiplies scales, which is no LoRA, and full fine-tuning has no adapter: both
-are refused.
+C and R are the compression and restoration of adapters/operators.py. PEQA multiplies scales, so it is not a LoRA. Full
+fine-tuning has no adapter. Both are refused.
 
-A PEFT adapter stands beside the base that it was trained on. That is the original checkpoint for lora and blora. A base of codes is nothing
-that PEFT could load by itself, so that it leaves dequantized, in PLACE/base, and adapter_config.json names that: float32 unless --dtype says
-otherwise, since a dequantized weight is exact in nothing smaller. (A 4-bit nf base at block 64 without --double-quant is what bitsandbytes makes of
-the original checkpoint, bit for bit; who serves it so may put the original's name into adapter_config.json and drop PLACE/base.)
+A PEFT adapter needs the base that it was trained on. For lora and blora that is the original checkpoint. PEFT cannot
+load a base of codes from this project's files. Such a base is exported dequantized, in PLACE/base, and
+adapter_config.json names it. Its type is float32 unless --dtype names another: no smaller type holds a dequantized
+weight exactly. (A 4-bit nf base of block 64 without --double-quant equals, bit for bit, what bitsandbytes makes of the
+original checkpoint. For serving with bitsandbytes, adapter_config.json may name the original, and PLACE/base is not
+needed.)
 """
 from collections import Counter
 from pathlib import Path
@@ -23,16 +27,17 @@ import torch
 from torch import Tensor
 
 from adapters.adapted import adapted_layers
+from adapters.peft_in import attach_peft, read_peft
+from finetune.config import DTYPES
 from finetune.run import is_run
 from finetune.source import load_run_base
-from interop.hugging_face import DTYPES, name_of, read_model, write_model
-from adapters.peft_in import attach_peft, read_peft
+from interop.hugging_face import name_of, read_model, write_model
 from interop.trained import Trained
 from model.files import write_json, write_safetensors
 from model.hub import HubModel
 from model.llama import Llama
 
-PRODUCTS = 1e-4  # of a tensor's largest value: what products of other factors may round otherwise
+PRODUCTS = 1e-4  # of a tensor's largest value: B A and the run's own delta_W are rounded differently
 CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "base"
 
 
@@ -40,17 +45,20 @@ class PEFTExport:
     name, is_directory = "peft", True
 
     def __init__(self, trained: Trained, to: Path, dtype: str | None):
-        """dtype: of the base in PLACE/base, None for float32. Raises ValueError where there is no additive adapter, and for a dtype where the base is
-        the original. Reads headers only."""
+        """dtype: of the base in PLACE/base; None for float32. Raises ValueError if the run has no additive adapter, and
+        for a dtype if the base is the original. Reads headers only."""
         if trained.adapter_name is None:
-            raise ValueError(f"{trained.path} has no adapter that could leave as PEFT's; give it by --format safetensors")
+            raise ValueError(f"{trained.path} has no adapter, so --format peft has nothing to write: "
+                             f"use --format safetensors")
         if trained.adapter_name == "peqa":
-            raise ValueError(f"{trained.path}: peqa multiplies the scales of its codes, which is no sum of base and LoRA: export the merged model by "
-                             f"--format safetensors, or by --format gguf where its blocks are 32x1")
+            raise ValueError(f"{trained.path}: peqa multiplies the scales of its codes, and a LoRA only adds to the "
+                             f"base: export the merged model with --format safetensors, or with --format gguf if "
+                             f"its blocks are 32x1")
         self.trained, self.to = trained, to
         self.original = original_base(trained)
         if self.original and dtype:
-            raise ValueError(f"--dtype is of the base that leaves with an adapter, and this one stands beside the original, {self.original}")
+            raise ValueError(f"--dtype {dtype} is for a base that is exported with its adapter; this adapter uses the "
+                             f"original base, {self.original}: leave --dtype out")
         self.dtype = DTYPES[dtype or "float32"]
         self.tolerance = max(PRODUCTS, 4 * torch.finfo(self.dtype).eps)
 
@@ -58,32 +66,37 @@ class PEFTExport:
         tensors, ranks, alphas = {}, {}, {}
         for name, layer in adapted_layers(model).items():
             A, B = layer.adapter.lora_factors()
-            tensors |= {f"base_model.model.{name}.lora_{letter}.weight": factor.float() for letter, factor in (("A", A), ("B", B))}
+            tensors |= {f"base_model.model.{name}.lora_{letter}.weight": factor.float()
+                        for letter, factor in (("A", A), ("B", B))}
             ranks[name], alphas[name] = len(A), layer.adapter.scaling * len(A)
         write_safetensors(place / WEIGHTS, tensors)
         write_json(place / CONFIG, self.config(ranks, alphas))
-        kinds = {rank: dict.fromkeys(name.rpartition(".")[2] for name in ranks if ranks[name] == rank) for rank in sorted(set(ranks.values()))}
-        said = {"rank": "; ".join(f"{rank} ({', '.join(names)})" for rank, names in kinds.items())}
+        kinds = {rank: dict.fromkeys(name.rpartition(".")[2] for name in ranks if ranks[name] == rank)
+                 for rank in sorted(set(ranks.values()))}
+        facts = {"rank": "; ".join(f"{rank} ({', '.join(names)})" for rank, names in kinds.items())}
         if self.original:
-            return {**said, "base": f"{self.original}, beside which it stands"}
+            return {**facts, "base": f"{self.original}, the original"}
         base = load_base(self.trained)
         write_model(self.trained, base, self.dtype, place / BASE)
-        return {**said, "base": f"{self.to / BASE}, dequantized to {name_of(self.dtype)}: beside this one it stands"}
+        said = f"{self.to / BASE}, dequantized to {name_of(self.dtype)}: load the adapter with this base"
+        return {**facts, "base": said}
 
     def config(self, ranks: dict[str, int], alphas: dict[str, float]) -> dict:
-        """adapter_config.json. The commonest rank is `r`; kinds of layer with another are named in the patterns, with the alpha that keeps
-        alpha / r. All layers of one kind have one size, hence one rank."""
+        """adapter_config.json. `r` is the most common rank. The patterns name each kind of layer with another rank, and
+        the alpha that keeps its alpha / r. All layers of one kind have one size, hence one rank."""
         rank, _ = Counter(ranks.values()).most_common(1)[0]
         alpha = alphas[next(name for name in ranks if ranks[name] == rank)]
         others = {name.rpartition(".")[2]: name for name in ranks if ranks[name] != rank}
-        place = self.trained.model_place
-        return {"peft_type": "LORA", "task_type": "CAUSAL_LM", "inference_mode": True, "r": rank, "lora_alpha": whole(alpha),
-                "lora_dropout": self.trained.run.config.adapter.dropout, "bias": "none", "fan_in_fan_out": False, "use_rslora": False, "use_dora": False,
-                "target_modules": sorted({name.rpartition(".")[2] for name in ranks}), "modules_to_save": None,
+        base = self.original or (self.to / BASE).resolve()
+        return {"peft_type": "LORA", "task_type": "CAUSAL_LM", "inference_mode": True,
+                "r": rank, "lora_alpha": whole(alpha),
+                "lora_dropout": self.trained.run.config.adapter.dropout, "bias": "none",
+                "fan_in_fan_out": False, "use_rslora": False, "use_dora": False, "modules_to_save": None,
+                "target_modules": sorted({name.rpartition(".")[2] for name in ranks}),
                 "rank_pattern": {kind: ranks[name] for kind, name in others.items()},
                 "alpha_pattern": {kind: whole(alphas[name]) for kind, name in others.items()},
-                "base_model_name_or_path": str(place.repo if isinstance(place, HubModel) else self.original or (self.to / BASE).resolve()),
-                "revision": place.revision if isinstance(place, HubModel) and self.original else None}
+                "base_model_name_or_path": str(base.repo if isinstance(base, HubModel) else base),
+                "revision": base.revision if isinstance(base, HubModel) else None}
 
     # ---- reading again
 
@@ -96,17 +109,17 @@ class PEFTExport:
         return model
 
     def expected(self, model: Llama, name: str) -> Tensor | None:
-        """Not known exactly: a product of other factors rounds otherwise."""
+        """None: B A is rounded differently from the run's own delta_W, so no exact value is known."""
         return None
 
 
 def whole(alpha: float) -> float | int:
-    """PEFT calls it an integer, and takes others."""
+    """PEFT documents alpha as an integer, and accepts others too. `whole(16.0) == 16`"""
     return int(alpha) if alpha == int(alpha) else alpha
 
 
 def original_base(trained: Trained) -> Path | HubModel | None:
-    """Where the base is a checkpoint that PEFT's readers load as it stands."""
+    """The base's place if it is a checkpoint that PEFT's readers load as it is, else None."""
     place = trained.model_place
     if trained.run.base_file.is_file() or trained.quantized():
         return None

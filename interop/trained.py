@@ -1,11 +1,11 @@
-"""What is exported: a run as it was trained, or a model directory or GGUF file that is a result itself."""
+"""What is exported: a run as trained, or a model directory or GGUF file that is itself a result, such as RUN/merged."""
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adapters.adapted import AdaptedLinear
 from finetune.adapted_model import linear_names
@@ -27,8 +27,8 @@ class Trained:
 
     @classmethod
     def at(cls, path: Path) -> "Trained":
-        """Reads headers only. Raises ValueError or FileNotFoundError for what is no model, is not trained to the end of an epoch, or whose
-        base is no longer what it was."""
+        """Reads headers only. Raises ValueError or FileNotFoundError if there is no model at `path`, if no epoch of the
+        run has ended, or if the run's base has changed."""
         if is_run(path):
             run = open_run(path)
             check_trained(run)
@@ -50,12 +50,12 @@ class Trained:
 
     @property
     def adapter_name(self) -> str | None:
-        """A key of ADAPTERS; None: there is no adapter."""
+        """A key of ADAPTERS; None without an adapter."""
         return self.run.config.adapter_kind if self.run else None
 
     @property
     def base(self) -> Source:
-        """What the run was trained from."""
+        """The model that the run was trained from."""
         return Source(self.model_place)
 
     @property
@@ -64,8 +64,9 @@ class Trained:
 
     @property
     def origin(self) -> Path | None:
-        """The first model of the line, where it is still on this machine and what it was: a run's base, its base's base, ... It has the small
-        files, or the metadata, that runs do not keep. Fetches nothing."""
+        """The model at the start of the chain: the run's base, or its base's base, and so on. It has the small files,
+        or the metadata, that runs do not keep. None if it is not on this machine any more, or has changed. Fetches
+        nothing."""
         if self.run is None:
             return self.path
         place = self.model_place
@@ -79,7 +80,8 @@ class Trained:
 
     @property
     def as_it_is(self) -> Path | None:
-        """The GGUF file that the run was trained on as it is, or that this is: whatever the run did not train is still the file's own."""
+        """The GGUF file that this is, or that the run was trained on without quantizing it. All that the run did not
+        train is then still the file's own."""
         if self.run is None:
             place = self.path
         else:
@@ -88,7 +90,7 @@ class Trained:
 
     @property
     def code_files(self) -> list[Path]:
-        """The files whose headers name the layers that are codes under the adapter, or without one."""
+        """The files whose headers name the layers that hold codes: those of the base if there is an adapter."""
         if not self.adapter_name:
             return weight_files(self.path)
         if self.run.base_file.is_file():
@@ -96,34 +98,37 @@ class Trained:
         return Trained.at(self.base.path).code_files
 
     def quantized(self) -> dict[str, dict]:
-        """The layers that are codes, as `model.checkpoint.quantized_layers` has them."""
+        """The layers that hold codes, in the form of `model.checkpoint.quantized_layers`."""
         if not self.adapter_name or self.run.base_file.is_file():
             return quantized_layers(self.code_files)
         return self.base.quantized()
 
     @cached_property
     def adapted(self) -> list[str]:
-        """The layers that an adapter stands beside."""
+        """The names of the layers with an adapter."""
         targets = self.run.config.adapter.targets if self.adapter_name else None
         return linear_names(empty_model(self.config, torch.float32), targets) if targets else []
 
     def planned(self) -> Llama:
-        """The model with its adapters, without memory for any number."""
+        """The model with its adapters on the meta device, without memory for its weights."""
         return planned_run(self.run, self.run.config)
 
     def load(self) -> Llama:
-        """As trained, base and adapters side by side, computing in float32."""
-        return load_trained(self.run, self.run.config, torch.float32, "cpu") if self.run else Source(self.path).load(torch.float32, "cpu")
+        """The model as trained, base and adapters side by side, computing in float32."""
+        if self.run:
+            return load_trained(self.run, self.run.config, torch.float32, "cpu")
+        return Source(self.path).load(torch.float32, "cpu")
 
 
 def tensor_names(config: LlamaConfig) -> list[str]:
-    """Of the dense model, as Hugging Face has them; tied embeddings once."""
+    """The Hugging Face names of the dense model's tensors; tied embeddings once."""
     names = empty_model(config, torch.float32).state_dict()
     return [name for name in names if not (config.tie_word_embeddings and name == "lm_head.weight")]
 
 
 def dense_tensor(model: Llama, name: str) -> Tensor:
-    """A tensor of the dense model that this one equals: merged and dequantized in float32, all else in the type it has."""
+    """A tensor of the dense model that `model` equals. Merged and dequantized weights are float32; other tensors keep
+    their type."""
     layer, _, leaf = name.rpartition(".")
     module = model.get_submodule(layer)
     if leaf == "bias":
@@ -134,5 +139,5 @@ def dense_tensor(model: Llama, name: str) -> Tensor:
 
 
 def dense_tensors(model: Llama) -> Iterator[tuple[str, Tensor]]:
-    """All of them, one at a time."""
+    """(name, tensor) of the whole dense model, one at a time."""
     yield from ((name, dense_tensor(model, name)) for name in tensor_names(model.config))

@@ -5,7 +5,7 @@ and on every other width, against the memory that the weights take.
 """
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from finetune.config import RunConfig, flag, flat
@@ -55,7 +55,17 @@ def check_scores(scored: Sequence[tuple[Path, RunConfig, PreparedData]]) -> None
 def different_settings(a: RunConfig, b: RunConfig) -> list[str]:
     """The flags of all fields that belong to the experiment and differ."""
     pairs = zip(flat(a), flat(b), strict=True)
-    return [flag(f.name) for (f, x), (_, y) in pairs if x != y and f.metadata.get("setting", True)]
+    names = [f.name for (f, x), (_, y) in pairs if x != y and f.metadata.get("setting", True)]
+    typed = {"quantization": different_parts(a, b), "codes": ["model"]}  # what no flag of the same name sets
+    return [flag(name) for field in names for name in typed.get(field, [field])]
+
+
+def different_parts(a: RunConfig, b: RunConfig) -> list[str]:
+    """The fields of the two quantizations that differ; `quantizer` alone if one base is not quantized."""
+    own, other = a.base.quantization, b.base.quantization
+    if not own or not other:
+        return ["quantizer"]
+    return [f.name for f in fields(own) if getattr(own, f.name) != getattr(other, f.name)]
 
 
 def points_of(run: Path, config: RunConfig, rows: Sequence[Row]) -> list[Point]:

@@ -14,11 +14,13 @@ from finetune.run import new_run
 from finetune.source import Source
 from interop.trained import Trained
 from model.config_json import config_to_json
-from model.files import write_json
+from model.files import read_json, write_json
 from model.llama import Llama
 from model.tokenizer import copy_tokenizer
 from tests.cli import call
 
+# flags -> "arguments", as the last version of format 1 wrote them
+FORMAT_1 = Path(__file__).parent / "fixtures" / "format_1.json"
 TOKENS = torch.randint(3, 4000, (3, 17), generator=torch.Generator().manual_seed(0))
 
 
@@ -29,7 +31,8 @@ def made_run(path: Path, model: Path, *flags) -> Path:
     source, run = Source(config.base.model), new_run(path, "")
     config = with_codes_of_base(source, config)
     check_run(source, config)
-    write_json(run.config_file, {"format": FORMAT, "config": config_json(config), "model_config": config_to_json(source.config),
+    write_json(run.config_file, {"format": FORMAT, "config": config_json(config),
+                                 "model_config": config_to_json(source.config),
                                  "fingerprints": {"base": source.fingerprint}})
     copy_tokenizer(source.path, run.path)
     full = config.adapter_kind is None
@@ -40,6 +43,14 @@ def made_run(path: Path, model: Path, *flags) -> Path:
             p.add_(torch.randn(p.shape, generator=generator) * (0.01 if full else 0.3))
     keep()
     return path
+
+
+def in_format_1(run: Path, flags: str, without: tuple[str, ...] = ()) -> None:
+    """Rewrites config.json as an earlier version wrote it for `flags`; `without` are flags that did not exist yet."""
+    saved = read_json(run / "config.json")
+    arguments = {name: value for name, value in read_json(FORMAT_1)[flags].items() if name not in without}
+    write_json(run / "config.json", {"arguments": {**arguments, "model": saved["config"]["base"]["model"]},
+                                     "model_config": saved["model_config"], "fingerprints": saved["fingerprints"]})
 
 
 def export(run: Path, form: str, to: Path, *flags) -> dict:

@@ -13,7 +13,7 @@ seeds = st.integers(0, 2 ** 31)
 
 @st.composite
 def weights(draw, block: Block, dtype=torch.float64):
-    """(D_out, D_in) in whole blocks: normal weights, with a constant, a zero, a subnormal and an outlier block put in."""
+    """(D_out, D_in) in whole blocks: normal weights, and a constant, a zero, a subnormal and an outlier block."""
     rows, columns = draw(st.integers(1, 4)), draw(st.integers(1, 4))
     generator = torch.Generator().manual_seed(draw(seeds))
     weight = torch.randn(rows * block.n_out, columns * block.n_in, generator=generator, dtype=torch.float64)
@@ -43,7 +43,10 @@ def random(*shape, seed=0, dtype=torch.float64):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def nonzero_adapter(kind, D_out, D_in, lam=Lam(1, 1), rank=2, lora_alpha=3.0, seed=0, operators="avgpool", block=None):
+NO_POOLING = Lam(1, 1)
+
+
+def nonzero_adapter(kind, D_out, D_in, lam=NO_POOLING, rank=2, lora_alpha=3.0, seed=0, operators="avgpool", block=None):
     """A float64 adapter whose every factor is random and not zero: a fresh one computes nothing."""
     values = {"lam": lam, "rank": rank, "lora_alpha": lora_alpha, "operators": operators, "block": block}
     adapter = kind(D_out, D_in, **{option: values[option] for option in kind.options}).double()

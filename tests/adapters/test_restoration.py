@@ -105,6 +105,7 @@ def test_peqas_factors_on_another_bases_scales_are_not_the_layer_that_was_traine
     assert (elsewhere.weight() - elsewhere.base.dequantize(torch.float64) - moved).norm() > 0.1 * moved.norm()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", QUANTIZERS)
 @given(seed=seeds)
 def test_the_l_bit_error_falls_as_l_rises(name, seed):

@@ -1,12 +1,13 @@
-"""GPTQ over a whole model: one decoder layer at a time, each layer calibrated on what the quantized layers before it put out."""
+"""GPTQ over a whole model: layer by layer, each calibrated on the outputs of the quantized layers before it."""
 import copy
 
 import pytest
 import torch
 
+from finetune.adapted_model import linear_names
 from finetune.data import Calibration
-from finetune.models import linear_names
-from finetune.quantize import WeightErrors, gptq_model, show_report
+from finetune.gptq_model import gptq_model, show_report
+from finetune.quantize import WeightErrors, quantize_model_by_gptq, quantized_layer
 from model.checkpoint import open_weights, random_model, read_tensors, save_model
 from model.config import LlamaConfig
 from model.llama import Linear
@@ -14,9 +15,11 @@ from quant.gptq import CalibrationError, Hessian, LayerReport, gptq
 from quant.grid import Block
 from quant.linear import QuantLinear
 from quant.minmax import MinMax
+from quant.spec import QuantSpec
 
 CONFIG = LlamaConfig(vocab_size=32, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-                     num_key_value_heads=1, head_dim=16, max_position_embeddings=64, tie_word_embeddings=True, eos_token_ids=(2,))
+                     num_key_value_heads=1, head_dim=16, max_position_embeddings=64, tie_word_embeddings=True,
+                     eos_token_ids=(2,))
 ROWS = [torch.randint(3, 32, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in range(5, 45)]
 QUANTIZER = MinMax(2, Block(8, 1))
 
@@ -30,7 +33,8 @@ def model_of(scale=10.0):
 
 
 def calibrated(model, rows=ROWS, targets="all", bring=lambda prefix: None):
-    reports = gptq_model(model, bring, linear_names(model, targets), QUANTIZER, False, Calibration(rows, "these rows"), WeightErrors())
+    reports = gptq_model(model, bring, linear_names(model, targets), QUANTIZER, False, rows,
+                         lambda name, layer, weight: quantized_layer(layer, weight))
     return model, reports
 
 
@@ -53,13 +57,15 @@ def by_hand(seen_by):
         hessian = Hessian(layer.in_features)
         hessian.add(inputs_of(seen_by(model), name))
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, QuantLinear.from_weight(gptq(layer.weight, hessian.mean(name), QUANTIZER)[0]))
+        setattr(model.get_submodule(parent), child,
+                QuantLinear.from_weight(gptq(layer.weight, hessian.mean(name), QUANTIZER)[0]))
     return model
 
 
 def share_of_equal_codes(a, b):
     names = linear_names(a, "all")
-    equal = torch.cat([(a.get_submodule(n).quantized_weight().codes == b.get_submodule(n).quantized_weight().codes).flatten()
+    equal = torch.cat([(a.get_submodule(n).quantized_weight().codes
+                        == b.get_submodule(n).quantized_weight().codes).flatten()
                        for n in names])
     return equal.double().mean().item()
 
@@ -69,7 +75,8 @@ def test_each_layer_is_calibrated_on_the_outputs_of_the_quantized_layers_before_
     streamed, _ = calibrated(model_of())
     original = model_of()
     assert share_of_equal_codes(streamed, by_hand(lambda model: model)) > 0.99
-    assert share_of_equal_codes(streamed, by_hand(lambda model: original)) < 0.9  # control: activations of the 16-bit model
+    # control: activations of the 16-bit model
+    assert share_of_equal_codes(streamed, by_hand(lambda model: original)) < 0.9
 
 
 def test_padding_is_not_calibrated_on():
@@ -121,10 +128,26 @@ def test_what_cannot_be_calibrated_on_stops_with_the_layers_name(rows, spoil, me
 
 def test_the_report_is_worst_first_and_names_layers_above_rounding(capsys):
     reports = [LayerReport(f"layer{i}", 10, 0.01, 0, error, 0.3) for i, error in enumerate([0.1, 0.4, 0.2])]
-    saved = show_report(copy.deepcopy(reports), Calibration(ROWS, "these rows"))
+    saved = show_report(copy.deepcopy(reports), "these rows", len(ROWS))
     printed = capsys.readouterr().out
     assert [layer["layer"] for layer in saved["layers"]] == ["layer1", "layer2", "layer0"]
     assert [layer["above_rounding"] for layer in saved["layers"]] == [True, False, False]
     assert printed.index("layer1") < printed.index("layer2") < printed.index("layer0")
     assert "ABOVE ROUNDING: layer1: 4.00e-01 by gptq, 3.00e-01 by rounding" in printed and printed.count("ABOVE") == 1
+    assert printed.startswith("gptq, calibrated on these rows: 40 rows; worst layers")
+
+
+def test_the_report_that_a_run_keeps_says_what_gptq_was_calibrated_on(capsys):
+    model, errors = model_of(), WeightErrors()
+    spec = QuantSpec.of("gptq", 2, Block(8, 1))
+    original = {name: model.get_submodule(name).weight.clone() for name in linear_names(model, "all")}
+    saved = quantize_model_by_gptq(model, lambda prefix: None, list(original), spec, Calibration(ROWS, "these rows"),
+                                   errors)
     assert saved["calibration"]["tokens"] == sum(map(len, ROWS)) and len(saved["calibration"]["sha256"]) == 64
+    assert (saved["calibration"]["source"], saved["calibration"]["rows"]) == ("these rows", 40)
+    assert len(saved["layers"]) == 14
+    difference = torch.cat([(weight - model.get_submodule(name).dequantize()).flatten()
+                            for name, weight in original.items()])
+    size = torch.cat([weight.flatten() for weight in original.values()])
+    assert errors.overall() == pytest.approx((difference.norm() / size.norm()).item(), rel=1e-5)
+    assert share_of_equal_codes(model, calibrated(model_of())[0]) == 1

@@ -2,6 +2,7 @@
 import json
 import math
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,14 @@ import torch.nn.functional as F
 from adapters.adapted import AdaptedLinear, adapter_parameters, replace_layers
 from adapters.lam import Lam
 from adapters.lora import LoRA
-from finetune.loop import Settings, Trainer, TrainingDiverged, learning_rate, mean_loss, summed_loss
+from finetune.config import TrainingConfig
+from finetune.loop import Trainer, TrainingDiverged, learning_rate, mean_loss, summed_loss
 from tasks.task import Encoded
 from tests.model.test_model import tiny, tokens
 
-SETTINGS = Settings(lr=1e-2, batch_size=4, micro_batch=4, epochs=3, steps=None, warmup=0.1, clip=1.0, weight_decay=0.0,
-                    beta2=0.999, seed=0, save_every=2)
+SETTINGS = TrainingConfig(lr=1e-2, batch_size=4, micro_batch=4, epochs=3, steps=None, warmup=0.1, clip=1.0,
+                          weight_decay=0.0,
+                    beta2=0.999, save_every=2)
 DATA = [Encoded(tokens(1, 4 + i % 5, seed=i)[0].tolist(), 2) for i in range(22)]
 
 
@@ -30,7 +33,8 @@ def adapted_model(dropout=0.0):
 
 
 def trainer(tmp_path: Path, model, settings=SETTINGS, log=lambda record: None, keep=lambda: None):
-    return Trainer(model, adapter_parameters(model), settings, DATA[:18], DATA[18:], tmp_path / "state.safetensors", keep, log)
+    return Trainer(model, adapter_parameters(model), settings, 0, DATA[:18], DATA[18:], tmp_path / "state.safetensors",
+                   keep, log)
 
 
 def test_the_loss_is_cross_entropy_of_the_targets_alone():
@@ -59,8 +63,8 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(tmp_path):
     assert (ends[0] - ends[1]).abs().max() < 1e-8 and (ends[0] - ends[2]).abs().max() < 1e-8
     model = tiny()
     parts = [summed_loss(model, part) for part in (DATA[:3], DATA[3:4])]
-    whole = sum(l for l, _ in parts) / sum(n for _, n in parts)
-    assert abs(whole - sum(l / n for l, n in parts) / 2) > 1e-4
+    whole = sum(loss for loss, _ in parts) / sum(n for _, n in parts)
+    assert abs(whole - sum(loss / n for loss, n in parts) / 2) > 1e-4
 
 
 def test_only_the_adapters_change(tmp_path):
@@ -73,7 +77,8 @@ def test_only_the_adapters_change(tmp_path):
 
 def test_a_run_is_adamw_with_clipping_and_decay_written_out(tmp_path):
     """Three steps by hand: learning rate of each step, clipped gradient, decay of matrices, both moments."""
-    settings = replace(SETTINGS, steps=3, batch_size=18, micro_batch=18, clip=0.05, weight_decay=0.3, beta2=0.9, warmup=0.4)
+    settings = replace(SETTINGS, steps=3, batch_size=18, micro_batch=18, clip=0.05, weight_decay=0.3, beta2=0.9,
+                       warmup=0.4)
     model = adapted_model()
     by_hand = adapted_model()
     trainer(tmp_path, model, settings).run()
@@ -81,7 +86,7 @@ def test_a_run_is_adamw_with_clipping_and_decay_written_out(tmp_path):
     moments = {n: (torch.zeros_like(p), torch.zeros_like(p)) for n, p in parameters.items()}
     for step in range(3):
         lr, (loss, n) = learning_rate(step, 3, settings), summed_loss(by_hand, DATA[:18])
-        grads = dict(zip(parameters, torch.autograd.grad(loss / n, list(parameters.values()))))
+        grads = dict(zip(parameters, torch.autograd.grad(loss / n, list(parameters.values())), strict=True))
         norm = torch.cat([g.flatten() for g in grads.values()]).norm()
         assert norm > settings.clip
         for name, p in parameters.items():
@@ -156,7 +161,7 @@ def test_learning_rate_rises_then_falls_to_zero():
     settings = replace(SETTINGS, lr=1.0, warmup=0.1)
     rates = [learning_rate(i, 100, settings) for i in range(100)]
     assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
-    assert max(rates) == 1.0 and all(a >= b for a, b in zip(rates[10:], rates[11:])) and rates[-1] < 1e-3
+    assert max(rates) == 1.0 and all(a >= b for a, b in pairwise(rates[10:])) and rates[-1] < 1e-3
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path):

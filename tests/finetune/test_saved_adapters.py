@@ -4,7 +4,7 @@ import pytest
 from adapters import adapted_layer
 from adapters.adapted import replace_layers
 from adapters.lam import Lam
-from finetune import models
+from finetune.adapted_model import load_adapter, save_adapter
 from finetune.run import Run
 from quant.grid import Block
 from tests.adapters.test_every_combination import KINDS, ids, linear_names, quantized_model, same_bits
@@ -25,6 +25,6 @@ def test_an_adapter_saved_and_loaded_has_the_same_bits(kind, tmp_path):
         return model
     first, second, run = adapted(0), adapted(50), Run(tmp_path)
     assert not same_bits(first, second)
-    models.save_adapter(first, run)
-    models.load_adapter(second, run)
+    save_adapter(first, run)
+    load_adapter(second, run)
     assert same_bits(first, second)

@@ -1,5 +1,6 @@
 """export.py --format gguf: the k-bit model itself, or a dense one, as llama.cpp reads it."""
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,9 +24,9 @@ from quant.integer_minmax import IntegerMinMax
 from quant.minmax import MinMax
 from quant.normal_float import NormalFloat
 from tests.cli import SMALL
-from tests.export_runs import as_trained, difference, export, made_run, refusal
-from tests.model.test_families import GEMMA2
+from tests.export_runs import as_trained, difference, export, in_format_1, made_run, refusal
 from tests.gguf_files import ODD_HEADS, gguf, interleaved, strong_model, write_gguf
+from tests.model.test_families import GEMMA2
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 QABLORA = ["--method", "qablora", "--lam", "32x8"]
@@ -54,7 +55,8 @@ def merged_layers(tensors: dict) -> list[str]:
 
 @pytest.fixture
 def q4_1(tmp_path) -> Path:
-    return write_gguf(tmp_path / "base.gguf", strong_model(), "Q4_1", metadata={"general.name": "small", "general.license": "mit", "general.file_type": 3})
+    return write_gguf(tmp_path / "base.gguf", strong_model(), "Q4_1",
+                      metadata={"general.name": "small", "general.license": "mit", "general.file_type": 3})
 
 
 @pytest.mark.parametrize("flags", [QABLORA, ["--method", "qalora", "--lam", "32x1"],
@@ -74,7 +76,8 @@ def test_only_m_of_each_block_moves(q4_1, tmp_path, flags):
         a, b = blocks_of(tensor), blocks_of(theirs)
         assert (a[:, :2] == b[:, :2]).all() and (a[:, 4:] == b[:, 4:]).all()
         assert (a[:, 2:4] != b[:, 2:4]).any(axis=1).mean() > 0.8
-    assert report["of_which_with_the_codes_of_the_base"] == report["of_which_with_the_scales_of_the_base"] == report["merged_layers"] == len(adapted)
+    assert report["merged_layers_with_the_codes_of_the_base"] == report[
+        "merged_layers_with_the_scales_of_the_base"] == report["merged_layers"] == len(adapted)
 
 
 def test_the_new_m_is_the_merged_offset_rounded_to_float16_and_nothing_else_is_rounded(q4_1, tmp_path):
@@ -94,7 +97,7 @@ def test_the_new_m_is_the_merged_offset_rounded_to_float16_and_nothing_else_is_r
 
 @pytest.mark.parametrize("shift", [0, 1])
 def test_a_group_that_is_shifted_by_one_block_would_be_noticed(q4_1, tmp_path, shift, monkeypatch):
-    """Control: m of the next block."""
+    """Control: each block gets the m of the next block."""
     run = made_run(tmp_path / "run", q4_1, "--quantizer", "none", *QABLORA)
     if shift:
         monkeypatch.setattr("interop.gguf_writer.stored_rows", lambda weight, kind: stored_rows(
@@ -114,7 +117,7 @@ def test_a_base_without_offsets_gets_them_where_something_merged_and_keeps_its_t
         "blk.0.ffn_up.weight": "Q4_1", "blk.0.attn_q.weight": "Q4_0"}
     halves = before["blk.0.ffn_up.weight"].data.reshape(-1, 18)
     assert (halves[:, 2:] == blocks_of(after["blk.0.ffn_up.weight"])[:, 4:]).all()
-    assert report["of_which_with_the_scales_of_the_base"] == report["merged_layers"] == 6
+    assert report["merged_layers_with_the_scales_of_the_base"] == report["merged_layers"] == 6
     assert difference(as_trained(run), loaded(tmp_path / "out.gguf")) < 0.2
 
 
@@ -129,6 +132,7 @@ def test_a_dense_layer_of_a_file_stays_in_its_type(tmp_path):
     assert difference(as_trained(run), loaded(tmp_path / "out.gguf")) < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype,kind", [("float32", "F32"), ("float16", "F16"), ("bfloat16", "BF16")])
 def test_a_dense_file_of_any_run_with_the_files_own_metadata(q4_1, tmp_path, dtype, kind):
     run = made_run(tmp_path / "run", q4_1, "--quantizer", "none", "--method", "qlora")
@@ -138,14 +142,24 @@ def test_a_dense_file_of_any_run_with_the_files_own_metadata(q4_1, tmp_path, dty
     assert {t.tensor_type.name for name, t in tensors.items() if "norm" in name} == {"F32"}
     assert keys["general.license"] == "mit" and keys["general.file_type"] == {"F32": 0, "F16": 1, "BF16": 32}[kind]
     assert (report["largest_weight_difference"] == 0) == (dtype == "float32")
-    assert difference(as_trained(run), loaded(tmp_path / "out.gguf")) < {"float32": 1e-4, "float16": 0.2, "bfloat16": 2}[dtype]
+    assert difference(as_trained(run), loaded(tmp_path / "out.gguf")) < {"float32": 1e-4, "float16": 0.2,
+                                                                         "bfloat16": 2}[dtype]
+
+
+def test_a_run_on_a_gguf_file_of_format_1_exports_the_same_file(tmp_path):
+    base = write_gguf(tmp_path / "base.gguf", strong_model(), "Q4_1")
+    run = made_run(tmp_path / "run", base, "--method", "qablora", "--quantizer", "none", "--lam", "32x8")
+    config, before = open_run(run).config, export(run, "gguf", tmp_path / "out" / "x.gguf")
+    shutil.move(tmp_path / "out", tmp_path / "before")
+    in_format_1(run, "qablora --quantizer none --lam 32x8")
+    assert open_run(run).config == config and export(run, "gguf", tmp_path / "out" / "x.gguf") == before
 
 
 # ---- bases that were quantized here -------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
 def odd_base(tmp_path_factory, small_base) -> Path:
-    """Heads whose rows GGUF interleaves, strong enough that it matters."""
+    """A model whose attention heads GGUF interleaves, with weights large enough for the order of rows to matter."""
     path = tmp_path_factory.mktemp("odd")
     write_json(path / "config.json", config_to_json(ODD_HEADS))
     save_model(strong_model(), path / "model.safetensors", torch.bfloat16)
@@ -154,9 +168,11 @@ def odd_base(tmp_path_factory, small_base) -> Path:
 
 
 @pytest.mark.parametrize("flags", [
-    ["--block", "32x1", *QABLORA], ["--block", "32x8", "--method", "qablora"], ["--quantizer", "absmax", "--block", "32x1", *QABLORA],
+    ["--block", "32x1", *QABLORA], ["--block", "32x8", "--method", "qablora"],
+    ["--quantizer", "absmax", "--block", "32x1", *QABLORA],
     ["--quantizer", "intminmax", "--block", "32x1", *QABLORA],
-    ["--block", "64x1", "--method", "qalora", "--quantizer", "minmax", "--targets", "mlp", "--quantized-layers", "mlp"]], ids=" ".join)
+    ["--block", "64x1", "--method", "qalora", "--quantizer", "minmax", "--targets", "mlp", "--quantized-layers",
+     "mlp"]], ids=" ".join)
 def test_codes_on_whole_number_levels_in_blocks_of_32_or_several_such_are_q4_1(odd_base, small_base, tmp_path, flags):
     model = odd_base
     if "64x1" in flags:
@@ -170,10 +186,13 @@ def test_codes_on_whole_number_levels_in_blocks_of_32_or_several_such_are_q4_1(o
     tensors, _ = read(tmp_path / "out.gguf")
     kinds = {name: t.tensor_type.name for name, t in tensors.items()}
     quantized = [name for name in merged_layers(tensors) if "64x1" not in flags or "ffn" in name]
-    assert {kinds[name] for name in quantized} == {"Q4_1"} and kinds["token_embd.weight"] == "BF16" and kinds["output_norm.weight"] == "F32"
-    assert report["of_which_with_the_codes_of_the_base"] == report["of_which_with_the_scales_of_the_base"] == len(quantized)
+    assert {kinds[name] for name in quantized} == {"Q4_1"} and kinds["token_embd.weight"] == "BF16"
+    assert kinds["output_norm.weight"] == "F32"
+    assert report["merged_layers_with_the_codes_of_the_base"] == report[
+        "merged_layers_with_the_scales_of_the_base"] == len(quantized)
     ours, theirs = as_trained(run), loaded(tmp_path / "out.gguf")
-    assert difference(ours, theirs) < 0.3 < 1 < difference(ours, loaded(odd_base) if model == odd_base else loaded(model))
+    assert difference(ours, theirs) < 0.3 < 1 < difference(ours, loaded(odd_base) if model == odd_base
+                                                           else loaded(model))
 
 
 def test_rows_of_q_and_k_are_stored_as_llama_cpp_wants_them(odd_base, tmp_path):
@@ -185,19 +204,22 @@ def test_rows_of_q_and_k_are_stored_as_llama_cpp_wants_them(odd_base, tmp_path):
         weight = model.get_submodule(our_name(name).removesuffix(".weight")).weight().detach()
         ours = interleaved(weight, heads) if heads else weight
         assert (stored - ours).abs().max() < 0.02
-        assert not heads or (stored - weight).abs().max() > 0.5  # in the order of Hugging Face files it would be another matrix
+        # control: the order of Hugging Face files gives another matrix
+        assert not heads or (stored - weight).abs().max() > 0.5
 
 
 def test_peqa_on_blocks_of_32_leaves_with_its_scales_rounded(odd_base, tmp_path):
     run = made_run(tmp_path / "run", odd_base, "--method", "peqa")
     report = export(run, "gguf", tmp_path / "out.gguf")
-    assert report["of_which_with_the_codes_of_the_base"] == 14 and report["of_which_with_the_scales_of_the_base"] == 0
+    assert report["merged_layers_with_the_codes_of_the_base"] == 14
+    assert report["merged_layers_with_the_scales_of_the_base"] == 0
     assert difference(as_trained(run), loaded(tmp_path / "out.gguf")) < 0.3
 
 
 def test_layers_without_an_adapter_leave_as_q4_0_and_q8_0_where_there_is_no_offset(odd_base, tmp_path):
     for bits, kind in ((4, "Q4_0"), (8, "Q8_0")):
-        run = made_run(tmp_path / f"run{bits}", odd_base, "--method", "qlora", "--quantizer", "absmax", "--bits", bits, "--block", "32x1")
+        run = made_run(tmp_path / f"run{bits}", odd_base, "--method", "qlora", "--quantizer", "absmax", "--bits", bits,
+                       "--block", "32x1")
         base = tmp_path / f"base{bits}"
         write_json(base / "config.json", config_to_json(ODD_HEADS))
         (run / "base.safetensors").rename(base / "model.safetensors")
@@ -224,11 +246,15 @@ def test_a_merged_directory_leaves_as_the_run_does(odd_base, tmp_path):
 
 @pytest.mark.parametrize("flags,message", [
     (["--block", "4x8", "--method", "qablora"],
-     r"blocks of 4x8 \(n_in x n_out\) do not fall into GGUF's, which are 32x1\. Train with .*--block 32x1 .*--lam 32x8"),
-    (["--block", "32x1", "--bits", "3", *QABLORA], r"3 bits with an offset are none of GGUF's types.*--bits 4 --block 32x1"),
+     r"blocks of 4x8 \(n_in x n_out\) do not fall into GGUF's, which are 32x1\. "
+     r"Train with .*--block 32x1 .*--lam 32x8"),
+    (["--block", "32x1", "--bits", "3", *QABLORA],
+     r"3 bits with an offset are none of GGUF's types.*--bits 4 --block 32x1"),
     (["--block", "32x1", "--bits", "8", *QABLORA], "8 bits with an offset are none of GGUF's types"),
-    (["--block", "32x1", "--method", "qlora"], r"lam_in=1 x lam_out=1 .*An adapter merges into k bits only if .* or export a dense file with --dtype"),
-    (["--block", "32x1", "--quantizer", "nf", *QABLORA], r"levels that are no whole numbers \(-1, .*--quantizer minmax"),
+    (["--block", "32x1", "--method", "qlora"],
+     r"merges into k bits only if .*lam_in=1 x lam_out=1.* or export a dense file with --dtype"),
+    (["--block", "32x1", "--quantizer", "nf", *QABLORA],
+     r"levels that are no whole numbers \(-1, .*--quantizer minmax"),
     (["--block", "32x1", "--quantizer", "absmax", "--bits", "8", "--method", "qablora"], "8 bits with an offset")])
 def test_what_fits_no_type_is_refused_with_what_to_train_instead(odd_base, tmp_path, monkeypatch, flags, message):
     run = made_run(tmp_path / "run", odd_base, *flags)
@@ -236,7 +262,7 @@ def test_what_fits_no_type_is_refused_with_what_to_train_instead(odd_base, tmp_p
         inside.setattr("interop.trained.Trained.load", lambda self: pytest.fail("weights were loaded"))
         assert re.search(message, refusal(run, "gguf", tmp_path / "out.gguf"))
     if "3" in flags:
-        assert difference(as_trained(run), dense(run, tmp_path / "out.gguf")) < 1e-4  # which is what the message offers
+        assert difference(as_trained(run), dense(run, tmp_path / "out.gguf")) < 1e-4  # the message offers a dense file
 
 
 def dense(run, to):
@@ -249,8 +275,9 @@ def test_gemma_2_is_refused_by_name(tmp_path, small_base):
     write_json(tmp_path / "base/config.json", config_to_json(config))
     save_model(random_model(config, torch.float32, seed=0), tmp_path / "base/model.safetensors")
     copy_tokenizer(small_base, tmp_path / "base")
-    assert "model_type 'gemma2' is not written as GGUF; supported: llama, mistral, qwen2. Export it by --format safetensors" in refusal(
-        tmp_path / "base", "gguf", tmp_path / "out.gguf")
+    said = refusal(tmp_path / "base", "gguf", tmp_path / "out.gguf")
+    assert ("model_type 'gemma2' is not written as GGUF; supported: llama, mistral, qwen2. "
+            "Use --format safetensors") in said
 
 
 def test_heads_that_llama_cpp_does_not_load_are_refused(tmp_path, small_base):
@@ -258,18 +285,23 @@ def test_heads_that_llama_cpp_does_not_load_are_refused(tmp_path, small_base):
     write_json(tmp_path / "base/config.json", config_to_json(config))
     save_model(random_model(config, torch.float32, seed=0), tmp_path / "base/model.safetensors")
     copy_tokenizer(small_base, tmp_path / "base")
-    assert "a qwen2 whose heads have 64 dimensions together, and hidden_size 32" in refusal(tmp_path / "base", "gguf", tmp_path / "out.gguf")
+    assert "a qwen2 whose heads have 64 dimensions together and whose hidden_size is 32" in refusal(
+        tmp_path / "base", "gguf", tmp_path / "out.gguf")
 
 
 def test_a_window_ends_the_context_where_it_would_begin_to_matter():
-    assert model_keys(replace(SMALL, model_type="mistral", sliding_window=64, windowed_layers=(0,)))["context_length"] == 64
+    assert model_keys(replace(SMALL, model_type="mistral", sliding_window=64,
+                              windowed_layers=(0,)))["context_length"] == 64
     assert model_keys(SMALL)["context_length"] == SMALL.max_position_embeddings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type,scaling", [("llama", {"rope_type": "llama3", **LLAMA_3_ROPE, "factor": 8.0}),
-                                                ("mistral", {"rope_type": "linear", "factor": 4.0}), ("qwen2", {"rope_type": "linear", "factor": 4.0})])
+                                                ("mistral", {"rope_type": "linear", "factor": 4.0}),
+                                                ("qwen2", {"rope_type": "linear", "factor": 4.0})])
 def test_other_families_and_rotary_scalings_come_back_as_they_were(tmp_path, small_base, model_type, scaling):
-    config = replace(ODD_HEADS, rope_scaling=scaling, model_type=model_type, attention_bias=model_type == "qwen2", rope_theta=500000.0,
+    config = replace(ODD_HEADS, rope_scaling=scaling, model_type=model_type, attention_bias=model_type == "qwen2",
+                     rope_theta=500000.0,
                      head_dim=8 if model_type == "qwen2" else 16, tie_word_embeddings=model_type != "mistral")
     model = strong_model(config)
     for name, p in model.named_parameters():
@@ -289,14 +321,17 @@ def test_other_families_and_rotary_scalings_come_back_as_they_were(tmp_path, sma
 
 @pytest.mark.parametrize("kind", BLOCK_TYPES)
 def test_any_bytes_at_all_come_back_as_they_were(kind):
-    rows = torch.randint(0, 256, (40, 3 * BLOCK_TYPES[kind].bytes), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    rows = torch.randint(0, 256, (40, 3 * BLOCK_TYPES[kind].bytes), dtype=torch.uint8,
+                         generator=torch.Generator().manual_seed(0))
     rows[:, 1::BLOCK_TYPES[kind].bytes] &= 0x3B  # finite
     assert torch.equal(stored_rows(quantized_weight(rows, BLOCK_TYPES[kind]), BLOCK_TYPES[kind]), rows)
 
 
 @pytest.mark.parametrize("quantizer,kind,exact", [
-    (MinMax(4, Block(32, 1)), "Q4_1", True), (MinMax(4, Block(64, 2)), "Q4_1", True), (AbsMax(4, Block(32, 1)), "Q4_0", True),
-    (AbsMax(8, Block(None, 1)), "Q8_0", True), (IntegerMinMax(4, Block(96, 4)), "Q4_1", False)], ids=lambda value: getattr(value, "name", value))
+    (MinMax(4, Block(32, 1)), "Q4_1", True), (MinMax(4, Block(64, 2)), "Q4_1", True),
+    (AbsMax(4, Block(32, 1)), "Q4_0", True),
+    (AbsMax(8, Block(None, 1)), "Q8_0", True), (IntegerMinMax(4, Block(96, 4)), "Q4_1", False)],
+    ids=lambda value: getattr(value, "name", value))
 def test_what_the_gguf_package_reads_is_the_grids_own_weight(quantizer, kind, exact):
     w = torch.randn(8, 192, generator=torch.Generator().manual_seed(0))
     weight = quantizer.quantize(w)
@@ -308,7 +343,8 @@ def test_what_the_gguf_package_reads_is_the_grids_own_weight(quantizer, kind, ex
 
 
 @pytest.mark.parametrize("quantizer,message", [
-    (MinMax(4, Block(16, 1)), "blocks of 16x1"), (NormalFloat(4, Block(32, 1)), "no whole numbers"), (MinMax(2, Block(32, 1)), "2 bits with"),
+    (MinMax(4, Block(16, 1)), "blocks of 16x1"), (NormalFloat(4, Block(32, 1)), "no whole numbers"),
+    (MinMax(2, Block(32, 1)), "2 bits with"),
     (AbsMax(3, Block(32, 1)), "3 bits without"), (MinMax(8, Block(32, 1)), "8 bits with")])
 def test_grids_that_no_type_holds(quantizer, message):
     grid = quantizer.fit(torch.randn(8, 64))
@@ -323,5 +359,6 @@ def test_factors_beyond_float16_are_refused():
 
 
 def test_names_go_both_ways():
-    for name in ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight", "model.layers.11.self_attn.q_proj.bias"):
+    for name in ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight",
+                 "model.layers.11.self_attn.q_proj.bias"):
         assert our_name(gguf_name(name)) == name

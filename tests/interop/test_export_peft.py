@@ -14,14 +14,16 @@ from adapters import ADAPTERS
 from adapters.adapted import adapted_layers
 from adapters.irqlora import IRQLoRA
 from adapters.lam import Lam
-from interop.peft import PEFTExport
 from adapters.peft_in import attach_peft, read_peft
+from interop.peft import PEFTExport
 from model.checkpoint import load_config, load_model, weight_files
 from model.files import read_json, write_json
 from tests.cli import call, rows_of
 from tests.export_runs import as_trained, difference, export, made_run, refusal
+from tests.model import test_hub
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
+fake = test_hub.fake  # the hub made of local folders
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ALL = "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"
 
@@ -37,13 +39,15 @@ def with_adapter(base, directory):
 
 
 def by_hand(base, directory):
-    """The sum of base and adapter as PEFT's documentation has it: W + lora_alpha / r * B A, r and lora_alpha by the end of the name."""
+    """W + lora_alpha / r * B A, as PEFT defines it. The end of a layer's name selects r and lora_alpha."""
     model, stated, tensors = loaded(base), read_json(directory / CONFIG), load_file(directory / WEIGHTS)
     for name in {key.removeprefix("base_model.model.").partition(".lora_")[0] for key in tensors}:
         kind = name.rpartition(".")[2]
         A, B = (tensors[f"base_model.model.{name}.lora_{letter}.weight"] for letter in "AB")
-        rank, alpha = stated["rank_pattern"].get(kind, stated["r"]), stated["alpha_pattern"].get(kind, stated["lora_alpha"])
-        assert A.shape[0] == B.shape[1] == rank and A.dtype == B.dtype == torch.float32 and kind in stated["target_modules"]
+        rank, alpha = stated["rank_pattern"].get(kind,
+                                                 stated["r"]), stated["alpha_pattern"].get(kind, stated["lora_alpha"])
+        assert A.shape[0] == B.shape[1] == rank and A.dtype == B.dtype == torch.float32
+        assert kind in stated["target_modules"]
         weight = model.get_submodule(name).weight
         weight.data = weight.data.float() + alpha / rank * B @ A
     return model
@@ -52,19 +56,23 @@ def by_hand(base, directory):
 # ---- the mathematics ----------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("name,options", [
-    ("lora", {"lam": Lam(1, 1)}), ("blora", {"lam": Lam(2, 2)}), ("blora", {"lam": Lam(2, 2), "operators": "truncation"}),
-    ("blora", {"lam": Lam(4, 4), "operators": "interval"}), ("qalora", {"lam": Lam(8, 1)}), ("irqlora", {"lam": Lam(1, 1)}),
-    ("qablora", {"lam": Lam(4, 8)}), ("qablora", {"lam": Lam(2, 1)}), ("qablora", {"lam": Lam(4, 8), "operators": "truncation"}),
+    ("lora", {"lam": Lam(1, 1)}), ("blora", {"lam": Lam(2, 2)}),
+    ("blora", {"lam": Lam(2, 2), "operators": "truncation"}),
+    ("blora", {"lam": Lam(4, 4), "operators": "interval"}), ("qalora", {"lam": Lam(8, 1)}),
+    ("irqlora", {"lam": Lam(1, 1)}),
+    ("qablora", {"lam": Lam(4, 8)}), ("qablora", {"lam": Lam(2, 1)}),
+    ("qablora", {"lam": Lam(4, 8), "operators": "truncation"}),
     ("qablora", {"lam": Lam(2, 1), "operators": "interval"})])
 def test_every_additive_adapter_is_a_plain_lora(name, options):
-    """In float64, with random non-zero parameters; QA-BLoRA's core both wider and higher than it is not."""
+    """In float64, with random non-zero parameters. QA-BLoRA's core is once wider than high, once higher than wide."""
     torch.manual_seed(0)
     adapter = ADAPTERS[name](D_out=16, D_in=24, rank=4, lora_alpha=6, **options).double()
     for p in adapter.parameters():
         torch.nn.init.normal_(p)
     A, B = adapter.lora_factors()
     assert torch.allclose(adapter.scaling * B @ A, adapter.delta_weight(), rtol=0, atol=1e-10)
-    core = {"blora": 4 * options["lam"].lam_in, "qablora": min(16 // options["lam"].lam_out, 24 // options["lam"].lam_in)}
+    core = {"blora": 4 * options["lam"].lam_in, "qablora": min(16 // options["lam"].lam_out,
+                                                               24 // options["lam"].lam_in)}
     assert A.shape == (core.get(name, 4), 24) and B.shape == (16, core.get(name, 4))
 
 
@@ -78,10 +86,13 @@ def test_leaving_the_shortcuts_of_iec_out_gives_another_matrix():
 # ---- out ----------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("flags,rank", [
-    (["lora"], f"16 ({ALL})"), (["blora", "--lora-alpha", "24"], f"32 ({ALL})"), (["qlora", "--block", "32x1"], f"16 ({ALL})"),
-    (["qblora", "--block", "32x1", "--targets", "attention"], "32 (q_proj, k_proj, v_proj, o_proj)"), (["irqlora", "--block", "32x1"], f"16 ({ALL})"),
+    (["lora"], f"16 ({ALL})"), (["blora", "--lora-alpha", "24"], f"32 ({ALL})"),
+    (["qlora", "--block", "32x1"], f"16 ({ALL})"),
+    (["qblora", "--block", "32x1", "--targets", "attention"], "32 (q_proj, k_proj, v_proj, o_proj)"),
+    (["irqlora", "--block", "32x1"], f"16 ({ALL})"),
     (["qalora", "--quantizer", "minmax", "--rank", "3"], f"3 ({ALL})"),
-    (["qablora"], "2 (k_proj, v_proj); 4 (q_proj, o_proj, down_proj); 8 (gate_proj, up_proj)")], ids=lambda value: str(value[0]))
+    (["qablora"], "2 (k_proj, v_proj); 4 (q_proj, o_proj, down_proj); 8 (gate_proj, up_proj)")],
+    ids=lambda value: str(value[0]))
 def test_base_and_exported_adapter_compute_what_the_run_computes(small_base, tmp_path, flags, rank):
     run = made_run(tmp_path / "run", small_base, "--method", *flags)
     report = export(run, "peft", tmp_path / "out")
@@ -89,31 +100,44 @@ def test_base_and_exported_adapter_compute_what_the_run_computes(small_base, tmp
     ours = as_trained(run)
     assert difference(ours, by_hand(base, tmp_path / "out")) < 2e-4
     assert difference(ours, with_adapter(base, tmp_path / "out")) < 2e-4 < 0.05 < difference(ours, loaded(base))
-    assert report["rank"] == rank and report["largest_logit_difference"] < 2e-4 and report["largest_weight_difference"] < 1e-5
+    assert report["rank"] == rank and report["largest_logit_difference"] < 2e-4
+    assert report["largest_weight_difference"] < 1e-5
     stated = json.loads((tmp_path / "out" / CONFIG).read_text())
     assert stated["base_model_name_or_path"] == str(base.resolve()) and stated["task_type"] == "CAUSAL_LM"
 
 
 def test_an_adapter_that_does_not_read_as_it_was_written_gets_no_name(small_base, tmp_path, monkeypatch):
-    """Control of the comparison: the alpha that is written is another."""
+    """Control of the comparison: another alpha is written."""
     run, right = made_run(tmp_path / "run", small_base, "--method", "lora"), PEFTExport.config
     monkeypatch.setattr(PEFTExport, "config", lambda self, *rest: {**right(self, *rest), "lora_alpha": 17})
     assert "what was read again differs from the run by" in refusal(run, "peft", tmp_path / "out")
 
 
 def test_the_base_of_codes_leaves_beside_the_adapter_as_it_was_trained_on(small_base, tmp_path, capsys):
-    """The original 16-bit base under the same adapter is another model: what restoration is, not what was trained."""
+    """The same adapter on the original 16-bit base is another model: it is restored, not as trained."""
     run = made_run(tmp_path / "run", small_base, "--method", "qlora", "--bits", "2", "--block", "32x1")
     report = export(run, "peft", tmp_path / "out")
-    assert "out/base, dequantized to float32: beside this one it stands" in report["base"] and report["base"] in capsys.readouterr().out
+    assert "out/base, dequantized to float32: load the adapter with this base" in report["base"]
+    assert report["base"] in capsys.readouterr().out
     assert difference(as_trained(run), with_adapter(small_base, tmp_path / "out")) > 0.05
     half = export(run, "peft", tmp_path / "half", "--dtype", "bfloat16")
     assert 1e-5 < half["largest_weight_difference"] < 1e-2
     assert {t.dtype for t in load_file(tmp_path / "half/base/model.safetensors").values()} == {torch.bfloat16}
 
 
+def test_only_an_adapter_of_the_original_names_the_repository_of_the_hub(fake, tmp_path):
+    """A base of codes is exported beside its adapter: the repository holds another model."""
+    adapters = {}
+    for method in ("lora", "qlora"):
+        run = made_run(tmp_path / method, "org/small", "--method", method, *["--block", "32x1"] * (method == "qlora"))
+        export(run, "peft", tmp_path / f"{method}-out")
+        stated = read_json(tmp_path / f"{method}-out" / CONFIG)
+        adapters[method] = stated["base_model_name_or_path"], (tmp_path / f"{method}-out" / "base").is_dir()
+    assert adapters == {"lora": ("org/small", False), "qlora": (str(tmp_path / "qlora-out" / "base"), True)}
+
+
 def test_a_run_on_a_run_brings_its_base_too(small_base, tmp_path):
-    """config.json of a run is no model's, so that PEFT's readers could not load it."""
+    """PEFT's readers cannot load a run directory: its config.json is not a model's."""
     first = made_run(tmp_path / "first", small_base, "--method", "full")
     second = made_run(tmp_path / "second", first, "--method", "lora")
     export(second, "peft", tmp_path / "out")
@@ -121,10 +145,13 @@ def test_a_run_on_a_run_brings_its_base_too(small_base, tmp_path):
 
 
 @pytest.mark.parametrize("flags,arguments,message", [
-    (["peqa"], [], "peqa multiplies the scales of its codes, which is no sum of base and LoRA: export the merged model"),
-    (["full"], [], "has no adapter that could leave as PEFT's"),
-    (["lora"], ["--dtype", "float32"], "--dtype is of the base that leaves with an adapter")])
-def test_what_is_no_lora_is_refused_before_a_weight_is_loaded(small_base, tmp_path, monkeypatch, flags, arguments, message):
+    (["peqa"], [],
+     "peqa multiplies the scales of its codes, and a LoRA only adds to the base: export the merged model"),
+    (["full"], [], "has no adapter, so --format peft has nothing to write: use --format safetensors"),
+    (["lora"], ["--dtype", "float32"],
+     "--dtype float32 is for a base that is exported with its adapter; this adapter uses the original base")])
+def test_what_is_no_lora_is_refused_before_a_weight_is_loaded(small_base, tmp_path, monkeypatch, flags, arguments,
+                                                              message):
     run = made_run(tmp_path / "run", small_base, "--method", *flags)
     monkeypatch.setattr("interop.trained.Trained.load", lambda self: pytest.fail("weights were loaded"))
     assert message in refusal(run, "peft", tmp_path / "out", *arguments)
@@ -135,14 +162,19 @@ def test_what_is_no_lora_is_refused_before_a_weight_is_loaded(small_base, tmp_pa
 
 @pytest.fixture(scope="module")
 def adapter(small_base, tmp_path_factory):
-    """As PEFT writes one: q_proj of rank 4, down_proj of rank 2 with an alpha of its own."""
+    """An adapter as PEFT writes it: q_proj has rank 4, down_proj has rank 2 and its own alpha."""
     path, generator = tmp_path_factory.mktemp("adapter"), torch.Generator().manual_seed(0)
     sizes = {"self_attn.q_proj": (4, 32, 32), "mlp.down_proj": (2, 32, 64)}
-    save_file({f"base_model.model.model.layers.0.{name}.lora_{letter}.weight": torch.randn(shape, generator=generator) * 0.3
-               for name, (r, D_out, D_in) in sizes.items() for letter, shape in (("A", (r, D_in)), ("B", (D_out, r)))}, path / WEIGHTS)
-    write_json(path / CONFIG, {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"], "bias": "none",
-                               "rank_pattern": {"down_proj": 2}, "alpha_pattern": {"layers.0.mlp.down_proj": 6}, "use_dora": False,
-                               "modules_to_save": None, "init_lora_weights": True, "lora_dropout": 0.1, "task_type": "CAUSAL_LM"})
+    save_file({f"base_model.model.model.layers.0.{name}.lora_{letter}.weight": torch.randn(shape, generator=generator)
+               * 0.3
+               for name, (r, D_out, D_in) in sizes.items() for letter, shape in (("A", (r, D_in)), ("B", (D_out, r)))},
+               path / WEIGHTS)
+    write_json(path / CONFIG, {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"],
+                               "bias": "none",
+                               "rank_pattern": {"down_proj": 2}, "alpha_pattern": {"layers.0.mlp.down_proj": 6},
+                               "use_dora": False,
+                               "modules_to_save": None, "init_lora_weights": True, "lora_dropout": 0.1,
+                               "task_type": "CAUSAL_LM"})
     return path
 
 
@@ -166,11 +198,16 @@ def test_an_adapter_on_codes_is_the_same_adapter(small_base, adapter, tmp_path):
 
 
 @pytest.mark.parametrize("changed,message", [
-    ({"peft_type": "IA3"}, r"peft_type 'IA3' is not read; LORA is"), ({"use_dora": True}, "use_dora True is not plain LoRA"),
-    ({"bias": "all"}, "bias 'all' is not plain LoRA"), ({"modules_to_save": ["lm_head"]}, r"modules_to_save \['lm_head'\]"),
-    ({"fan_in_fan_out": True}, "fan_in_fan_out True"), ({"lora_alpha": None}, "lora_alpha is None, not a number above 0"),
-    ({"layer_replication": [[0, 1]]}, "layer_replication"), ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights 'pissa_niter_4' is not plain LoRA"),
-    ({"init_lora_weights": "olora"}, "init_lora_weights 'olora'"), ({"kasa_config": {"beta": 1}}, "kasa_config"), ({"r": 8}, r"q_proj.lora_A.weight has shape \[4, 32\] instead of \[8, 32\] \(r 8")])
+    ({"peft_type": "IA3"}, r"peft_type 'IA3' is not read; LORA is"),
+    ({"use_dora": True}, "use_dora True is not plain LoRA"),
+    ({"bias": "all"}, "bias 'all' is not plain LoRA"),
+    ({"modules_to_save": ["lm_head"]}, r"modules_to_save \['lm_head'\]"),
+    ({"fan_in_fan_out": True}, "fan_in_fan_out True"),
+    ({"lora_alpha": None}, "lora_alpha is None, not a number above 0"),
+    ({"layer_replication": [[0, 1]]}, "layer_replication"), ({"init_lora_weights": "pissa_niter_4"},
+                                                             "init_lora_weights 'pissa_niter_4' is not plain LoRA"),
+    ({"init_lora_weights": "olora"}, "init_lora_weights 'olora'"), ({"kasa_config": {"beta": 1}}, "kasa_config"),
+    ({"r": 8}, r"q_proj.lora_A.weight has shape \[4, 32\] instead of \[8, 32\] \(r 8")])
 def test_what_is_not_plain_lora_is_refused_by_name(small_base, adapter, tmp_path, changed, message):
     shutil.copytree(adapter, tmp_path / "a")
     write_json(tmp_path / "a" / CONFIG, {**read_json(adapter / CONFIG), **changed})
@@ -187,7 +224,8 @@ def test_what_is_not_plain_lora_is_refused_by_name(small_base, adapter, tmp_path
     ("model.layers.0.mlp.up_proj.lora_A.weight", (4, 32), r"up_proj.lora_B.weight has shape \[\] instead of")])
 def test_tensors_that_have_no_place_are_refused_by_name(small_base, adapter, tmp_path, name, shape, message):
     shutil.copytree(adapter, tmp_path / "a")
-    save_file({**load_file(adapter / WEIGHTS), f"base_model.model.{name}": torch.zeros(shape)}, tmp_path / "a" / WEIGHTS)
+    save_file({**load_file(adapter / WEIGHTS), f"base_model.model.{name}": torch.zeros(shape)},
+              tmp_path / "a" / WEIGHTS)
     with pytest.raises(ValueError, match=message):
         read_peft(tmp_path / "a", load_config(small_base))
 
@@ -207,12 +245,14 @@ FEW = ["--limit", "40", "--test-limit", "4", "--max-new-tokens", "2", "--dtype",
 
 
 def test_eval_scores_base_and_adapter_as_the_run_that_they_came_from(small_base, tmp_path):
-    """Also beside codes: QLoRA's own quantized base, made again by the same quantizer."""
+    """The second base holds codes: QLoRA's quantized base, made again by the same quantizer."""
     run = tmp_path / "run"
-    assert call(train_script, "--method", "qlora", "--model", small_base, "--block", "32x1", "--steps", "3", "--lr", "0.03", *FEW, "--out", run) is None
+    assert call(train_script, "--method", "qlora", "--model", small_base, "--block", "32x1", "--steps", "3", "--lr",
+                "0.03", *FEW, "--out", run) is None
     states = rows_of(run)
     export(run, "peft", tmp_path / "peft")
-    for model, quantizer, row in ((tmp_path / "peft/base", [], "base"), (small_base, ["--quantizer", "nf", "--block", "32x1"], "quantized-4bit-nf-32x1")):
+    for model, quantizer, row in ((tmp_path / "peft/base", [], "base"),
+                                  (small_base, ["--quantizer", "nf", "--block", "32x1"], "quantized-4bit-nf-32x1")):
         command = ["--model", model, "--adapter", tmp_path / "peft", *quantizer, *FEW, "--out", tmp_path / row]
         assert call(eval_script, *command) is None
         rows = rows_of(tmp_path / row)
@@ -221,7 +261,8 @@ def test_eval_scores_base_and_adapter_as_the_run_that_they_came_from(small_base,
         assert with_adapter["scores"] == states["trained"]["scores"]
         assert rows[row]["validation_loss"] == pytest.approx(
             states["quantized"]["validation_loss"], abs=1e-5) != with_adapter["validation_loss"]
-    assert "holds the scores of another model" in call(eval_script, "--model", tmp_path / "peft/base", *FEW, "--out", tmp_path / "base")
+    assert "holds the scores of another model" in call(eval_script, "--model", tmp_path / "peft/base", *FEW, "--out",
+                                                       tmp_path / "base")
 
 
 def test_sample_completes_a_prompt_with_an_adapter_beside_a_model(small_base, tmp_path, capsys):
@@ -230,7 +271,8 @@ def test_sample_completes_a_prompt_with_an_adapter_beside_a_model(small_base, tm
     capsys.readouterr()
     said = []
     for place in ([run], ["--model", small_base, "--adapter", tmp_path / "peft"], ["--model", small_base]):
-        assert call(sample_script, *place, "--prompt", "Where is my card", "--max-new-tokens", "12", "--dtype", "float32") is None
+        assert call(sample_script, *place, "--prompt", "Where is my card", "--max-new-tokens", "12", "--dtype",
+                    "float32") is None
         said.append(capsys.readouterr().out)
     assert said[0] == said[1] != said[2]
 

@@ -31,9 +31,12 @@ def saved(tokenizer, path, **config):
 
 
 def test_a_sentencepiece_model_is_complete(tmp_path):
-    keys, p = keys_of(EMBEDDED_BASE), sentencepiece.SentencePieceProcessor(model_file=str(EMBEDDED_BASE / "tokenizer.model"))
-    assert (keys["model"], keys["pre"], keys["add_bos_token"], keys["add_space_prefix"]) == ("llama", "default", True, True)
-    assert (keys["bos_token_id"], keys["eos_token_id"], keys["unknown_token_id"]) == (p.bos_id(), p.eos_id(), p.unk_id())
+    keys, p = keys_of(EMBEDDED_BASE), sentencepiece.SentencePieceProcessor(
+        model_file=str(EMBEDDED_BASE / "tokenizer.model"))
+    assert (keys["model"], keys["pre"], keys["add_bos_token"],
+            keys["add_space_prefix"]) == ("llama", "default", True, True)
+    assert (keys["bos_token_id"], keys["eos_token_id"], keys["unknown_token_id"]) == (p.bos_id(), p.eos_id(),
+                                                                                      p.unk_id())
     assert keys["tokens"] == [p.id_to_piece(i) for i in range(4096)] and keys["scores"][100] == p.get_score(100)
     assert keys["token_type"][:3] == [2, 3, 3] and set(keys["token_type"]) == {1, 2, 3, 6}
 
@@ -52,7 +55,8 @@ def test_the_splitting_is_told_by_what_it_does(tmp_path, pre):
 
 def test_begin_token_ends_and_chat_template_go_along(tmp_path):
     tokenizer = trained_bpe(SPLITTINGS["smollm"].steps())
-    tokenizer.post_processor = processors.TemplateProcessing(single=[SPECIAL[0], "$A"], special_tokens=[(SPECIAL[0], 0)])
+    tokenizer.post_processor = processors.TemplateProcessing(single=[SPECIAL[0], "$A"],
+                                                             special_tokens=[(SPECIAL[0], 0)])
     keys = keys_of(saved(tokenizer, tmp_path, chat_template="{{ x }}"), tokenizer.get_vocab_size(), eos=(1, 2, 5))
     assert (keys["add_bos_token"], keys["bos_token_id"], keys["eos_token_id"], keys["eot_token_id"]) == (True, 0, 1, 2)
     assert keys["tokenizer.chat_template"] == "{{ x }}"
@@ -63,32 +67,37 @@ def test_a_vocabulary_that_the_model_has_more_rows_for_is_filled_up(tmp_path):
     size = tokenizer.get_vocab_size()
     keys = keys_of(saved(tokenizer, tmp_path), size + 3)
     assert keys["tokens"][size:] == [f"[PAD{size + i}]" for i in range(3)] and keys["token_type"][size:] == [5, 5, 5]
-    with pytest.raises(ValueError, match="has 4 tokens more than the vocab_size"):
+    with pytest.raises(ValueError, match="has 4 tokens more than the model.s vocab_size"):
         keys_of(tmp_path, size - 4)
 
 
 def test_a_sentencepiece_bpe_that_was_converted_into_json_gets_its_scores_back(tmp_path):
-    """Merges in the order of the scores, as Hugging Face converts LLaMA-1/2's."""
+    """The merges are in the order of the scores, as in Hugging Face's conversion of LLaMA-1 and LLaMA-2."""
     p = sentencepiece.SentencePieceProcessor(model_file=str(EMBEDDED_BASE / "tokenizer.model"))
     vocabulary = {p.id_to_piece(i): i for i in range(p.vocab_size())}
-    merges = [(-p.get_score(i), token[:at], token[at:]) for token, i in vocabulary.items() if not p.is_byte(i) for at in range(1, len(token))
+    merges = [(-p.get_score(i), token[:at], token[at:]) for token, i in vocabulary.items() if not p.is_byte(i)
+              for at in range(1, len(token))
               if token[:at] in vocabulary and token[at:] in vocabulary]
-    tokenizer = tokenizers.Tokenizer(models.BPE(vocabulary, [tuple(m[1:]) for m in sorted(merges)], byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocabulary, [tuple(m[1:]) for m in sorted(merges)], byte_fallback=True,
+                                                unk_token="<unk>", fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
     tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
     tokenizer.post_processor = processors.TemplateProcessing(single=["<s>", "$A"], special_tokens=[("<s>", 1)])
     keys, original = keys_of(saved(tokenizer, tmp_path)), keys_of(EMBEDDED_BASE)
-    assert {key: keys[key] for key in keys if key != "scores"} == {key: original[key] for key in original if key != "scores"}
-    rank = {token: score for token, score in zip(keys["tokens"], keys["scores"])}
+    assert {key: keys[key] for key in keys if key != "scores"} == {key: original[key] for key in original
+                                                                   if key != "scores"}
+    rank = dict(zip(keys["tokens"], keys["scores"], strict=True))
     assert rank["\u2581t"] > rank["\u2581the"] > rank["\u2581there"]
 
 
 @pytest.mark.parametrize("change,message", [
-    (lambda t: setattr(t, "pre_tokenizer", pre_tokenizers.Sequence([bytewise()])), "splits text in a way that has no name here"),
-    (lambda t: setattr(t, "normalizer", normalizers.Lowercase()), "a GGUF file would make other tokens of"),
+    (lambda t: setattr(t, "pre_tokenizer", pre_tokenizers.Sequence([bytewise()])),
+     "splits text in none of the ways that are known here"),
+    (lambda t: setattr(t, "normalizer", normalizers.Lowercase()), "a GGUF file would give other tokens for"),
     (lambda t: setattr(t, "post_processor", processors.TemplateProcessing(
-        single=[SPECIAL[0], "$A", SPECIAL[1]], special_tokens=[(SPECIAL[0], 0), (SPECIAL[1], 1)])), "puts 2 tokens around every prompt")])
+        single=[SPECIAL[0], "$A", SPECIAL[1]], special_tokens=[(SPECIAL[0], 0), (SPECIAL[1], 1)])),
+        "puts 2 tokens around every prompt")])
 def test_what_llama_cpp_would_read_otherwise_is_refused(tmp_path, change, message):
     tokenizer = trained_bpe(SPLITTINGS["smollm"].steps())
     change(tokenizer)
@@ -98,25 +107,29 @@ def test_what_llama_cpp_would_read_otherwise_is_refused(tmp_path, change, messag
 
 
 def test_a_user_defined_token_of_several_characters_is_refused(tmp_path):
-    """One of a single character is not: the small base's line break."""
+    """A user-defined token of a single character is accepted: the small base has one, its line break."""
     stream = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(TEXTS * 20), model_writer=stream, model_type="bpe", vocab_size=380, byte_fallback=True,
-                                             normalization_rule_name="identity", remove_extra_whitespaces=False, user_defined_symbols=["<sep>"],
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(TEXTS * 20), model_writer=stream, model_type="bpe",
+                                             vocab_size=380, byte_fallback=True,
+                                             normalization_rule_name="identity", remove_extra_whitespaces=False,
+                                             user_defined_symbols=["<sep>"],
                                              hard_vocab_limit=False, minloglevel=2)
     (tmp_path / "tokenizer.model").write_bytes(stream.getvalue())
-    with pytest.raises(ValueError, match="a GGUF file would make other tokens of 'a<sep>b <sep>'"):
+    with pytest.raises(ValueError, match="a GGUF file would give other tokens for 'a<sep>b <sep>'"):
         keys_of(tmp_path)
 
 
 def test_letters_and_accents_composed_first_are_let_through(tmp_path):
-    """As Qwen2's tokenizer.json has it; llama.cpp makes the same ids of all text that is composed already."""
+    """Qwen2's tokenizer composes. llama.cpp gives the same ids for all text that is composed already."""
     tokenizer = trained_bpe(SPLITTINGS["qwen2"].steps())
     tokenizer.normalizer = normalizers.NFC()
     assert keys_of(saved(tokenizer, tmp_path), tokenizer.get_vocab_size())["pre"] == "qwen2"
 
 
 def test_other_kinds_of_tokenizer_are_refused(tmp_path):
-    tokenizers.Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]")).save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(ValueError, match="a tokenizer of kind 'WordLevel' has no place in a GGUF file"):
+    tokenizers.Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1},
+                                          unk_token="[UNK]")).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match="a tokenizer of kind 'WordLevel' is not written as GGUF"):
         keys_of(tmp_path)
-    assert load_tokenizer(tmp_path).encode("a") == [0] and json.loads((tmp_path / "tokenizer.json").read_text()) and TEXTS
+    assert load_tokenizer(tmp_path).encode("a") == [0] and json.loads((tmp_path / "tokenizer.json").read_text())
+    assert TEXTS

@@ -1,5 +1,5 @@
-"""What export.py writes, in the tools that it writes for: the logits are the run's. Skipped where they are not installed
-(tests/interop/requirements.txt).
+"""Exports loaded by transformers, PEFT and llama.cpp compute the run's logits. A test is skipped if its tool is not
+installed (tests/interop/requirements.txt).
 
     python -m pytest tests/interop/test_exports.py
 """
@@ -21,11 +21,14 @@ from tests.gguf_files import ODD_HEADS, strong_model, write_gguf
 from tests.model.test_families import GEMMA2
 
 LINEAR = {"rope_type": "linear", "factor": 4.0}
-LLAMA_3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+LLAMA_3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+           "original_max_position_embeddings": 8192}
 ONE_THREAD = {"n_threads": 1, "n_threads_batch": 1}
-HEADS = {"llama.attention.value_length": 16, "llama.rope.dimension_count": 16}  # a head is not hidden_size / heads here
-FAMILIES = {"llama": {}, "llama 3.1": {"rope_scaling": LLAMA_3}, "linear": {"rope_scaling": LINEAR, "tie_word_embeddings": False},
-            "mistral": {"model_type": "mistral"}, "qwen2": {"model_type": "qwen2", "attention_bias": True, "head_dim": 8},
+HEADS = {"llama.attention.value_length": 16, "llama.rope.dimension_count": 16}  # head_dim is not hidden_size / heads
+FAMILIES = {"llama": {}, "llama 3.1": {"rope_scaling": LLAMA_3},
+            "linear": {"rope_scaling": LINEAR, "tie_word_embeddings": False},
+            "mistral": {"model_type": "mistral"}, "qwen2": {"model_type": "qwen2", "attention_bias": True,
+                                                            "head_dim": 8},
             "biases": {"attention_bias": True, "o_bias": True, "mlp_bias": True}, "gemma2": GEMMA2}
 
 
@@ -49,31 +52,36 @@ def largest(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
 
 
 def hub_logits(model, rows) -> list[torch.Tensor]:
-    """Of a model of transformers or PEFT."""
+    """The logits of a model of transformers or PEFT."""
     with torch.inference_mode():
         return [model(torch.tensor([row])).logits[0].float() for row in rows]
 
 
 # ---- transformers -------------------------------------------------------------------------------------------------
 
+@pytest.mark.slow  # the import of transformers
 @pytest.mark.parametrize("family", FAMILIES)
 def test_transformers_loads_a_dense_export_and_computes_the_same(tmp_path, small_base, family):
     transformers = pytest.importorskip("transformers", reason="pip install -r tests/interop/requirements.txt")
-    run = made_run(tmp_path / "run", made_base(tmp_path / "base", small_base, family), "--method", "qablora", "--block", "32x1", "--lam", "32x8")
+    run = made_run(tmp_path / "run", made_base(tmp_path / "base", small_base, family), "--method", "qablora", "--block",
+                   "32x1", "--lam", "32x8")
     export(run, "safetensors", tmp_path / "out", "--dtype", "float32")
     theirs, rows = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out"), rows_of(run)
-    assert theirs.dtype == torch.float32  # as config.json says
+    assert theirs.dtype == torch.float32  # the type in config.json
     ours = logits_of(as_trained(run), rows)
-    assert largest(ours, hub_logits(theirs, rows)) < 2e-4 < 0.1 < largest(ours, logits_of(Trained.at(tmp_path / "base").load(), rows))
-    if family not in ("qwen2", "gemma2"):  # whose own tokenizers are of another kind than the small base's
+    assert largest(ours, hub_logits(theirs, rows)) < 2e-4 < 0.1 < largest(
+        ours, logits_of(Trained.at(tmp_path / "base").load(), rows))
+    if family not in ("qwen2", "gemma2"):  # their classes expect another kind of tokenizer than the small base's
         tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
         assert [tokenizer(text).input_ids[:64] for text in TEXTS] == rows
 
 
 # ---- PEFT ---------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("flags", [["lora"], ["blora"], ["qlora", "--block", "32x1"], ["qblora", "--block", "32x1", "--lora-alpha", "24"],
-                                   ["irqlora", "--block", "32x1"], ["qalora", "--quantizer", "minmax", "--rank", "3"], ["qablora"]], ids=lambda flags: flags[0])
+@pytest.mark.parametrize("flags", [["lora"], ["blora"], ["qlora", "--block", "32x1"],
+                                   ["qblora", "--block", "32x1", "--lora-alpha", "24"],
+                                   ["irqlora", "--block", "32x1"], ["qalora", "--quantizer", "minmax", "--rank", "3"],
+                                   ["qablora"]], ids=lambda flags: flags[0])
 def test_peft_loads_an_exported_adapter_and_computes_the_same(tmp_path, small_base, flags):
     peft = pytest.importorskip("peft", reason="pip install -r tests/interop/requirements.txt")
     run = made_run(tmp_path / "run", made_base(tmp_path / "base", small_base), "--method", *flags)
@@ -85,15 +93,19 @@ def test_peft_loads_an_exported_adapter_and_computes_the_same(tmp_path, small_ba
         assert largest(ours, hub_logits(theirs, rows)) > 0.1
 
 
-@pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"rank_pattern": {"mlp.up_proj": 2, "^model.layers.0.self_attn.q_proj": 6},
-                                                               "alpha_pattern": {"layers.1.self_attn.v_proj": 5}}], ids=["plain", "rslora", "patterns"])
+@pytest.mark.parametrize("options", [{}, {"use_rslora": True},
+                                     {"rank_pattern": {"mlp.up_proj": 2, "^model.layers.0.self_attn.q_proj": 6},
+                                                               "alpha_pattern": {"layers.1.self_attn.v_proj": 5}}],
+                                                               ids=["plain", "rslora", "patterns"])
 def test_an_adapter_that_peft_saved_is_read_as_peft_computes_it(tmp_path, small_base, options):
     peft = pytest.importorskip("peft", reason="pip install -r tests/interop/requirements.txt")
     transformers = pytest.importorskip("transformers")
     base = made_base(tmp_path / "base", small_base)
     model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     torch.manual_seed(0)
-    theirs = peft.get_peft_model(model, peft.LoraConfig(r=4, lora_alpha=12, target_modules=["q_proj", "v_proj", "up_proj"], init_lora_weights=False,
+    theirs = peft.get_peft_model(model,
+                                 peft.LoraConfig(r=4, lora_alpha=12, target_modules=["q_proj", "v_proj", "up_proj"],
+                                                 init_lora_weights=False,
                                                         task_type="CAUSAL_LM", **options)).eval()
     theirs.save_pretrained(tmp_path / "adapter")
     ours, rows = load_model(weight_files(base), load_config(base), torch.float32), rows_of(base)
@@ -103,14 +115,17 @@ def test_an_adapter_that_peft_saved_is_read_as_peft_computes_it(tmp_path, small_
     assert largest(logits_of(ours, rows), after) < 2e-4 < 0.05 < largest(before, after)
 
 
-@pytest.mark.parametrize("options,message", [({"use_dora": True}, "use_dora True"), ({"bias": "lora_only"}, "bias 'lora_only'"),
-                                             ({"modules_to_save": ["lm_head"]}, "modules_to_save"), ({"lora_bias": True}, "lora_bias True")])
+@pytest.mark.parametrize("options,message",
+                         [({"use_dora": True}, "use_dora True"), ({"bias": "lora_only"}, "bias 'lora_only'"),
+                                             ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+                                             ({"lora_bias": True}, "lora_bias True")])
 def test_what_peft_adds_to_lora_is_refused_by_name(tmp_path, small_base, options, message):
     peft = pytest.importorskip("peft", reason="pip install -r tests/interop/requirements.txt")
     transformers = pytest.importorskip("transformers")
     base = made_base(tmp_path / "base", small_base)
     model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM", **options)).save_pretrained(tmp_path / "adapter")
+    peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM",
+                                               **options)).save_pretrained(tmp_path / "adapter")
     with pytest.raises(ValueError, match=message):
         read_peft(tmp_path / "adapter", load_config(base))
 
@@ -118,9 +133,10 @@ def test_what_peft_adds_to_lora_is_refused_by_name(tmp_path, small_base, options
 # ---- llama.cpp ----------------------------------------------------------------------------------------------------
 
 def llama_logits(path: Path, rows: list[list[int]]) -> tuple[list[torch.Tensor], list[list[int]]]:
-    """float32 keys and values; and the ids that llama.cpp itself makes of the texts."""
+    """llama.cpp's logits, with float32 keys and values, and its token ids of the texts."""
     llama_cpp = pytest.importorskip("llama_cpp", reason="pip install -r tests/interop/requirements.txt")
-    model, found = llama_cpp.Llama(str(path), n_ctx=128, logits_all=True, verbose=False, type_k=0, type_v=0, **ONE_THREAD), []
+    model, found = llama_cpp.Llama(str(path), n_ctx=128, logits_all=True, verbose=False, type_k=0, type_v=0,
+                                   **ONE_THREAD), []
     for row in rows:
         model.reset()
         model.eval(row)
@@ -130,10 +146,12 @@ def llama_logits(path: Path, rows: list[list[int]]) -> tuple[list[torch.Tensor],
     return found, ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name != "gemma2"])
 def test_llama_cpp_loads_a_dense_export_and_computes_the_same(tmp_path, small_base, family):
-    """In float32: that names, rows of q and k, metadata and tokenizer are what they should be."""
-    run = made_run(tmp_path / "run", made_base(tmp_path / "base", small_base, family), "--method", "qlora", "--block", "32x1")
+    """In float32, any error in names, rows of q and k, metadata or tokenizer shows."""
+    run = made_run(tmp_path / "run", made_base(tmp_path / "base", small_base, family), "--method", "qlora", "--block",
+                   "32x1")
     export(run, "gguf", tmp_path / "out.gguf", "--dtype", "float32")
     rows = rows_of(run)
     theirs, ids = llama_logits(tmp_path / "out.gguf", rows)
@@ -142,9 +160,10 @@ def test_llama_cpp_loads_a_dense_export_and_computes_the_same(tmp_path, small_ba
     assert ids == rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["Q4_1", "Q4_0"])
 def test_llama_cpp_computes_the_fine_tuned_file_as_well_as_the_one_it_came_from(tmp_path, kind):
-    """llama.cpp rounds activations to 8 bits where weights are codes: the logits of the base differ too, and by as much."""
+    """llama.cpp rounds activations to 8 bits if weights are codes. The base's logits differ as much as the export's."""
     path = write_gguf(tmp_path / "base.gguf", strong_model(), kind, metadata=HEADS)
     run = made_run(tmp_path / "run", path, "--quantizer", "none", "--method", "qablora", "--lam", "32x8")
     export(run, "gguf", tmp_path / "out.gguf")

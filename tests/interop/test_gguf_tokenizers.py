@@ -1,4 +1,5 @@
-"""Token ids of GGUF files beside llama.cpp's own. Skipped where llama-cpp-python is not installed (tests/interop/requirements.txt).
+"""Token ids of GGUF files equal llama.cpp's own. Skipped if llama-cpp-python is not installed
+(tests/interop/requirements.txt).
 
     SMOLLM2_GGUF=smollm2/SmolLM2-135M-Instruct.Q4_1.gguf python -m pytest tests/interop/test_gguf_tokenizers.py
 """
@@ -25,20 +26,21 @@ def random_texts(n: int = SEQUENCES) -> list[str]:
 
 
 def differing(path: Path, texts: list[str]) -> list[str]:
-    """Texts whose ids are others than llama.cpp's."""
+    """The texts for which llama.cpp gives other ids."""
     ours, theirs = load_tokenizer(path), llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
-    ids = lambda text: theirs.tokenize(text.encode(), add_bos=True, special=True)  # adds it where the file says so
-    return [text for text in texts if ours.encode(text) != ids(text)]
+    # add_bos adds the begin token only if the file says so
+    return [text for text in texts if ours.encode(text) != theirs.tokenize(text.encode(), add_bos=True, special=True)]
 
 
 @pytest.mark.parametrize("pre", SPLITTINGS)
 def test_ids_are_llama_cpps(tmp_path, pre):
-    tokenizer = trained_bpe([pre_tokenizers.Digits(individual_digits=True), bytewise()] if pre == "smollm" else [bytewise()])
+    tokenizer = trained_bpe([pre_tokenizers.Digits(individual_digits=True), bytewise()] if pre == "smollm"
+                            else [bytewise()])
     assert differing(gguf_with(tmp_path, tokenizer, pre), [*TEXTS, *random_texts()]) == []
 
 
 def test_another_splitting_gives_other_ids(tmp_path):
-    """Control: a file that says smollm, read as if it said llama-bpe."""
+    """Control: a file with the splitting smollm is read as if it had llama-bpe."""
     from model import gguf_tokenizer_reader as gguf_tokenizer
     path = gguf_with(tmp_path, trained_bpe([bytewise()]), "smollm")
     kept = gguf_tokenizer.SPLITTINGS["smollm"]

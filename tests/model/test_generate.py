@@ -34,6 +34,7 @@ def test_temperature_divides_the_logits():
     assert chi_square(frequencies(Sampling(temperature=2.0)), (LOGITS.double() / 2).softmax(-1)) < 20.5
 
 
+@pytest.mark.slow
 def test_one_prompts_many_draws_have_the_frequencies_of_the_softmax_too():
     """The same generator again and again, as in a long completion."""
     sampler = Sampler(Sampling(seed=3), 1)
@@ -62,6 +63,7 @@ def test_each_row_has_a_nucleus_of_its_own():
     assert nucleus(p, 0.5).tolist() == [[0, 1], [1, 0]]
 
 
+@pytest.mark.slow
 def test_tokens_outside_the_nucleus_never_appear():
     """The three most likely of these tokens hold 0.907, the first two 0.738."""
     seen = frequencies(Sampling(top_p=0.9))

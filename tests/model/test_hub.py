@@ -125,6 +125,7 @@ def test_a_run_remembers_the_commit_and_is_scored_and_resumed_on_it(fake, tmp_pa
     assert Source(HubModel("org/small")).fingerprint != saved["fingerprints"]["base"]  # control: main is another model
 
 
+@pytest.mark.slow
 def test_a_run_whose_commit_holds_other_weights_is_not_scored(fake):
     call(train_script, "--method", "lora", "--model", "org/small", *few("lora"), "--out", "x")
     put_other_weights(fake.folders["org/small", FIRST])
@@ -141,6 +142,7 @@ def test_a_quantized_run_is_scored_without_its_base_where_the_hub_is_out_of_reac
     assert list(rows_of(tmp_path / "x", "eval.json")) == ["quantized", "trained", "merged-4bit"]
 
 
+@pytest.mark.slow
 def test_runs_from_before_hub_models_are_read_as_they_were(small_base, tmp_path):
     call(train_script, "--model", small_base, *FEW, "--out", "x")
     assert open_run(tmp_path / "x").config.base.model == small_base
@@ -180,6 +182,7 @@ FAILURES = [
     (OSError(28, "No space left on device"), "No space left on device")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", [train_script, eval_script])
 @pytest.mark.parametrize("error,message", FAILURES, ids=[type(e).__name__ for e, _ in FAILURES])
 def test_what_the_hub_refuses_is_one_line_that_says_what_to_do(fake, tmp_path, script, error, message):

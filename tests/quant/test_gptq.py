@@ -118,6 +118,7 @@ def layer_of_64_directions(noise):
     return hessian_of(inputs(4096, 512, 64, noise, dtype=torch.float32)).mean("q_proj")
 
 
+@pytest.mark.slow
 @either_order
 @pytest.mark.parametrize("group", [32, 128, None])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 import eval as eval_script
 import train as train_script
+from finetune.run import open_run
 from finetune.source import Source
 from model.checkpoint import load_config, load_model, weight_files
 from model.tokenizer import load_tokenizer
@@ -26,11 +27,13 @@ def q4_1(tmp_path):
 
 
 def codes_and_scales(model) -> dict[str, bytes]:
-    return {name: t.numpy().tobytes() for name, t in model.state_dict().items() if name.endswith((".codes", ".scale", ".levels"))}
+    return {name: t.numpy().tobytes() for name, t in model.state_dict().items()
+            if name.endswith((".codes", ".scale", ".levels"))}
 
 
 @pytest.mark.parametrize("kind,bits,method", [
-    ("Q4_1", 4, ["qablora", "--lam", "32x8"]), ("Q4_0", 4, ["qablora", "--lam", "32x8"]), ("Q8_0", 8, ["qalora", "--lam", "32x1"]),
+    ("Q4_1", 4, ["qablora", "--lam", "32x8"]), ("Q4_0", 4, ["qablora", "--lam", "32x8"]),
+    ("Q8_0", 8, ["qalora", "--lam", "32x1"]),
     ("Q4_1", 4, ["qblora", "--lam", "32", "--rank", "4", "--targets", "mlp"])])
 def test_a_file_trains_as_it_is_and_merges_into_its_own_offsets(tmp_path, kind, bits, method):
     path = write_gguf(tmp_path / "x.gguf", strong_model(SMALL), kind)
@@ -49,7 +52,9 @@ def test_the_run_is_a_model_of_its_own(q4_1, tmp_path):
     call(train_script, "--method", "qablora", "--lam", "32x8", *AS_IT_IS, "--out", "run")
     saved = json.loads((tmp_path / "run/config.json").read_text())
     assert saved["fingerprints"]["base"] == Source(q4_1).fingerprint
-    assert (saved["arguments"]["bits"], saved["arguments"]["block"]) == (4, "32x1")
+    assert saved["config"]["base"]["codes"] == "4 bits, block 32x1" and saved["config"]["base"]["quantization"] is None
+    config = open_run(tmp_path / "run").config
+    assert (config.base.bits, str(config.base.block)) == (4, "32x1")
     original = load_tokenizer(q4_1).encode("Where is my card?")
     call(eval_script, "run")
     again, first = (rows_of(tmp_path / "run", file) for file in ("eval.json", "results.json"))
@@ -63,11 +68,12 @@ def test_the_run_is_a_model_of_its_own(q4_1, tmp_path):
 
 def test_lam_follows_the_files_blocks_where_it_is_not_given(q4_1, tmp_path):
     assert call(train_script, "--method", "qablora", *AS_IT_IS, "--out", "run") is None
-    assert json.loads((tmp_path / "run/config.json").read_text())["arguments"]["lam"] == "32x1"
+    assert json.loads((tmp_path / "run/config.json").read_text())["config"]["adapter"]["lam"] == "32x1"
 
 
 @pytest.mark.parametrize("arguments,message", [
-    (["--method", "qablora"], r"x.gguf is quantized already .*4 bits, block 32x1\): give --quantizer none to train on it as it is"),
+    (["--method", "qablora"],
+     r"x.gguf is quantized already .*4 bits, block 32x1\): give --quantizer none to train on it as it is"),
     (["--method", "full"], "is quantized: codes do not train"),
     (["--method", "peqa", "--quantizer", "none"], "has no integer zero points"),
     (["--method", "qablora", "--quantizer", "none", "--lam", "32x5"], "D_out=32 is not a multiple of lam_out=5"),
@@ -79,11 +85,13 @@ def test_what_cannot_be_done_with_a_quantized_file_is_said_before_anything_is_ma
 
 def test_without_the_package_nothing_else_is_looked_at(q4_1, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
-    for script, arguments in ((train_script, ["--data", "nowhere", "--out", "run"]), (eval_script, ["--data", "nowhere"])):
+    for script, arguments in ((train_script, ["--data", "nowhere", "--out", "run"]),
+                              (eval_script, ["--data", "nowhere"])):
         assert "pip install gguf" in call(script, "--model", "x.gguf", *arguments)
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_to_the_same_adapter(q4_1, tmp_path, monkeypatch):
     arguments = ["--method", "qablora", "--lam", "32x8", *AS_IT_IS, "--steps", "5", "--save-every", "2"]
     call(train_script, *arguments, "--out", "whole")
@@ -95,6 +103,7 @@ def test_an_interrupted_run_goes_on_to_the_same_adapter(q4_1, tmp_path, monkeypa
     assert "is not what the run was trained from" in call(train_script, "--resume", "cut")
 
 
+@pytest.mark.slow
 def test_a_dense_file_is_quantized_as_a_directory_is(tmp_path):
     write_gguf(tmp_path / "x.gguf", strong_model(SMALL), "F16")
     call(train_script, "--method", "qablora", "--block", "16x1", "--model", "x.gguf", *few("full"), "--out", "run")

@@ -1,22 +1,19 @@
-"""eval.py --prompt, as a user runs it."""
+"""sample.py as a user runs it."""
 import re
 import shutil
 
 import pytest
 import torch
 
-import eval as eval_script
-import train as train_script
-from finetune.arguments import DTYPES
-from finetune.models import Source, load_trained
-from model.config_json import config_to_json
-from model.tokenizer import continuation
-from finetune.run import Run
+import sample as sample_script
+from finetune.run import open_run
+from finetune.source import Source, load_trained
 from model.checkpoint import random_model, save_model
+from model.config_json import config_to_json
 from model.files import write_json
 from model.generate import generate
-from model.tokenizer import load_tokenizer
-from tests.cli import FEW, SMALL, call
+from model.tokenizer import continuation, load_tokenizer
+from tests.cli import FEW, SMALL, call, train_once
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 FLOAT = ("--dtype", "float32")
@@ -24,7 +21,7 @@ FLOAT = ("--dtype", "float32")
 
 def completion(capsys, *arguments) -> str:
     capsys.readouterr()
-    assert call(eval_script, *arguments) is None
+    assert call(sample_script, *arguments) is None
     return capsys.readouterr().out
 
 
@@ -44,49 +41,52 @@ def test_a_prompt_is_completed_greedily_and_several_each_under_its_own(small_bas
 
 
 def test_a_run_answers_as_trained_and_not_as_its_base(small_base, tmp_path, capsys):
-    call(train_script, "--model", small_base, *FEW, "--lr", "0.1", "--steps", "12", *FLOAT, "--out", "x")
-    trained = expected(load_trained(Run(tmp_path / "x"), DTYPES["float32"], "cpu"), Source(tmp_path / "x"), "Where is my card")
+    train_once(small_base, *FEW, "--lr", "0.1", "--steps", "12", *FLOAT)
+    run = open_run(tmp_path / "x")
+    trained = expected(load_trained(run, run.config, torch.float32, "cpu"), Source(tmp_path / "x"), "Where is my card")
     assert completion(capsys, "x", "--prompt", "Where is my card", "--max-new-tokens", "8") == trained + "\n"
-    assert completion(capsys, "--model", small_base, *FLOAT, "--prompt", "Where is my card", "--max-new-tokens", "8") != trained + "\n"
+    assert completion(capsys, "--model", small_base, *FLOAT, "--prompt", "Where is my card", "--max-new-tokens",
+                      "8") != trained + "\n"
     assert {p.name for p in (tmp_path / "x").iterdir()}.isdisjoint({"eval.json"})  # nothing was scored
 
 
 def test_a_quantizer_that_rounds_is_in_the_completion(capsys):
     """Of the embedded base, which has learnt to write: the small one repeats a word at any width."""
-    plain, eight, two = (completion(capsys, *FLOAT, "--max-new-tokens", "12", "--prompt", "Once upon a time", *flags).splitlines()
+    plain, eight, two = (completion(capsys, *FLOAT, "--max-new-tokens", "12", "--prompt", "Once upon a time",
+                                    *flags).splitlines()
                          for flags in ((), ("--bits", "8"), ("--quantizer", "nf", "--bits", "2")))
     assert eight[0].startswith("quantized; largest") and two[0].startswith("quantized; largest")
     assert eight[1:] == plain and two[1:] != plain
 
 
 def test_sampling_takes_a_seed(small_base, capsys):
-    asked = ("--model", small_base, *FLOAT, "--max-new-tokens", "12", "--prompt", "My card", "--temperature", "1.5", "--top-p", "0.95")
+    asked = ("--model", small_base, *FLOAT, "--max-new-tokens", "12", "--prompt", "My card", "--temperature", "1.5",
+             "--top-p", "0.95")
     first, again, other = (completion(capsys, *asked, "--seed", seed) for seed in (1, 1, 2))
     assert first == again != other
 
 
 def test_a_completion_goes_on_after_a_line_break_and_ends_at_the_end_token(small_base, tmp_path, capsys, monkeypatch):
     """A model whose most likely tokens are set by hand: line break, letter, end."""
-    import sample as prompt
     source = Source(small_base)
     newline = source.tokenizer.encode("a\n")[len(source.tokenizer.encode("a")):][0]
     letter = source.tokenizer.encode("a")[-1]
     written = iter([newline, letter, 2, letter])
 
-    def hand_set(args, given):
+    def hand_set(given):
         model = random_model(SMALL, torch.float32, seed=1).eval()
         model.forward = lambda tokens, *rest, **more: torch.eye(SMALL.vocab_size)[[next(written)]]
         return source, lambda: model
-    monkeypatch.setattr(prompt, "model_as_asked", hand_set)
+    monkeypatch.setattr(sample_script, "model_as_asked", hand_set)
     out = completion(capsys, "--model", small_base, "--prompt", "x")
     assert out == "\na\n" or out == "\n a\n"
     assert next(written) == letter  # it stopped at the end token, and not before
 
 
 def test_max_new_tokens_is_what_fits_up_to_128_unless_given(small_base, capsys, monkeypatch):
-    import sample as prompt
     asked = []
-    monkeypatch.setattr(prompt, "generate", lambda model, prompts, n, *rest, **more: asked.append(n) or [[] for _ in prompts])
+    monkeypatch.setattr(sample_script, "generate", lambda model, prompts, n, *rest, **more: asked.append(n)
+                        or [[] for _ in prompts])
     length = len(load_tokenizer(small_base).encode("card " * 60))
     assert 32 < length < 160
     for flags in (["--prompt", "x"], ["--prompt", "card " * 60], ["--prompt", "x", "--max-new-tokens", "7"]):
@@ -101,30 +101,37 @@ def test_a_continuation_keeps_the_space_it_begins_with(small_base):
     assert continuation(tokenizer, prompt, whole[len(prompt):]) == " my card"
 
 
+X = ["--prompt", "x"]
 BAD = [
-    (["--temperature", "0.5"], "--temperature goes with --prompt only"), (["--top-p", "0.5"], "--top-p goes with --prompt only"),
-    (["--prompt", "x", "--top-p", "0"], r"--top-p: 0 is not in \(0, 1\]"), (["--prompt", "x", "--temperature", "0"], "--temperature: 0 is not above 0"),
-    (["--prompt", "x", "--seed", "1"], "--seed changes nothing about the most likely tokens"),
-    (["--prompt", "x", "--task", "pretrain"], "--task does not go with --prompt to a model"), (["--prompt", "x", "--data", "d", "--limit", "3"], "--data, --limit does not go"),
-    (["--prompt", "x", "--json", "j"], "--plot and --json show scores"), (["--prompt", "x", "--compare", "a", "b"], "--compare reads what was scored before"),
-    (["--prompt", "x", "--restore", "8"], "--restore does not go with --prompt"), (["--prompt", "x", "--quantizer", "gptq"], "gptq needs calibration rows, and --prompt reads no data"),
-    (["--prompt", "x", "--bits", "5"], "bits=5 is not possible"), (["--prompt", "word " * 400], r"a prompt of \d{3,} tokens and any new ones do not fit the 160 positions"),
-    (["--prompt", "x", "--max-new-tokens", "160"], "tokens and 160 new ones do not fit the 160 positions"),
-    (["a", "b", "--prompt", "x"], "--prompt asks one run, and 2 are given: a, b"), (["a", "--prompt", "x", "--bits", "4"], "--bits does not go with --prompt to a run"),
-    (["a", "--prompt", "x"], "a: no run there")]
+    (["--temperature", "0.5"], "the following arguments are required: --prompt"),
+    ([*X, "--top-p", "0"], r"--top-p: 0 is not in \(0, 1\]"),
+    ([*X, "--temperature", "0"], "--temperature: 0 is not above 0"),
+    ([*X, "--seed", "1"], "--seed changes nothing about the most likely tokens"),
+    ([*X, "--task", "pretrain"], "unrecognized arguments: --task"),
+    ([*X, "--data", "d", "--limit", "3"], "unrecognized arguments: --data --limit 3"),
+    ([*X, "--json", "j"], "unrecognized arguments: --json"),
+    ([*X, "--compare", "a"], "unrecognized arguments: --compare"),
+    ([*X, "--restore", "8"], "unrecognized arguments: --restore"),
+    ([*X, "--quantizer", "gptq"], "gptq needs calibration rows, and a prompt is none"),
+    ([*X, "--bits", "5"], "bits=5 is not possible"),
+    (["--prompt", "word " * 400], r"a prompt of \d{3,} tokens and any new ones do not fit the 160 positions"),
+    ([*X, "--max-new-tokens", "160"], "tokens and 160 new ones do not fit the 160 positions"),
+    ([*X, "--batch-size", "0"], "--batch-size: 0 is not above 0"), (["a", "b", *X], "unrecognized arguments: b"),
+    (["a", *X, "--bits", "4"], "--bits is for --model; a run takes --prompt, --temperature"),
+    (["a", *X], "a: no run there")]
 
 
 @pytest.mark.parametrize("arguments,message", BAD, ids=[" ".join(a)[:60] for a, _ in BAD])
 def test_bad_input_is_one_clear_line(small_base, arguments, message):
-    model = [] if arguments[0] == "a" or "--compare" in arguments else ["--model", small_base]
-    said = call(eval_script, *model, *arguments)
+    model = [] if arguments[0] == "a" else ["--model", small_base]
+    said = call(sample_script, *model, *arguments)
     assert said and "\n" not in said and re.search(message, said), said
 
 
 def test_a_run_that_has_not_been_trained_yet_says_so(small_base, tmp_path):
-    call(train_script, "--model", small_base, *FEW, "--out", "x")
+    train_once(small_base, *FEW)
     (tmp_path / "x" / "adapter.safetensors").unlink()
-    assert "go on with python train.py --resume x" in call(eval_script, "x", "--prompt", "hello")
+    assert "go on with python train.py --resume x" in call(sample_script, "x", "--prompt", "hello")
 
 
 def test_an_empty_prompt_needs_a_begin_token(small_base, tmp_path, capsys):
@@ -137,9 +144,9 @@ def test_an_empty_prompt_needs_a_begin_token(small_base, tmp_path, capsys):
     tokenizer = Tokenizer(models.BPE({c: i + 3 for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.save(str(base / "tokenizer.json"))
-    said = call(eval_script, "--model", base, "--prompt", "x", "--prompt", "")
+    said = call(sample_script, "--model", base, "--prompt", "x", "--prompt", "")
     assert "--prompt 2 of 2 is empty" in said
-    assert call(eval_script, "--model", base, "--prompt", "x", "--max-new-tokens", "2") is None
+    assert call(sample_script, "--model", base, "--prompt", "x", "--max-new-tokens", "2") is None
 
 
 def test_a_tokenizer_of_another_vocabulary_is_refused(small_base, tmp_path):
@@ -147,4 +154,4 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(small_base, tmp_path):
     shutil.copytree(small_base, base)
     write_json(base / "config.json", {**config_to_json(SMALL), "vocab_size": 100})
     save_model(random_model(Source(base).config, torch.float32, seed=1), base / "model.safetensors", torch.float16)
-    assert "but config.json says vocab_size 100" in call(eval_script, "--model", base, "--prompt", "hello world")
+    assert "but config.json says vocab_size 100" in call(sample_script, "--model", base, "--prompt", "hello world")

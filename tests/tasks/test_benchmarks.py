@@ -51,6 +51,7 @@ def test_prompts_and_choices_are_the_harness_own(name):
         assert [f" {choice}" for choice in question.choices] == golden["continuations"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name,batch_size", [(name, batch_size) for name in GOLDEN for batch_size in (1, 4)
                                              if batch_size == 4 or "mmlu" not in name])
 def test_log_likelihoods_and_scores_are_the_harness_own(name, batch_size, base, monkeypatch):

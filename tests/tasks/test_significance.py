@@ -15,6 +15,7 @@ def test_mcnemar_by_hand(only_a, only_b, p):
     assert mcnemar_exact(only_a, only_b) == pytest.approx(p, abs=1e-15) == mcnemar_exact(only_b, only_a)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 400), st.integers(0, 400))
 def test_mcnemar_is_scipys_binomial_test(only_a, only_b):
     stats = pytest.importorskip("scipy.stats", reason="pip install -r requirements-extra.txt")

@@ -311,6 +311,7 @@ FILES = {
 FEW = ["--method", "lora", "--steps", "2", "--batch-size", "4", "--max-new-tokens", "4", "--test-limit", "3"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_each_task_trains_and_is_scored_per_row(name, small_base, tmp_path, elsewhere):
     if issubclass(TASKS[name], FreeTextTask):
@@ -366,6 +367,7 @@ def test_show_example_prints_what_is_read_and_learned_and_stops(small_base, tmp_
     assert {path.name for path in tmp_path.iterdir()} == {"a.jsonl", "t.jsonl"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_answers_flags_and_scores_do_not_depend_on_the_batch(batch_size):
     """By the embedded base, which writes words; in float32. The gold query of the second row does not compile."""

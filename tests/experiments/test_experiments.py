@@ -1,0 +1,118 @@
+"""The experiments' commands and tables, without runs: every --help, and the functions that format a cell or a row."""
+import argparse
+import importlib
+import json
+import pkgutil
+
+import pytest
+
+import experiments
+from experiments import benchmarks, methods, real_model, restoration, results_page, sft_ptq_qlora, shared
+from scoring.scores import TAKEN_UP
+from tests.cli import call
+
+COMMANDS = sorted(module.name for module in pkgutil.iter_modules(experiments.__path__) if module.name != "shared")
+WITH_OPTIONS = [benchmarks, methods, real_model, restoration, sft_ptq_qlora]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_experiment_has_a_help_text_with_its_command(name, capsys):
+    module = importlib.import_module(f"experiments.{name}")
+    assert call(module, "--help") == "0"
+    assert f"python -m experiments.{name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("module", WITH_OPTIONS, ids=lambda module: module.__name__)
+def test_help_texts_state_the_defaults(module):
+    """A list as it is typed. --jobs is a number of this machine, and --json is in --out: both are told in words."""
+    for action in module.options_parser()._actions:
+        default = action.default
+        if default in (None, argparse.SUPPRESS) or action.dest == "jobs":
+            continue
+        words = " ".join(map(str, default)) if isinstance(default, list) else str(default)
+        text = action.help.replace("%(default)s", str(default))
+        assert text.endswith(f"(default: {words})") and text.count("default") == 1, action.dest
+
+
+# ---- cells --------------------------------------------------------------------------------------------------------
+
+def test_spread_is_mean_and_sample_deviation():
+    assert methods.spread([1, 2, 3], 1) == "2.0 ± 1.0" and methods.spread([2], 3) == "2.000 ± 0.000"
+    assert restoration.spread([1, 2, 3], 1) == "+2.0 ± 1.0" and restoration.spread([-0.5], 4) == "-0.5000"
+    assert sft_ptq_qlora.spread([0.1, 0.3]) == "20.0 ± 14.1" and sft_ptq_qlora.spread([0.02], "+") == "+2.0"
+    assert results_page.spread([1, 2, 3], 1, "+", 100) == "+200.0 ± 100.0" and results_page.spread([2], 2) == "2.00"
+
+
+def test_a_share_has_its_standard_error_if_there_is_one():
+    row = {"scores": {"acc": 0.364, "STEM": 0.5}, "standard_errors": {"acc": 0.0215}}
+    for module in (benchmarks, results_page):
+        assert (module.share(row, "acc"), module.share(row, "STEM")) == ("36.40 ± 2.15", "50.00")
+
+
+def test_seconds_name_the_rows_that_they_are_of():
+    whole, part = ({"seconds": 9.4, "counts": counts} for counts in ({"rows": 5}, {"rows": 5, TAKEN_UP: 2}))
+    for module in (benchmarks, results_page):
+        assert (module.seconds(whole), module.seconds(part)) == ("9", "9 (3 rows)")
+
+
+def test_lines_of_the_real_model():
+    row = {"scores": {"perplexity": 20.5, "nats_per_token": 3.02}, "standard_errors": {"nats_per_token": 0.05},
+           "bits_per_weight": 4.5}
+    assert real_model.perplexity_line("NF", row) == "| NF | 20.500 | 3.0200 ± 0.0500 | 4.500 |"
+    one_window = {**row, "standard_errors": {}}
+    assert real_model.perplexity_line("NF", one_window) == "| NF | 20.500 | 3.0200 | 4.500 |"
+    trained = {"title": "as trained", "scores": {"exact_match": 0.5}, "standard_errors": {"exact_match": 0.1},
+               "validation_loss": 1.0, "logit_difference": None}
+    assert real_model.fine_tuned_line(trained) == "| as trained | 50.0 ± 10.0 % | 1.0000 | - |"
+    merged = {**trained, "title": "merged, 4 bits", "logit_difference": 2e-5}
+    assert real_model.fine_tuned_line(merged) == "| merged, 4 bits | 50.0 ± 10.0 % | 1.0000 | 2.0e-05 |"
+
+
+# ---- rows and commands --------------------------------------------------------------------------------------------
+
+def state(title, accuracy, loss=1.0, bits=4.0):
+    return {"title": title, "scores": {"accuracy": accuracy}, "validation_loss": loss, "bits_per_weight": bits}
+
+
+def test_rows_of_a_method_average_its_seeds(tmp_path):
+    for name, accuracy, peak in (("a", 0.5, 400), ("b", 0.7, 500)):
+        (tmp_path / name).mkdir()
+        rows = [state("as trained", accuracy), state("merged, 16 bits (float16)", accuracy, bits=16),
+                state("requantized, 4 bits (gptq:minmax@32x1, lossy)", accuracy - 0.1, 2.0, 5)]
+        (tmp_path / name / "states.json").write_text(json.dumps({"rows": rows}))
+        facts = {"trainable_parameters": 1234, "peak_memory_mb": peak}
+        (tmp_path / name / "training.json").write_text(json.dumps(facts))
+    merged, lossy = methods.rows_of(("qlora", "--bits", "4"), [tmp_path / "a", tmp_path / "b"], 1.5, 4.125)
+    assert merged["method"] == "QLoRA" and lossy["method"] == "QLoRA w/ GPTQ (lossy)"
+    assert merged["as trained, %"] == lossy["as trained, %"] == "60.0 ± 14.1"
+    assert (lossy["merged, %"], lossy["loss merged"]) == ("50.0 ± 14.1", "2.000 ± 0.000")
+    assert (merged["merged into"], lossy["merged into"]) == ("16 bits (float16)", "4 bits (gptq:minmax@32x1, lossy)")
+    assert (merged["peak memory, MB"], merged["trainable parameters"]) == (500, "1,234")
+
+
+def test_methods_train_dense_ones_once_and_others_at_each_width(tmp_path):
+    options = methods.options_parser().parse_args(["--bits", "4", "2", "--out", str(tmp_path)])
+    commands = methods.commands(options)
+    widths = [(command[0], command[2]) for command in commands]
+    assert len(set(widths)) == len(widths) == len(methods.DENSE) + 2 * len(methods.QUANTIZED)
+    assert [width for method, width in widths if method == "lora"] == ["16"]
+    assert [width for method, width in widths if method == "qlora"] == ["4", "2"]
+
+
+def test_test_rows_are_the_same_each_time(tmp_path):
+    for name, n in (("a", 5), ("b", 5), ("c", 9)):
+        shared.draw_test_rows(tmp_path / name, n)
+    a, b, c = ((tmp_path / name).read_text(encoding="utf-8").splitlines() for name in "abc")
+    assert a == b == c[:5] and len({json.loads(line)["category"] for line in c}) > 2
+
+
+def test_a_finished_run_is_not_repeated_and_an_interrupted_one_starts_again(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(shared, "python", lambda arguments, log: asked.append((arguments, log)))
+    done, cut_off = tmp_path / "done", tmp_path / "cut-off"
+    for folder, file in ((done, "results.json"), (cut_off, "half.json")):
+        folder.mkdir()
+        (folder / file).touch()
+    shared.at_once(2, [(shared.make_run, ["train.py"], folder, "results.json") for folder in (done, cut_off)], "runs")
+    assert asked == [(["train.py", "--out", str(cut_off)], tmp_path / "cut-off.log")]
+    assert done.is_dir() and not cut_off.exists()
