@@ -6,6 +6,7 @@ even if the tokenizer file or `add_eos_token` appends it: an answer goes on wher
 Three files in the same directory state more (`Stated`): tokenizer_config.json, special_tokens_map.json and
 added_tokens.json. They name the begin and the end token, and tokens that the tokenizer file does not have.
 """
+import json
 import os
 import re
 import shutil
@@ -18,7 +19,7 @@ import sentencepiece
 import tokenizers
 
 from model.config import LlamaConfig
-from model.files import read_json
+from model.files import read_json, say_once
 from model.gguf_reader import is_gguf, read_gguf
 from model.gguf_tokenizer_reader import extract_gguf_tokenizer, message
 
@@ -239,11 +240,14 @@ class JsonTokenizer:
         self.tokenizer = self._checked(lambda: tokenizers.Tokenizer.from_buffer(model), "not a tokenizers file")
         self.tokenizer.no_truncation()  # a file may hold settings of its last user
         self.tokenizer.no_padding()
+        self._check_own(model.decode(errors="replace"))
         self._add(stated.added or {})
         self.named_end = stated.eos
         self.eos_id = self._id(stated.eos)
         bos_id = self._id(stated.bos)
-        self.begin = self._begin()
+        self.begin, behind = self._around()
+        if behind:
+            say_once(f"{where}: puts {self.token(behind[0])!r} behind every text; here no prompt ends with it")
         if self.begin and stated.adds_begin is False:
             raise ValueError(f"{where}: puts {self.token(self.begin[0])!r} before every text (post_processor), but "
                              f"add_bos_token is false in {CONFIG}: make the two agree")
@@ -259,6 +263,17 @@ class JsonTokenizer:
                 raise
             raise ValueError(f"{self.where}: {what} ({str(error)[:200]})") from None
 
+    def _check_own(self, text: str) -> None:
+        """Raises ValueError if the file states another id for an added token than the library gives it, in silence."""
+        place = re.search(r'"added_tokens"\s*:\s*(?=\[)', text)
+        if not place:
+            return
+        for token in self._checked(lambda: json.JSONDecoder().raw_decode(text, place.end())[0], "added_tokens"):
+            content, i = (token.get(key) for key in ("content", "id")) if isinstance(token, dict) else (None, None)
+            if isinstance(content, str) and (own := self.tokenizer.token_to_id(content)) != i:
+                raise ValueError(f"{self.where}: added_tokens gives {content[:40]!r} id {i}, but the vocabulary "
+                                 f"before it makes it {own}")
+
     def _add(self, added: dict[int, Added]) -> None:
         """The tokens that only the files beside name. Raises ValueError if they would get other ids than stated."""
         for i, token in added.items():
@@ -272,14 +287,14 @@ class JsonTokenizer:
     def _id(self, token: str | None) -> int | None:
         return self.tokenizer.token_to_id(token) if token else None
 
-    def _begin(self) -> list[int]:
-        """What the post-processor puts before a text."""
+    def _around(self) -> tuple[list[int], list[int]]:
+        """What the post-processor puts before and behind a text."""
         for text in ("a", "1", " a", "\n"):
             whole, bare = self._ids(text, True), self._ids(text, False)
             places = [i for i in range(len(whole) - len(bare) + 1) if bare and whole[i:i + len(bare)] == bare]
             if places:
-                return whole[:places[0]]
-        return []
+                return whole[:places[0]], whole[places[0] + len(bare):]
+        return [], []
 
     def _ids(self, text: str, processed: bool) -> list[int]:
         return self._checked(lambda: self.tokenizer.encode(text, add_special_tokens=processed).ids,

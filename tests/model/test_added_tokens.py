@@ -5,7 +5,7 @@ import sentencepiece
 import tokenizers
 from tokenizers import processors
 
-from model.files import write_json
+from model.files import read_json, write_json
 from model.hub import SMALL
 from model.tokenizer import copy_tokenizer, load_tokenizer, tokenizer_files, travelling_files
 from tests.gguf_files import sentencepiece_tokens, strong_model, write_gguf
@@ -98,11 +98,21 @@ def test_tokens_that_only_stand_beside_a_tokenizer_json_are_added(tmp_path, stat
     assert tokenizer.decode([*LETTERS, 258], special=True) == "card<x>"
 
 
+@pytest.mark.parametrize("content,i", [("<x>", 999), ("<x>", 5), (EOS, 5), (EOS, "1")])
+def test_an_id_that_the_library_would_change_in_silence_is_refused(tmp_path, content, i):
+    json_tokenizer(tmp_path, True)
+    stated = read_json(tmp_path / "tokenizer.json")
+    stated["added_tokens"].append({**stated["added_tokens"][0], "content": content, "id": i})
+    write_json(tmp_path / "tokenizer.json", stated)
+    with pytest.raises(ValueError, match="tokenizer.json: (added_tokens gives .* id .*, but|not a tokenizers file)"):
+        load_tokenizer(tmp_path)
+
+
 # ---- an end token that the tokenizer appends ----------------------------------------------------------------------
 
 @pytest.mark.parametrize("template,begin", [(f"{BOS} $A {EOS}", [0]), (f"$A {EOS}", []), (f"{BOS} $A", [0]), ("$A", []),
                                             (f"{BOS} {BOS} $A {EOS} {EOS}", [0, 0])])
-def test_a_prompt_never_ends_with_the_end_token(tmp_path, template, begin):
+def test_a_prompt_never_ends_with_the_end_token(tmp_path, capsys, template, begin):
     json_tokenizer(tmp_path, False, eos_token=EOS, add_eos_token=True)
     tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     if template != "$A":
@@ -111,6 +121,8 @@ def test_a_prompt_never_ends_with_the_end_token(tmp_path, template, begin):
     ours = load_tokenizer(tmp_path)
     assert ours.encode("card") == begin + LETTERS and ours.encode("") == ours.begin == begin
     assert tokenizer.encode("card").ids[-1:] == ([1] if EOS in template else LETTERS[-1:])  # control: the file's own
+    said = f"puts {EOS!r} behind every text; here no prompt ends with it"
+    assert (said in capsys.readouterr().err) == (EOS in template)
     whole, prompt = ours.encode("card card"), ours.encode("card")
     assert whole[:len(prompt)] == prompt
 
