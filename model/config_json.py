@@ -179,8 +179,9 @@ def read_rope(raw: dict) -> tuple[float, dict | None]:
     Raises ValueError if two places state different values."""
     places = [(key, _of_all_layers(key, raw[key])) for key in ("rope_parameters", "rope_scaling")
               if raw.get(key) not in (None, {})]
-    scalings = [(key, _scaling(key, stated)) for key, stated in places]
-    if len(scalings) == 2 and scalings[0][1] != scalings[1][1]:
+    kinds = [stated.get("rope_type", stated.get("type", "default")) for _, stated in places]
+    scalings = [] if kinds[1:] and kinds[0] != kinds[1] else [(key, _scaling(key, stated)) for key, stated in places]
+    if len(places) == 2 and (not scalings or scalings[0][1] != scalings[1][1]):
         raise ValueError(f"rope_parameters ({_short(raw['rope_parameters'], 150)}) and rope_scaling "
                          f"({_short(raw['rope_scaling'], 150)}) disagree: keep the one that the model was trained with")
     scaling = scalings[0][1] if scalings else None

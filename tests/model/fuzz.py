@@ -226,12 +226,17 @@ def readers(root: Path) -> dict[str, Case]:
     for name in ("sp", "beside", "added"):
         (root / name).mkdir()
         (root / name / "tokenizer.model").write_bytes(small_sentencepiece())
-    peft = small_peft(root / "peft")
+    peft, ends = small_peft(root / "peft"), {"eos_token_id": [2, 3]}
+    special = {"bos_token": BOS, "eos_token": {"content": EOS}, "additional_special_tokens": ["a", {"content": "b"}]}
     made = {
         "config.json": (root / "model" / "config.json", damaged_json(config, (
             "rope_scaling", "rope_parameters", "rope_theta", "layer_types", "model_type", "quantization_config",
             "eos_token_id", "tie_word_embeddings", "model_config", "original_max_position_embeddings")), use_config,
             root / "model"),
+        "generation_config.json": (root / "model" / "generation_config.json", damaged_json(ends), use_config,
+                                   root / "model"),
+        "special_tokens_map.json": (root / "json" / "special_tokens_map.json", damaged_json(special), use_tokenizer,
+                                    root / "json"),
         "safetensors": (root / "weights" / "model.safetensors", damaged_safetensors(weights), use_model,
                         root / "weights"),
         "index": (index / INDEX, damaged_json(shards), use_model, index),
@@ -248,6 +253,8 @@ def readers(root: Path) -> dict[str, Case]:
             lambda place: read_peft(place, TINY), peft)}
     for file, whole in {root / "weights" / "model.safetensors": weights, index / INDEX: json.dumps(shards).encode(),
                         root / "beside" / "tokenizer_config.json": json.dumps(beside).encode(),
+                        root / "model" / "generation_config.json": json.dumps(ends).encode(),
+                        root / "json" / "special_tokens_map.json": json.dumps(special).encode(),
                         root / "added" / "added_tokens.json": b'{"<|im_start|>": 300, "</s>": 2}'}.items():
         file.parent.mkdir(exist_ok=True)
         file.write_bytes(whole)
@@ -335,6 +342,7 @@ def main() -> None:
                     shutil.copy(made[name][0], kept / name)
                     print(f"{name}: the last case is kept in {kept.resolve()}", file=sys.stderr)
                     raise
+            made[name][0].write_bytes(whole)
             print(f"{name}: {json.dumps(found)}", flush=True)
 
 

@@ -38,7 +38,8 @@ def refused(**changes) -> str:
 # ---- config.json --------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("changes,named", [
-    ({"rope_scaling": YARN, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, ["yarn"]),
+    ({"rope_scaling": YARN, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+     ["yarn", "rope_scaling", "rope_parameters", "disagree"]),
     ({"rope_scaling": LINEAR, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
      ["rope_scaling", "rope_parameters", "disagree"]),
     ({"rope_scaling": {"type": "linear", "factor": 4.0}, "rope_parameters": LINEAR}, ["4.0", "2.0", "disagree"]),

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("gguf", reason="pip install -r requirements-extra.txt")
 READERS = ("config.json", "safetensors", "index", "gguf", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
-           "added_tokens.json", "adapter_config.json")
+           "added_tokens.json", "special_tokens_map.json", "generation_config.json", "adapter_config.json")
 ROOT = Path(__file__).parents[2]
 
 
@@ -26,6 +26,6 @@ def test_nothing_but_a_refusal_leaves_a_reader(tmp_path):
     found = {name: json.loads(counts) for name, counts in (line.split(": ", 1) for line in done.stdout.splitlines())}
     assert set(found) == set(READERS)
     for name, counts in found.items():
-        assert counts["ValueError"] > 10 and set(counts) <= {"ValueError", "OSError", "FileNotFoundError",
+        assert counts["ValueError"] > 5 and set(counts) <= {"ValueError", "OSError", "FileNotFoundError",
                                                              "loaded"}, name
     print(json.dumps(found, indent=1))
