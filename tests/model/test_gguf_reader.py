@@ -8,7 +8,7 @@ import torch
 
 from model.checkpoint import load_config, load_model, open_weights, quantized_layers, save_model, weight_files
 from model.config_json import config_from_json, config_to_json
-from model.gguf_layout import half_split, our_name
+from model.gguf_layout import gguf_package, half_split, our_name
 from model.gguf_reader import GGUFWeights
 from model.llama import llama3_frequencies, rotary_frequencies
 from quant.linear import QuantLinear
@@ -267,6 +267,8 @@ def test_reading_needs_no_package(tmp_path, monkeypatch):
     path = write_gguf(tmp_path / "x.gguf", strong_model(), "Q4_1")
     monkeypatch.setitem(sys.modules, "gguf", None)
     load(path)
+    with pytest.raises(ValueError, match="writing GGUF files needs the gguf package: pip install gguf"):
+        gguf_package()
 
 
 def test_a_file_that_changed_is_read_again(tmp_path):
