@@ -70,9 +70,9 @@ def read_peft(directory: Path, config: LlamaConfig) -> PEFTAdapter:
     layers: dict[str, PEFTLayer] = {}
     factors = re.compile(re.escape(PREFIX) + r"(.+)\.lora_[AB]\.weight")
     for name in shapes:
-        factor = factors.fullmatch(name)
+        factor = factors.fullmatch(name) if len(name) <= LONGEST_NAME else None
         if not factor:
-            raise ValueError(f"{directory / WEIGHTS}: {name} is no factor of a linear layer's LoRA, and nothing "
+            raise ValueError(f"{directory / WEIGHTS}: {name[:LONGEST_NAME]} is no factor of a linear layer's LoRA, and nothing "
                              f"else is read")
         if factor[1] not in layers:
             layers[factor[1]] = layer_of(stated, factor[1])
@@ -108,7 +108,7 @@ def read_config(directory: Path) -> dict:
     return stated
 
 
-LARGEST_FACTOR = 1e6
+LARGEST_FACTOR, LONGEST_NAME = 1e6, 300
 
 
 def check_factor(path: Path, name: str, value: object, what: str | None = None) -> None:
@@ -122,7 +122,7 @@ def check_pattern(path: Path, name: str, pattern: str) -> None:
     """Raises ValueError for a regular expression that is wrong, or that may take very long to match.
 
     Names of layers are short. Without a repeated group, and with at most two repetitions, matching stays fast."""
-    slow = re.search(r"\)\s*[*+?{]|\(\?|\\[1-9]", pattern) or len(re.findall(r"[*+{]", pattern)) > 2
+    slow = re.search(r"\)\s*[*+{]|\(\?(?!:)|\\[1-9]", pattern) or len(re.findall(r"[*+{]", pattern)) > 2
     if slow or len(pattern) > 256:
         raise ValueError(f"{path}: {name} holds {pattern[:60]!r}, which may take very long to match: write the names "
                          f"of the layers, with at most two of * + {{ and none after a group")

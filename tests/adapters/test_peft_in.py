@@ -32,7 +32,8 @@ def test_what_only_says_where_adapters_came_from_is_not_needed(tmp_path, stated)
 @pytest.mark.parametrize("pattern", [
     "q_proj", "self_attn.q_proj", r"self_attn\.q_proj", r"layers.\d.self_attn.q_proj", ".*q_proj",
     r"layers\.[01]\..*q_proj",
-    "(q|k)_proj", "model.layers.0.self_attn.q_proj|model.layers.1.self_attn.q_proj"])
+    "(q|k)_proj", "(?:q|k)_proj", "(self_attn.)?q_proj",
+    "model.layers.0.self_attn.q_proj|model.layers.1.self_attn.q_proj"])
 def test_patterns_in_use_are_read(tmp_path, pattern):
     layers = read_peft(adapter(tmp_path, rank=3, rank_pattern={pattern: 3}, alpha_pattern={pattern: 9}), TINY).layers
     assert {(layer.rank, layer.scaling) for layer in layers.values()} == {(3, 3.0)}
@@ -71,3 +72,12 @@ def test_every_field_has_a_type_and_a_range(tmp_path, stated, message):
 def test_tensors_of_other_types_are_refused(tmp_path, dtype):
     with pytest.raises(ValueError, match=f"{WEIGHTS}: .*lora_A.weight is of type .*, but must be F32"):
         read_peft(adapter(tmp_path, dtype), TINY)
+
+
+def test_a_tensor_with_a_very_long_name_is_refused_at_once(tmp_path):
+    adapter(tmp_path, rank_pattern={".*x.*y": 2})
+    save_file({f"base_model.model.{'x.' * 50000}q_proj.lora_A.weight": torch.ones(2, 24)}, tmp_path / WEIGHTS)
+    started = time.monotonic()
+    with pytest.raises(ValueError, match="is no factor of a linear layer's LoRA") as error:
+        read_peft(tmp_path, TINY)
+    assert time.monotonic() - started < 1 and len(str(error.value)) < 1000
