@@ -72,8 +72,8 @@ def read_peft(directory: Path, config: LlamaConfig) -> PEFTAdapter:
     for name in shapes:
         factor = factors.fullmatch(name) if len(name) <= LONGEST_NAME else None
         if not factor:
-            raise ValueError(f"{directory / WEIGHTS}: {name[:LONGEST_NAME]} is no factor of a linear layer's LoRA, and nothing "
-                             f"else is read")
+            raise ValueError(f"{directory / WEIGHTS}: {name[:LONGEST_NAME]} is no factor of a linear layer's LoRA, "
+                             f"and nothing else is read")
         if factor[1] not in layers:
             layers[factor[1]] = layer_of(stated, factor[1])
     for layer, lora in layers.items():
