@@ -26,7 +26,7 @@ from model.config import LlamaConfig
 from model.files import read_json, sha256_of
 from model.hub import directory_of
 from model.llama import Llama
-from model.tokenizer import Tokenizer, load_tokenizer
+from model.tokenizer import Tokenizer, end_ids, load_tokenizer
 
 Change = Callable[[str, nn.Module], nn.Module]  # (name, layer) -> the layer that takes its place
 
@@ -79,11 +79,8 @@ class Source:
         return {name: stated for name, stated in stored.items() if name not in merged}
 
     def stop_ids(self) -> tuple[int, ...]:
-        """End tokens; training teaches the first. Raises ValueError if the model names none."""
-        ids = self.config.eos_token_ids or ((self.tokenizer.eos_id,) if self.tokenizer.eos_id is not None else ())
-        if not ids:
-            raise ValueError(f"{self.path}: neither config.json nor the tokenizer names an end-of-sequence token")
-        return ids
+        """End tokens; training teaches the first. Raises ValueError if the model names none, or names differ."""
+        return end_ids(self.config, self.tokenizer, self.path)
 
     def open(self, dtype: torch.dtype, device: str) -> tuple[Llama, Callable[[str], None]]:
         """The model without its weights, and a function that loads those whose names begin with a prefix. A run with an

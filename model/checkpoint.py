@@ -8,6 +8,7 @@ replaces `.scale` by `.scale.codes`, `.scale.absmax` and `.scale.mean`. Integer 
 `.offset.zero`. The file's header lists the quantized layers: `quantized: {NAME: {bits, block}}`.
 """
 import json
+import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from model.config import LlamaConfig
 from model.config_json import config_from_json, token_ids
-from model.files import read_json, write_safetensors
+from model.files import parse_json, read_json, say_once, write_safetensors
 from model.gguf_reader import GGUFWeights, gguf_config, is_gguf, read_gguf
 from model.llama import Linear, Llama
 from quant.factors import OUTER_BLOCK, DoubleQuantized, ZeroPoints
@@ -26,12 +27,17 @@ from quant.grid import Block, Grid
 from quant.linear import QuantLinear
 from quant.packing import packed_bytes, word_shape
 
-INDEX = "model.safetensors.index.json"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 IGNORED_ENDINGS = ("rotary_emb.inv_freq",)  # old files hold the rotary frequencies, which follow from the config
+FLOATS = ("F32", "F16", "BF16", "F64")
+# The parts of a quantized layer -> the types that they may have. Every other tensor is one of FLOATS.
+TYPES_OF_PARTS = {"codes": ("U8",), "zero": ("U8",)}
 
 
 class Weights:
-    """The tensors of some safetensors files: names, shapes, and the file of each."""
+    """The tensors of some safetensors files: names, shapes, and the file of each.
+
+    Raises ValueError for a damaged file, a tensor that two files hold, and a tensor of a type that no layer has."""
 
     def __init__(self, files: list[Path]):
         self.files = files
@@ -43,8 +49,17 @@ class Weights:
                 self.quantized.update(_quantized_header(file.metadata(), path))
                 for name in file.keys():
                     if not name.endswith(IGNORED_ENDINGS):
-                        self.file_of[name] = path
-                        self.shapes[name] = tuple(file.get_slice(name).get_shape())
+                        self._list(name, path, file.get_slice(name))
+
+    def _list(self, name: str, path: Path, stored) -> None:
+        if name in self.file_of:
+            raise ValueError(f"{path}: {name} is also in {self.file_of[name]}; a model holds each tensor once")
+        self.file_of[name], self.shapes[name] = path, tuple(stored.get_shape())
+        allowed = TYPES_OF_PARTS.get(name.rpartition(".")[2], FLOATS)
+        if (found := stored.get_dtype()) not in allowed:
+            what = "its weights were quantized by another tool, in a format that is not read; give the model in 16 bits"
+            raise ValueError(f"{path}: {name} is of type {found}, but must be {' or '.join(allowed)}"
+                             f"{f' ({what})' if allowed is FLOATS else ''}")
 
     def forget(self, name: str) -> None:
         """Ignore this tensor of the files."""
@@ -74,8 +89,8 @@ def open_safetensors(path: Path):
 
 def _quantized_header(metadata: dict[str, str] | None, path: Path) -> dict[str, dict]:
     try:
-        return dict(json.loads((metadata or {}).get("quantized", "{}")))
-    except (TypeError, ValueError) as error:
+        return parse_json((metadata or {}).get("quantized", "{}"))
+    except ValueError as error:
         raise ValueError(f"{path}: damaged header: its list of quantized layers is not JSON ({error})") from None
 
 
@@ -84,27 +99,49 @@ def open_checkpoint(files: list[Path]) -> Weights | GGUFWeights:
     return GGUFWeights(*files) if is_gguf(files[0]) else Weights(files)
 
 
-def weight_names(directory: Path) -> list[str]:
-    """File names: model.safetensors, or the shards that the index lists."""
+def shard_names(directory: Path) -> list[str]:
+    """The file names that the index lists; none without an index. Raises ValueError for a name with a directory."""
     index = directory / INDEX
     if not index.is_file():
-        return ["model.safetensors"]
+        return []
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise ValueError(f"{index}: holds no weight_map, which must name the shards")
+    for tensor, name in shards.items():
+        if not (isinstance(name, str) and re.fullmatch(r"[^/\\:\x00]{1,250}\.safetensors", name)):
+            raise ValueError(f"{index}: the shard of {tensor} is {name!r}, but must be the plain name of a "
+                             f".safetensors file in the same directory")
     return sorted(set(shards.values()))
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The weight files of a model directory, or the GGUF file itself. Raises FileNotFoundError for missing files."""
+    """The weight files of a model directory, or the GGUF file itself. Raises FileNotFoundError for missing files.
+
+    model.safetensors goes before an index, as in transformers. If all shards are there too, a line says so."""
     if is_gguf(directory):
         return [directory]
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory}: no such model directory")
-    files = [directory / name for name in weight_names(directory)]
-    if missing := [str(path) for path in files if not path.is_file()]:
-        raise FileNotFoundError(f"{', '.join(missing)}: no such weight file")
-    return files
+    single, shards = directory / SINGLE, [directory / name for name in shard_names(directory)]
+    if single.is_file():
+        if shards and all(path.is_file() for path in shards):
+            say_once(f"{directory}: holds {SINGLE} and {len(shards)} shards of {INDEX}; {SINGLE} is read, as in "
+                     f"transformers. Delete the one that is not the model")
+        return [single]
+    if missing := [str(path) for path in shards or [single] if not path.is_file()]:
+        raise FileNotFoundError(f"{', '.join(missing)}: no such weight file{_other_formats(directory)}")
+    return shards
+
+
+def _other_formats(directory: Path) -> str:
+    """What a directory holds instead of safetensors, as the end of an error."""
+    found = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for path in directory.glob(pattern))
+    if not found:
+        return ""
+    if found[0].endswith(".gguf"):
+        return f". The directory holds {_some(found)}: give the path of the GGUF file itself"
+    return (f". The directory holds {_some(found)}, which are pickled, and pickled files are never read: save the "
+            f"model as safetensors, or look for a version of it in safetensors")
 
 
 def load_config(directory: Path) -> LlamaConfig:
@@ -119,9 +156,19 @@ def load_config(directory: Path) -> LlamaConfig:
         raise FileNotFoundError(f"{directory}: no model there; needs a config.json")
     raw = read_json(path)
     config = config_from_json(raw.get("model_config", raw), str(path))
-    generation = directory / "generation_config.json"
-    more = token_ids(read_json(generation).get("eos_token_id")) if generation.is_file() else ()
+    more = generation_ends(directory / "generation_config.json", config.vocab_size)
     return replace(config, eos_token_ids=tuple(dict.fromkeys((*config.eos_token_ids, *more))))
+
+
+def generation_ends(path: Path, vocab_size: int) -> tuple[int, ...]:
+    """The end tokens that generation_config.json names; none without such a file."""
+    if not path.is_file():
+        return ()
+    stated = read_json(path).get("eos_token_id")
+    try:
+        return token_ids(stated, vocab_size)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def empty_model(config: LlamaConfig, dtype: torch.dtype) -> Llama:
@@ -148,14 +195,19 @@ def random_model(config: LlamaConfig, dtype: torch.dtype, seed: int) -> Llama:
 def open_weights(files: list[Path], config: LlamaConfig, dtype: torch.dtype) -> tuple[Llama, Weights, dict]:
     """An empty model, the weight files, and name -> shape of every tensor that the model needs. Reads only headers.
 
-    Raises ValueError, naming every tensor that is unknown, missing or of a wrong shape."""
+    Of tied models, a stored head is read too, because it must be equal to the embeddings.
+    Raises ValueError, naming every tensor that is unknown, missing or of a wrong shape, and for another head."""
     weights = open_checkpoint(files)
     model = empty_model(config, dtype)
     _make_room_for_codes(model, weights)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    if config.tie_word_embeddings:  # some files hold a second copy of the embeddings
+    if config.tie_word_embeddings:
         wanted.pop("lm_head.weight", None)
-        weights.forget("lm_head.weight")
+        if isinstance(model.lm_head, QuantLinear):
+            raise ValueError(f"{_where(weights)}: lm_head is stored as codes, but {TIED}")
+        if "lm_head.weight" in weights.shapes:  # some files hold a second copy of the embeddings
+            check_head(weights)
+            weights.forget("lm_head.weight")
     check_names(wanted, weights)
     return model, weights, wanted
 
@@ -177,7 +229,8 @@ def load_model(files: list[Path], config: LlamaConfig, dtype: torch.dtype, devic
 def read_tensors(model: Llama, weights: Weights, wanted: dict, device: torch.device | str, prefix: str = "",
                  change: Callable[[str, Linear], nn.Module] | None = None) -> None:
     """Reads the tensors whose names begin with `prefix` into the model. `open_weights` returns the first three
-    arguments; `change` is that of `load_model`."""
+    arguments; `change` is that of `load_model`. Raises ValueError for codes, levels, scales and offsets that no
+    quantizer stores."""
     waiting = {name: {n for n in wanted if n.rpartition(".")[0] == name}
                for name, module in model.named_modules() if isinstance(module, Linear)} if change else {}
     for name, tensor in weights.tensors(prefix):
@@ -193,6 +246,12 @@ def read_tensors(model: Llama, weights: Weights, wanted: dict, device: torch.dev
             if not waiting[layer]:
                 parent, _, child = layer.rpartition(".")
                 setattr(model.get_submodule(parent), child, change(layer, module))
+    for name, module in model.named_modules():
+        if isinstance(module, QuantLinear) and f"{name}.".startswith(prefix) and not module.codes.is_meta:
+            try:
+                module.check(name)
+            except ValueError as error:
+                raise ValueError(f"{_where(weights)}: {error}") from None
 
 
 def stored_layers(files: list[Path], config: LlamaConfig, names: list[str],
@@ -207,6 +266,32 @@ def stored_layers(files: list[Path], config: LlamaConfig, names: list[str],
         yield name, model.get_submodule(parent)._modules.pop(child)
 
 
+TIED = ("tie_word_embeddings is true (in config.json, or as the family's default), which means that the head is the "
+        "embeddings: set it to false if the head was trained on its own")
+ROWS = 8192  # rows of the embeddings that are compared at a time
+HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
+
+
+def check_head(weights: Weights) -> None:
+    """Raises ValueError if the files of a tied model hold a head that is not the embeddings.
+
+    Two types may differ by the rounding of the narrower one."""
+    shape, other = (weights.shapes.get(name) for name in (HEAD, EMBEDDINGS))
+    if other is None:
+        return  # check_names names what is missing
+    with open_safetensors(weights.file_of[HEAD]) as a, open_safetensors(weights.file_of[EMBEDDINGS]) as b:
+        head, embeddings = a.get_slice(HEAD), b.get_slice(EMBEDDINGS)
+        starts = range(0, shape[0], ROWS) if shape == other and shape else ()
+        parts = ((head[i:i + ROWS].nan_to_num(), embeddings[i:i + ROWS].nan_to_num()) for i in starts)
+        if shape == other and all(torch.equal(x.to(y.dtype), y) or torch.equal(x, y.to(x.dtype)) for x, y in parts):
+            return
+    raise ValueError(f"{_where(weights)}: {HEAD} differs from {EMBEDDINGS}, but {TIED}")
+
+
+def _where(weights: Weights) -> str:
+    return _some([str(path) for path in weights.files])
+
+
 def check_names(wanted: dict[str, tuple[int, ...]], weights: Weights) -> None:
     found = weights.shapes
     faults = [("missing", [n for n in wanted if n not in found]),
@@ -215,7 +300,7 @@ def check_names(wanted: dict[str, tuple[int, ...]], weights: Weights) -> None:
                                for n in wanted if n in found and found[n] != wanted[n]])]
     text = "; ".join(f"{what}: {_some(names)}" for what, names in faults if names)
     if text:
-        raise ValueError(f"{', '.join(map(str, weights.files))}: tensors do not fit the config: {text}")
+        raise ValueError(f"{_where(weights)}: tensors do not fit the config: {text}")
 
 
 def _some(names: list[str], most: int = 8) -> str:
@@ -230,11 +315,12 @@ def _make_room_for_codes(model: Llama, weights: Weights) -> None:
             dense = model.get_submodule(name)
             D_out, D_in = dense.out_features, dense.in_features
             bits, block = stated["bits"], Block.parse(stated["block"])
+            if not isinstance(dense, Linear) or type(bits) is not int or block.n_in is None:
+                raise ValueError(f"{stated} is no number of bits and a block of two numbers for a linear layer")
             word_shape(bits)
+            block.check_divides(D_out, D_in, name)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            where = ", ".join(map(str, weights.files))
-            raise ValueError(f"{where}: bad header for quantized layer {name}: {error}") from None
-        block.check_divides(D_out, D_in, name)
+            raise ValueError(f"{_where(weights)}: bad header for quantized layer {name}: {error}") from None
         grid = _empty_grid(name, weights, (D_out // block.n_out, D_in // block.n_in), block, bits)
         bias = None if dense.bias is None else _empty(D_out)
         codes = _empty(packed_bytes(D_out * D_in, bits))

@@ -34,6 +34,7 @@ class Family:
 
 
 def read_llama(raw: dict) -> dict:
+    check_types(raw, [FULL] * raw["num_hidden_layers"], "a Llama has no windows")
     return {"attention_bias": raw["attention_bias"], "o_bias": raw["attention_bias"], "mlp_bias": raw["mlp_bias"]}
 
 
@@ -42,7 +43,10 @@ def write_llama(config: LlamaConfig) -> dict:
 
 
 def read_mistral(raw: dict) -> dict:
-    return windows(raw["sliding_window"], [WINDOWED] * raw["num_hidden_layers"])
+    window = raw["sliding_window"]
+    check_types(raw, [FULL if window is None else WINDOWED] * raw["num_hidden_layers"],
+                f"sliding_window is {window}, which holds for all layers of a Mistral")
+    return windows(window, [WINDOWED] * raw["num_hidden_layers"])
 
 
 def write_mistral(config: LlamaConfig) -> dict:
@@ -52,6 +56,9 @@ def write_mistral(config: LlamaConfig) -> dict:
 def read_qwen2(raw: dict) -> dict:
     by_depth = [WINDOWED if i >= raw["max_window_layers"] else FULL for i in range(raw["num_hidden_layers"])]
     window = raw["sliding_window"] if raw["use_sliding_window"] else None
+    if window is None:
+        check_types(raw, [FULL] * raw["num_hidden_layers"],
+                    f"use_sliding_window is {raw['use_sliding_window']} and sliding_window {raw['sliding_window']}")
     return {"attention_bias": True, **windows(window, stated_types(raw) or by_depth)}
 
 
@@ -65,6 +72,8 @@ def write_qwen2(config: LlamaConfig) -> dict:
 def read_gemma2(raw: dict) -> dict:
     if raw.get("use_bidirectional_attention"):
         raise ValueError("use_bidirectional_attention is true, but this decoder only looks back")
+    if raw["sliding_window"] is None:
+        check_types(raw, [FULL] * raw["num_hidden_layers"], "sliding_window is null")
     alternating = [FULL if i % 2 else WINDOWED for i in range(raw["num_hidden_layers"])]
     return {**windows(raw["sliding_window"], stated_types(raw) or alternating),
             "attention_bias": raw["attention_bias"], "o_bias": raw["attention_bias"],
@@ -90,11 +99,23 @@ def stated_types(raw: dict) -> list[str] | None:
     """The key `layer_types`, which only newer files have. Raises ValueError for other kinds of attention, and for a
     wrong number of layers."""
     types = raw.get("layer_types")
-    if unknown := sorted(set(types or ()) - {WINDOWED, FULL}):
-        raise ValueError(f"layer_types names {', '.join(map(repr, unknown))}; supported: {WINDOWED!r}, {FULL!r}")
-    if types and len(types) != raw["num_hidden_layers"]:
+    if types is None or types == []:
+        return None
+    if not (isinstance(types, list) and all(isinstance(kind, str) for kind in types)):
+        raise ValueError("layer_types must be a list of texts, one for each layer")
+    if unknown := sorted(set(types) - {WINDOWED, FULL}):
+        raise ValueError(f"layer_types names {', '.join(map(repr, unknown[:4]))}; supported: {WINDOWED!r}, {FULL!r}")
+    if len(types) != raw["num_hidden_layers"]:
         raise ValueError(f"layer_types names {len(types)} layers, but num_hidden_layers is {raw['num_hidden_layers']}")
     return types
+
+
+def check_types(raw: dict, implied: list[str], because: str) -> None:
+    """Raises ValueError if `layer_types` is there and differs from what another key implies."""
+    stated = stated_types(raw)
+    if stated and stated != implied:
+        layer = next(i for i, kind in enumerate(stated) if kind != implied[i])
+        raise ValueError(f"layer_types names {stated[layer]!r} for layer {layer}, but {because}: make the two agree")
 
 
 def layer_types(config: LlamaConfig) -> list[str]:

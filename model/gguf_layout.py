@@ -1,8 +1,7 @@
 """Names, types and row order of GGUF files, against those of a model directory.
 
-The reader (`gguf_reader.py`) and the writer (`interop/gguf_writer.py`) share this file.
-
-Needs the `gguf` package (requirements-extra.txt).
+The reader (`gguf_reader.py`) and the writer (`interop/gguf_writer.py`) share this file. Only the writer needs the
+`gguf` package (requirements-extra.txt).
 """
 from dataclasses import dataclass
 
@@ -47,7 +46,7 @@ def gguf_package():
     try:
         import gguf
     except ImportError:
-        raise ValueError("GGUF files need the gguf package: pip install gguf "
+        raise ValueError("writing GGUF files needs the gguf package: pip install gguf "
                          "(or pip install -r requirements-extra.txt)") from None
     return gguf
 

@@ -1,13 +1,9 @@
 """GGUF files in. Metadata give the configuration, and tensors the weights, as config.json and safetensors do elsewhere.
 
 Linear layers of type Q4_1, Q4_0 and Q8_0 stay codes (quant/gguf_blocks.py). Embeddings of these types are dequantized.
-All other tensors keep the type that the file has. Tensors are read one at a time.
-
-Needs the `gguf` package (requirements-extra.txt).
+All other tensors keep the type that the file has. Tensors are read one at a time. gguf_file.py reads the file's layout.
 """
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -17,68 +13,21 @@ from torch import Tensor
 
 from model.config import LlamaConfig
 from model.config_json import config_from_json
+from model.gguf_file import GGUFFile, StoredTensor, parse_gguf
 from model.gguf_layout import (
     ARCHITECTURES,
     CONFIG_KEYS,
     LINEAR,
     LLAMA_3_ROPE,
     OPTIONAL_KEYS,
-    PLAIN_TYPES,
     ROPE_DIVISORS,
-    gguf_package,
     half_split,
     heads_of,
     our_name,
 )
 from model.llama import llama3_frequencies, rotary_frequencies
-from quant.gguf_blocks import BLOCK, BLOCK_TYPES, dense_rows, quantized_weight
+from quant.gguf_blocks import BLOCK, BLOCK_TYPES, quantized_weight
 from quant.linear import QuantLinear
-
-# ---- the file -----------------------------------------------------------------------------------------------------
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """Where a tensor lies in the file."""
-    type: str
-    shape: tuple[int, ...]  # rows first, as in torch
-    start: int
-    bytes: int
-
-
-@dataclass(frozen=True)
-class GGUFFile:
-    path: Path
-    metadata: dict[str, object]
-    tensors: dict[str, StoredTensor]
-    # Metadata key -> its GGUF type, and the type of its elements if it is a list.
-    kinds: dict[str, tuple[str, str | None]] = field(default_factory=dict)
-
-    def get(self, key: str):
-        """A metadata value. Raises ValueError if the file has none."""
-        if key not in self.metadata:
-            raise ValueError(f"{self.path}: metadata key {key} is missing")
-        return self.metadata[key]
-
-    @property
-    def architecture(self) -> str:
-        name = self.get("general.architecture")
-        if name not in ARCHITECTURES:
-            supported = ", ".join(ARCHITECTURES)
-            raise ValueError(f"{self.path}: architecture {name!r} is not supported; supported: {supported}")
-        return name
-
-    def read(self, name: str) -> Tensor:
-        """The bytes of a tensor, uint8: (rows, bytes per row). A vector is one row."""
-        stored = self.tensors[name]
-        data = numpy.fromfile(self.path, numpy.uint8, stored.bytes, offset=stored.start)
-        return torch.from_numpy(data).view(math.prod(stored.shape[:-1]), -1)
-
-    def dense(self, name: str) -> Tensor:
-        """A tensor in the type that the file has, or in float32 if that is a block type."""
-        rows, stored = self.read(name), self.tensors[name]
-        plain = PLAIN_TYPES.get(stored.type)
-        values = rows.view(plain) if plain else dense_rows(rows, BLOCK_TYPES[stored.type])
-        return values.view(stored.shape)
 
 
 def is_gguf(path: Path) -> bool:
@@ -91,51 +40,12 @@ def read_gguf(path: Path) -> GGUFFile:
     Raises ValueError for a damaged file, for one of several parts, for a big-endian file, and for unsupported types."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such GGUF file")
-    gguf_package()
     return _read_gguf(path, path.stat().st_size, path.stat().st_mtime_ns)
 
 
 @cache
 def _read_gguf(path: Path, size: int, changed: int) -> GGUFFile:
-    reader, metadata = _open_reader(path)
-    if metadata.get("split.count", 1) > 1:
-        raise ValueError(f"{path}: one of {metadata['split.count']} parts; join them first with "
-                         f"llama-gguf-split --merge")
-    tensors = {t.name: StoredTensor(t.tensor_type.name, tuple(reversed(t.shape.tolist())), t.data_offset, t.n_bytes)
-               for t in reader.tensors}
-    supported = (*PLAIN_TYPES, *BLOCK_TYPES)
-    if others := {stored.type: name for name, stored in tensors.items() if stored.type not in supported}:
-        found = ", ".join(f"{kind} ({name})" for kind, name in others.items())
-        raise ValueError(f"{path}: tensors of type {found} are not supported; supported: {', '.join(supported)}")
-    names = {key: [kind.name for kind in stated.types] for key, stated in reader.fields.items()}
-    kinds = {key: (first, rest[-1] if first == "ARRAY" else None) for key, (first, *rest) in names.items()}
-    return GGUFFile(path, metadata, tensors, kinds)
-
-
-def _open_reader(path: Path):
-    """The package's reader, and the metadata as plain values.
-
-    The reader slices a memory map tens of thousands of times. Slices of a plain array take a third of the time and half
-    of the memory (SmolLM2: 1.0 s and 74 MB instead of 2.9 s and 163 MB)."""
-    gguf = gguf_package()
-
-    class Reader(gguf.GGUFReader):
-        @property
-        def data(self) -> numpy.ndarray:
-            return self._data
-
-        @data.setter
-        def data(self, mapped: numpy.memmap) -> None:
-            self._data = numpy.asarray(mapped)
-
-    try:
-        reader = Reader(path)
-        metadata = {key: stated.contents() for key, stated in reader.fields.items()}
-    except (ValueError, KeyError, IndexError, TypeError, OverflowError, OSError) as error:
-        raise ValueError(f"{path}: damaged, cut off, or not a GGUF file ({error})") from None
-    if reader.endianess != gguf.GGUFEndian.LITTLE:
-        raise ValueError(f"{path}: byte order is big-endian; only little-endian files are supported")
-    return reader, metadata
+    return parse_gguf(path)
 
 
 # ---- its configuration --------------------------------------------------------------------------------------------
@@ -146,18 +56,22 @@ def gguf_config(file: GGUFFile) -> LlamaConfig:
     keys = {**CONFIG_KEYS, **{ours: key for ours, key in OPTIONAL_KEYS.items() if f"{name}.{key}" in metadata}}
     raw = {ours: shortest(file.get(f"{name}.{key}")) for ours, key in keys.items()}
     ends = (metadata.get(f"tokenizer.ggml.{end}_token_id") for end in ("eos", "eot"))
+    tokens = file.metadata.get("tokenizer.ggml.tokens")
+    size = metadata.get(f"{name}.vocab_size") or len(file.list_of("tokenizer.ggml.tokens", str))
+    if isinstance(tokens, list) and len(tokens) != size:
+        raise ValueError(f"{file.path}: {name}.vocab_size is {str(size)[:40]}, but tokenizer.ggml.tokens holds "
+                         f"{len(tokens)} tokens")
     config = config_from_json({
-        **raw, "model_type": ARCHITECTURES[name].model_type,
-        "vocab_size": metadata.get(f"{name}.vocab_size") or len(file.get("tokenizer.ggml.tokens")),
+        **raw, "model_type": ARCHITECTURES[name].model_type, "vocab_size": size,
         "rope_scaling": stated_scaling(file),
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "attention_bias": "blk.0.attn_q.bias" in file.tensors, "mlp_bias": "blk.0.ffn_gate.bias" in file.tensors,
         "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": list(dict.fromkeys(end for end in ends if end is not None))}, str(file.path))
+        "eos_token_id": list({repr(end): end for end in ends if end is not None}.values())}, str(file.path))
     for key in ("rope.dimension_count", "attention.key_length", "attention.value_length"):
         if (size := metadata.get(f"{name}.{key}", config.head_dim)) != config.head_dim:
-            raise ValueError(f"{file.path}: {name}.{key} is {size}, but a head has {config.head_dim} dimensions, and "
-                             f"all of them must rotate")
+            raise ValueError(f"{file.path}: {name}.{key} is {str(size)[:40]}, but a head has {config.head_dim} "
+                             f"dimensions, and all of them must rotate")
     return with_divisors(config, file) if ROPE_DIVISORS in file.tensors else config
 
 
@@ -166,10 +80,36 @@ def shortest(value):
     return float(str(numpy.float32(value))) if isinstance(value, float) else value
 
 
+# Metadata about rotary scaling that are understood. The last two say how a model was trained, and change nothing.
+SCALING_KEYS = ("rope.scaling.type", "rope.scaling.factor", "rope.scale_linear", "rope.scaling.original_context_length",
+                "rope.scaling.finetuned")
+
+
 def stated_scaling(file: GGUFFile) -> dict | None:
-    prefix = f"{file.architecture}.rope.scaling"
-    kind = file.metadata.get(f"{prefix}.type", "none")
-    return None if kind == "none" else {"rope_type": kind, "factor": shortest(file.get(f"{prefix}.factor"))}
+    """The rotary scaling in the metadata, as llama.cpp reads it. A factor without a type is linear. `rope.scale_linear`
+    is the older name of the factor. Type `none` means no scaling, whatever the factor; so does a factor of 0 or 1.
+
+    Raises ValueError for a key that is not understood, and if both names of the factor are there and differ."""
+    prefix = f"{file.architecture}."
+    for key in file.metadata:
+        if key.startswith(f"{prefix}rope.scal") and key.removeprefix(prefix) not in SCALING_KEYS:
+            known = ", ".join(f"{prefix}{name}" for name in SCALING_KEYS)
+            raise ValueError(f"{file.path}: {key} is not understood, so the rotary positions may differ; understood: "
+                             f"{known}")
+    kind = file.get(f"{prefix}rope.scaling.type", str, "linear")
+    names = [f"{prefix}{name}" for name in ("rope.scaling.factor", "rope.scale_linear")]
+    factors = {name: shortest(file.get(name, (int, float))) for name in names if name in file.metadata}
+    if kind == "none":
+        return None
+    if len(set(factors.values())) > 1:
+        stated = ", but ".join(f"{name} is {factor}" for name, factor in factors.items())
+        raise ValueError(f"{file.path}: {stated}: the two must agree")
+    if not factors:
+        if f"{prefix}rope.scaling.type" in file.metadata:
+            file.get(names[0])
+        return None
+    factor = next(iter(factors.values()))
+    return None if kind == "linear" and factor in (0, 1) else {"rope_type": kind, "factor": factor}
 
 
 def with_divisors(config: LlamaConfig, file: GGUFFile) -> LlamaConfig:
@@ -177,6 +117,8 @@ def with_divisors(config: LlamaConfig, file: GGUFFile) -> LlamaConfig:
 
     Raises ValueError if the published parameters do not give these divisors."""
     divisors = file.dense(ROPE_DIVISORS).float()
+    if not (divisors.isfinite().all() and divisors.max() >= 1):
+        raise ValueError(f"{file.path}: {ROPE_DIVISORS} does not hold divisors, finite numbers from 1 on")
     frequencies, scaling = rotary_frequencies(config), {"factor": shortest(divisors.max().item()), **LLAMA_3_ROPE}
     published = frequencies / llama3_frequencies(frequencies, **scaling)
     if config.rope_scaling or divisors.shape != published.shape or not torch.allclose(divisors, published, rtol=1e-5):
@@ -194,6 +136,8 @@ class GGUFWeights:
         self.file, self.files = read_gguf(path), [path]
         self.heads = heads_of(self.file.architecture, gguf_config(self.file))
         self.names = {our_name(name): name for name in self.file.tensors if name != ROPE_DIVISORS}
+        if len(self.names) + (ROPE_DIVISORS in self.file.tensors) < len(self.file.tensors):
+            raise ValueError(f"{path}: two of its tensors have the same place in the model")
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.quantized: dict[str, dict] = {}
         for ours, name in self.names.items():

@@ -11,10 +11,12 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
-from model.files import replace_file, write_json
-from model.gguf_reader import GGUFFile
+from model.files import replace_file, write_json, write_text
+from model.gguf_file import GGUFFile
 
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # values of tokenizer.ggml.token_type, as in sentencepiece
+KINDS_OF_TOKENS = set(range(1, 7))
+LARGEST_SCORE = 3.4e38
 SENTENCEPIECE_BPE = 2                     # TrainerSpec.model_type
 
 # The patterns that split text before any merge, as published with Llama 3 (tiktoken) and Qwen2 (its tokenizer.json).
@@ -47,32 +49,51 @@ SPLITTINGS = {
 
 
 def extract_gguf_tokenizer(file: GGUFFile, directory: Path) -> None:
-    """Writes tokenizer.json and tokenizer_config.json, or tokenizer.model.
+    """Writes tokenizer.json and tokenizer_config.json, or tokenizer.model. Also chat_template.jinja, if the file has a
+    template.
 
     Raises ValueError for an unsupported kind, and for metadata that do not make a tokenizer."""
-    kind = file.get("tokenizer.ggml.model")
+    kind = file.get("tokenizer.ggml.model", str)
     if kind not in KINDS:
         raise ValueError(f"{file.path}: tokenizer {kind!r} is not supported; supported: {', '.join(KINDS)}")
-    if file.metadata.get("tokenizer.ggml.add_eos_token"):
+    if file.get("tokenizer.ggml.add_eos_token", bool, False):
         raise ValueError(f"{file.path}: tokenizer.ggml.add_eos_token is true, but an end token after every prompt "
                          f"is not supported")
     directory.mkdir(parents=True, exist_ok=True)
     KINDS[kind](file, directory)
+    if template := file.get("tokenizer.chat_template", str, ""):
+        write_text(directory / "chat_template.jinja", template)
 
 
 def special_token(file: GGUFFile, kind: str) -> tuple[int, str] | None:
     """Id and text of the file's `bos` or `eos` token; None if it has none."""
-    tokens, token = file.get("tokenizer.ggml.tokens"), file.metadata.get(f"tokenizer.ggml.{kind}_token_id")
-    if token is None:
+    tokens, key = token_list(file), f"tokenizer.ggml.{kind}_token_id"
+    if key not in file.metadata:
         return None
-    if token >= len(tokens):
+    token = file.get(key, int)
+    if not 0 <= token < len(tokens):
         raise ValueError(f"{file.path}: tokenizer.ggml.{kind}_token_id is {token}, but there are {len(tokens)} tokens")
     return token, tokens[token]
 
 
+def token_list(file: GGUFFile) -> list[str]:
+    """Every token's text, by id. Raises ValueError for an empty list, for texts that two ids have, and for another
+    number of token types or scores."""
+    tokens = file.list_of("tokenizer.ggml.tokens", str)
+    if len(set(tokens)) < len(tokens) or not tokens:
+        raise ValueError(f"{file.path}: tokenizer.ggml.tokens holds {len(tokens)} tokens, but {len(set(tokens))} "
+                         f"different ones")
+    for name, kind in (("token_type", int), ("scores", float)):
+        key = f"tokenizer.ggml.{name}"
+        if key in file.metadata and len(file.list_of(key, kind)) != len(tokens):
+            raise ValueError(f"{file.path}: {key} holds {len(file.metadata[key])} values, but there are {len(tokens)} "
+                             f"tokens")
+    return tokens
+
+
 def begin_token(file: GGUFFile, default: bool) -> tuple[int, str] | None:
     """The token before every prompt, or None. Raises ValueError if the file asks for one and names none."""
-    if not file.metadata.get("tokenizer.ggml.add_bos_token", default):
+    if not file.get("tokenizer.ggml.add_bos_token", bool, default):
         return None
     file.get("tokenizer.ggml.bos_token_id")
     return special_token(file, "bos")
@@ -81,19 +102,18 @@ def begin_token(file: GGUFFile, default: bool) -> tuple[int, str] | None:
 # ---- byte-level BPE -----------------------------------------------------------------------------------------------
 
 def extract_byte_level(file: GGUFFile, directory: Path) -> None:
-    tokenizer = byte_level(file)
-    replace_file(directory / "tokenizer.json", lambda beside: tokenizer.save(str(beside)))
+    write_text(directory / "tokenizer.json", byte_level(file).to_str(pretty=True))
     ends = {f"{kind}_token": special_token(file, kind) for kind in ("bos", "eos")}
     write_json(directory / "tokenizer_config.json", {name: token[1] for name, token in ends.items() if token})
 
 
 def byte_level(file: GGUFFile) -> tokenizers.Tokenizer:
-    name = file.get("tokenizer.ggml.pre")
+    name = file.get("tokenizer.ggml.pre", str)
     if name not in SPLITTINGS:
         supported = ", ".join(SPLITTINGS)
         raise ValueError(f"{file.path}: tokenizer.ggml.pre {name!r} is not supported; supported: {supported}")
-    tokens, splitting = file.get("tokenizer.ggml.tokens"), SPLITTINGS[name]
-    merges = [tuple(merge.split(" ")) for merge in file.get("tokenizer.ggml.merges")]
+    tokens, splitting = token_list(file), SPLITTINGS[name]
+    merges = [tuple(merge.split(" ")) for merge in file.list_of("tokenizer.ggml.merges", str)]
     try:
         bpe = models.BPE({token: i for i, token in enumerate(tokens)}, merges, ignore_merges=splitting.whole_words)
     except Exception as error:  # the library raises plain Exception
@@ -101,7 +121,7 @@ def byte_level(file: GGUFFile) -> tokenizers.Tokenizer:
     tokenizer = tokenizers.Tokenizer(bpe)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(splitting.steps())
     tokenizer.decoder = decoders.ByteLevel()
-    for token, kind in zip(tokens, file.get("tokenizer.ggml.token_type"), strict=False):
+    for token, kind in zip(tokens, file.list_of("tokenizer.ggml.token_type", int), strict=True):
         if kind in (CONTROL, USER_DEFINED):
             tokenizer.add_tokens([tokenizers.AddedToken(token, special=kind == CONTROL, normalized=False)])
     if begin := begin_token(file, splitting.begin):
@@ -123,7 +143,13 @@ def sentencepiece_model(file: GGUFFile) -> bytes:
     ids. Field numbers are those of sentencepiece_model.proto.
     Raises ValueError for user-defined tokens, around which the two programs place spaces differently, and for a
     vocabulary without an unknown token."""
-    tokens, scores, kinds = (file.get(f"tokenizer.ggml.{name}") for name in ("tokens", "scores", "token_type"))
+    tokens = token_list(file)
+    scores, kinds = (file.list_of(f"tokenizer.ggml.{name}", kind) for name, kind in (("scores", float),
+                                                                                     ("token_type", int)))
+    if wrong := set(kinds) - KINDS_OF_TOKENS:
+        raise ValueError(f"{file.path}: tokenizer.ggml.token_type holds {min(wrong)}, but must hold 1 to 6")
+    if not all(abs(score) <= LARGEST_SCORE for score in scores):
+        raise ValueError(f"{file.path}: tokenizer.ggml.scores holds a value that is no finite float32")
     if USER_DEFINED in kinds:
         token = tokens[kinds.index(USER_DEFINED)]
         raise ValueError(f"{file.path}: user-defined tokens ({token!r}) are not supported in a tokenizer of kind "
@@ -133,9 +159,9 @@ def sentencepiece_model(file: GGUFFile) -> bytes:
     unknown = tokens[kinds.index(UNKNOWN)]
     # sentencepiece has no begin (end) token if that name belongs to a token that is not a control token.
     begin, end = begin_token(file, default=True) or (None, unknown), special_token(file, "eos") or (None, unknown)
-    pieces = [message({1: token, 2: score, 3: kind}) for token, score, kind in zip(tokens, scores, kinds, strict=False)]
+    pieces = [message({1: token, 2: score, 3: kind}) for token, score, kind in zip(tokens, scores, kinds, strict=True)]
     trainer = message({3: SENTENCEPIECE_BPE, 35: True, 45: unknown, 46: begin[1], 47: end[1]})
-    add_space_prefix = file.metadata.get("tokenizer.ggml.add_space_prefix", True)
+    add_space_prefix = file.get("tokenizer.ggml.add_space_prefix", bool, True)
     normalizer = message({1: "identity", 3: add_space_prefix, 4: False})
     return b"".join(protobuf_field(1, piece) for piece in pieces) + message({2: trainer, 3: normalizer})
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from huggingface_hub import constants, errors, snapshot_download
 from huggingface_hub.utils import validate_repo_id
 
-from model.checkpoint import INDEX, load_config, weight_files, weight_names
-from model.tokenizer import FILES, tokenizer_file
+from model.checkpoint import INDEX, SINGLE, load_config, shard_names, weight_files
+from model.tokenizer import FILES, TRAVELLING, tokenizer_file
 
-SMALL = ("config.json", "generation_config.json", *FILES, "tokenizer_config.json", "special_tokens_map.json", INDEX)
+SMALL = ("config.json", *FILES, *TRAVELLING, INDEX)
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,14 @@ def fetch(model: HubModel) -> Path:
     load_config(directory)
     tokenizer_file(directory)
     commit = HubModel(model.repo, directory.name)
-    snapshot(commit, weight_names(directory))
+    snapshot(commit, [SINGLE])
+    if (shards := shard_names(directory)) and not (directory / SINGLE).is_file():
+        snapshot(commit, shards)
     try:
         weight_files(directory)
     except FileNotFoundError:
         raise NotFetched(f"{commit}: no safetensors in {directory}; needs model.safetensors, or {INDEX} with all its "
-                         f"shards. Other formats are not read from the Hub") from None
+                         f"shards. Other formats (.bin, .pth, .gguf) are not read from the Hub") from None
     return directory
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from quant.factors import ZeroPoints
 from quant.grid import Block, Grid, QuantizedWeight
 from quant.packing import packed_bytes
+from quant.quantizer import check_underflow
 
 SIZE = 32      # weights of a block
 BLOCK = Block(SIZE, 1)
@@ -113,10 +114,12 @@ def in_file_blocks(weight: QuantizedWeight, kind: BlockType) -> QuantizedWeight:
     """The weight with the levels of `kind`, in blocks of 32x1, with d and m in float16.
 
     Nothing else is rounded. If d is float16 already (all grids but those of a merged PEQA), only m is rounded. Raises
-    ValueError for factors beyond float16."""
+    ValueError for factors beyond float16, and for scales that float16 turns into 0."""
     grid = weight.grid
     low = grid.levels[0]
-    scale = grid.factors()[0].half()
+    exact = grid.factors()[0]
+    scale = exact.half()
+    check_underflow(exact, scale, len(grid.levels), (exact.abs() * grid.levels.abs().max()).max())
     _, offset = (replace(grid, scale=scale) if isinstance(grid.offset, ZeroPoints) else grid).factors()
     shape = (len(weight.codes), weight.codes.shape[1] // SIZE)
     scale, offset = in_small_blocks(scale, shape), in_small_blocks(offset, shape)

@@ -93,6 +93,19 @@ class QuantLinear(nn.Module):
         """The terms of Eq. 1, codes unpacked."""
         return QuantizedWeight(unpack(self.codes, self.bits, (self.out_features, self.in_features)), self.grid)
 
+    def check(self, layer: str) -> None:
+        """Raises ValueError, with the layer, for values that no quantizer stores: levels that do not ascend, a scale or
+        an offset that is not finite, and a code without a level."""
+        if not (self.levels.isfinite().all() and (self.levels[1:] > self.levels[:-1]).all()):
+            raise ValueError(f"{layer}.levels must be finite and ascend")
+        for name, factor in zip(("scale", "offset"), self.grid.factors(), strict=True):
+            if not factor.isfinite().all():
+                raise ValueError(f"{layer}.{name} holds a value that is not finite")
+        if len(self.levels) < 2 ** self.bits:
+            codes = unpack(self.codes, self.bits, (self.out_features, self.in_features))
+            if (highest := int(codes.max())) >= len(self.levels):
+                raise ValueError(f"{layer}.codes holds {highest}, but there are {len(self.levels)} levels")
+
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """W_hat, (out_features, in_features)."""
         return self.quantized_weight().dequantize(dtype)

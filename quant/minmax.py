@@ -7,7 +7,11 @@ from quant.quantizer import Quantizer, block_ends
 
 
 class MinMax(Quantizer):
-    """scale = (max - min) / (2^N - 1);  offset = min;  levels = 0 .. 2^N - 1."""
+    """scale = (max - min) / (2^N - 1);  offset = min;  levels = 0 .. 2^N - 1.
+
+    A block of one constant has scale 0 and comes back as its stored offset: exactly, if the storage type holds the
+    constant, as float16 does for all float16 and nearly all bfloat16 weights. A float32 constant is rounded to float16,
+    by at most 2^-11 of its value."""
     name = "minmax"
     usual_block = Block(4, 8)
     usual_storage = torch.float16

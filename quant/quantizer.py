@@ -33,12 +33,16 @@ class Quantizer(ABC):
         """The grid of a weight (D_out, D_in).
 
         Raises ValueError, with the layer, if the block does not divide it, a weight is not finite, or the storage type
-        cannot hold a scale or offset."""
+        cannot hold a scale or offset: it overflows, or underflows to 0 and loses a block (`check_underflow`)."""
         D_out, D_in = weight.shape
         self.block.check_divides(D_out, D_in, layer)
         block = self.block.in_layer(D_in)
         wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
-        levels, scale, offset = self.fit_blocks(split_blocks(wide, block))
+        try:
+            levels, scale, offset = self.fit_blocks(split_blocks(wide, block))
+            check_underflow(scale, scale.to(self.storage), len(levels), wide.abs().max())
+        except ValueError as error:
+            raise ValueError(f"layer {layer}: {error}") from None
         kept_offset = offset if isinstance(offset, ZeroPoints) else self._kept(offset)
         grid = Grid(levels.to(weight.device), self._kept(scale), kept_offset, block, self.bits)
         if not all(factor.isfinite().all() for factor in grid.factors()):
@@ -61,6 +65,22 @@ class Quantizer(ABC):
         """(rows, n_out, columns, n_in) -> levels, scale and offset.
 
         levels (<= 2^bits,); scale (rows, columns); offset (rows, columns), or (1, 1), or zero points."""
+
+
+LOST = 1e-3  # of the layer's largest weight; a block whose weights spread less may collapse into one value
+
+
+def check_underflow(exact: Tensor, stored: Tensor, n_levels: int, largest: Tensor) -> None:
+    """Raises ValueError if rounding a scale to its storage type makes it 0 and so loses the weights of a block.
+
+    Two such blocks are no loss: one that is nearly constant, and one far smaller than the layer's largest weight.
+    Weights below float32's normal numbers count as zeros.
+    exact, stored: the scales before and after rounding; largest: max|w| of the layer."""
+    spread = torch.where((exact != 0) & (stored == 0), exact.abs() * (n_levels - 1), 0).max()
+    if spread > LOST * largest and spread > torch.finfo(torch.float32).tiny:
+        raise ValueError(f"the weights of a block spread over {spread:.3g}, so its scale underflows to 0 in "
+                         f"{stored.dtype} and the block would become one value; store scales in float32 (nf, icq), or "
+                         f"keep the layer in 16 bits")
 
 
 def block_ends(blocks: Tensor) -> tuple[Tensor, Tensor]:

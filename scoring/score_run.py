@@ -18,9 +18,8 @@ from finetune.run import Run
 from finetune.source import Source, check_fingerprint, load_run_base, load_trained
 from model.config_json import config_to_json
 from model.files import sha256_of, write_json
-from model.gguf_reader import is_gguf
 from model.llama import Llama
-from model.tokenizer import tokenizer_file
+from model.tokenizer import tokenizer_files
 from scoring.predictions import save_predictions
 from scoring.restore import Restoration, restored_states
 from scoring.resume import KeptAnswers
@@ -79,8 +78,7 @@ def scoring_of(run: Run, config: RunConfig, data: PreparedData, place: Run, rest
 def read_by(source: Source) -> dict:
     """What decides, beside the weights, what a model reads and computes: config, tokenizer, end tokens."""
     path = source.path
-    beside = [] if is_gguf(path) else filter(Path.is_file, [path / "tokenizer_config.json"])
-    files = [path] if is_gguf(path) else [tokenizer_file(path), *beside]
+    files = tokenizer_files(path)
     return {"model_config": config_to_json(source.config), "end": source.stop_ids(), "tokenizer": sha256_of(*files)}
 
 

@@ -15,7 +15,6 @@ from model.checkpoint import load_config, load_model, random_model, save_model, 
 from model.config_json import config_to_json
 from model.files import write_json
 from model.gguf_layout import LLAMA_3_ROPE, gguf_name, our_name
-from model.gguf_reader import _open_reader
 from model.tokenizer import copy_tokenizer
 from quant.absmax import AbsMax
 from quant.gguf_blocks import BLOCK_TYPES, fitting_type, in_file_blocks, quantized_weight, stored_rows
@@ -34,8 +33,8 @@ QABLORA = ["--method", "qablora", "--lam", "32x8"]
 
 def read(path: Path):
     """(tensors, metadata) by the gguf package itself."""
-    reader, metadata = _open_reader(path)
-    return {t.name: t for t in reader.tensors}, metadata
+    reader = gguf.GGUFReader(path)
+    return {t.name: t for t in reader.tensors}, {key: stated.contents() for key, stated in reader.fields.items()}
 
 
 def loaded(path: Path):

@@ -96,7 +96,7 @@ def test_a_sentencepiece_bpe_that_was_converted_into_json_gets_its_scores_back(t
      "splits text in none of the ways that are known here"),
     (lambda t: setattr(t, "normalizer", normalizers.Lowercase()), "a GGUF file would give other tokens for"),
     (lambda t: setattr(t, "post_processor", processors.TemplateProcessing(
-        single=[SPECIAL[0], "$A", SPECIAL[1]], special_tokens=[(SPECIAL[0], 0), (SPECIAL[1], 1)])),
+        single=[SPECIAL[0], SPECIAL[1], "$A"], special_tokens=[(SPECIAL[0], 0), (SPECIAL[1], 1)])),
         "puts 2 tokens around every prompt")])
 def test_what_llama_cpp_would_read_otherwise_is_refused(tmp_path, change, message):
     tokenizer = trained_bpe(SPLITTINGS["smollm"].steps())

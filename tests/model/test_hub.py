@@ -100,6 +100,28 @@ def test_the_shards_that_the_index_names_are_fetched(fake):
     assert {name for name in fetched if name.endswith(".safetensors")} == {"part-a.safetensors", "part-b.safetensors"}
 
 
+def test_one_file_goes_before_shards_and_only_it_is_fetched(fake):
+    folder = fake.folders["org/small", FIRST]
+    shutil.copy(folder / "model.safetensors", folder / "part-a.safetensors")
+    (folder / hub.INDEX).write_text(json.dumps({"weight_map": {"x": "part-a.safetensors"}}))
+    fetched = files_in(hub.fetch(HubModel("org/small")))
+    assert {name for name in fetched if name.endswith(".safetensors")} == {"model.safetensors"}
+
+
+def test_what_says_how_the_model_is_used_comes_with_it(fake):
+    names = {"chat_template.jinja", "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json"}
+    for name in names:
+        (fake.folders["org/small", FIRST] / name).write_text("{}")
+    assert files_in(hub.fetch(HubModel("org/small"))) >= names
+
+
+def test_a_quantized_model_is_refused_before_its_weights_are_fetched(fake):
+    stated = {**config_to_json(SMALL), "quantization_config": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}}
+    (fake.folders["org/small", FIRST] / "config.json").write_text(json.dumps(stated))
+    assert "quantized by bitsandbytes nf4" in call(train_script, "--model", "org/small", *FEW)
+    assert len(fake.asked) == 1
+
+
 def test_a_directory_here_goes_before_a_model_of_the_hub(fake, small_base, tmp_path):
     assert model_place("org/small") == HubModel("org/small")
     shutil.copytree(small_base, tmp_path / "org" / "small")
