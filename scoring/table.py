@@ -35,10 +35,19 @@ def print_table(rows: Mapping[str, Row], title: str, formats: Mapping[str, str] 
     print_columns(title, [head, *([named, *(score_cell(row, name, formats.get(name)) for name in names),
                                    *(optional_cell(getattr(row, name), how) for name, how in optional.values())]
                                   for named, row in rows.items())])
+    print_counts(rows)
+
+
+def print_counts(rows: Mapping[str, Row]) -> None:
+    """A line for each count of test rows that are out of the ordinary; one line for all rows of the table that share it."""
+    named_by: dict[tuple[str, int, int], list[str]] = {}
     for named, row in rows.items():
         for what, n in row.counts.items():
             if what != "rows":
-                print(f"{named}: {n} of {row.counts['rows']} test rows with {what}")
+                named_by.setdefault((what, n, row.counts["rows"]), []).append(named)
+    for (what, n, of), names in named_by.items():
+        who = "every state" if len(names) == len(rows) > 1 else ", ".join(names)
+        print(f"{who}: {n} of {of} test rows with {what}")
 
 
 def score_cell(row: Row, name: str, how: str | None) -> str:

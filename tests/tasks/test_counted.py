@@ -236,7 +236,7 @@ def test_the_same_row_in_train_and_test_is_counted_and_said(small_base, tmp_path
                 "--steps", "1", "--batch-size", "8", "--max-new-tokens", "3", "--out", "run") is None
     out = capsys.readouterr().out
     assert f"--task banking77: 1 of 3 test rows with {ALSO_TRAINED}\n" in out
-    assert f"as trained: 1 of 3 test rows with {ALSO_TRAINED}\n" in out
+    assert f"every state: 1 of 3 test rows with {ALSO_TRAINED}\n" in out
     assert rows_of(tmp_path / "run")["trained"]["counts"][ALSO_TRAINED] == 1
 
 
