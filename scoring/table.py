@@ -39,7 +39,7 @@ def print_table(rows: Mapping[str, Row], title: str, formats: Mapping[str, str] 
 
 
 def print_counts(rows: Mapping[str, Row]) -> None:
-    """A line for each count of test rows that are out of the ordinary; one line for all rows of the table that share it."""
+    """A line for each count of test rows that are out of the ordinary. States that share it share the line."""
     named_by: dict[tuple[str, int, int], list[str]] = {}
     for named, row in rows.items():
         for what, n in row.counts.items():
