@@ -23,6 +23,7 @@ from model.generate import Sampling, generate
 from model.llama import Llama
 from model.tokenizer import continuation
 from quant.spec import GPTQ, QuantSpec
+from tasks.task import prompt_ids
 
 NEW_TOKENS = 128  # unless --max-new-tokens says otherwise
 BATCH = 128       # prompts at a time
@@ -77,7 +78,8 @@ def complete(given: Given) -> None:
     sampling = sampling_of(given)
     source, load = run_as_trained(given) if given["run"] else model_as_asked(given)
     texts = given["prompt"]
-    prompts, stop_ids = [source.tokenizer.encode(text) for text in texts], source.stop_ids()
+    stop_ids = source.stop_ids()
+    prompts = [prompt_ids(text, source.tokenizer, stop_ids[0]) for text in texts]
     max_new_tokens = room_for_answers(prompts, source, given.get("max_new_tokens"))
     check_ids(prompts, source)
     answers = generate(load(), prompts, max_new_tokens, stop_ids, given.get("batch_size", BATCH), sampling=sampling)

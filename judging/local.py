@@ -13,6 +13,7 @@ from finetune.source import Source
 from model.generate import generate
 from model.llama import Llama
 from model.tokenizer import continuation
+from tasks.task import prompt_ids
 
 NEW_TOKENS = 16  # enough for two numbers from 1 to 10 and the text between them
 
@@ -37,7 +38,7 @@ class LocalJudge:
 
     def check(self, prompts: list[str]) -> None:
         """Raises ValueError for a prompt that is too long for the model. Reads no weights."""
-        ids = [self.source.tokenizer.encode(prompt) for prompt in prompts]
+        ids = self.ids_of(prompts)
         positions = self.source.config.max_position_embeddings
         check_ids(ids, self.source)
         if too_long := [i for i, row in enumerate(ids) if len(row) + NEW_TOKENS > positions]:
@@ -46,9 +47,12 @@ class LocalJudge:
             raise ValueError(f"--judge-model {self.name} has {positions} positions, but row {row} needs "
                              f"{len(ids[too_long[0]])} for its prompt and {NEW_TOKENS} for the answer: {remedy}")
 
+    def ids_of(self, prompts: list[str]) -> list[list[int]]:
+        return [prompt_ids(prompt, self.source.tokenizer, self.source.stop_ids()[0]) for prompt in prompts]
+
     def ask(self, prompts: list[str]) -> list[str]:
         """The answers to all prompts, generated in one batch."""
         tokenizer = self.source.tokenizer
-        ids = [tokenizer.encode(prompt) for prompt in prompts]
+        ids = self.ids_of(prompts)
         answers = generate(self.model, ids, NEW_TOKENS, self.source.stop_ids(), len(ids), desc="judging")
         return [continuation(tokenizer, prompt, answer) for prompt, answer in zip(ids, answers, strict=True)]

@@ -155,3 +155,19 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(small_base, tmp_path):
     write_json(base / "config.json", {**config_to_json(SMALL), "vocab_size": 100})
     save_model(random_model(Source(base).config, torch.float32, seed=1), base / "model.safetensors", torch.float16)
     assert "but config.json says vocab_size 100" in call(sample_script, "--model", base, "--prompt", "hello world")
+
+
+def test_a_prompt_that_brings_its_own_begin_token_is_read_with_one(small_base, monkeypatch):
+    read = []
+
+    def generated(model, prompts, *rest, **more):
+        read.extend(prompts)
+        return [[] for _ in prompts]
+    monkeypatch.setattr(sample_script, "generate", generated)
+    call(sample_script, "--model", small_base, "--prompt", "I lost my card")
+    kind = type(Source(small_base).tokenizer)
+    encode = kind.encode
+    monkeypatch.setattr(kind, "encode", lambda self, text: [1, *encode(self, text)] if text else encode(self, text))
+    call(sample_script, "--model", small_base, "--prompt", "I lost my card")
+    once, twice = read
+    assert twice == once and once.count(1) == 1
