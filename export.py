@@ -34,6 +34,8 @@ def export_parser() -> Parser:
     add("--dtype", choices=DTYPES,
         help="store dense weights in this type (default: safetensors, the base's type, or bfloat16 if that is float32; "
              "gguf, codes stay codes; peft, float32 for the base in PLACE/base)")
+    add("--allow-loss", action="store_true",
+        help="export even if rounding takes most of what was trained; without it, such an export is refused")
     return parser
 
 
@@ -43,7 +45,7 @@ def main() -> None:
     try:
         check_target(to, kind.is_directory)
         trained = Trained.at(given["run"])
-        hand_over(trained, kind(trained, to, given.get("dtype")), to)
+        hand_over(trained, kind(trained, to, given.get("dtype")), to, "allow_loss" in given)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

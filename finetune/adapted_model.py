@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from adapters import ADAPTERS, adapted_layer
-from adapters.adapted import AdaptedLinear, adapted_layers, adapter_parameters, replace_layers
+from adapters.adapted import AdaptedLinear, adapted_layers, adapter_parameters, dense_weight, replace_layers
 from adapters.adapter import Adapter
 from adapters.merge import merge_into_codes, merge_target, merge_to_dense
+from adapters.rounding import TrainingLost
 from finetune.config import RunConfig
 from finetune.methods import TARGETS
 from finetune.run import Run
@@ -64,14 +65,20 @@ def why_not_k_bits(model: Llama) -> str | None:
     return None
 
 
-def merge_best(model: Llama, storage: torch.dtype) -> list[int]:
+def merge_best(model: Llama, storage: torch.dtype, lost: TrainingLost | None = None) -> list[int]:
     """Into the factors of the k-bit codes if every layer allows it, else to 16 bits of type `storage`, in place.
-    Returns the widths of the codes; none for 16 bits."""
+    Returns the widths of the codes; none for 16 bits. `lost` collects what the rounding to 16 bits takes."""
     if why_not_k_bits(model) is None:
         bits = sorted({layer.base.bits for layer in adapted_layers(model).values()})
         merge_all(model, lambda name, layer: merge_into_codes(layer, name))
         return bits
-    merge_all(model, lambda name, layer: merge_to_dense(layer, storage))
+    def merge(name: str, layer: AdaptedLinear) -> nn.Module:
+        merged = merge_to_dense(layer, storage)
+        if lost is not None:
+            exact = layer.weight().detach()
+            lost.add(name, merged.weight.to(exact.dtype) - exact, exact - dense_weight(layer.base, exact.dtype))
+        return merged
+    merge_all(model, merge)
     return []
 
 

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from interop.comparison import compare, files_of, report_json, report_lines, token_rows
+from interop.comparison import check_loss, compare, files_of, report_json, report_lines, token_rows
 from interop.trained import Trained
 from model.files import write_json
 from model.llama import Llama
@@ -48,9 +48,9 @@ def report_file(to: Path) -> Path:
     return to.with_suffix(f".{REPORT}")
 
 
-def hand_over(trained: Trained, export: Export, to: Path) -> None:
+def hand_over(trained: Trained, export: Export, to: Path, allow_loss: bool = False) -> None:
     """Exports to `to`, which in the end is complete or absent. Raises ValueError if the export, read again, is not what
-    it should be."""
+    it should be, or if rounding has taken most of what was trained and `allow_loss` is False."""
     rows = token_rows(trained)
     to.parent.mkdir(parents=True, exist_ok=True)
     beside = to.with_name(f".{to.stem}.{os.getpid()}.part{to.suffix}")
@@ -60,6 +60,7 @@ def hand_over(trained: Trained, export: Export, to: Path) -> None:
         model = trained.load()
         facts = export.write(model, beside)
         difference = compare(model, export.reread(beside), rows, export.expected, export.tolerance)
+        warning = check_loss(difference, allow_loss)
         files = files_of(beside)
         if not export.is_directory:
             files = {to.name: files.pop(beside.name)}
@@ -72,3 +73,5 @@ def hand_over(trained: Trained, export: Export, to: Path) -> None:
         shutil.rmtree(beside, ignore_errors=True)
         beside.unlink(missing_ok=True)
     print("\n".join(report_lines(f"{to}: {export.name} of {trained.path}", facts, difference, files)))
+    if warning:
+        print(f"WARNING: {warning}")

@@ -14,6 +14,7 @@ from torch import nn
 from adapters import ADAPTERS
 from adapters.adapted import AdaptedLinear, dense_weight
 from adapters.restoration import LayerChange, check_restores, layer_change, overall_ratio
+from adapters.rounding import TrainingLost
 from finetune.adapted_model import (
     attach_adapters,
     linear_names,
@@ -33,7 +34,7 @@ from model.llama import Llama
 from quant import QUANTIZERS
 from quant.linear import stored_bytes
 from quant.spec import GPTQ, QuantSpec
-from scoring.scores import Row, Scoring, comparing, score_state
+from scoring.scores import Row, Scoring, comparing, score_state, tell_loss
 from scoring.state import State, merged_state
 from scoring.table import optional_cell
 
@@ -126,8 +127,10 @@ def states_at(run: Run, config: RunConfig, scoring: Scoring, base: BaseConfig, m
     rows[0].restoration_ratio = overall_ratio(changes)
     if merge:
         compared = comparing(model, scoring)
-        into = merged_state(merge_best(model, storage), storage)
+        lost = TrainingLost()
+        into = merged_state(merge_best(model, storage, lost), storage)
         rows.append(compared(replace(state, how=", ".join(filter(None, (state.how, "merged"))), note=into.note)))
+        tell_loss(rows[-1], lost)
         save_beside(model, run, run.path / state.key)
     return rows
 

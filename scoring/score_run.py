@@ -2,6 +2,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from adapters.rounding import TrainingLost
 from finetune.adapted_model import (
     attach_adapters,
     linear_names,
@@ -23,7 +24,7 @@ from model.tokenizer import tokenizer_files
 from scoring.predictions import save_predictions
 from scoring.restore import Restoration, restored_states
 from scoring.resume import KeptAnswers
-from scoring.scores import Row, Scoring, comparing, score_state
+from scoring.scores import Row, Scoring, comparing, score_state, tell_loss
 from scoring.state import BASE, QUANTIZED, TRAINED, State, merged_state
 from scoring.table import print_scores, save_table
 
@@ -132,8 +133,10 @@ def adapted_states(model: Llama, run: Run, config: RunConfig, scoring: Scoring) 
     load_adapter(model, run)
     rows = [score_state(TRAINED, model, scoring)]
     compared = comparing(model, scoring)
-    bits = merge_best(model, storage)
+    lost = TrainingLost()
+    bits = merge_best(model, storage, lost)
     rows.append(compared(merged_state(bits, storage)))
+    tell_loss(rows[-1], lost)
     spec = config.evaluation.requantize
     if bits:
         save_beside(model, run, run.merged)

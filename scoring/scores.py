@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor
 
+from adapters.rounding import MUCH, NOTICED, TrainingLost
 from finetune.data import PreparedData
 from finetune.loop import mean_loss
 from finetune.size import bits_per_weight
@@ -30,12 +31,18 @@ class Row:
     megabytes: float               # of the whole model
     logit_difference: float | None = None   # max |merged - as trained|, both computed in float32
     weight_error: float | None = None       # ||W - W_hat|| / ||W|| of a lossy step, over all target layers
+    training_lost: float | None = None      # ||rounding|| / ||delta_W|| of a merge to 16 bits
     restoration_ratio: float | None = None  # ||W_l - W_k|| / ||delta_W|| of a restored base
     seconds: float = 0.0
     standard_errors: dict[str, float] = field(default_factory=dict)  # of scores that are means over the test rows
     counts: dict[str, int] = field(default_factory=dict)             # test rows, and those out of the ordinary
     parts: dict[str, float] = field(default_factory=dict)            # the metric of each part of the test rows
     lines: list[dict] = field(default_factory=list, repr=False)      # what the model answered to each test row
+
+    @property
+    def noticed_loss(self) -> float | None:
+        """`training_lost`, if it is large enough to be shown."""
+        return self.training_lost if (self.training_lost or 0.0) >= NOTICED else None
 
     def to_json(self) -> dict:
         """The figures. The answers go into predictions.jsonl."""
@@ -106,3 +113,12 @@ def comparing(model: Llama, scoring: Scoring) -> Callable[[State], Row]:
         row.logit_difference = largest_difference(before, float32_logits(model, scoring.data.validation))
         return row
     return compared
+
+
+def tell_loss(row: Row, lost: TrainingLost) -> None:
+    """Into the row, and as a warning if the merge to 16 bits has lost much of what was trained."""
+    row.training_lost = lost.share
+    if (lost.share or 0.0) >= MUCH:
+        print(f"WARNING: {row.state.title}: the rounding of the merged weights is {lost.share:.0%} of what was trained "
+              f"(||rounding|| / ||delta_W||; worst layer: {lost.worst}). The adapter beside its base loses nothing. "
+              f"Neither does an export by --dtype float32")
