@@ -14,14 +14,13 @@
     python eval.py --model DIR --adapter PEFT_DIR --task banking77            # with PEFT's LoRA adapter
 """
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from adapters.peft_in import read_peft
 from finetune.checks import check_requantization, planned_base, planned_run
-from finetune.command_line import Parser, typed
+from finetune.command_line import OF_ANY_MODEL, Parser, typed
 from finetune.config import BaseConfig, ComputeConfig, DataConfig, EvaluationConfig, RunConfig, flag, spec_text
 from finetune.data import (
     PreparedData,
@@ -36,7 +35,7 @@ from finetune.resolve import GPTQ_FIELDS, check_gptq_fields, rescored, resolve_s
 from finetune.run import Run, open_run
 from finetune.source import Source, check_trained
 from model.hub import pinned
-from quant.spec import QuantSpec
+from quant.spec import QuantSpec, whole
 from scoring.predictions import check_predictions, compare
 from scoring.restore import Restoration, check_restoration
 from scoring.score_model import evaluate_model
@@ -46,16 +45,16 @@ from scoring.table import print_table, save_table
 from scoring.tradeoff import check_scores, points_of
 
 Given = dict[str, Any]  # what the command line says, by flag
-OWN = ("run", "compare", "plot", "json", "out", "without_base", "adapter", "restore", "restore_quantizer", "merge")
 
 
 def eval_parser() -> Parser:
     parser = Parser(__doc__)
     parser.add_argument("run", type=Path, nargs="*", default=[], help="score these run directories")
-    parser.add_fields(BaseConfig, ComputeConfig, QuantSpec, DataConfig, EvaluationConfig, leave_out=("from_scratch",))
+    parser.add_fields(QuantSpec, BaseConfig, ComputeConfig, DataConfig, EvaluationConfig, leave_out=("from_scratch",),
+                      here=OF_ANY_MODEL)
     model, scored, output = (parser.groups[name].add_argument for name in ("model", "evaluation", "output"))
     model("--adapter", type=Path, metavar="DIR", help="a model without a run: put PEFT's LoRA adapter beside it")
-    scored("--restore", type=int, nargs="+", metavar="BITS",
+    scored("--restore", type=typed(whole), nargs="+", metavar="BITS",
            help="Post-LoRA Restoration: score the run's adapter on its base at these widths; 16: the original weights")
     scored("--restore-quantizer", type=typed(spec_text), metavar="SPEC",
            help="make the restored bases this way, e.g. gptq:minmax@32x1 "
@@ -95,8 +94,9 @@ def main() -> None:
         sys.exit("interrupted")
 
 
-def of_configuration(given: Mapping[str, Any]) -> Given:
-    return {name: value for name, value in given.items() if name not in OWN}
+def of_configuration(given: Given) -> Given:
+    """Without the flags that are eval.py's own."""
+    return {name: value for name, value in given.items() if name in eval_parser().configured}
 
 
 def refuse_beside_compare(given: Given) -> None:

@@ -68,6 +68,8 @@ def read_compared(a: str, b: str, limit: int | None) -> Compared:
     if None in first.texts + second.texts:
         raise ValueError(f"--task {first.task} is answered by choosing, and {first.name} and {second.name} hold no "
                          "text to judge")
+    if first.name == second.name:
+        raise ValueError(f"RUN_A and RUN_B are both {a}: name two runs, or two states of one, as in {a}:quantized")
     requests = [prompt for prompt, _ in first.rows]
     return Compared(first.name, second.name, first.task, requests[:limit], first.texts[:limit], second.texts[:limit])
 

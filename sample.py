@@ -7,12 +7,13 @@
 """
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from adapters.peft_in import attach_peft, read_peft
 from finetune.checks import planned_base
-from finetune.command_line import Parser, typed
+from finetune.command_line import OF_ANY_MODEL, Parser, typed
 from finetune.config import DTYPES, BaseConfig, ComputeConfig, flag, number, positive, seed
 from finetune.data import check_ids
 from finetune.quantize import load_base
@@ -28,14 +29,13 @@ from tasks.task import prompt_ids
 NEW_TOKENS = 128  # unless --max-new-tokens says otherwise
 BATCH = 128       # prompts at a time
 SAMPLING = ("temperature", "top_p")
-OF_A_RUN = ("run", "prompt", *SAMPLING, "seed", "max_new_tokens", "batch_size", "dtype", "device")
 Given = dict[str, Any]  # what the command line says, by flag
 
 
 def sample_parser() -> Parser:
     parser = Parser(__doc__)
     parser.add_argument("run", type=Path, nargs="?", default=None, help="the run whose model completes the prompts")
-    parser.add_fields(BaseConfig, ComputeConfig, QuantSpec,
+    parser.add_fields(QuantSpec, BaseConfig, ComputeConfig, here=OF_ANY_MODEL,
                       leave_out=("from_scratch", "calibration", "calibration_rows", "act_order", "grid"))
     parser.groups["model"].add_argument("--adapter", type=Path, metavar="DIR",
                                         help="put PEFT's LoRA adapter beside --model")
@@ -100,8 +100,10 @@ def sampling_of(given: Given) -> Sampling | None:
 
 def run_as_trained(given: Given) -> tuple[Source, Callable[[], Llama]]:
     """Where the run is, and what loads it: in the type and on the device of its training, unless flags name others."""
-    if others := [flag(name) for name in given if name not in OF_A_RUN]:
-        raise ValueError(f"{', '.join(others)} is for --model; a run takes {', '.join(map(flag, OF_A_RUN[1:]))}")
+    of_a_model = {"adapter", *sample_parser().configured}.difference(f.name for f in fields(ComputeConfig))
+    if others := [flag(name) for name in given if name in of_a_model]:
+        raise ValueError(f"{', '.join(others)} is for a model without a run, and {given['run']} has its own: "
+                         f"leave it out")
     run = open_run(given["run"])
     check_trained(run)
     compute = run.config.compute

@@ -30,7 +30,7 @@ from finetune.loop import Trainer, TrainingDiverged
 from finetune.pictures import plot_losses
 from finetune.quantize import load_base
 from finetune.resolve import resolve_run
-from finetune.run import Run, new_run, open_run
+from finetune.run import Run, check_out, new_run, open_run
 from finetune.size import bits_per_weight
 from finetune.source import Source, check_fingerprint, load_run_base
 from model.checkpoint import random_model, save_model
@@ -89,6 +89,7 @@ def how_to_get_out(run: Run) -> str:
 def prepare(given: Mapping[str, Any]) -> tuple[Source, RunConfig, PreparedData]:
     """All that can be wrong is found here, before any weight is read. The run remembers the commit of what the hub
     holds."""
+    check_out(given.get("out"))
     config = resolve_run(given)
     config = replace(config, base=replace(config.base, model=pinned(config.base.model)))
     source = Source(config.base.model)

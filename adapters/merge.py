@@ -50,7 +50,7 @@ def merge_target(base: nn.Module, adapter: Adapter) -> MergeTarget:
     """Where the adapter goes in this base. Reads sizes only, so that layers and adapters on the meta device will do."""
     if not isinstance(base, QuantLinear):
         return MergeTarget(SIXTEEN_BITS, "its base is not quantized, so it has no codes to keep")
-    if adapter.tile is None:
+    if not adapter.additive or adapter.tile is None:
         return MergeTarget(adapter.merges_into)
     n_in, n_out = base.block_size
     lam_in, lam_out = adapter.tile.lam_in, adapter.tile.lam_out

@@ -172,9 +172,15 @@ def rows_of(key: Key, paths: list[Path], ratio: float, base_bits: float) -> list
         out.append({"method": name if i == 1 else f"{name} w/ GPTQ (lossy)", **shared,
                     "merged, %": accuracies(rows[i] for rows in states),
                     "loss merged": losses(rows[i] for rows in states),
-                    "merged into": row["title"].removeprefix("merged, ").removeprefix("requantized, "),
+                    "merged into": merged_into(row),
                     "bits a weight, merged": f"{row['bits_per_weight']:.3f}"})
     return out
+
+
+def merged_into(row: dict) -> str:
+    """`4 bits`, `16 bits (float16)`, `4 bits (gptq:minmax@32x1, lossy)`: of a row of states.json."""
+    more = ", ".join(filter(None, (row["how"], row["note"])))
+    return f"{row['bits']} bits" + (f" ({more})" if more else "")
 
 
 def accuracies(rows) -> str:

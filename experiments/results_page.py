@@ -15,6 +15,8 @@ import sys
 import textwrap
 from pathlib import Path
 
+from scoring.scores import TAKEN_UP
+
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent.parent / "docs" / "results.md"
 WIDTH = 120  # columns of text; tables may be wider
@@ -126,7 +128,7 @@ def share(state: dict, metric: str) -> str:
 def seconds(state: dict) -> str:
     """`1501 (2699 rows)` after an interruption: the seconds of the other rows are in no figure."""
     counts = state["counts"]
-    resumed = sum(n for what, n in counts.items() if "interrupted" in what)
+    resumed = sum(n for what, n in counts.items() if what == TAKEN_UP)
     return f"{state['seconds']:.0f}" + (f" ({counts['rows'] - resumed} rows)" if resumed else "")
 
 

@@ -4,7 +4,7 @@ A parser returns what the user typed and nothing else: defaults stand in the con
 """
 import argparse
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -33,30 +33,32 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, description: str | None, **more):
         super().__init__(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS,
                          formatter_class=argparse.RawDescriptionHelpFormatter, **more)
+        self.configured: set[str] = set()  # the flags that are fields of the configuration
         self.groups = {name: self.add_argument_group(name) for name in ORDER}
 
     def error(self, message: str) -> NoReturn:
-        sys.exit(f"error: {message} (see {self.prog} --help)")
+        ours = message.startswith("argument ") and "invalid choice" not in message and "expected" not in message
+        sys.exit(f"error: {message}" if ours else f"error: {message} (see {self.prog} --help)")
 
-    def add_fields(self, *kinds: type, leave_out: Collection[str] = ()) -> None:
-        """A flag for each field of these configuration classes."""
+    def add_fields(self, *kinds: type, leave_out: Collection[str] = (),
+                   here: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+        """A flag for each field of these configuration classes. `here`: by field, facts that differ in this command."""
         for kind in kinds:
             for f in fields(kind):
                 if f.metadata and f.metadata.get("flag", True) and f.name not in leave_out:
-                    self.add_field(f, f.metadata.get("group") or GROUPS[kind])
+                    self.add_field(f, f.metadata.get("group") or GROUPS[kind], (here or {}).get(f.name))
 
-    def add_field(self, f: Field, group: str, **other: Any) -> None:
-        """other: facts that differ in this command."""
-        self.groups[group].add_argument(flag(f.name), **{**facts_of(f), **other})
+    def add_field(self, f: Field, group: str, here: Mapping[str, Any] | None = None) -> None:
+        self.configured.add(f.name)
+        self.groups[group].add_argument(flag(f.name), **facts_of(f, {**f.metadata, **(here or {})}))
 
     def given(self, command: list[str] | None = None) -> dict[str, Any]:
         """What the command line says, by field. None: the process's own."""
         return vars(self.parse_args(command))
 
 
-def facts_of(f: Field) -> dict[str, Any]:
-    """A field's own facts as argparse takes them."""
-    facts = f.metadata
+def facts_of(f: Field, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """A field's facts as argparse takes them."""
     if f.default is False:
         return {"action": "store_true", "help": facts["help"]}
     choices = facts.get("choices")
@@ -81,6 +83,19 @@ def typed(parse: Callable[[str], Any]) -> Callable[[str], Any]:
     return checked
 
 
+OF_ANY_MODEL = {  # what differs where no method is named, and where a run brings its own
+    "quantizer": {"shown": "none, or minmax if --bits or --block is given",
+                  "help": "quantize a model without a run this way; none keeps it as it is"},
+    "block": {"shown": "the quantizer's"}, "grid": {"shown": "minmax"},
+    "bits": {"shown": "4 if a quantizer is named"},
+    "model": {"shown": "the run's own base, else the embedded base"},
+    "dtype": {"shown": "the run's own, else bfloat16 if the machine multiplies it, else float32"},
+    "device": {"shown": "the run's own, else cuda if there is one, else cpu"},
+    "task": {"help": "score on this task", "shown": "the run's own, else banking77"},
+    "seed": {"help": "draw --limit rows, and shots, by this seed", "shown": "the run's own, else 0"},
+    "max_length": {"help": "leave out training rows with more tokens; perplexity: read windows of this many tokens"}}
+
+
 def task_that_trains(name: str) -> str:
     if name not in TASKS:
         raise ValueError(f"{name!r} is no task; tasks that train: {', '.join(TRAINING_TASKS)} (see --list-tasks)")
@@ -95,8 +110,8 @@ def train_parser() -> Parser:
     parser = Parser("Fine-tune one method on one base for one task, then score every state of the model.\n\n"
                     "    python train.py --method qablora --bits 4")
     parser.add_field(RunConfig.__dataclass_fields__["method"], "adapter")
-    parser.add_fields(BaseConfig, ComputeConfig, QuantSpec, AdapterConfig)
-    parser.add_field(DataConfig.__dataclass_fields__["task"], "data", choices=None, type=typed(task_that_trains))
+    parser.add_fields(QuantSpec, BaseConfig, ComputeConfig, AdapterConfig)
+    parser.add_field(DataConfig.__dataclass_fields__["task"], "data", {"choices": None, "parse": task_that_trains})
     parser.add_fields(DataConfig, TrainingConfig, EvaluationConfig, leave_out=("task",))
     tasks = ", ".join(TRAINING_TASKS)
     data, output = (parser.groups[name].add_argument for name in ("data", "output"))

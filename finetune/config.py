@@ -235,8 +235,8 @@ class DataConfig:
         None, parse=positive(int), metavar="TOKENS", of_task=True, shown="the model's positions, at most 2048",
         help="leave out training rows with more tokens")
     max_new_tokens: int | None = option(
-        None, parse=positive(int), metavar="TOKENS", rescore=True, of_task=True, shown="the length of the longest "
-                                                                                       "answer",
+        None, parse=positive(int), metavar="TOKENS", rescore=True, of_task=True,
+        shown="the protocol's, else the longest answer's",
         help="write at most this many tokens for an answer")
     seed: int = option(0, parse=seed, setting=False, help="seed the rows' order, the initial weights, and dropout")
 

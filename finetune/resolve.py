@@ -72,7 +72,7 @@ def refuse_useless(given: Given, name: str) -> None:
     for f, _ in flat(RunConfig()):
         only, reason = f.metadata.get("only"), None
         if only == "full" and adapter:
-            reason = "keeps its base as it is"
+            reason = "trains an adapter on the weights of a checkpoint: leave it out, or use --method full"
         elif only == "adapter" and not adapter:
             reason = "has no adapter"
         elif only == "adapter" and f.name not in taken:
@@ -87,11 +87,11 @@ def refuse_quantization_of_16_bits(given: Given, name: str) -> None:
     if METHODS[name].quantizer != "none":
         return
     asked = given.get("quantizer", "none") != "none" or given.get("bits", 16) != 16 or any(
-        given.get(f) for f in ("block", "double_quant", "grid", "act_order"))
+        given.get(f) for f in ("block", "double_quant", "grid", "act_order", "quantized_layers"))
     if asked:
         hint = f"; use --method q{name}" if f"q{name}" in METHODS else ""
         raise ValueError(f"--method {name} trains on the base as it is, so --quantizer, --bits, --block, --grid, "
-                         f"--double-quant and --act-order do not go with it{hint}")
+                         f"--double-quant, --act-order and --quantized-layers do not go with it{hint}")
 
 
 def lam_of(given: Given, method: Method, block: Block | None) -> Lam | None:

@@ -94,10 +94,16 @@ def is_run(path: Path) -> bool:
 def open_run(path: Path) -> Run:
     """Raises FileNotFoundError if there is no run, ValueError for a model directory."""
     if not (path / "config.json").is_file():
-        raise FileNotFoundError(f"{path}: no run there (no config.json)")
+        raise FileNotFoundError(f"{path}: no run there (no config.json): name a run of train.py, or a model by --model")
     if not is_run(path):
         raise ValueError(f"{path}: config.json is a model's, not a run's; give it by --model")
     return Run(path)
+
+
+def check_out(out: Path | None) -> None:
+    """Raises FileExistsError if `out` holds something already."""
+    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"--out {out} already holds something; give another place, or --resume {out}")
 
 
 def new_run(out: Path | None, name: str) -> Run:
@@ -105,8 +111,7 @@ def new_run(out: Path | None, name: str) -> Run:
 
     Raises FileExistsError when `out` already holds something."""
     if out is not None:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise FileExistsError(f"--out {out} already holds something; give another place, or --resume {out}")
+        check_out(out)
         out.mkdir(parents=True, exist_ok=True)
         return Run(out)
     number = 1

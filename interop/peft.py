@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from adapters import ADAPTERS
 from adapters.adapted import adapted_layers
 from adapters.peft_in import attach_peft, read_peft
 from finetune.config import DTYPES
@@ -50,7 +51,7 @@ class PEFTExport:
         if trained.adapter_name is None:
             raise ValueError(f"{trained.path} has no adapter, so --format peft has nothing to write: "
                              f"use --format safetensors")
-        if trained.adapter_name == "peqa":
+        if not ADAPTERS[trained.adapter_name].additive:
             raise ValueError(f"{trained.path}: peqa multiplies the scales of its codes, and a LoRA only adds to the "
                              f"base: export the merged model with --format safetensors, or with --format gguf if "
                              f"its blocks are 32x1")

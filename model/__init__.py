@@ -21,6 +21,8 @@
 | `checkpoint.py` | safetensors in and out, tensor by tensor |
 | `files.py` | atomic writes, JSON, checksums |
 | `gguf_layout.py` | names, types and row order of GGUF files, shared with the writer in `interop/` |
+| `gguf_file.py` | the bytes of a GGUF file, checked before they are used |
+| `finite.py` | which weight or layer holds a NaN or an infinity |
 | `gguf_reader.py` | GGUF files in: configuration and tensors |
 | `gguf_tokenizer_reader.py` | GGUF files in: the tokenizer |
 | `hub.py` | models of the Hugging Face Hub |

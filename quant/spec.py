@@ -22,6 +22,13 @@ PHRASE = re.compile(r"(?:(?P<gptq>gptq):)?(?P<name>[a-z]+)(?:@(?P<block>\w+))?(?
 FORM = "[gptq:]GRID[@BLOCK][-Nbit][+double-quant][+act-order], as in gptq:minmax@32x1-4bit"
 
 
+def whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a whole number") from None
+
+
 @dataclass(frozen=True)
 class QuantSpec:
     """One way to quantize a linear layer. Raises ValueError for values that do not go together."""
@@ -29,7 +36,7 @@ class QuantSpec:
         choices=lambda: ("none", *QUANTIZERS, GPTQ), shown="the method's",
         help="quantize the base this way; none keeps the base as it is"))
     bits: int = field(metadata=dict(
-        parse=int, metavar="N", shown=f"{DEFAULT_BITS} if the base is quantized",
+        parse=whole, metavar="N", shown=f"{DEFAULT_BITS} if the base is quantized",
         help="store a weight in this many bits: 2, 3, 4 or 8 (nf and icq: 2, 3, 4)"))
     block: Block = field(metadata=dict(
         parse=Block.parse, metavar="BLOCK", shown="the method's or the quantizer's",
@@ -45,7 +52,8 @@ class QuantSpec:
         if self.grid and not self.by_gptq:
             raise ValueError(f"--grid {self.grid} is for --quantizer {GPTQ} only; {self.quantizer} is a grid itself")
         if self.act_order and not self.by_gptq:
-            raise ValueError(f"--act-order is for {GPTQ} only, and the quantizer is {self.quantizer}")
+            raise ValueError(f"--act-order is for {GPTQ} only, and the quantizer is {self.quantizer}: leave it out, or "
+                             f"use --quantizer {GPTQ} --grid {self.quantizer}")
         self.new_quantizer()
 
     @classmethod

@@ -12,7 +12,7 @@ from finetune.data import PreparedData
 from finetune.run import Run
 from model.files import write_json, write_text
 from scoring.scores import Row
-from scoring.state import OLDER_KEYS, TRAINED
+from scoring.state import TRAINED, older_key
 from scoring.table import print_columns
 from tasks import TASKS
 from tasks.rows import read_rows
@@ -60,7 +60,7 @@ def _lines(path: Path) -> list[dict]:
     for number, line in enumerate(lines, 1):
         if not isinstance(line.get("score"), float):
             raise ValueError(f"{path}, line {number}: score is {line.get('score')!r}, not a number")
-    return [{**line, "state": OLDER_KEYS.get(line["state"], line["state"])} for line in lines]
+    return [{**line, "state": older_key(line["state"])} for line in lines]
 
 
 def check_predictions(path: Path) -> None:

@@ -35,7 +35,7 @@ from quant import QUANTIZERS
 from quant.linear import stored_bytes
 from quant.spec import GPTQ, QuantSpec
 from scoring.scores import Row, Scoring, comparing, score_state, tell_loss
-from scoring.state import State, merged_state
+from scoring.state import State, merged_state, older_key
 from scoring.table import optional_cell
 
 SHOWN = 3  # layers printed
@@ -129,7 +129,7 @@ def states_at(run: Run, config: RunConfig, scoring: Scoring, base: BaseConfig, m
         compared = comparing(model, scoring)
         lost = TrainingLost()
         into = merged_state(merge_best(model, storage, lost), storage)
-        rows.append(compared(replace(state, how=", ".join(filter(None, (state.how, "merged"))), note=into.note)))
+        rows.append(compared(replace(state, merged=True, note=into.note)))
         tell_loss(rows[-1], lost)
         save_beside(model, run, run.path / state.key)
     return rows
@@ -172,6 +172,7 @@ def show_changes(state: State, changes: Sequence[LayerChange]) -> None:
 def keep_report(run: Run, state: State, changes: Sequence[LayerChange], gptq_report: dict | None) -> None:
     """Into `restoration.json`, beside those of other widths."""
     kept = read_json(run.restoration_file) if run.restoration_file.is_file() else {}
+    kept = {older_key(key): value for key, value in kept.items()}
     layers = [{**asdict(c), "ratio": c.ratio, "bits_per_weight": c.bits_per_weight} for c in changes]
     kept[state.key] = {"ratio": overall_ratio(changes), "layers": layers, "gptq": gptq_report}
     write_json(run.restoration_file, kept)

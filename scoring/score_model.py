@@ -39,7 +39,8 @@ def evaluate_model(source: Source, config: ScoringConfig, place: Run, without_ba
         rows.append(score_state(state, model, scoring))
         if adapter and base.quantization == spec:
             attach_peft(model, adapter)
-            rows.append(score_state(replace(state, how=f"{state.how} with {adapter.path}".strip()), model, scoring))
+            beside = replace(state, how=f"{state.how} with {adapter.path.resolve().name}".strip())
+            rows.append(score_state(beside, model, scoring))
         del model
     how = f"{spec}" if spec else "as it is"
     print_scores(rows, f"{source.place}: {how}, {config.data.task}, {len(data.test)} test rows", data.task)

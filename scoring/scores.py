@@ -47,7 +47,7 @@ class Row:
     def to_json(self) -> dict:
         """The figures. The answers go into predictions.jsonl."""
         figures = {name: value for name, value in asdict(self).items() if name not in ("state", "lines")}
-        return {"state": self.state.key, "title": self.state.title, **figures}
+        return {"state": self.state.key, "title": self.state.title, **asdict(self.state), **figures}
 
 
 @dataclass(frozen=True)

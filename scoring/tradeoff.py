@@ -74,7 +74,7 @@ def points_of(run: Path, config: RunConfig, rows: Sequence[Row]) -> list[Point]:
     return [Point(str(run), config.data.task, config.base.model.name, config.adapter_kind, k,
                   row.state.bits or k, row.state.kind == "restored", row.state.key, row.scores[metric],
                   row.validation_loss, row.bits_per_weight, row.megabytes, row.restoration_ratio)
-            for row in rows if row.logit_difference is None]
+            for row in rows if not row.state.merged]
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@ import argparse
 import importlib
 import json
 import pkgutil
+from dataclasses import asdict
 
 import pytest
 
@@ -13,6 +14,7 @@ from tests.cli import call
 
 COMMANDS = sorted(module.name for module in pkgutil.iter_modules(experiments.__path__) if module.name != "shared")
 WITH_OPTIONS = [benchmarks, methods, real_model, restoration, sft_ptq_qlora]
+from scoring.state import TRAINED, State
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -70,15 +72,15 @@ def test_lines_of_the_real_model():
 
 # ---- rows and commands --------------------------------------------------------------------------------------------
 
-def state(title, accuracy, loss=1.0, bits=4.0):
-    return {"title": title, "scores": {"accuracy": accuracy}, "validation_loss": loss, "bits_per_weight": bits}
+def state(state, accuracy, loss=1.0, bits=4.0):
+    return {"title": state.title, **asdict(state), "scores": {"accuracy": accuracy}, "validation_loss": loss, "bits_per_weight": bits}
 
 
 def test_rows_of_a_method_average_its_seeds(tmp_path):
     for name, accuracy, peak in (("a", 0.5, 400), ("b", 0.7, 500)):
         (tmp_path / name).mkdir()
-        rows = [state("as trained", accuracy), state("merged, 16 bits (float16)", accuracy, bits=16),
-                state("requantized, 4 bits (gptq:minmax@32x1, lossy)", accuracy - 0.1, 2.0, 5)]
+        rows = [state(TRAINED, accuracy), state(State("merged", 16, note="float16"), accuracy, bits=16),
+                state(State("requantized", 4, "gptq:minmax@32x1", "lossy"), accuracy - 0.1, 2.0, 5)]
         (tmp_path / name / "states.json").write_text(json.dumps({"rows": rows}))
         facts = {"trainable_parameters": 1234, "peak_memory_mb": peak}
         (tmp_path / name / "training.json").write_text(json.dumps(facts))

@@ -256,7 +256,7 @@ def test_eval_scores_base_and_adapter_as_the_run_that_they_came_from(small_base,
         command = ["--model", model, "--adapter", tmp_path / "peft", *quantizer, *FEW, "--out", tmp_path / row]
         assert call(eval_script, *command) is None
         rows = rows_of(tmp_path / row)
-        with_adapter = next(r for r in rows.values() if r["title"].endswith(f"with {tmp_path / 'peft'})"))
+        with_adapter = next(r for r in rows.values() if r["title"].endswith("with peft)"))
         assert with_adapter["validation_loss"] == pytest.approx(states["trained"]["validation_loss"], abs=1e-5)
         assert with_adapter["scores"] == states["trained"]["scores"]
         assert rows[row]["validation_loss"] == pytest.approx(
@@ -280,5 +280,5 @@ def test_sample_completes_a_prompt_with_an_adapter_beside_a_model(small_base, tm
 def test_an_adapter_is_refused_beside_a_run_and_where_it_does_not_fit(small_base, tmp_path, adapter):
     run = made_run(tmp_path / "run", small_base, "--method", "lora")
     assert "--adapter" in call(eval_script, run, "--adapter", adapter)
-    assert "--adapter is for --model; a run takes" in call(sample_script, run, "--adapter", adapter, "--prompt", "a")
+    assert "--adapter is for a model without a run" in call(sample_script, run, "--adapter", adapter, "--prompt", "a")
     assert "no PEFT adapter there" in call(eval_script, "--model", small_base, "--adapter", small_base, *FEW)

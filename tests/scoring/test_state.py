@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scoring.predictions import split_spec
-from scoring.state import BASE, OLDER_KEYS, QUANTIZED, TRAINED, State, merged_state
+from scoring.state import BASE, QUANTIZED, TRAINED, State, merged_state, older_key
 
 HALF = torch.float16
 
@@ -21,8 +21,9 @@ HALF = torch.float16
     (State("requantized", 4, "gptq:minmax@32x1", "lossy"), "requantized-4bit-gptq-minmax-32x1",
      "requantized, 4 bits (gptq:minmax@32x1, lossy)"),
     (State("restored", 8), "restored-8bit", "restored, 8 bits"),
-    (State("restored", 8, "merged"), "restored-8bit-merged", "restored, 8 bits (merged)"),
-    (State("restored", 16, "merged", "float16"), "restored-16bit-merged", "restored, 16 bits (merged, float16)"),
+    (State("restored", 8, merged=True), "restored-8bit-merged", "restored, 8 bits (merged)"),
+    (State("restored", 16, note="float16", merged=True), "restored-16bit-merged",
+     "restored, 16 bits (merged, float16)"),
     (State("restored", 3, "icq@16x1+double-quant", "below the 4 it was trained on"),
      "restored-3bit-icq-16x1-double-quant",
      "restored, 3 bits (icq@16x1+double-quant, below the 4 it was trained on)"),
@@ -40,5 +41,16 @@ def test_a_key_is_one_word_of_a_command_line_and_of_a_file_name_and_no_note_chan
     assert split_spec(f"runs/x:{state.key}")[1] == state.key
 
 
-def test_titles_that_older_files_kept_are_read_as_keys():
-    assert OLDER_KEYS == {state.title: state.key for state in (QUANTIZED, TRAINED)}
+@pytest.mark.parametrize("title,key", [
+    ("base", "base"), ("quantized base", "quantized"), ("as trained", "trained"),
+    ("merged, 4 bits", "merged-4bit"), ("merged, 4/8 bits", "merged-8bit"),
+    ("merged, 16 bits (float16)", "merged-16bit"),
+    ("requantized, 4 bits, gptq on minmax (lossy)", "requantized-4bit-gptq-minmax"),
+    ("restored, 8 bits", "restored-8bit"), ("restored, 8 bits, merged, 8 bits", "restored-8bit-merged"),
+    ("restored, 4 bits (the width it was trained on)", "restored-4bit"),
+    ("restored, 3 bits (gptq on minmax 32x1, below the 4 it was trained on)", "restored-3bit-gptq-minmax-32x1"),
+    ("nf 64x1, 3 bits", "quantized-3bit-nf-64x1"),
+    ("gptq on minmax 32x1, 4 bits, act-order", "quantized-4bit-gptq-minmax-32x1-act-order"),
+    ("merged-4bit", "merged-4bit"), ("something else", "something else")])
+def test_titles_that_older_files_kept_are_read_as_keys(title, key):
+    assert older_key(title) == key

@@ -117,7 +117,7 @@ BAD = [
     (["--prompt", "word " * 400], r"a prompt of \d{3,} tokens and any new ones do not fit the 160 positions"),
     ([*X, "--max-new-tokens", "160"], "tokens and 160 new ones do not fit the 160 positions"),
     ([*X, "--batch-size", "0"], "--batch-size: 0 is not above 0"), (["a", "b", *X], "unrecognized arguments: b"),
-    (["a", *X, "--bits", "4"], "--bits is for --model; a run takes --prompt, --temperature"),
+    (["a", *X, "--bits", "4"], "--bits is for a model without a run, and a has its own: leave it out"),
     (["a", *X], "a: no run there")]
 
 
