@@ -10,12 +10,11 @@ import pytest
 import experiments
 from experiments import benchmarks, methods, real_model, restoration, results_page, sft_ptq_qlora, shared
 from scoring.scores import TAKEN_UP
+from scoring.state import TRAINED, State
 from tests.cli import call
 
 COMMANDS = sorted(module.name for module in pkgutil.iter_modules(experiments.__path__) if module.name != "shared")
 WITH_OPTIONS = [benchmarks, methods, real_model, restoration, sft_ptq_qlora]
-from scoring.state import TRAINED, State
-
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_experiment_has_a_help_text_with_its_command(name, capsys):
@@ -73,7 +72,8 @@ def test_lines_of_the_real_model():
 # ---- rows and commands --------------------------------------------------------------------------------------------
 
 def state(state, accuracy, loss=1.0, bits=4.0):
-    return {"title": state.title, **asdict(state), "scores": {"accuracy": accuracy}, "validation_loss": loss, "bits_per_weight": bits}
+    return {"title": state.title, **asdict(state), "scores": {"accuracy": accuracy}, "validation_loss": loss,
+            "bits_per_weight": bits}
 
 
 def test_rows_of_a_method_average_its_seeds(tmp_path):

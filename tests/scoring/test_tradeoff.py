@@ -81,7 +81,7 @@ def test_a_width_has_the_name_of_the_method_that_trains_on_it(adapter, bits, tit
 def test_a_merged_model_is_no_point_of_its_own():
     rows = [Row(TRAINED, {"accuracy": 0.5}, 0.3, 5.0, 4.0), Row(State("restored", 8), {"accuracy": 0.6}, 0.2, 9.0, 7.0,
                                                                 restoration_ratio=0.5),
-            Row(State("restored", 8, merged=True), {"accuracy": 0.6}, None, 8.0, 6.0)]  # no validation rows to compare on
+            Row(State("restored", 8, merged=True), {"accuracy": 0.6}, None, 8.0, 6.0)]
     config = with_values(RunConfig(), {"model": Path("/somewhere/base"), "quantization": QuantSpec.parse("minmax")})
     trained, restored = points_of(Path("x"), config, rows)
     assert (trained.restored, trained.bits, trained.model, trained.state) == (False, 4, "base", "trained")
