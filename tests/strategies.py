@@ -53,3 +53,18 @@ def nonzero_adapter(kind, D_out, D_in, lam=NO_POOLING, rank=2, lora_alpha=3.0, s
     for i, p in enumerate(adapter.parameters()):
         p.data = random(*p.shape, seed=seed + i) + 0.1
     return adapter
+
+
+def possible_lams(kind, lams, *shapes, rank=2, block=None):
+    """The lams that the constructor of `kind` accepts at every shape (D_out, D_in). Tests list the lams of the adapters
+    that they know; a new adapter gets these. An adapter without the option lam is tested once, with 1x1."""
+    def accepts(lam):
+        try:
+            for D_out, D_in in shapes:
+                nonzero_adapter(kind, D_out, D_in, lam, rank, block=block)
+        except ValueError:
+            return False
+        return True
+    found = [lam for lam in (lams if "lam" in kind.options else [NO_POOLING]) if accepts(lam)]
+    assert found, f"{kind.name} accepts none of {', '.join(map(str, lams))} at rank {rank}: give it a lam in this test"
+    return found

@@ -18,9 +18,11 @@ from adapters.operators import OPERATORS, AvgPool
 from adapters.qablora import QABLoRA
 from adapters.qalora import QALoRA
 from model.llama import Linear
-from tests.strategies import nonzero_adapter, random, tiled_layers
+from tests.strategies import nonzero_adapter, possible_lams, random, tiled_layers
 
 ADDITIVE = [kind for kind in ADAPTERS.values() if kind.additive]
+LAMS = [(LoRA, Lam(1, 1)), (BLoRA, Lam(2, 2)), (QALoRA, Lam(4, 1)), (QABLoRA, Lam(4, 8)), (IRQLoRA, Lam(1, 1))]
+KNOWN = [kind for kind, _ in LAMS]
 
 
 @st.composite
@@ -32,6 +34,9 @@ def adapters(draw, kinds=ADDITIVE):
         lam = Lam(1, 1)
     if kind is QALoRA:
         lam = Lam(lam.lam_in, 1)
+    if kind not in KNOWN:
+        square = math.gcd(lam.lam_in, lam.lam_out)
+        lam = possible_lams(kind, [lam, Lam(square, square), Lam(lam.lam_in, 1), Lam(1, 1)], (D_out, D_in))[0]
     rank = math.gcd(D_out, D_in) if kind is IRQLoRA else 2
     operators = draw(st.sampled_from(list(OPERATORS)))
     seed = draw(st.integers(0, 99))
@@ -214,11 +219,13 @@ def test_scaling_of_blora_uses_the_nominal_rank():
     assert BLoRA(64, 32, Lam(4, 4), 8, 16.0).scaling == 2.0
 
 
-@pytest.mark.parametrize("kind,lam", [(LoRA, Lam(1, 1)), (BLoRA, Lam(2, 2)), (QALoRA, Lam(4, 1)), (QABLoRA, Lam(4, 8)),
-                                      (IRQLoRA, Lam(1, 1))])
+@pytest.mark.parametrize("kind,lam", [*LAMS, *(
+    (kind, lam) for kind in ADDITIVE if kind not in KNOWN
+    for lam in possible_lams(kind, dict.fromkeys(lam for _, lam in LAMS), (16, 8)))])
 def test_a_fresh_adapter_leaves_the_base_model_as_it_is(kind, lam):
     """Erratum 6: the released QA-BLoRA starts at random, so its step 0 is another model."""
-    adapter = kind(16, 8, lam, 2, 4.0).double()
+    values = {"lam": lam, "rank": 2, "lora_alpha": 4.0, "operators": "avgpool"}
+    adapter = kind(16, 8, **{option: values[option] for option in kind.options}).double()
     x = random(3, 8)
     assert adapter.delta(x).abs().max() == 0 and adapter.delta_weight().abs().max() == 0
     adapted = AdaptedLinear(Linear(8, 16).double(), adapter)

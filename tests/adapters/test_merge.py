@@ -20,7 +20,7 @@ from model.llama import Linear
 from quant import QUANTIZERS
 from quant.grid import Block, dequantize
 from quant.linear import QuantLinear
-from tests.strategies import nonzero_adapter, random
+from tests.strategies import nonzero_adapter, possible_lams, random
 
 EVERY = [(kind, bits) for kind in QUANTIZERS.values() for bits in kind.allowed_bits]
 D_OUT, D_IN = 32, 16
@@ -69,13 +69,17 @@ def test_a_base_that_is_not_quantized_has_no_offsets_to_merge_into():
         merge_into_codes(layer, "layer")
 
 
-@pytest.mark.parametrize("adapter", [kind for kind in ADAPTERS.values() if kind is not PEQA])
+LAMS = {LoRA: Lam(1, 1), IRQLoRA: Lam(1, 1), BLoRA: Lam(2, 2), QALoRA: Lam(4, 1), QABLoRA: Lam(4, 8)}
+
+
+@pytest.mark.parametrize("adapter", [kind for kind in ADAPTERS.values() if kind.additive])
 def test_merging_into_a_base_that_was_never_quantized_is_exact_as_well(adapter):
-    lam = {LoRA: Lam(1, 1), IRQLoRA: Lam(1, 1), BLoRA: Lam(2, 2), QALoRA: Lam(4, 1), QABLoRA: Lam(4, 8)}[adapter]
-    layer = AdaptedLinear(Linear(D_IN, D_OUT).double(), nonzero_adapter(adapter, D_OUT, D_IN, lam))
-    x = random(2, 3, D_IN, seed=8)
-    torch.testing.assert_close(merge_to_dense(layer, torch.float64)(x), layer(x), rtol=0, atol=1e-10)
-    assert (layer(x) - layer.base(x)).abs().max() > 1e-3
+    lams = [LAMS[adapter]] if adapter in LAMS else possible_lams(adapter, dict.fromkeys(LAMS.values()), (D_OUT, D_IN))
+    for lam in lams:
+        layer = AdaptedLinear(Linear(D_IN, D_OUT).double(), nonzero_adapter(adapter, D_OUT, D_IN, lam))
+        x = random(2, 3, D_IN, seed=8)
+        torch.testing.assert_close(merge_to_dense(layer, torch.float64)(x), layer(x), rtol=0, atol=1e-10)
+        assert (layer(x) - layer.base(x)).abs().max() > 1e-3
 
 
 def test_a_float16_offset_is_float32_after_the_merge():

@@ -22,12 +22,14 @@ from model.llama import Linear
 from quant import QUANTIZERS
 from quant.grid import Block
 from quant.linear import QuantLinear
-from tests.strategies import nonzero_adapter, random, seeds, tiled_layers
+from tests.strategies import nonzero_adapter, possible_lams, random, seeds, tiled_layers
 
 ADDITIVE = [(kind, operators) for kind in ADAPTERS.values() if kind.additive
             for operators in (OPERATORS if "operators" in kind.options else ["avgpool"])]
 LAMS = {"lora": Lam(1, 1), "irqlora": Lam(1, 1), "blora": Lam(8, 8), "qalora": Lam(8, 1), "qablora": Lam(4, 8)}
 D_OUT, D_IN = 32, 16
+CASES = [(kind, operators, lam) for kind, operators in ADDITIVE for lam in (
+    [LAMS[kind.name]] if kind.name in LAMS else possible_lams(kind, dict.fromkeys(LAMS.values()), (D_OUT, D_IN)))]
 WEIGHT, BIAS = random(D_OUT, D_IN, seed=5), random(D_OUT, seed=6)
 
 
@@ -42,14 +44,15 @@ def original():
 
 
 def ids(case):
-    return "-".join(getattr(part, "name", str(part)) for part in case)
+    kind, operators, lam = case
+    return f"{kind.name}-{operators}" if kind.name in LAMS else f"{kind.name}-{operators}-{lam}"
 
 
-@pytest.mark.parametrize("kind,operators", ADDITIVE, ids=map(ids, ADDITIVE))
+@pytest.mark.parametrize("kind,operators,lam", CASES, ids=map(ids, CASES))
 @pytest.mark.parametrize("name", QUANTIZERS)
-def test_restoring_is_one_assignment_and_leaves_the_adapter_as_it_was(kind, operators, name):
+def test_restoring_is_one_assignment_and_leaves_the_adapter_as_it_was(kind, operators, lam, name):
     """x (W_l + delta_W)^T + bias, on every base of every width and on the original weights."""
-    adapter = nonzero_adapter(kind, D_OUT, D_IN, LAMS[kind.name], operators=operators)
+    adapter = nonzero_adapter(kind, D_OUT, D_IN, lam, operators=operators)
     delta, x = adapter.delta_weight(), random(3, D_IN, seed=9)
     adapted = adapted_layer(base_of(name, 2, Block(4, 8)), adapter)
     trained = adapted(x)
@@ -62,8 +65,8 @@ def test_restoring_is_one_assignment_and_leaves_the_adapter_as_it_was(kind, oper
         assert (adapted(x) - other).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("kind,operators", ADDITIVE, ids=map(ids, ADDITIVE))
-def test_a_restored_layer_merges_into_the_l_bit_offsets_exactly_or_is_refused(kind, operators):
+@pytest.mark.parametrize("kind,operators,lam", CASES, ids=map(ids, CASES))
+def test_a_restored_layer_merges_into_the_l_bit_offsets_exactly_or_is_refused(kind, operators, lam):
     """If the l-bit blocks lie inside the tiles: equal in float64, with the codes and scales of the l-bit base."""
     x, merged_some = random(3, D_IN, seed=9), False
     blocks = Block(4, 8), Block(8, 1), Block(2, 4), Block(16, 1)
@@ -71,7 +74,7 @@ def test_a_restored_layer_merges_into_the_l_bit_offsets_exactly_or_is_refused(ki
         if bits not in QUANTIZERS[name].allowed_bits:
             continue
         base = base_of(name, bits, block)
-        restored = AdaptedLinear(base, nonzero_adapter(kind, D_OUT, D_IN, LAMS[kind.name], operators=operators))
+        restored = AdaptedLinear(base, nonzero_adapter(kind, D_OUT, D_IN, lam, operators=operators))
         tile = restored.adapter.tile
         if tile.lam_in % block.n_in or tile.lam_out % block.n_out:
             with pytest.raises(MergeRefused, match="lam_in % n_in == 0 and lam_out % n_out == 0"):
@@ -82,8 +85,8 @@ def test_a_restored_layer_merges_into_the_l_bit_offsets_exactly_or_is_refused(ki
         assert merged.codes is base.codes and merged.scale is base.scale
         other = merge_into_codes(AdaptedLinear(base_of(name, 2 if bits != 2 else 4, block), restored.adapter), "layer")
         assert (other(x) - restored(x)).abs().max() > 1e-3  # control: merged into another width, it is another layer
-    assert merged_some == (kind.name in ("blora", "qalora", "qablora") and operators == "avgpool")
-    adapter = nonzero_adapter(kind, D_OUT, D_IN, LAMS[kind.name], operators=operators)
+    assert merged_some == (lam != Lam(1, 1) and operators == "avgpool")
+    adapter = nonzero_adapter(kind, D_OUT, D_IN, lam, operators=operators)
     dense = merge_to_dense(AdaptedLinear(original(), adapter), torch.float64)
     assert torch.allclose(dense.weight, WEIGHT + adapter.delta_weight(), rtol=0, atol=1e-10)
 

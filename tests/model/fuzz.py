@@ -298,6 +298,20 @@ def run(name: str, case: Case, root: Path, cases: int, number: int) -> Counter:
     return found
 
 
+@settings(max_examples=1, database=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
+@given(VALUES)
+def draw_once(value) -> None:
+    """Hypothesis prepares its tables of characters at the first draw."""
+
+
+def warm_up(directory: Path) -> None:
+    """What the first case needs and the others find: done here once, and not in every child.
+
+    PyTorch imports torch._dynamo, which takes a second, when the first model is built on the meta device."""
+    draw_once()
+    use_config(directory)
+
+
 def in_a_child(work: Callable[[], Counter]) -> Counter:
     """Its result, from a process that is forked for it: memory of earlier cases, hypothesis's own too, does not count.
 
@@ -328,6 +342,7 @@ def main() -> None:
     with TemporaryDirectory() as written:
         root = Path(written)
         made = readers(root)
+        warm_up(root / "model")
         for name in names or made:
             whole, found = made[name][0].read_bytes(), Counter()
             for start in range(0, cases, CHUNK):

@@ -1,6 +1,12 @@
 """A new method is a class of a few lines and two entries: all the rest of the program takes it as it is."""
 import inspect
 import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +28,9 @@ from finetune.source import Source, load_trained
 from model.checkpoint import load_config, load_model, weight_files
 from tests.cli import call, few, rows_of
 
+ROOT = Path(__file__).parents[2]
+PARTS = ("quant", "adapters", "model", "tasks", "finetune", "scoring", "interop", "judging", "tests", "pyproject.toml",
+         "train.py", "eval.py", "sample.py", "export.py", "judge.py")
 pytestmark = pytest.mark.usefixtures("elsewhere", "toy")
 TOKENS = torch.randint(3, 4000, (2, 9), generator=torch.Generator().manual_seed(0))
 
@@ -127,3 +136,68 @@ def test_it_has_its_row_in_the_table_of_methods():
     assert describe(["toy"]) == ["Toy", "`toy`", "minmax@16x1", "A 16x16, B 256x16", f"{count:,}",
                                  "k bits, into `offset`"]
     assert describe(["toy", "--lam", "1x1"])[-1] == "16 bits"
+
+
+# ---- the page, followed to the letter -------------------------------------------------------------------------------
+
+def inserted(file: Path, pattern: str, added: str) -> None:
+    """`added` behind the only match of `pattern`."""
+    (match,) = re.finditer(pattern, text := file.read_text())
+    file.write_text(text[:match.end()] + added + text[match.end():])
+
+
+def following_the_page(tree: Path) -> None:
+    """Steps 1 to 3 of docs/adding-a-method.md: its class, its entry in ADAPTERS and its row in METHODS."""
+    page = (ROOT / "docs" / "adding-a-method.md").read_text()
+    (source,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    (row,) = re.findall(r"^    \"\w+\": Method\(.*\),$", page, re.M)
+    (kind,) = re.findall(r"^class (\w+)\(AdditiveAdapter\)", source, re.M)
+    (tree / "adapters" / "mean_lora.py").write_text(source)
+    inserted(tree / "adapters" / "__init__.py", r"from adapters\.lora import LoRA\n",
+             f"from adapters.mean_lora import {kind}\n")
+    inserted(tree / "adapters" / "__init__.py", r"ADAPTERS\b.* for kind in \([\w, ]+", f", {kind}")
+    inserted(tree / "finetune" / "methods.py", r"\nMETHODS\b.* = \{\n", row + "\n")
+
+
+@pytest.fixture
+def tree(tmp_path) -> Path:
+    """The packages and the tests, copied, with the page's method in them."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for name in PARTS:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, tree / name)
+    following_the_page(tree)
+    return tree
+
+
+def tested(tree: Path, *words: str) -> subprocess.CompletedProcess:
+    """The page's step 4, on the fast tests."""
+    fast_tests = sys.executable, "-m", "pytest", "tests/adapters", "tests/finetune", "-m", "not slow"
+    return subprocess.run([*fast_tests, *words], cwd=tree, capture_output=True, text=True, timeout=600,
+                          env={**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"})
+
+
+@pytest.mark.slow
+def test_the_tests_take_the_pages_method_with_no_other_line_changed(tree):
+    done = tested(tree, "-v", "-v")
+    assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-2000:]}"
+    passed = [line for line in done.stdout.splitlines() if "PASSED" in line and "mean" in line.lower()]
+    for test in ("test_the_layer_is_one_matrix_and_its_merge_is_exact_or_refused",
+                 "test_restoring_is_one_assignment_and_leaves_the_adapter_as_it_was",
+                 "test_a_restored_layer_merges_into_the_l_bit_offsets_exactly_or_is_refused",
+                 "test_merging_into_a_base_that_was_never_quantized_is_exact_as_well",
+                 "test_a_fresh_adapter_leaves_the_base_model_as_it_is",
+                 "test_an_adapter_saved_and_loaded_has_the_same_bits", "test_nothing_is_assigned_to_a_configuration"):
+        assert any(f"::{test}[" in line for line in passed), test
+
+
+@pytest.mark.slow
+def test_a_wrong_method_fails_them(tree):
+    """Control: the page's class with a path of training that is not its dense matrix."""
+    with (tree / "adapters" / "mean_lora.py").open("a") as file:
+        file.write("\n    def core(self, x):\n        return 2 * super().core(x)\n")
+    done = tested(tree, "-k", "one_matrix and meanlora")
+    assert done.returncode == 1 and "passed" not in done.stdout and "MeanLoRA" in done.stdout, done.stdout[-3000:]
