@@ -155,3 +155,13 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(small_base, tmp_path):
     write_json(base / "config.json", {**config_to_json(SMALL), "vocab_size": 100})
     save_model(random_model(Source(base).config, torch.float32, seed=1), base / "model.safetensors", torch.float16)
     assert "but config.json says vocab_size 100" in call(sample_script, "--model", base, "--prompt", "hello world")
+
+
+def test_each_flag_of_sampling_is_used(small_base, capsys):
+    """Of 4096 nearly equal tokens, a high temperature draws others than the most likely; a small top-p, never."""
+    asked = ("--model", small_base, *FLOAT, "--max-new-tokens", "6", "--prompt", "My card")
+    greedy, hot, other_seed, narrow, cold = (completion(capsys, *asked, *more) for more in (
+        (), ("--temperature", "9"), ("--temperature", "9", "--seed", "1"), ("--temperature", "9", "--top-p", "1e-9"),
+        ("--temperature", "1e-4")))
+    assert narrow == cold == greedy
+    assert len({greedy, hot, other_seed}) == 3
