@@ -48,6 +48,7 @@ GGUF = ("tests/interop/test_export_gguf.py", "tests/quant/test_gguf_blocks.py")
 TOKENIZER = ("tests/model/test_added_tokens.py", "tests/interop/test_export.py", "tests/model/test_hub.py",
              "tests/interop/test_export_tokenizer.py")
 HUB = ("tests/model/test_hub.py",)
+JUDGING = ("tests/judging",)
 
 
 @dataclass(frozen=True)
@@ -345,6 +346,52 @@ MUTANTS = [
       "pass", TOKENIZER),
     M("template-file-left-behind", "model/tokenizer.py", ', "chat_template.jinja", "generation_config.json")',
       ', "generation_config.json")', TOKENIZER),
+    # ---- further ones, of every room
+    M("judge-does-not-swap-the-sides", "judging/verdict.py", "better(b_first[1], b_first[0])", "better(*b_first)",
+      JUDGING),
+    M("judged-means-of-the-wrong-side", "judging/judgements.py",
+      'judgement["scores"][0][0], judgement["scores"][1][1])', 'judgement["scores"][0][0], judgement["scores"][1][0])',
+      JUDGING),
+    M("malformed-answers-count-as-ties", "judging/verdict.py", "return MALFORMED\n", "return TIE\n", JUDGING),
+    M("other-rows-compared", "scoring/predictions.py", "if a.rows != b.rows:", "if len(a.rows) != len(b.rows):",
+      SCORING),
+    M("restored-base-is-the-runs-own", "scoring/restore.py", "model, gptq_report = load_base(Source(base.model), base,",
+      "model, gptq_report = load_base(Source(base.model), config.base,", RESTORE),
+    M("ratio-adds-norms-not-squares", "adapters/restoration.py", "** 2 for c in changes) ** 0.5", "for c in changes)",
+      ADAPTERS),
+    M("continuation-one-place-late", "model/likelihood.py", "first = len(pair.context) - 1 - done[row]",
+      "first = min(len(pair.context) - done[row], len(x[row]) - len(pair.continuation))", LIKELY),
+    M("pooling-sums", "adapters/lam.py", "x.unflatten(-1, (-1, lam_in)).mean(-1)",
+      "x.unflatten(-1, (-1, lam_in)).sum(-1)", ADAPTERS),
+    M("outputs-tiled-not-repeated", "adapters/lam.py", "y.repeat_interleave(lam_out, dim=-1)",
+      "torch.cat([y] * lam_out, -1)", ADAPTERS),
+    M("gguf-halves-swapped", "quant/gguf_blocks.py", "return low | high << 4", "return high | low << 4", GGUF),
+    M("nf-outermost-not-rounded", "quant/normal_float.py", "round(1 - (1 / 30 + 1 / 32) / 2, 7)",
+      "1 - (1 / 30 + 1 / 32) / 2", QUANT),
+    M("absmax-of-the-paper", "quant/absmax.py", "block_absmax(blocks) / top,",
+      "block_absmax(blocks) / (2 ** self.bits - 1),", QUANT),
+    M("dead-inputs-keep-their-weights", "quant/gptq.py", "    w[:, H.diagonal() == 0] = 0\n", "", QUANT),
+    M("dead-inputs-count-in-the-damping", "quant/gptq.py", "H.diagonal()[H.diagonal() > 0].double().mean()",
+      "H.diagonal().double().mean()", QUANT),
+    M("adapters-not-counted-in-bits", "finetune/size.py", "8 * stored_bytes(modules)", "8 * stored_bytes(bases)", RUNS),
+    M("shared-tensors-counted-twice", "quant/linear.py", "tensors = {id(t): t for module in modules for t in",
+      "tensors = {(id(t), id(module)): t for module in modules for t in",
+      ("tests/quant", "tests/adapters", "tests/scripts/test_cli.py")),
+    M("metrics-of-repeated-steps-kept", "finetune/run.py", 'if json.loads(line)["step"] <= step]', "if True]",
+      ("tests/finetune",)),
+    M("padding-is-calibrated-on", "finetune/gptq_model.py", "hessian.add(inputs[0][real.to(inputs[0].device)])",
+      "hessian.add(inputs[0].flatten(0, 1))", CALIBRATION),
+    M("calibrated-on-the-dense-layers-before", "finetune/gptq_model.py",
+      "                hessian = collect(layer, targets[0], batches)\n",
+      "                hessian = collect(layer, targets[0], batches[:1])\n", CALIBRATION),
+    M("temperature-after-top-p", "model/generate.py",
+      "p = nucleus(tempered(logits.cpu(), self.sampling.temperature), self.sampling.top_p)",
+      "p = nucleus(logits.cpu().double().softmax(-1), self.sampling.top_p) ** (1 / " "self.sampling.temperature)",
+      GENERATE),
+    M("template-version-not-in-the-key", "scoring/score_run.py",
+      '"template_version": data.task.template_version,\n            "data"', '"data"', SCORING),
+    M("micro-batch-not-resolved", "finetune/resolve.py", 'micro_batch=min(given.get("micro_batch", rows), rows)',
+      "micro_batch=rows", (*CONFIG, *FLAGS)),
 ]
 
 
