@@ -378,7 +378,7 @@ MUTANTS = [
       "tensors = {(id(t), id(module)): t for module in modules for t in",
       ("tests/quant", "tests/adapters", "tests/scripts/test_cli.py")),
     M("metrics-of-repeated-steps-kept", "finetune/run.py", 'if json.loads(line)["step"] <= step]', "if True]",
-      ("tests/finetune",)),
+      FLAGS),
     M("padding-is-calibrated-on", "finetune/gptq_model.py", "hessian.add(inputs[0][real.to(inputs[0].device)])",
       "hessian.add(inputs[0].flatten(0, 1))", CALIBRATION),
     M("calibrated-on-the-dense-layers-before", "finetune/gptq_model.py",

@@ -367,8 +367,14 @@ def test_what_only_prints(small_base, command, capsys):
 
 
 def test_resume_goes_on(small_base, command, monkeypatch):
-    usual = ("--model", small_base, *USUAL, *LORA, "--test-limit", "1", "--max-new-tokens", "1", "--save-every", "1")
-    with interrupted_after(2, monkeypatch):
+    """From the last state: the step after it is taken, and logged, once more, and stands there once."""
+    usual = ("--model", small_base, *USUAL, *LORA, "--steps", "5", "--test-limit", "1", "--max-new-tokens", "1",
+             "--save-every", "2")
+    with interrupted_after(3, monkeypatch):
         assert "train.py --resume cut" in call(train_script, *usual, "--out", "cut")
     assert call(train_script, "--resume", "cut") is None
-    assert not differ(load_file("cut/adapter.safetensors"), command(*LORA).trained)
+    whole = command(*LORA, "--steps", "5")
+    assert not differ(load_file("cut/adapter.safetensors"), whole.trained)
+    logged = [json.loads(line) for line in Path("cut/metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line.get("loss")) for line in logged] == [(line["step"], line.get("loss"))
+                                                                     for line in whole.steps]
