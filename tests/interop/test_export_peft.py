@@ -282,3 +282,9 @@ def test_an_adapter_is_refused_beside_a_run_and_where_it_does_not_fit(small_base
     assert "--adapter" in call(eval_script, run, "--adapter", adapter)
     assert "--adapter is for a model without a run" in call(sample_script, run, "--adapter", adapter, "--prompt", "a")
     assert "no PEFT adapter there" in call(eval_script, "--model", small_base, "--adapter", small_base, *FEW)
+
+
+def test_the_config_names_the_dropout_of_training(small_base, tmp_path):
+    run = made_run(tmp_path / "run", small_base, "--method", "lora", "--dropout", "0.25")
+    export(run, "peft", tmp_path / "peft")
+    assert read_json(tmp_path / "peft" / CONFIG)["lora_dropout"] == 0.25

@@ -194,3 +194,14 @@ def test_a_grid_gives_its_factors_plainly_however_they_are_kept():
     for factors, expected in (((scale, offset), (scale, offset)), ((kept, kept_offset), (kept(), kept_offset())),
                               ((scale, zeros), (scale, -scale))):
         assert all(map(torch.equal, Grid(torch.arange(16.0), *factors, Block(4, 1), 4).factors(), expected))
+
+
+def test_the_zero_point_is_that_of_the_stored_scale():
+    """z = round(-min / scale) with the float16 scale: the float32 scale rounds some to a neighbour."""
+    weight = random(64, 64, dtype=torch.float32) * 3e-5  # float16 is coarse there
+    grid = IntegerMinMax(8, Block(32, 1)).fit(weight)
+    low, high = (f(weight.unflatten(1, (-1, 32)), dim=2) for f in (torch.amin, torch.amax))
+    exact = (high - low) / 255
+    zeros = grid.offset.integers(grid.scale.shape)
+    assert torch.equal(zeros, (-low / grid.scale.float()).round().clamp(0, 255).to(torch.uint8))
+    assert not torch.equal(zeros, (-low / exact).round().clamp(0, 255).to(torch.uint8))  # control

@@ -3,15 +3,19 @@ import numpy
 import pytest
 import torch
 
+from quant.factors import ZeroPoints
 from quant.gguf_blocks import (
     BLOCK_TYPES,
     codes_of_halves,
     codes_of_signed,
     dense_rows,
+    in_file_blocks,
     quantized_weight,
 )
+from quant.grid import Block, Grid, QuantizedWeight
 from quant.linear import QuantLinear
 from tests.gguf_files import gguf
+from tests.strategies import random
 
 KINDS = ["Q4_0", "Q4_1", "Q8_0"]
 
@@ -80,3 +84,15 @@ def test_the_comparison_notices_weights_in_another_order():
     pairs = weight.codes.unflatten(1, (-1, 2, 16)).transpose(2, 3).flatten(1)  # both halves of a byte side by side
     wrong = type(weight)(pairs, weight.grid).dequantize()
     assert not torch.equal(wrong, torch.from_numpy(gguf.quants.dequantize(rows.numpy(), number)))
+
+
+def test_m_of_a_scale_that_was_rounded_is_that_of_the_rounded_scale():
+    """A merged PEQA has float32 scales and integer zeros: a weight at its zero stays 0, up to the rounding of m."""
+    scale = 0.01 + random(8, 2, dtype=torch.float32).abs()
+    zero = torch.arange(16).view(8, 2)
+    codes = torch.randint(0, 16, (8, 64), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    grid = Grid(torch.arange(16.0), scale, ZeroPoints.of(zero, 4), Block(32, 1), 4)
+    d, m = in_file_blocks(QuantizedWeight(codes, grid), BLOCK_TYPES["Q4_1"]).grid.factors()
+    assert torch.equal(d, scale.half())
+    assert torch.equal(m, (-d.double() * zero).half())
+    assert not torch.equal(m, (-scale.double() * zero).half())  # control: m of the scale before

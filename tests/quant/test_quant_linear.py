@@ -69,3 +69,9 @@ def test_low_precision_forward_errs_at_most_twice_as_much_as_the_plain_layer(dty
     exact = F.linear(x.double(), layer.dequantize(torch.float64), layer.bias.double())
     plain = F.linear(x.to(dtype), layer.dequantize(dtype), layer.bias.to(dtype))
     assert (layer(x.to(dtype)).double() - exact).abs().max() <= 2 * (plain.double() - exact).abs().max() + 1e-6
+
+
+def test_bytes_that_two_layers_share_count_once():
+    layer = layer_of(MinMax, 4)
+    merged = layer.with_offset(layer.offset.float())
+    assert stored_bytes([layer, merged]) == stored_bytes([layer]) + 4 * layer.offset.numel()

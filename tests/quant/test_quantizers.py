@@ -198,3 +198,11 @@ def test_normal_float_of_eight_bits_is_refused():
 def test_a_malformed_block_is_refused(text):
     with pytest.raises(ValueError, match="n_in x n_out"):
         Block.parse(text)
+
+
+@pytest.mark.parametrize("bits", MinMax.allowed_bits)
+def test_an_offset_beyond_float16_is_refused_though_its_scale_is_not(bits):
+    weight = 70_000 + random(8, 8, dtype=torch.float32).abs()
+    assert (weight.max() - weight.min()) / 3 < 65_504 < weight.min()
+    with pytest.raises(ValueError, match="layer here: weights between .* that torch.float16 cannot hold"):
+        MinMax(bits, Block(4, 8)).fit(weight, "here")

@@ -258,6 +258,9 @@ def test_whatever_decides_an_answer_is_in_the_key_and_nothing_else(run, small_ba
     tensors = load_file("x/adapter.safetensors")
     save_file({name: tensor + 1 for name, tensor in tensors.items()}, "x/adapter.safetensors")
     asked()
+    for fact, another in (("template_version", 99), ("protocol", "another wording of windows of {} tokens")):
+        monkeypatch.setattr(f"tasks.perplexity.Perplexity.{fact}", another)
+        asked()
     assert keys[0] == keys[1] and len(set(keys)) == len(keys) - 1
 
 

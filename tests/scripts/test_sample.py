@@ -171,3 +171,13 @@ def test_a_prompt_that_brings_its_own_begin_token_is_read_with_one(small_base, m
     call(sample_script, "--model", small_base, "--prompt", "I lost my card")
     once, twice = read
     assert twice == once and once.count(1) == 1
+
+
+def test_each_flag_of_sampling_is_used(small_base, capsys):
+    """Of 4096 nearly equal tokens, a high temperature draws others than the most likely; a small top-p, never."""
+    asked = ("--model", small_base, *FLOAT, "--max-new-tokens", "6", "--prompt", "My card")
+    greedy, hot, other_seed, narrow, cold = (completion(capsys, *asked, *more) for more in (
+        (), ("--temperature", "9"), ("--temperature", "9", "--seed", "1"), ("--temperature", "9", "--top-p", "1e-9"),
+        ("--temperature", "1e-4")))
+    assert narrow == cold == greedy
+    assert len({greedy, hot, other_seed}) == 3
