@@ -8,17 +8,27 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import sentencepiece
-from tokenizers import Tokenizer, pre_tokenizers
+import tokenizers
+from tokenizers import pre_tokenizers
 
 from interop.comparison import TEXTS
 from model.config import LlamaConfig
-from model.files import read_json
+from model.files import read_json, say_once
 from model.gguf_reader import GGUFFile
-from model.gguf_tokenizer_reader import CONTROL, SPLITTINGS, UNKNOWN, USER_DEFINED, extract_gguf_tokenizer
-from model.tokenizer import beside, load_tokenizer, tokenizer_file
+from model.gguf_tokenizer_reader import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    SPLITTINGS,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    extract_gguf_tokenizer,
+)
+from model.tokenizer import Added, Tokenizer, beside, load_tokenizer, padded, stated_beside, tokenizer_file
 
-NORMAL, UNUSED, BYTE = 1, 5, 6
 WORD_BEGIN = "\u2581"  # sentencepiece's mark
+ADDED_SCORE, UNUSED_SCORE = -1e3, -1e4  # as llama.cpp's own converter writes them
 
 
 def tokenizer_keys(directory: Path, config: LlamaConfig, eos_ids: tuple[int, ...]) -> dict[str, object]:
@@ -26,6 +36,8 @@ def tokenizer_keys(directory: Path, config: LlamaConfig, eos_ids: tuple[int, ...
     tokenizer that llama.cpp would read differently."""
     path, tokenizer = tokenizer_file(directory), load_tokenizer(directory)
     keys = sentencepiece_keys(path) if path.suffix == ".model" else json_keys(path)
+    added = stated_beside(directory).added or {}
+    place_added(keys, added)
     begin = tokenizer.encode("")
     if len(begin) > 1:
         raise ValueError(f"{path} puts {len(begin)} tokens around every prompt; a GGUF file can only name one, "
@@ -35,18 +47,61 @@ def tokenizer_keys(directory: Path, config: LlamaConfig, eos_ids: tuple[int, ...
     missing = config.vocab_size - len(keys["tokens"])
     if missing < 0:
         raise ValueError(f"{path} has {-missing} tokens more than the model's vocab_size {config.vocab_size}")
-    keys["tokens"] += [f"[PAD{i}]" for i in range(len(keys["tokens"]), config.vocab_size)]
-    keys["token_type"] += [UNUSED] * missing
-    if "scores" in keys:
-        keys["scores"] += [-1e4] * missing
+    fill_up(keys, config.vocab_size)
     keys.update({"add_bos_token": bool(begin), **({} if bos is None else {"bos_token_id": bos}),
                  **{f"{end}_token_id": i for end, i in ends.items()}})
     found = {f"tokenizer.ggml.{name}": value for name, value in keys.items()}
-    template = beside(path).get("chat_template")
-    if isinstance(template, str):
-        found["tokenizer.chat_template"] = template
-    check_ids(path, found, tokenizer, [*TEXTS, *texts_of_user_defined(keys)])
+    found |= chat_templates(directory)
+    again = check_ids(path, found, tokenizer, [*TEXTS, *texts_of_user_defined(keys)])
+    note_added(path, tokenizer, again, added)
     return found
+
+
+def chat_templates(directory: Path) -> dict[str, object]:
+    """tokenizer.chat_template: of chat_template.jinja, as in transformers, or else of tokenizer_config.json. A list of
+    templates there has one named default; the others become tokenizer.chat_template.NAME."""
+    file = directory / "chat_template.jinja"
+    stated = file.read_text(encoding="utf-8") if file.is_file() else beside(file).get("chat_template")
+    if isinstance(stated, str):
+        return {"tokenizer.chat_template": stated}
+    listed = stated if isinstance(stated, list) else []
+    named = {str(t["name"]): t["template"] for t in listed
+             if isinstance(t, dict) and "name" in t and isinstance(t.get("template"), str)}
+    found: dict[str, object] = {"tokenizer.chat_template" if name == "default" else f"tokenizer.chat_template.{name}":
+                                template for name, template in named.items()}
+    others = [name for name in named if name != "default"]
+    return {**found, **({"tokenizer.chat_templates": others} if others else {})}
+
+
+def fill_up(keys: dict[str, list], size: int) -> None:
+    """Unused tokens up to that size of the vocabulary."""
+    first = len(keys["tokens"])
+    keys["tokens"] += map(padded, range(first, size))
+    keys["token_type"] += [UNUSED] * (size - first)
+    if "scores" in keys:
+        keys["scores"] += [UNUSED_SCORE] * (size - first)
+
+
+def place_added(keys: dict[str, list], added: dict[int, Added]) -> None:
+    """The tokens that only the files beside the tokenizer file name, at their ids."""
+    for i, token in added.items():
+        fill_up(keys, i + 1)
+        if keys["token_type"][i] not in (NORMAL, UNUSED):
+            continue  # the tokenizer file says what it is
+        keys["tokens"][i], keys["token_type"][i] = token.text, CONTROL if token.special else USER_DEFINED
+        if "scores" in keys:
+            keys["scores"][i] = ADDED_SCORE
+
+
+def note_added(path: Path, tokenizer: Tokenizer, again: Tokenizer, added: dict[int, Added]) -> None:
+    """Says so if llama.cpp gives other ids to text around an added token. It puts sentencepiece's space before the text
+    after each, and takes no spaces away beside it."""
+    for token in added.values():
+        if any(tokenizer.encode(text) != again.encode(text) for text in (f"a{token.text}b", f"a {token.text} b")):
+            say_once(f"{path}: llama.cpp treats spaces around added tokens such as {token.text!r} in its own way: text "
+                     f"beside them gets other ids there, all other text the same (this tokenizer: legacy, lstrip, "
+                     f"rstrip in tokenizer_config.json)")
+            return
 
 
 def texts_of_user_defined(keys: dict[str, list]) -> list[str]:
@@ -58,8 +113,9 @@ def texts_of_user_defined(keys: dict[str, list]) -> list[str]:
     return [f"a{token}b {token}".replace(WORD_BEGIN, " ") for token in marked]
 
 
-def check_ids(path: Path, metadata: dict[str, object], tokenizer, texts: list[str]) -> None:
-    """Raises ValueError unless the metadata, read again, give the tokenizer's own ids for all texts."""
+def check_ids(path: Path, metadata: dict[str, object], tokenizer: Tokenizer, texts: list[str]) -> Tokenizer:
+    """The tokenizer of the metadata, read again. Raises ValueError unless it gives the tokenizer's own ids for all
+    texts."""
     with TemporaryDirectory() as written:
         try:
             extract_gguf_tokenizer(GGUFFile(path, metadata, {}), Path(written))
@@ -70,6 +126,7 @@ def check_ids(path: Path, metadata: dict[str, object], tokenizer, texts: list[st
             if again.encode(text) != tokenizer.encode(text):
                 raise ValueError(f"{path}: a GGUF file would give other tokens for {text[:40]!r}...: llama.cpp does "
                                  f"not have this kind of tokenizer. Use --format safetensors")
+        return again
 
 
 def composes(path: Path) -> bool:
@@ -106,7 +163,8 @@ def byte_fallback_keys(model: dict, added: list[dict], path: Path) -> dict[str, 
     control = {token["content"] for token in added if token["special"]}
     kinds = [UNKNOWN if token == model["unk_token"] else CONTROL if token in control else BYTE if is_byte(token)
              else NORMAL for token in tokens]
-    begins = Tokenizer.from_file(str(path)).encode("a", add_special_tokens=False).tokens[0].startswith(WORD_BEGIN)
+    whole = tokenizers.Tokenizer.from_file(str(path))
+    begins = whole.encode("a", add_special_tokens=False).tokens[0].startswith(WORD_BEGIN)
     return {"model": "llama", "pre": "default", "tokens": tokens, "scores": [scores[token] for token in tokens],
             "token_type": kinds, "unknown_token_id": tokens.index(model["unk_token"]), "add_space_prefix": begins}
 
@@ -138,7 +196,7 @@ def byte_level_keys(model: dict, added: list[dict], path: Path) -> dict[str, lis
 def splitting_of(path: Path) -> str:
     """The value of `tokenizer.ggml.pre` under which llama.cpp splits text as this file does, before any merge. It is
     found by the pieces of the fixed texts, not by how the file writes its rules. Raises ValueError if there is none."""
-    own = Tokenizer.from_file(str(path))
+    own = tokenizers.Tokenizer.from_file(str(path))
     for name, splitting in SPLITTINGS.items():
         ours, theirs = own.pre_tokenizer, pre_tokenizers.Sequence(splitting.steps())
         if ours and all(ours.pre_tokenize_str(text) == theirs.pre_tokenize_str(text) for text in TEXTS):
@@ -151,7 +209,7 @@ def tokens_of(model: dict, added: list[dict]) -> list[str]:
     """The tokens, by id. Ids without a token get a placeholder."""
     vocabulary = {**model["vocab"], **{token["content"]: token["id"] for token in added}}
     by_id = {i: token for token, i in vocabulary.items()}
-    return [by_id.get(i, f"[PAD{i}]") for i in range(max(by_id) + 1)]
+    return [by_id.get(i, padded(i)) for i in range(max(by_id) + 1)]
 
 
 def merges_of(model: dict) -> list[tuple[str, str]]:

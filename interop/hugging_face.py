@@ -1,7 +1,8 @@
 """The dense model that a run equals, as transformers and vLLM read it.
 
-The directory holds config.json, model.safetensors, the tokenizer, and generation_config.json if the base had one. The
-weights are one file of any size: the model is in memory as a whole anyway, and its readers accept large files.
+The directory holds config.json, model.safetensors, the tokenizer, and what travels with it: added tokens, the chat
+template and generation_config.json. The weights are one file of any size: the model is in memory as a whole anyway, and
+its readers accept large files.
 """
 import shutil
 from pathlib import Path
@@ -22,7 +23,7 @@ from model.files import write_json, write_safetensors
 from model.llama import Llama
 from model.tokenizer import copy_tokenizer
 
-# copied from the base; runs do not keep them
+# copied from the base for runs of earlier versions, which did not keep them
 BESIDE = ("generation_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
@@ -60,7 +61,7 @@ def write_model(trained: Trained, model: Llama, dtype: torch.dtype, directory: P
     write_json(directory / "config.json", hugging_face_config(model.config, dtype))
     write_tokenizer(trained, directory)
     for path in (trained.origin / name for name in BESIDE if trained.origin and trained.origin.is_dir()):
-        if path.is_file():
+        if path.is_file() and not (directory / path.name).exists():
             shutil.copy(path, directory / path.name)
 
 

@@ -14,7 +14,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors
 from model.files import replace_file, write_json, write_text
 from model.gguf_file import GGUFFile
 
-UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # values of tokenizer.ggml.token_type, as in sentencepiece
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # tokenizer.ggml.token_type, as in sentencepiece
 KINDS_OF_TOKENS = set(range(1, 7))
 LARGEST_SCORE = 3.4e38
 SENTENCEPIECE_BPE = 2                     # TrainerSpec.model_type
@@ -132,8 +132,27 @@ def byte_level(file: GGUFFile) -> tokenizers.Tokenizer:
 # ---- sentencepiece ------------------------------------------------------------------------------------------------
 
 def extract_sentencepiece(file: GGUFFile, directory: Path) -> None:
+    """Writes tokenizer.model. Also tokenizer_config.json, if there are added tokens: one id each wherever their text
+    stands, with sentencepiece's space before the text after them (`legacy`), as in llama.cpp."""
     model = sentencepiece_model(file)
     replace_file(directory / "tokenizer.model", lambda beside: beside.write_bytes(model))
+    if added := added_tokens(file):
+        names = {f"{kind}_token": special_token(file, kind) for kind in ("bos", "eos")}
+        write_json(directory / "tokenizer_config.json", {
+            **{name: token[1] for name, token in names.items() if token},
+            "add_bos_token": begin_token(file, default=True) is not None, "legacy": True,
+            "added_tokens_decoder": {str(i): {"content": text, "special": special}
+                                     for i, (text, special) in added.items()}})
+
+
+def added_tokens(file: GGUFFile) -> dict[int, tuple[str, bool]]:
+    """id -> (text, whether it is special): control tokens other than the begin and end tokens, and all control and
+    user-defined tokens behind the last piece of the vocabulary."""
+    tokens, kinds = token_list(file), file.list_of("tokenizer.ggml.token_type", int)
+    last = max((i for i, kind in enumerate(kinds) if kind in (NORMAL, BYTE)), default=-1)
+    named = {token[0] for kind in ("bos", "eos") if (token := special_token(file, kind))}
+    return {i: (token, kind == CONTROL) for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
+            if token and (kind in (CONTROL, USER_DEFINED) if i > last else kind == CONTROL and i not in named)}
 
 
 def sentencepiece_model(file: GGUFFile) -> bytes:
@@ -141,8 +160,9 @@ def sentencepiece_model(file: GGUFFile) -> bytes:
 
     Text that no token covers becomes bytes, and nothing is normalized, so sentencepiece and llama.cpp give the same
     ids. Field numbers are those of sentencepiece_model.proto.
-    Raises ValueError for user-defined tokens, around which the two programs place spaces differently, and for a
-    vocabulary without an unknown token."""
+    Tokens added behind the pieces are control tokens to sentencepiece. Raises ValueError for user-defined tokens among
+    the pieces, around which the two programs place spaces differently, and for a vocabulary without an unknown
+    token."""
     tokens = token_list(file)
     scores, kinds = (file.list_of(f"tokenizer.ggml.{name}", kind) for name, kind in (("scores", float),
                                                                                      ("token_type", int)))
@@ -150,8 +170,9 @@ def sentencepiece_model(file: GGUFFile) -> bytes:
         raise ValueError(f"{file.path}: tokenizer.ggml.token_type holds {min(wrong)}, but must hold 1 to 6")
     if not all(abs(score) <= LARGEST_SCORE for score in scores):
         raise ValueError(f"{file.path}: tokenizer.ggml.scores holds a value that is no finite float32")
-    if USER_DEFINED in kinds:
-        token = tokens[kinds.index(USER_DEFINED)]
+    added = added_tokens(file)
+    if inside := [i for i, kind in enumerate(kinds) if kind == USER_DEFINED and i not in added]:
+        token = tokens[inside[0]]
         raise ValueError(f"{file.path}: user-defined tokens ({token!r}) are not supported in a tokenizer of kind "
                          f"'llama'")
     if UNKNOWN not in kinds:
@@ -159,7 +180,8 @@ def sentencepiece_model(file: GGUFFile) -> bytes:
     unknown = tokens[kinds.index(UNKNOWN)]
     # sentencepiece has no begin (end) token if that name belongs to a token that is not a control token.
     begin, end = begin_token(file, default=True) or (None, unknown), special_token(file, "eos") or (None, unknown)
-    pieces = [message({1: token, 2: score, 3: kind}) for token, score, kind in zip(tokens, scores, kinds, strict=True)]
+    pieces = [message({1: token, 2: score, 3: CONTROL if kind == USER_DEFINED else kind})
+              for token, score, kind in zip(tokens, scores, kinds, strict=True)]
     trainer = message({3: SENTENCEPIECE_BPE, 35: True, 45: unknown, 46: begin[1], 47: end[1]})
     add_space_prefix = file.get("tokenizer.ggml.add_space_prefix", bool, True)
     normalizer = message({1: "identity", 3: add_space_prefix, 4: False})

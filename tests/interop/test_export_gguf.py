@@ -215,6 +215,23 @@ def test_peqa_on_blocks_of_32_leaves_with_its_scales_rounded(odd_base, tmp_path)
     assert difference(as_trained(run), loaded(tmp_path / "out.gguf")) < 0.3
 
 
+def test_the_exported_d_and_m_of_peqa_are_the_trained_scale_and_minus_scale_times_z(odd_base, tmp_path):
+    """Both in float16; m is made of the d that is stored, so that a code equal to z is as near to 0 as float16 lets
+    it."""
+    run = made_run(tmp_path / "run", odd_base, "--method", "peqa")
+    export(run, "gguf", tmp_path / "out.gguf")
+    model, tensors = as_trained(run), read(tmp_path / "out.gguf")[0]
+    for name in ("model.layers.0.mlp.down_proj", "model.layers.1.self_attn.v_proj"):
+        layer, stored = model.get_submodule(name), blocks_of(tensors[gguf_name(name + ".weight")])
+        d, m = (torch.from_numpy(stored[:, at:at + 2].copy()).view(torch.float16)[:, 0] for at in (0, 2))
+        scale = (layer.base.scale.float() * layer.adapter.log_factor.detach().exp()).half()
+        z = layer.base.offset.integers(scale.shape)
+        assert torch.equal(d, scale.flatten())
+        assert torch.equal(m, (-scale.double() * z.double()).half().flatten())
+        assert not torch.equal(d, layer.base.scale.flatten())  # control: the base's scales are others
+        assert (m != 0).any()
+
+
 def test_layers_without_an_adapter_leave_as_q4_0_and_q8_0_where_there_is_no_offset(odd_base, tmp_path):
     for bits, kind in ((4, "Q4_0"), (8, "Q8_0")):
         run = made_run(tmp_path / f"run{bits}", odd_base, "--method", "qlora", "--quantizer", "absmax", "--bits", bits,

@@ -106,6 +106,15 @@ def test_base_and_exported_adapter_compute_what_the_run_computes(small_base, tmp
     assert stated["base_model_name_or_path"] == str(base.resolve()) and stated["task_type"] == "CAUSAL_LM"
 
 
+@pytest.mark.parametrize("flags,dropout", [([], 0.0), (["--dropout", "0.15"], 0.15)])
+def test_the_runs_dropout_is_in_the_config_and_training_can_go_on_with_it(small_base, tmp_path, flags, dropout):
+    run = made_run(tmp_path / "run", small_base, "--method", "lora", *flags)
+    export(run, "peft", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / CONFIG).read_text())["lora_dropout"] == dropout
+    modules = [m for m in as_trained(run).modules() if isinstance(m, torch.nn.Dropout)]
+    assert len(modules) == (7 if dropout else 0) and all(m.p == dropout for m in modules)
+
+
 def test_an_adapter_that_does_not_read_as_it_was_written_gets_no_name(small_base, tmp_path, monkeypatch):
     """Control of the comparison: another alpha is written."""
     run, right = made_run(tmp_path / "run", small_base, "--method", "lora"), PEFTExport.config

@@ -1,22 +1,31 @@
 """A tokenizer as GGUF metadata: read again, it gives the same ids, or the export is refused."""
 import io
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 import sentencepiece
 import tokenizers
+import torch
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
+from finetune.adapted_model import merge_best, save_beside
 from finetune.config import EMBEDDED_BASE
+from finetune.run import open_run
 from interop.gguf_tokenizer_writer import tokenizer_keys
-from model.files import write_json
+from interop.trained import Trained
+from model.checkpoint import random_model, save_model
+from model.config_json import config_to_json
+from model.files import say_once, write_json
 from model.gguf_tokenizer_reader import SPLITTINGS
 from model.tokenizer import load_tokenizer
 from tests.cli import SMALL
+from tests.export_runs import export, made_run
 from tests.model.test_gguf_tokenizer_reader import SPECIAL, TEXTS, bytewise, trained_bpe
 
 GGML = "tokenizer.ggml."
+CHAT = {"<|im_start|>": 4096, "<|im_end|>": 4097}
 
 
 def keys_of(directory, vocab_size=4096, eos=(2,), **config):
@@ -133,3 +142,112 @@ def test_other_kinds_of_tokenizer_are_refused(tmp_path):
         keys_of(tmp_path)
     assert load_tokenizer(tmp_path).encode("a") == [0] and json.loads((tmp_path / "tokenizer.json").read_text())
     assert TEXTS
+
+
+# ---- what stands beside the tokenizer file --------------------------------------------------------------------------
+
+def chat_model(path, legacy=True, stated=None, **config):
+    """The embedded base's tokenizer.model with two added tokens, as ChatML models have them."""
+    path.mkdir(exist_ok=True)
+    shutil.copy(EMBEDDED_BASE / "tokenizer.model", path)
+    if stated is None:
+        write_json(path / "added_tokens.json", CHAT)
+    stated = {"eos_token": "<|im_end|>", "legacy": legacy, **(stated or {}), **config}
+    write_json(path / "tokenizer_config.json", stated)
+    return path
+
+
+@pytest.mark.parametrize("stated,kinds", [
+    (None, [4, 3]),  # added_tokens.json does not say what is special; the end token is
+    ({"added_tokens_decoder": {str(i): {"content": text, "special": True} for text, i in CHAT.items()}}, [3, 3]),
+    ({"added_tokens_decoder": {str(i): {"content": text} for text, i in CHAT.items()}}, [4, 4])])
+def test_added_tokens_of_a_tokenizer_model_keep_their_ids_and_kinds(tmp_path, stated, kinds):
+    keys = keys_of(chat_model(tmp_path, stated=stated), vocab_size=4100, eos=(4097,))
+    assert keys["tokens"][4095:] == [keys["tokens"][4095], *CHAT, "[PAD4098]", "[PAD4099]"]
+    assert keys["token_type"][4095:] == [1, *kinds, 5, 5] and keys["eos_token_id"] == 4097
+    assert len(keys["scores"]) == 4100
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_a_gguf_file_read_again_gives_one_id_to_each_added_token(tmp_path, capsys, legacy):
+    """With `legacy`, all ids are the same. Without it, text beside the tokens differs, and a line says so."""
+    pytest.importorskip("gguf")
+    say_once.cache_clear()
+    base = model_of(chat_model(tmp_path / "base", legacy))
+    export(base, "gguf", tmp_path / "x.gguf")
+    ours, again = load_tokenizer(base), load_tokenizer(tmp_path / "x.gguf")
+    text = "<|im_start|>user lost card<|im_end|><|im_start|>"
+    for tokenizer in (ours, again):
+        assert [i for i in tokenizer.encode(text) if i > 4095] == [4096, 4097, 4096] and tokenizer.eos_id == 4097
+    assert ours.encode("a lost card") == again.encode("a lost card")
+    assert (ours.encode(text) == again.encode(text)) == legacy
+    assert ("llama.cpp treats spaces around added tokens" in capsys.readouterr().err) == (not legacy)
+    export(tmp_path / "x.gguf", "safetensors", tmp_path / "back", "--dtype", "float32")
+    back = load_tokenizer(tmp_path / "back")
+    assert back.encode(text) == again.encode(text) and back.eos_id == 4097 and back.begin == [1]
+
+
+def test_added_tokens_that_no_tokenizer_json_has_are_written_too(tmp_path):
+    tokenizer = trained_bpe(SPLITTINGS["smollm"].steps())
+    size = tokenizer.get_vocab_size()
+    saved(tokenizer, tmp_path)
+    write_json(tmp_path / "added_tokens.json", {"<tool>": size})
+    keys = keys_of(tmp_path, size + 2, eos=(1,))
+    assert keys["tokens"][size:] == ["<tool>", f"[PAD{size + 1}]"] and keys["token_type"][size:] == [4, 5]
+
+
+@pytest.mark.parametrize("jinja,config,expected", [
+    ("A", None, {"": "A"}), ("A", "B", {"": "A"}), (None, "B", {"": "B"}), (None, None, {}),
+    (None, [{"name": "default", "template": "C"}, {"name": "tool_use", "template": "D"}],
+     {"": "C", ".tool_use": "D", "s": ["tool_use"]})])
+def test_the_chat_template_is_found_wherever_it_stands(tmp_path, jinja, config, expected):
+    chat_model(tmp_path, **({"chat_template": config} if config else {}))
+    if jinja:
+        (tmp_path / "chat_template.jinja").write_text(jinja)
+    keys = keys_of(tmp_path, vocab_size=4098, eos=(4097,))
+    assert {key.removeprefix("tokenizer.chat_template"): value for key, value in keys.items()
+            if "chat_template" in key} == expected
+
+
+def model_of(path):
+    """A random model beside a tokenizer, with everything that travels."""
+    config = replace(SMALL, vocab_size=4098, eos_token_ids=(4097,))
+    write_json(path / "config.json", config_to_json(config))
+    save_model(random_model(config, torch.float32, seed=0), path / "model.safetensors")
+    (path / "chat_template.jinja").write_text("{{ messages }}")
+    write_json(path / "generation_config.json", {"eos_token_id": [4097], "temperature": 0.6})
+    write_json(path / "special_tokens_map.json", {"eos_token": "<|im_end|>", "bos_token": "<s>"})
+    return path
+
+
+TRAVEL = ["added_tokens.json", "chat_template.jinja", "generation_config.json", "special_tokens_map.json",
+          "tokenizer.model", "tokenizer_config.json"]
+
+
+@pytest.mark.parametrize("form", ["safetensors", "peft", "gguf", "merged"])
+def test_everything_that_travels_leaves_with_every_export_of_a_run(tmp_path, form):
+    """Also after the base is gone: the run has it."""
+    pytest.importorskip("gguf") if form == "gguf" else None
+    base = model_of(chat_model(tmp_path / "base"))
+    run = made_run(tmp_path / "run", base, "--method", "qablora", "--block", "32x1", "--lam", "32x8")
+    shutil.rmtree(base)
+    to = tmp_path / ("x.gguf" if form == "gguf" else "x")
+    if form == "merged":
+        model = Trained.at(run).load()
+        merge_best(model, torch.float32)
+        save_beside(model, open_run(run), to)
+    else:
+        export(run, form, to)
+    if form == "gguf":
+        fields = metadata_of(to)
+        assert fields["tokenizer.chat_template"] == "{{ messages }}"
+        assert fields["tokenizer.ggml.tokens"][4096:] == list(CHAT) and fields["tokenizer.ggml.eos_token_id"] == 4097
+    else:
+        there = to / "base" if form == "peft" else to
+        assert [(there / name).read_bytes() for name in TRAVEL] == [(run / name).read_bytes() for name in TRAVEL]
+        assert load_tokenizer(there).encode("<|im_start|>a") == load_tokenizer(run).encode("<|im_start|>a")
+
+
+def metadata_of(path):
+    import gguf
+    return {key: stated.contents() for key, stated in gguf.GGUFReader(path).fields.items()}

@@ -5,6 +5,7 @@
 """
 import os
 import random
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from tokenizers import pre_tokenizers
 
 from model.gguf_tokenizer_reader import SPLITTINGS
 from model.tokenizer import load_tokenizer
+from tests.export_runs import export
+from tests.interop.test_export_tokenizer import CHAT, chat_model, model_of
 from tests.model.test_gguf_tokenizer_reader import TEXTS, bytewise, gguf_with, trained_bpe
 
 llama_cpp = pytest.importorskip("llama_cpp", reason="pip install -r tests/interop/requirements.txt")
@@ -49,6 +52,20 @@ def test_another_splitting_gives_other_ids(tmp_path):
         assert differing(path, ["1234567", "I'M here"]) != []
     finally:
         gguf_tokenizer.SPLITTINGS["smollm"] = kept
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_ids_of_added_tokens_are_llama_cpps(tmp_path, special):
+    """<|im_start|> and <|im_end|> behind the pieces of a tokenizer.model, exported, read here and there."""
+    flags = {str(i): {"content": text, "special": special} for text, i in CHAT.items()}
+    base = model_of(chat_model(tmp_path / "base", stated={"added_tokens_decoder": flags}))
+    export(base, "gguf", tmp_path / "x.gguf")
+    texts = ["<|im_start|>user a lost card<|im_end|>", "a <|im_start|> b<|im_end|> ", "<|im_end|><|im_end|>a",
+             *("".join(parts) for parts in zip(random_texts(), cycle(CHAT), reversed(random_texts())))]
+    assert differing(tmp_path / "x.gguf", texts) == []
+    theirs = llama_cpp.Llama(str(tmp_path / "x.gguf"), vocab_only=True, verbose=False)
+    assert theirs.tokenize(b"<|im_start|>", add_bos=False, special=True) == [4096] and theirs.token_eos() == 4097
+    assert theirs.metadata["tokenizer.chat_template"] == "{{ messages }}"
 
 
 @pytest.mark.skipif("SMOLLM2_GGUF" not in os.environ, reason="SMOLLM2_GGUF names no file")
