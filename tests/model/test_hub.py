@@ -130,6 +130,7 @@ def test_a_directory_here_goes_before_a_model_of_the_hub(fake, small_base, tmp_p
     assert not fake.asked
 
 
+@pytest.mark.slow
 def test_a_run_remembers_the_commit_and_is_scored_and_resumed_on_it(fake, tmp_path):
     assert call(train_script, "--method", "lora", "--model", "org/small", *few("lora"), "--out", "x") is None
     saved = json.loads((tmp_path / "x" / "config.json").read_text())
