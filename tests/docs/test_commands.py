@@ -77,6 +77,71 @@ def test_every_way_to_quantize_on_a_page_is_read_by_the_parser(page):
                 QuantSpec.parse(value)
 
 
+def check_flags_together(module: str, words: list[str]) -> None:
+    """The checks of train.py and eval.py that need no file. Raises ValueError for flags that do not go together.
+    The embedded base stands for every model, because most pages name one that is not on this machine."""
+    import eval as scoring  # not at the top: `usage` imports scripts by name
+    import train
+    from finetune.command_line import train_parser
+    from finetune.config import EMBEDDED_BASE
+    from finetune.data import calibration_of, check_needs, task_of
+    from finetune.resolve import resolve_run, resolve_scoring
+    words = [str(EMBEDDED_BASE) if before == "--model" else word
+             for before, word in zip(["", *words], words, strict=False)]
+    try:
+        given = train_parser().given(words) if module == "train" else scoring.eval_parser().given(words)
+    except SystemExit as error:
+        raise ValueError(error.code) from None
+    if "list_tasks" in given:
+        return
+    if "resume" in given:
+        if len(given) > 1:
+            train.reopened(given)
+        return
+    if "compare" in given:
+        return scoring.refuse_beside_compare(given)
+    if module == "train":
+        config = resolve_run(given)
+    else:
+        scoring.restoration_of(given)
+        if given["run"]:  # a run's own flags are in its directory: only a task that the command names is known here
+            config = resolve_scoring({k: v for k, v in given.items() if k in ("task", "data", "test_data", "protocol")})
+            if "task" not in given:
+                return
+        else:
+            scoring.refuse_flags_of_runs(given)
+            config = resolve_scoring(scoring.of_configuration(given))
+    task = task_of(config.data)
+    check_needs(task, config.data)
+    if config.base.by_gptq and not task.trains and config.base.calibration is None:
+        calibration_of(config, None, [], 1)  # no training rows, and no text file in their place
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_the_flags_of_every_command_go_together(page):
+    for module, words in commands(page.read_text(encoding="utf-8")):
+        if module in ("train", "eval"):
+            try:
+                check_flags_together(module, words)
+            except ValueError as error:
+                pytest.fail(f"python {module}.py {shlex.join(words)}: {error}")
+
+
+@pytest.mark.parametrize("module, command, message", [
+    ("eval", "--model DIR --quantizer gptq --bits 3 --task mmlu --data d.jsonl --test-data t.jsonl", "--calibration"),
+    ("eval", "runs/x --task mmlu --test-data t.jsonl", "needs --data"),
+    ("eval", "runs/x --merge", "goes with --restore only"),
+    ("eval", "--model DIR --requantize gptq --task banking77", "needs a run"),
+    ("train", "--method lora --bits 4", "does not|do not go with it"),
+    ("train", "--task gsm8k", "needs --data"),
+    ("train", "--resume runs/x --lr 1", "give it alone"),
+    ("train", "--no-such-flag", "unrecognized"),
+])
+def test_flags_that_clash_would_be_noticed(module, command, message):
+    with pytest.raises(ValueError, match=message):
+        check_flags_together(module, command.split())
+
+
 def test_a_wrong_command_would_be_noticed():
     text = "    python train.py --method qlora \\\n        --no-such-flag 3   # words\n"
     assert commands(text) == [("train", ["--method", "qlora", "--no-such-flag", "3"])]
