@@ -13,7 +13,7 @@ NOTICED, MUCH, MOST = 0.01, 0.1, 0.5  # shares that are shown, warned of, and re
 class TrainingLost:
     """`lost`, collected layer by layer."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.squares: dict[str, tuple[float, float]] = {}  # of the rounding and of delta_W
 
     def add(self, layer: str, rounding: Tensor, delta: Tensor) -> None:
@@ -30,5 +30,5 @@ class TrainingLost:
     def worst(self) -> str:
         """`model.layers.0.self_attn.q_proj 0.93`, the layer with the largest share."""
         shares = {layer: (rounding / delta) ** 0.5 for layer, (rounding, delta) in self.squares.items() if delta}
-        layer = max(shares, key=shares.get, default=None)
+        layer = max(shares, key=lambda name: shares[name], default=None)
         return f"{layer} {shares[layer]:.2g}" if layer else "none"

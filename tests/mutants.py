@@ -342,8 +342,8 @@ MUTANTS = [
     M("gguf-heads-of-k-are-those-of-q", "model/gguf_layout.py", '"k_proj": config.num_key_value_heads}',
       '"k_proj": config.num_attention_heads}',
       ("tests/interop/test_export_gguf.py", "tests/model/test_gguf_reader.py")),
-    M("gguf-template-left-out", "interop/gguf_tokenizer_writer.py", 'found["tokenizer.chat_template"] = template',
-      "pass", TOKENIZER),
+    M("gguf-template-left-out", "interop/gguf_tokenizer_writer.py", 'return {"tokenizer.chat_template": stated}',
+      "return {}", TOKENIZER),
     M("template-file-left-behind", "model/tokenizer.py", ', "chat_template.jinja", "generation_config.json")',
       ', "generation_config.json")', TOKENIZER),
     # ---- further ones, of every room
