@@ -11,6 +11,8 @@ from quant.linear import QuantLinear
 class AdaptedLinear(nn.Module):
     """y = base(x) + adapter.delta(dropout(x))
 
+    Dropout comes before an adapter's pooling; `QALoRA` says how far dropout after it would differ.
+
     The base is opaque: any module that maps (..., D_in) to (..., D_out) will do. Any module with `delta` and
     `delta_weight` will do as the adapter."""
     base: Any

@@ -22,7 +22,12 @@ class ICQ(NormalFloat):
 
     tau = 0, which is plain NormalFloat, is tried last, so no block carries less information than with NF. Differs from
     the published search, which does not try it. Double quantization rounds tau and scale once more after the search;
-    then only the mean over the blocks stays above NF's. The search runs once, when a base is quantized."""
+    then only the mean over the blocks stays above NF's. The search runs once, when a base is quantized.
+
+    Differs, in ties, from a search in ascending f that keeps the first of equals. Of the embedded base's blocks, 76 %
+    have ties at 4 bits (94 % at 2 bits), and that search takes another tau in 41 % (59 %). Its tau is 0.1 % (0.6 %) of
+    absmax away, and the norm of the error differs by 0.03 % (0.4 %). Which of the two a release does was not
+    checked."""
     name = "icq"
     usual_block = Block(64, 1)
 
