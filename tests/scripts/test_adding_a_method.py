@@ -173,7 +173,7 @@ def tree(tmp_path) -> Path:
     return tree
 
 
-def tested(tree: Path, *words: str) -> subprocess.CompletedProcess:
+def suite_of(tree: Path, *words: str) -> subprocess.CompletedProcess:
     """The page's step 4, on the fast tests."""
     fast_tests = sys.executable, "-m", "pytest", "tests/adapters", "tests/finetune", "-m", "not slow"
     return subprocess.run([*fast_tests, *words], cwd=tree, capture_output=True, text=True, timeout=600,
@@ -182,7 +182,7 @@ def tested(tree: Path, *words: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.slow
 def test_the_tests_take_the_pages_method_with_no_other_line_changed(tree):
-    done = tested(tree, "-v", "-v")
+    done = suite_of(tree, "-v", "-v")
     assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-2000:]}"
     passed = [line for line in done.stdout.splitlines() if "PASSED" in line and "mean" in line.lower()]
     for test in ("test_the_layer_is_one_matrix_and_its_merge_is_exact_or_refused",
@@ -199,5 +199,5 @@ def test_a_wrong_method_fails_them(tree):
     """Control: the page's class with a path of training that is not its dense matrix."""
     with (tree / "adapters" / "mean_lora.py").open("a") as file:
         file.write("\n    def core(self, x):\n        return 2 * super().core(x)\n")
-    done = tested(tree, "-k", "one_matrix and meanlora")
+    done = suite_of(tree, "-k", "one_matrix and meanlora")
     assert done.returncode == 1 and "passed" not in done.stdout and "MeanLoRA" in done.stdout, done.stdout[-3000:]
