@@ -52,3 +52,22 @@ def wide_base(small_base, tmp_path_factory) -> Path:
     for name in ("model.safetensors", "tokenizer.model"):
         shutil.copy(small_base / name, path / name)
     return path
+
+
+# Modules that take many seconds as a whole. What they hold beside the fast suite is not a merge.
+SLOW = (
+    "model/test_hub.py",
+    "scripts/test_cli_restore.py",
+    "finetune/test_flags.py",
+    "tasks/test_texts.py",
+    "tasks/test_benchmarks.py",
+    "quant/test_gptq.py",
+    "interop/test_export_gguf.py",
+    "interop/test_export_loss.py",
+    "model/test_agreement.py")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.as_posix().endswith(SLOW):
+            item.add_marker(pytest.mark.slow)

@@ -6,7 +6,7 @@
     python tests/mutants.py --json mutants.json
 
 Each mutant is applied to a temporary copy of the tree, never to the tree itself, and the named test files run on it
-with `-x -m "not slow"`. A mutant that no test notices survives. Exit status: 0 if all are noticed, 1 if some survive,
+with `-x`. A mutant that no test notices survives. Exit status: 0 if all are noticed, 1 if some survive,
 2 if a text to replace is not found exactly once.
 """
 import argparse
@@ -459,7 +459,7 @@ def run_one(mutant: Mutant, tree: Path) -> Outcome:
     path.write_text(whole.replace(mutant.old, mutant.new), encoding="utf-8")
     # No byte code is kept: two versions of a file may have one size and one time.
     settings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(tree)}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", "--no-header",
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header",
                "--tb=no", *mutant.tests]
     try:
         done = subprocess.run(command, cwd=tree, env=settings, capture_output=True, text=True, timeout=TIMEOUT)
