@@ -96,7 +96,8 @@ def main() -> None:
 
 def of_configuration(given: Given) -> Given:
     """Without the flags that are eval.py's own."""
-    return {name: value for name, value in given.items() if name in eval_parser().configured}
+    configured = eval_parser().configured
+    return {name: value for name, value in given.items() if name in configured}
 
 
 def refuse_beside_compare(given: Given) -> None:
