@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from experiments.shared import keep_settings, python
+from experiments.shared import experiment_parser, keep_settings, markdown, python
 from model.files import read_json, write_json, write_text
 from scoring.scores import TAKEN_UP
 from tasks import TASKS
@@ -31,12 +31,10 @@ METRICS = ("acc", "acc_norm")
 
 
 def options_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = experiment_parser(__doc__, "runs/benchmarks")
     parser.add_argument("--model", required=True, help="score this model; takes the same values as --model of eval.py")
     parser.add_argument("--data", type=Path, required=True,
                         help="read TASK/validation.jsonl, mmlu/dev.jsonl and mmlu/test.jsonl in this directory")
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"),
-                        help="keep scores, logs and the table in this directory (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="write all figures to this file (default: benchmarks.json in --out)")
     parser.add_argument("--tasks", nargs="+", choices=TASK_NAMES, default=list(TASK_NAMES), metavar="TASK",
                         help=f"score these tasks (default: {' '.join(TASK_NAMES)})")
@@ -98,7 +96,7 @@ def write_tables(options: argparse.Namespace, tasks: list[str]) -> None:
     head = ["task", "rows", "the papers' rows are",
             *(f"{name}, {metric}, %" for name in STATES for metric in METRICS),
             *(f"{name}, s" for name in STATES), "processor, s"]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for task, result in results.items():
         rows = result["rows"]
         lines.append([task, str(result["test_rows"]), TASKS[task].metric,
@@ -107,7 +105,7 @@ def write_tables(options: argparse.Namespace, tasks: list[str]) -> None:
         for category in (name for name in rows[0]["scores"] if name not in METRICS):
             accuracies = [cell for row in rows for cell in (share(row, category), "")]
             lines.append([f"{task}, {category}", "", "acc", *accuracies, "", "", ""])
-    text = "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    text = markdown(head, lines) + "\n"
     write_text(options.out / "table.md", text)
     settings = {name: getattr(options, name) for name in ("model", "dtype", "test_limit", "mmlu_limit")}
     write_json(options.json or options.out / "benchmarks.json", {"settings": settings, "tasks": results})

@@ -15,7 +15,6 @@ All files are written to --out. The table is in --out/table.md and --out/table.j
 """
 import argparse
 import json
-import os
 import statistics
 import time
 from itertools import cycle, islice
@@ -26,7 +25,16 @@ from tqdm import tqdm
 
 import train as train_script
 from adapters.adapted import adapter_parameters
-from experiments.shared import at_once, draw_test_rows, keep_settings, make_run
+from experiments.shared import (
+    add_repeated,
+    at_once,
+    draw_test_rows,
+    experiment_parser,
+    keep_settings,
+    make_run,
+    markdown,
+    spread,
+)
 from finetune.adapted_model import attach_adapters
 from finetune.command_line import train_parser
 from finetune.loop import summed_loss
@@ -48,22 +56,15 @@ Key = tuple[str, ...]  # ("qlora", "--bits", "4"): runs that differ in their see
 
 
 def options_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/methods"),
-                        help="keep runs and tables in this directory (default: %(default)s)")
+    parser = experiment_parser(__doc__, "runs/methods")
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3, 2],
                         help="quantize the base to these widths (default: 4 3 2)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2],
-                        help="repeat each run with these seeds (default: 0 1 2)")
     parser.add_argument("--steps", type=int, default=60, help="train this many steps (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=32, metavar="ROWS",
                         help="train on this many rows in each step (default: %(default)s)")
     parser.add_argument("--limit", type=int, default=4000, metavar="N",
                         help="train and validate on the first N rows (default: %(default)s)")
-    parser.add_argument("--test-rows", type=int, default=1000, metavar="N",
-                        help="score N rows, drawn once from banking77's 3080 test rows (default: %(default)s)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), metavar="N",
-                        help="run this many processes at a time (default: the number of CPUs)")
+    add_repeated(parser)
     parser.add_argument("--one", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)  # used by the process of one run
     return parser
 
@@ -148,8 +149,7 @@ def write_table(options: argparse.Namespace, runs: list, folders: list[Path], se
         rows += rows_of(key, paths, ratio, base_bits[key])
     head = ["method", "bits", "bits a weight, base", "as trained, %", "merged, %", "loss as trained", "loss merged",
             "merged into", "bits a weight, merged", "trainable parameters", "step time / LoRA", "peak memory, MB"]
-    lines = [head, ["---"] * len(head), *([str(row[name]) for name in head] for row in rows)]
-    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    text = markdown(head, ([row[name] for name in head] for row in rows))
     print(text)
     (options.out / "table.md").write_text(text + "\n", encoding="utf-8")
     write_json(options.out / "table.json", {
@@ -185,17 +185,12 @@ def merged_into(row: dict) -> str:
 
 def accuracies(rows) -> str:
     """Test accuracy in percent, mean and standard deviation over the seeds."""
-    return spread([100 * row["scores"]["accuracy"] for row in rows], 1)
+    return spread([row["scores"]["accuracy"] for row in rows], 1, scale=100)
 
 
 def losses(rows) -> str:
     """Validation loss in nats per target token, mean and standard deviation over the seeds."""
     return spread([row["validation_loss"] for row in rows], 3)
-
-
-def spread(values: list[float], digits: int) -> str:
-    """mean ± standard deviation: `spread([1, 2, 3], 1) == "2.0 ± 1.0"`. The deviation of one value is printed as 0."""
-    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values) if len(values) > 1 else 0:.{digits}f}"
 
 
 if __name__ == "__main__":

@@ -4,13 +4,13 @@
 
 The table is computed from the code.
 """
-import argparse
 from collections.abc import Sequence
 
 from torch import nn
 
 from adapters.adapted import adapted_layers, adapter_parameters
 from adapters.merge import merge_target
+from experiments.shared import experiment_parser, markdown
 from finetune.checks import planned_model
 from finetune.command_line import train_parser
 from finetune.config import RunConfig
@@ -50,16 +50,11 @@ def count(parameters) -> str:
 
 
 def table() -> str:
-    rows = [HEAD, ["---"] * len(HEAD), *map(describe, [*([name] for name in METHODS), *VARIANTS])]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def options_parser() -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    return markdown(HEAD, map(describe, [*([name] for name in METHODS), *VARIANTS]))
 
 
 def main() -> None:
-    options_parser().parse_args()
+    experiment_parser(__doc__).parse_args()
     print(table())
 
 

@@ -25,7 +25,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.shared import ONE_THREAD, keep_settings, make_run, python
+from experiments.shared import ONE_THREAD, experiment_parser, keep_settings, make_run, markdown, python
 from model.files import write_json
 
 PROMPTS = ("The capital of France is", "Water boils at", "To make bread, first", "def fibonacci(n):")
@@ -39,13 +39,11 @@ SETTINGS = ("model", "gguf", "data", "windows", "loads", "steps", "lr", "test_ro
 
 
 def options_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = experiment_parser(__doc__, "runs/real-model")
     parser.add_argument("--model", type=Path, help="use this directory with config.json and safetensors (required)")
     parser.add_argument("--gguf", type=Path, help="use this GGUF file of the same model (required)")
     parser.add_argument("--data", type=Path,
                         help="read wikitext2 and sql_create_context in this directory (required)")
-    parser.add_argument("--out", type=Path, default=Path("runs/real-model"),
-                        help="keep runs, logs and tables in this directory (default: %(default)s)")
     parser.add_argument("--windows", type=int, default=16, metavar="N",
                         help="measure perplexity on N windows of 2048 tokens (default: %(default)s)")
     parser.add_argument("--loads", type=int, default=5, metavar="N",
@@ -100,11 +98,11 @@ def loading(options: argparse.Namespace) -> str:
                 done = subprocess.run(command, capture_output=True, check=True, text=True, env=ONE_THREAD)
                 found[name].append(json.loads(done.stdout))
         write_json(file, found)
-    lines = []
+    rows = []
     for name, runs in json.loads(file.read_text()).items():
         seconds, megabytes = (statistics.median(run[what] for run in runs) for what in ("seconds", "mb"))
-        lines.append(f"| {name} | {seconds:.1f} | {megabytes:.0f} |")
-    return "\n".join(["| file | seconds to load | MB above the imports |", "| --- | --- | --- |", *lines])
+        rows.append([name, f"{seconds:.1f}", f"{megabytes:.0f}"])
+    return markdown(["file", "seconds to load", "MB above the imports"], rows)
 
 
 # ---- 2. greedy text -----------------------------------------------------------------------------------------------
@@ -130,22 +128,22 @@ def perplexities(options: argparse.Namespace) -> str:
     texts = options.data / "wikitext2"
     states = {"as it is, safetensors": [options.model], "as it is, GGUF (Q4_1)": [options.gguf],
               **{name: [options.model, *flags, "--without-base"] for name, flags in QUANTIZED.items()}}
-    lines = ["| | perplexity | nats a token | bits a weight |", "| --- | --- | --- | --- |"]
+    rows = []
     for name, (place, *flags) in states.items():
         folder = options.out / "perplexity" / "".join(c if c.isalnum() else "-" for c in name)
         folder.mkdir(parents=True, exist_ok=True)
         calibration = ["--calibration", str(texts / "valid.txt"), *CALIBRATION] if "gptq" in flags else []
         make_run(["eval.py", "--model", str(place), *flags, *calibration, "--task", "perplexity",
                   "--test-data", str(texts / "test.txt"), "--test-limit", str(options.windows)], folder, "results.json")
-        lines.append(perplexity_line(name, json.loads((folder / "results.json").read_text())["rows"][-1]))
-    return "\n".join(lines)
+        rows.append(perplexity_row(name, json.loads((folder / "results.json").read_text())["rows"][-1]))
+    return markdown(["", "perplexity", "nats a token", "bits a weight"], rows)
 
 
-def perplexity_line(name: str, row: dict) -> str:
+def perplexity_row(name: str, row: dict) -> list[str]:
     """One window has no standard error."""
     scores, error = row["scores"], row["standard_errors"].get("nats_per_token")
     nats = f"{scores['nats_per_token']:.4f}" + ("" if error is None else f" ± {error:.4f}")
-    return f"| {name} | {scores['perplexity']:.3f} | {nats} | {row['bits_per_weight']:.3f} |"
+    return [name, f"{scores['perplexity']:.3f}", nats, f"{row['bits_per_weight']:.3f}"]
 
 
 # ---- 4. fine-tuning the GGUF file ---------------------------------------------------------------------------------
@@ -153,16 +151,14 @@ def perplexity_line(name: str, row: dict) -> str:
 def fine_tuned(options: argparse.Namespace) -> str:
     folder, data = options.out / "qablora", options.data / "sql_create_context"
     make_run(train_command(options, data), folder, "results.json")
-    lines = ["| | exact match | validation loss | max logit difference |", "| --- | --- | --- | --- |"]
-    for row in json.loads((folder / "results.json").read_text())["rows"]:
-        lines.append(fine_tuned_line(row))
-    return "\n".join(lines)
+    rows = json.loads((folder / "results.json").read_text())["rows"]
+    return markdown(["", "exact match", "validation loss", "max logit difference"], map(fine_tuned_row, rows))
 
 
-def fine_tuned_line(row: dict) -> str:
+def fine_tuned_row(row: dict) -> list[str]:
     score, error = row["scores"]["exact_match"], row["standard_errors"]["exact_match"]
     difference = "-" if row["logit_difference"] is None else f"{row['logit_difference']:.1e}"
-    return f"| {row['title']} | {100 * score:.1f} ± {100 * error:.1f} % | {row['validation_loss']:.4f} | {difference} |"
+    return [row["title"], f"{100 * score:.1f} ± {100 * error:.1f} %", f"{row['validation_loss']:.4f}", difference]
 
 
 def train_command(options: argparse.Namespace, data: Path) -> Sequence[str]:

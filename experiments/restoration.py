@@ -13,13 +13,22 @@ ratios ||W_l - W_k|| / ||delta_W||.
 """
 import argparse
 import json
-import os
 import statistics
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from experiments.shared import at_once, draw_test_rows, keep_settings, make_run, python
+from experiments.shared import (
+    add_repeated,
+    at_once,
+    draw_test_rows,
+    experiment_parser,
+    keep_settings,
+    make_run,
+    markdown,
+    python,
+    spread,
+)
 from scoring.show_tradeoff import show_tradeoff
 from scoring.tradeoff import Point, averages
 
@@ -27,19 +36,12 @@ RESTORED = (3, 4, 8, 16)
 
 
 def options_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/restoration"),
-                        help="keep runs, picture and tables in this directory (default: %(default)s)")
+    parser = experiment_parser(__doc__, "runs/restoration")
     parser.add_argument("--bits", type=int, nargs="+", default=[16, 8, 4, 3, 2],
                         help="train on bases of these widths (default: 16 8 4 3 2)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2],
-                        help="repeat each run with these seeds (default: 0 1 2)")
     parser.add_argument("--epochs", type=int, default=3, help="train this many epochs (default: %(default)s)")
     parser.add_argument("--lr", type=float, default=5e-3, help="train with this learning rate (default: %(default)s)")
-    parser.add_argument("--test-rows", type=int, default=1000, metavar="N",
-                        help="score N rows, drawn once from banking77's 3080 test rows (default: %(default)s)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), metavar="N",
-                        help="run this many processes at a time (default: the number of CPUs)")
+    add_repeated(parser)
     return parser
 
 
@@ -79,9 +81,9 @@ def gain_table(points: list[Point]) -> str:
     """What restoration gained, in percentage points and in nats, beside how far it moved the base. Gains are computed
     for each run, then averaged over the seeds."""
     trained = {p.run: p for p in points if not p.restored}
-    lines = ["| trained at | restored to | weights, MB | accuracy, % | gain, points | validation loss | gain, nats "
-             "| norm(W_l - W_k) / norm(delta_W) |",
-             f"|{' --- |' * 8}"]
+    head = ["trained at", "restored to", "weights, MB", "accuracy, %", "gain, points", "validation loss", "gain, nats",
+            "norm(W_l - W_k) / norm(delta_W)"]
+    rows = []
     for mean in averages(points):
         group = [p for p in points
                  if (p.trained_bits, p.restored, p.bits) == (mean.trained_bits, mean.restored, mean.bits)]
@@ -89,17 +91,11 @@ def gain_table(points: list[Point]) -> str:
         cells = [f"{mean.trained_bits} bits", "as trained", f"{mean.megabytes:.2f}", mean.percent, "-", loss, "-", "-"]
         if mean.restored:
             cells[1] = f"{mean.bits} bits"
-            cells[4] = spread([100 * (p.score - trained[p.run].score) for p in group], 1)
-            cells[6] = spread([trained[p.run].validation_loss - p.validation_loss for p in group], 4)
+            cells[4] = spread([p.score - trained[p.run].score for p in group], 1, "+", 100)
+            cells[6] = spread([trained[p.run].validation_loss - p.validation_loss for p in group], 4, "+")
             cells[7] = f"{statistics.mean(p.restoration_ratio for p in group):.2f}"
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def spread(values: list[float], digits: int) -> str:
-    """Signed mean ± standard deviation: `spread([1, 2, 3], 1) == "+2.0 ± 1.0"`. One value has no deviation."""
-    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):+.{digits}f}{deviation}"
+        rows.append(cells)
+    return markdown(head, rows)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ import sys
 import textwrap
 from pathlib import Path
 
-from scoring.scores import TAKEN_UP
+from experiments.benchmarks import seconds, share
+from experiments.shared import markdown, spread
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent.parent / "docs" / "results.md"
@@ -30,12 +31,6 @@ def read(name: str) -> dict:
 
 def percent(value: float, digits: int = 2) -> str:
     return f"{100 * value:.{digits}f}"
-
-
-def spread(values: list[float], digits: int, sign: str = "", scale: float = 1) -> str:
-    """scale * mean ± scale * standard deviation: `spread([1, 2, 3], 1) == "2.0 ± 1.0"`."""
-    deviation = f" ± {scale * statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{scale * statistics.mean(values):{sign}.{digits}f}{deviation}"
 
 
 # ---- tables of the files that experiment scripts write ------------------------------------------------------------
@@ -120,18 +115,6 @@ def benchmark_tables() -> list[Table]:
     return [{"columns": columns, "rows": rows}]
 
 
-def share(state: dict, metric: str) -> str:
-    error = state["standard_errors"].get(metric)
-    return percent(state["scores"][metric]) + ("" if error is None else f" ± {percent(error)}")
-
-
-def seconds(state: dict) -> str:
-    """`1501 (2699 rows)` after an interruption: the seconds of the other rows are in no figure."""
-    counts = state["counts"]
-    resumed = sum(n for what, n in counts.items() if what == TAKEN_UP)
-    return f"{state['seconds']:.0f}" + (f" ({counts['rows'] - resumed} rows)" if resumed else "")
-
-
 def before_and_after_tables() -> list[Table]:
     tasks = (("qlora_sql_create_context", ("exact_match", "compiles")),
              ("qlora_gsm8k", ("strict_match", "flexible_extract")))
@@ -183,7 +166,7 @@ def section(name: str, record: dict) -> str:
     facts = "\n".join([f"- Date: {record['date']}", f"- Machine: {record['machine']}", f"- Commit: {record['commit']}",
                        f"- Data: {files}"])
     parts = [f"## {record['title']}", facts, "```\n" + "\n".join(record["command"]) + "\n```",
-             *map(wrapped, record["about"]), *map(markdown, record["tables"])]
+             *map(wrapped, record["about"]), *map(captioned, record["tables"])]
     if name in PICTURES:
         parts.append("![{}]({})".format(*PICTURES[name]))
     if record["findings"]:
@@ -191,9 +174,8 @@ def section(name: str, record: dict) -> str:
     return "\n\n".join(parts)
 
 
-def markdown(table: Table) -> str:
-    lines = [table["columns"], ["---"] * len(table["columns"]), *table["rows"]]
-    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def captioned(table: Table) -> str:
+    text = markdown(table["columns"], table["rows"])
     return f"{table['caption']}\n\n{text}" if "caption" in table else text
 
 

@@ -10,12 +10,19 @@ Each run is a separate process on one thread. Finished runs are not repeated.
 All files are written to --out: the runs, one paired test for each seed (seedN.json), and table.md.
 """
 import argparse
-import os
-import statistics
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from experiments.shared import at_once, draw_test_rows, keep_settings, make_run
+from experiments.shared import (
+    add_repeated,
+    at_once,
+    draw_test_rows,
+    experiment_parser,
+    keep_settings,
+    make_run,
+    markdown,
+    spread,
+)
 from scoring.predictions import compare
 
 PTQ = {"nf": ["--quantizer", "nf"], "gptq": ["--quantizer", "gptq"]}
@@ -26,22 +33,15 @@ STATES = {"SFT, 16 bits": "sft", "SFT for the same extra steps": "sft-more",
 
 
 def options_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/sft_ptq_qlora"),
-                        help="keep runs and tables in this directory (default: %(default)s)")
+    parser = experiment_parser(__doc__, "runs/sft_ptq_qlora")
     parser.add_argument("--bits", type=int, default=4, help="quantize to this width (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2],
-                        help="repeat each run with these seeds (default: 0 1 2)")
     parser.add_argument("--limit", type=int, default=5000, metavar="N",
                         help="train and validate on the first N rows (default: %(default)s)")
     parser.add_argument("--sft-epochs", type=int, default=2, metavar="EPOCHS",
                         help="train this many epochs of SFT (default: %(default)s)")
     parser.add_argument("--extra-epochs", type=int, default=1, metavar="EPOCHS",
                         help="train this many epochs of QLoRA or of more SFT after SFT (default: %(default)s)")
-    parser.add_argument("--test-rows", type=int, default=1000, metavar="N",
-                        help="score N rows, drawn once from banking77's 3080 test rows (default: %(default)s)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), metavar="N",
-                        help="run this many processes at a time (default: the number of CPUs)")
+    add_repeated(parser)
     return parser
 
 
@@ -96,21 +96,13 @@ def table(options: argparse.Namespace) -> str:
         specs = [f"{folder(options, seed, run)}{colon}{key}" for run, colon, key in parts]
         found[seed] = compare(specs, options.out / f"seed{seed}.json")
     first = [results[0].mean_b for results in found.values()]
-    lines = ["", "| | accuracy, % | beside SFT, points | p, seed by seed (McNemar, exact) |",
-             "| --- | --- | --- | --- |",
-             f"| {next(iter(STATES))} | {spread(first)} | - | - |"]
+    rows = [[next(iter(STATES)), spread(first, 1, scale=100), "-", "-"]]
     for i, name in enumerate(list(STATES)[1:]):
         results = [of_seed[i] for of_seed in found.values()]
-        score, difference = spread([r.mean_a for r in results]), spread([r.difference for r in results], "+")
-        lines.append(f"| {name} | {score} | {difference} | {', '.join(f'{r.p_value:.2g}' for r in results)} |")
-    return "\n".join(lines)
-
-
-def spread(values: list[float], sign: str = "") -> str:
-    """Mean ± standard deviation of shares, in percent: `spread([0.1, 0.3], "+") == "+20.0 ± 14.1"`. One value has no
-    deviation."""
-    deviation = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * statistics.mean(values):{sign}.1f}{deviation}"
+        rows.append([name, spread([r.mean_a for r in results], 1, scale=100),
+                     spread([r.difference for r in results], 1, "+", 100),
+                     ", ".join(f"{r.p_value:.2g}" for r in results)])
+    return "\n" + markdown(["", "accuracy, %", "beside SFT, points", "p, seed by seed (McNemar, exact)"], rows)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""Helpers of all experiments: one fixed sample of test rows, and runs in separate processes."""
+"""Helpers of all experiments: options, one fixed sample of test rows, runs in separate processes, Markdown tables."""
 import argparse
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,6 +17,36 @@ from tasks.banking77 import HERE
 from tasks.task import shuffled
 
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def experiment_parser(doc: str, out: str | None = None) -> argparse.ArgumentParser:
+    """A parser whose help is the experiment's own docstring. `out` is the default of --out."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if out:
+        parser.add_argument("--out", type=Path, default=Path(out),
+                            help="keep runs, logs and tables in this directory (default: %(default)s)")
+    return parser
+
+
+def add_repeated(parser: argparse.ArgumentParser) -> None:
+    """The options of experiments that repeat each run with several seeds."""
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2],
+                        help="repeat each run with these seeds (default: 0 1 2)")
+    parser.add_argument("--test-rows", type=int, default=1000, metavar="N",
+                        help="score N rows, drawn once from banking77's 3080 test rows (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), metavar="N",
+                        help="run this many processes at a time (default: the number of CPUs)")
+
+
+def spread(values: Sequence[float], digits: int, sign: str = "", scale: float = 1) -> str:
+    """scale * (mean ± sample standard deviation): `spread([1, 2, 3], 1) == "2.0 ± 1.0"`. One value has no deviation."""
+    deviation = f" ± {scale * statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{scale * statistics.mean(values):{sign}.{digits}f}{deviation}"
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table in Markdown."""
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in (head, ["---"] * len(head), *rows))
 
 
 def draw_test_rows(path: Path, n: int) -> None:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import pytest
 
 import experiments
-from experiments import benchmarks, methods, real_model, restoration, results_page, sft_ptq_qlora, shared
+from experiments import benchmarks, methods, real_model, restoration, sft_ptq_qlora, shared
 from scoring.scores import TAKEN_UP
 from scoring.state import TRAINED, State
 from tests.cli import call
@@ -38,35 +38,35 @@ def test_help_texts_state_the_defaults(module):
 # ---- cells --------------------------------------------------------------------------------------------------------
 
 def test_spread_is_mean_and_sample_deviation():
-    assert methods.spread([1, 2, 3], 1) == "2.0 ± 1.0" and methods.spread([2], 3) == "2.000 ± 0.000"
-    assert restoration.spread([1, 2, 3], 1) == "+2.0 ± 1.0" and restoration.spread([-0.5], 4) == "-0.5000"
-    assert sft_ptq_qlora.spread([0.1, 0.3]) == "20.0 ± 14.1" and sft_ptq_qlora.spread([0.02], "+") == "+2.0"
-    assert results_page.spread([1, 2, 3], 1, "+", 100) == "+200.0 ± 100.0" and results_page.spread([2], 2) == "2.00"
+    assert shared.spread([1, 2, 3], 1) == "2.0 ± 1.0" and shared.spread([2], 3) == "2.000"
+    assert shared.spread([1, 2, 3], 1, "+", 100) == "+200.0 ± 100.0" and shared.spread([-0.5], 4, "+") == "-0.5000"
+
+
+def test_a_table_in_markdown():
+    assert shared.markdown(["", "n"], [["a", 1]]) == "|  | n |\n| --- | --- |\n| a | 1 |"
 
 
 def test_a_share_has_its_standard_error_if_there_is_one():
     row = {"scores": {"acc": 0.364, "STEM": 0.5}, "standard_errors": {"acc": 0.0215}}
-    for module in (benchmarks, results_page):
-        assert (module.share(row, "acc"), module.share(row, "STEM")) == ("36.40 ± 2.15", "50.00")
+    assert (benchmarks.share(row, "acc"), benchmarks.share(row, "STEM")) == ("36.40 ± 2.15", "50.00")
 
 
 def test_seconds_name_the_rows_that_they_are_of():
     whole, part = ({"seconds": 9.4, "counts": counts} for counts in ({"rows": 5}, {"rows": 5, TAKEN_UP: 2}))
-    for module in (benchmarks, results_page):
-        assert (module.seconds(whole), module.seconds(part)) == ("9", "9 (3 rows)")
+    assert (benchmarks.seconds(whole), benchmarks.seconds(part)) == ("9", "9 (3 rows)")
 
 
 def test_lines_of_the_real_model():
     row = {"scores": {"perplexity": 20.5, "nats_per_token": 3.02}, "standard_errors": {"nats_per_token": 0.05},
            "bits_per_weight": 4.5}
-    assert real_model.perplexity_line("NF", row) == "| NF | 20.500 | 3.0200 ± 0.0500 | 4.500 |"
+    assert real_model.perplexity_row("NF", row) == ["NF", "20.500", "3.0200 ± 0.0500", "4.500"]
     one_window = {**row, "standard_errors": {}}
-    assert real_model.perplexity_line("NF", one_window) == "| NF | 20.500 | 3.0200 | 4.500 |"
+    assert real_model.perplexity_row("NF", one_window) == ["NF", "20.500", "3.0200", "4.500"]
     trained = {"title": "as trained", "scores": {"exact_match": 0.5}, "standard_errors": {"exact_match": 0.1},
                "validation_loss": 1.0, "logit_difference": None}
-    assert real_model.fine_tuned_line(trained) == "| as trained | 50.0 ± 10.0 % | 1.0000 | - |"
+    assert real_model.fine_tuned_row(trained) == ["as trained", "50.0 ± 10.0 %", "1.0000", "-"]
     merged = {**trained, "title": "merged, 4 bits", "logit_difference": 2e-5}
-    assert real_model.fine_tuned_line(merged) == "| merged, 4 bits | 50.0 ± 10.0 % | 1.0000 | 2.0e-05 |"
+    assert real_model.fine_tuned_row(merged) == ["merged, 4 bits", "50.0 ± 10.0 %", "1.0000", "2.0e-05"]
 
 
 # ---- rows and commands --------------------------------------------------------------------------------------------
