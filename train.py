@@ -6,7 +6,6 @@ A run directory holds everything afterwards (finetune/run.py). `python eval.py R
 `python train.py --resume RUN` goes on after an interruption.
 """
 import platform
-import resource
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -31,7 +30,7 @@ from finetune.pictures import plot_losses
 from finetune.quantize import load_base
 from finetune.resolve import resolve_run
 from finetune.run import Run, check_out, new_run, open_run
-from finetune.size import bits_per_weight
+from finetune.size import bits_per_weight, peak_memory
 from finetune.source import Source, check_fingerprint, load_run_base
 from model.checkpoint import random_model, save_model
 from model.config_json import config_to_json
@@ -149,12 +148,13 @@ def train(run: Run, config: RunConfig, data: PreparedData) -> None:
         trainer.load_state()
     run.forget_after(trainer.step)
     trainer.run()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3  # ru_maxrss is in kB on Linux
+    peak = peak_memory(model.device)
     write_json(run.training_file, {"trainable_parameters": sum(p.numel() for p in parameters.values()),
                                    "tokens": trainer.tokens, "seconds": round(trainer.seconds, 3),
-                                   "peak_memory_mb": round(peak)})
+                                   **{key: round(megabytes) for key, megabytes in peak.items()}})
+    of_gpu = f", of the GPU {peak['peak_gpu_memory_mb']:.0f} MB" if "peak_gpu_memory_mb" in peak else ""
     print(f"trained {trainer.tokens} tokens in {trainer.seconds:.0f} s, {trainer.tokens / trainer.seconds:.0f} "
-          f"tokens/s, peak memory of the process {peak:.0f} MB")
+          f"tokens/s, peak memory of the process {peak['peak_memory_mb']:.0f} MB{of_gpu}")
     plot_losses(run)
 
 

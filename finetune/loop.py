@@ -75,9 +75,11 @@ class Trainer:
         self.state_file, self.keep_best, self.log = state_file, keep_best, log
         matrices = [p for p in parameters.values() if p.ndim >= 2]
         others = [p for p in parameters.values() if p.ndim < 2]
+        # On a GPU one kernel steps all parameters. Its count of steps is there, too.
+        self.fused = model.device.type == "cuda"
         self.optimizer = torch.optim.AdamW(
             [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
-            lr=settings.lr, betas=(0.9, settings.beta2))
+            lr=settings.lr, betas=(0.9, settings.beta2), fused=self.fused)
         self.per_epoch = math.ceil(len(train) / settings.batch_size)
         self.total_steps = settings.steps or settings.epochs * self.per_epoch
         self.step, self.best, self.tokens, self.seconds = 0, math.inf, 0, 0.0
@@ -105,12 +107,14 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         n_targets = sum(len(e.tokens) - e.prompt_length for e in examples)
-        total = 0.0
+        losses = []
         for part in split_list(examples, self.settings.micro_batch):
             loss, _ = summed_loss(self.model, part)
             (loss / n_targets).backward()
-            total += loss.item()
-        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip).item()
+            losses.append(loss.detach())
+        gradient_norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip)
+        *losses, norm = torch.stack((*losses, gradient_norm)).tolist()  # the one wait for a GPU in a step
+        total = sum(losses)
         if not math.isfinite(norm):
             raise TrainingDiverged(f"step {self.step + 1}: the gradient is not finite (loss {total / n_targets}): "
                                    f"{self._to_blame(examples, total)}{self._keep_last_good()}")
@@ -181,7 +185,7 @@ class Trainer:
             for name, p in self.parameters.items():
                 p.copy_(file.get_tensor(f"parameter.{name}"))
                 self.optimizer.state[p] = {
-                    "step": torch.tensor(float(place["step"])),
+                    "step": torch.tensor(float(place["step"]), device=p.device if self.fused else "cpu"),
                     **{m: file.get_tensor(f"{m}.{name}").to(p.device) for m in ("exp_avg", "exp_avg_sq")}}
             torch.set_rng_state(file.get_tensor("random"))
             if self.model.device.type == "cuda" and "random_cuda" in file.keys():
