@@ -14,6 +14,7 @@ from model.checkpoint import random_model, save_model
 from model.config_json import config_to_json
 from model.files import write_json
 from tests.cli import SMALL
+from tests.cuda.device import DEVICE
 
 torch.manual_seed(0)
 # derandomize: the same examples on every machine and in every run. No deadline: CI machines are noisy.
@@ -68,6 +69,11 @@ SLOW = (
 
 
 def pytest_collection_modifyitems(items):
+    missing = None if DEVICE != "cuda" or torch.cuda.is_available() else "no CUDA device on this machine"
     for item in items:
         if item.path.as_posix().endswith(SLOW):
             item.add_marker(pytest.mark.slow)
+        if item.path.parent.name == "cuda":
+            item.add_marker(pytest.mark.cuda)
+            if missing:
+                item.add_marker(pytest.mark.skip(reason=missing))
