@@ -36,7 +36,7 @@ asked() { [[ " all $* " == *" $stage "* ]]; }
 bench() {
     local seconds
     seconds=$(limit "$2")
-    run "$1" "$seconds" python3 -m "benchmarks.$1" --device "$device" --out "$out/$1.json" --seconds "$seconds" "${@:3}"
+    run "$1" "$seconds" python3 -m "benchmarks.gpu_$1" --device "$device" --out "$out/$1.json" --seconds "$seconds" "${@:3}"
 }
 trap 'python3 -m benchmarks.summary "$out" 2>&1 | tee "$out/summary.txt"' EXIT
 

@@ -1,6 +1,6 @@
 """(d) Greedy generation: a batch of 32 prompts, and one sequence; 16 bits and NF4; tokens a second.
 
-    python -m benchmarks.generation --out d.json --shapes 135M 1B 7B
+    python -m benchmarks.gpu_generation --out d.json --shapes 135M 1B 7B
 
 Both write the same number of tokens, and no answer ends early. In random models most tokens are near ties, so texts are
 compared by the share of equal first tokens only."""

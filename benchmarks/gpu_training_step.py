@@ -1,6 +1,6 @@
 """(a) A training step on fixed random tokens: tokens a second, peak memory, share of the machine's matrix rate.
 
-    python -m benchmarks.training_step --out a.json --shapes 135M 1B 7B
+    python -m benchmarks.gpu_training_step --out a.json --shapes 135M 1B 7B
 
 Ours is the step of `Trainer`, with what it logs; theirs PEFT on transformers (and bitsandbytes for QLoRA), with fused
 AdamW and clipping. The first loss of both must agree: the adapters start at zero, and the weights are the same."""

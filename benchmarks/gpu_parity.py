@@ -1,6 +1,6 @@
 """The losses of every method on a device against those of the CPU: train.py on the embedded base, the same rows.
 
-    python -m benchmarks.parity --device cuda --out parity.json
+    python -m benchmarks.gpu_parity --device cuda --out parity.json
 
 Each method runs three times: on the CPU in float32, on the device in float32 and in bfloat16. Several runs go at once,
 so their speeds say little."""
@@ -84,7 +84,7 @@ def main() -> None:
         for method in METHODS:
             runs = {number: jobs[method, number].result() for number in range(len(kinds))}
             report.attempt(lambda m=method, r=runs: compared(m, {kind: r[n] for n, kind in enumerate(kinds)}, device),
-                           method=method)
+                           late=True, method=method)
     report.finish()
 
 

@@ -1,6 +1,6 @@
 """(b) Quantize and dequantize: weights a second of every quantizer at its usual block, and share of the bandwidth.
 
-    python -m benchmarks.quantization --out b.json
+    python -m benchmarks.gpu_quantization --out b.json
 
 A dequantization must read the codes and the factors and write 16 bits a weight; the share is of the time that a copy of
 so many bytes takes."""
