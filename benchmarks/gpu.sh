@@ -23,7 +23,7 @@ while [ $# -gt 0 ]; do
 done
 mkdir -p "$out"
 if [ -d .gpu ]; then export PYTHONPATH="$PWD/.gpu${PYTHONPATH:+:$PYTHONPATH}"; fi
-export PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 TEST_DEVICE=$device
+export PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=passive TEST_DEVICE=$device
 
 limit() { awk "BEGIN { printf \"%d\", $1 * $scale }"; }
 run() {  # NAME SECONDS COMMAND...: stopped 10 s after the time at which it should end by itself

@@ -19,7 +19,7 @@ from finetune.methods import METHODS
 ROOT = Path(__file__).parent.parent
 FLAGS = ("--steps", "10", "--batch-size", "16", "--limit", "300", "--test-limit", "48")
 CALIBRATION = ("--calibration-rows", "64")
-AT_ONCE = max(2, min(6, (os.cpu_count() or 2) // 2))
+AT_ONCE = max(2, min(8, (os.cpu_count() or 2) // 2))
 WITHIN = {"float32": 1e-3, "bfloat16": 3e-2}  # of a loss
 GPTQ_WITHIN = 3e-2  # a near tie takes another code, and all later columns follow
 
@@ -33,9 +33,10 @@ def trained(method: str, device: str, dtype: str, place: Path, seconds: float) -
     start = time.monotonic()
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=max(1.0, seconds),
-                              env={**os.environ, "OMP_NUM_THREADS": "2"})
+                              env={**os.environ, "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"})
     except subprocess.TimeoutExpired as error:
-        return {"error": f"stopped after {seconds:.0f} s", "output": (error.stderr or b"").decode()[-1500:]}
+        return {"error": f"stopped after {seconds:.0f} s",
+                "output": ((error.stdout or b"")[-700:] + (error.stderr or b"")[-1500:]).decode(errors="replace")}
     if done.returncode:
         return {"error": f"exit code {done.returncode}", "output": (done.stdout[-700:] + done.stderr[-2500:])}
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
