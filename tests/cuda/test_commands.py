@@ -31,7 +31,7 @@ MINMAX = ("--restore-quantizer", "minmax")
 
 
 @pytest.mark.parametrize("method,flags", [
-    ("qlora", ("--restore", "2", "8", "16", *MINMAX)), ("qlora", ("--restore", "8", "--merge", *MINMAX)),
+    ("qlora", ("--restore", "2", "8", "16", *MINMAX)), ("qlora", ("--restore", "16", "--merge")),
     ("qlora", ("--restore", "3", "--restore-quantizer", "gptq:nf@4x8")), ("qlora", ("--requantize", "nf@32x1-3bit")),
     ("qablora", ("--restore", "2", "8", "16")), ("qablora", ("--restore", "8", "--merge")),
     ("qablora", ("--restore", "3", "--restore-quantizer", "gptq:minmax@4x8"))])
