@@ -14,6 +14,7 @@
     python eval.py --model DIR --adapter PEFT_DIR --task banking77            # with PEFT's LoRA adapter
 """
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from finetune.data import (
 from finetune.pictures import check_picture
 from finetune.resolve import GPTQ_FIELDS, check_gptq_fields, rescored, resolve_scoring
 from finetune.run import Run, open_run
-from finetune.source import Source, check_trained
+from finetune.source import Source, check_fingerprint, check_trained
 from model.hub import pinned
 from quant.spec import QuantSpec, whole
 from scoring.predictions import check_predictions, compare
@@ -149,10 +150,21 @@ def score_runs(given: Given) -> None:
     scored = [(p, evaluate_run(p.run, p.config, p.data, p.place, p.results, restoration, "without_base" in given))
               for p in prepared]
     if several:
+        note_other_rows(prepared)
         named = {f"{p.run.path}: {row.state.title}": row for p, rows in scored for row in rows}
         print_table(named, "all runs", {name: how for p in prepared for name, how in p.data.task.formats.items()})
         if "json" in given:
             save_table(list(named.values()), given["json"], names=list(named))
+
+
+def note_other_rows(prepared: Sequence[Prepared]) -> None:
+    """In one table, scores of other rows look as if they could be compared."""
+    first, *others = ((p, (p.data.task.name, p.data.task.protocol, p.data.fingerprints["test"], len(p.data.test)))
+                      for p in prepared)
+    for other, asked in others:
+        if asked != first[1]:
+            print(f"note: {other.run.path} was not scored on the test rows of {first[0].run.path}: their scores do not "
+                  f"compare")
 
 
 def check_outputs(given: Given, restoration: Restoration | None, several: bool) -> None:
@@ -177,6 +189,8 @@ def prepare_run(path: Path, given: Given, restoration: Restoration | None) -> Pr
     own = run.config
     config = rescored(own, given)
     other_task = config.data.task != own.data.task
+    if "model" in given:
+        check_named_base(run, config)
     restored = check_restoration(run, config, restoration) if restoration else []
     restores_by_gptq = any(base.by_gptq for base in restored)
     by_gptq = restores_by_gptq or config.evaluation.requantizes_by_gptq
@@ -198,6 +212,15 @@ def prepare_run(path: Path, given: Given, restoration: Restoration | None) -> Pr
     if restores_by_gptq and own.base.by_gptq:
         check_calibration(data, run)
     return Prepared(run, config, data, place, place.results_file if other_task else run.eval_file)
+
+
+def check_named_base(run: Run, config: RunConfig) -> None:
+    """Raises ValueError or FileNotFoundError if --model is not what the run was trained from. A base that the run names
+    itself, and that is gone or has changed, only costs its row."""
+    if config.base.from_scratch:
+        raise ValueError(f"--model {config.base.model}: {run.path} was trained from random weights and has no base: "
+                         f"leave it out")
+    check_fingerprint(Source(config.base.model), run)
 
 
 # ---- a model without a run ------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from judging.endpoint import Endpoint, JudgeFailed
 from judging.judgements import Compared, Judge, Outcome, judge_all, outcome_of, results_of
 from judging.local import LocalJudge
 from model.files import write_json
-from scoring.predictions import check_same_rows, read_predictions
+from scoring.predictions import check_same_rows, note_differences, read_predictions
 from scoring.table import print_columns
 
 BATCH = 4  # rows that a local judge reads together, unless --batch-size says otherwise
@@ -70,7 +70,8 @@ def read_compared(a: str, b: str, limit: int | None) -> Compared:
                          "text to judge")
     if first.name == second.name:
         raise ValueError(f"RUN_A and RUN_B are both {a}: name two runs, or two states of one, as in {a}:quantized")
-    requests = [prompt for prompt, _ in first.rows]
+    note_differences(first, second)
+    requests = [asked[0] for asked in first.rows]
     return Compared(first.name, second.name, first.task, requests[:limit], first.texts[:limit], second.texts[:limit])
 
 

@@ -15,7 +15,7 @@ from adapters.peft_in import attach_peft, read_peft
 from finetune.checks import planned_base
 from finetune.command_line import OF_ANY_MODEL, Parser, typed
 from finetune.config import DTYPES, BaseConfig, ComputeConfig, flag, number, positive, seed
-from finetune.data import check_ids
+from finetune.data import check_ids, note_tokens
 from finetune.quantize import load_base
 from finetune.resolve import resolve_scoring
 from finetune.run import open_run
@@ -24,7 +24,7 @@ from model.generate import Sampling, generate
 from model.llama import Llama
 from model.tokenizer import continuation
 from quant.spec import GPTQ, QuantSpec
-from tasks.task import prompt_ids
+from tasks.task import Example, prompt_ids
 
 NEW_TOKENS = 128  # unless --max-new-tokens says otherwise
 BATCH = 128       # prompts at a time
@@ -82,11 +82,21 @@ def complete(given: Given) -> None:
     prompts = [prompt_ids(text, source.tokenizer, stop_ids[0]) for text in texts]
     max_new_tokens = room_for_answers(prompts, source, given.get("max_new_tokens"))
     check_ids(prompts, source)
+    note_tokens("--prompt", [Example(text, "") for text in texts], source.tokenizer, stop_ids[0], to_stderr)
     answers = generate(load(), prompts, max_new_tokens, stop_ids, given.get("batch_size", BATCH), sampling=sampling)
     for text, prompt, answer in zip(texts, prompts, answers, strict=True):
         if len(prompts) > 1:
             print(f"--- {text}")
         print(continuation(source.tokenizer, prompt, answer))
+    if cut := [str(i) for i, answer in enumerate(answers, 1) if len(answer) == max_new_tokens]:
+        which = f"the answers to prompts {', '.join(cut)}" if len(prompts) > 1 else "the answer"
+        to_stderr(f"{which} reached the limit of {max_new_tokens} new tokens before an end token "
+                  f"(--max-new-tokens sets it)")
+
+
+def to_stderr(text: str) -> None:
+    """Completions alone go to stdout."""
+    print(text, file=sys.stderr)
 
 
 def sampling_of(given: Given) -> Sampling | None:

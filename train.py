@@ -30,6 +30,7 @@ from finetune.pictures import plot_losses
 from finetune.quantize import load_base
 from finetune.resolve import resolve_run
 from finetune.run import Run, check_out, new_run, open_run
+from finetune.saving import save_trained
 from finetune.size import bits_per_weight, peak_memory
 from finetune.source import Source, check_fingerprint, load_run_base
 from model.checkpoint import random_model, save_model
@@ -169,7 +170,8 @@ def full(run: Run, config: RunConfig) -> Prepared:
         kept = model.model.embed_tokens.weight.dtype
         model.float().requires_grad_(True)
     kept = DTYPES[config.training.save_dtype] if config.training.save_dtype else kept
-    return model, dict(model.named_parameters()), lambda: save_model(model, run.model_file, kept)
+    return model, dict(model.named_parameters()), lambda: save_trained(
+        model, run, None if config.base.from_scratch else source, kept)
 
 
 def adapted(run: Run, config: RunConfig, data: PreparedData | None) -> Prepared:

@@ -10,6 +10,11 @@ from torch import Tensor
 NOTICED, MUCH, MOST = 0.01, 0.1, 0.5  # shares that are shown, warned of, and refused in an export
 
 
+def said(what: str, share: float, worst: str) -> str:
+    return (f"the rounding of {what} is {share:.0%} of what was trained (||rounding|| / ||delta_W||; worst layer: "
+            f"{worst})")
+
+
 class TrainingLost:
     """`lost`, collected layer by layer."""
 
@@ -25,6 +30,10 @@ class TrainingLost:
         """Over all layers; None if no layer was trained."""
         rounding, delta = (sum(part) for part in zip(*self.squares.values(), strict=True)) if self.squares else (0, 0)
         return (rounding / delta) ** 0.5 if delta else None
+
+    def words(self, what: str) -> str:
+        """`the rounding of WHAT is 43% of what was trained (...)`: one wording for merges, exports and bases."""
+        return said(what, self.share or 0.0, self.worst)
 
     @property
     def worst(self) -> str:

@@ -72,6 +72,12 @@ def merge_best(model: Llama, storage: torch.dtype, lost: TrainingLost | None = N
         bits = sorted({layer.base.bits for layer in adapted_layers(model).values()})
         merge_all(model, lambda name, layer: merge_into_codes(layer, name))
         return bits
+    merge_to_sixteen_bits(model, storage, lost)
+    return []
+
+
+def merge_to_sixteen_bits(model: Llama, storage: torch.dtype, lost: TrainingLost | None = None) -> None:
+    """Every adapted layer becomes W + delta_W, rounded to `storage`, in place. `lost` as in `merge_best`."""
     def merge(name: str, layer: AdaptedLinear) -> nn.Module:
         merged = merge_to_dense(layer, storage)
         if lost is not None:
@@ -79,7 +85,6 @@ def merge_best(model: Llama, storage: torch.dtype, lost: TrainingLost | None = N
             lost.add(name, merged.weight.to(exact.dtype) - exact, exact - dense_weight(layer.base, exact.dtype))
         return merged
     merge_all(model, merge)
-    return []
 
 
 def sixteen_bit_type(model: Llama) -> torch.dtype:

@@ -2,7 +2,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TypeVar
@@ -94,8 +94,8 @@ def prepare_data(source: Source, config: ScoringConfig, calibrate: bool) -> Prep
         raise ValueError(f"{source.path} has {positions} positions: too few for --max-length {longest} or "
                          f"--max-new-tokens {max_new_tokens} and a prompt")
     test = task.test_rows(splits.test, tokenizer, longest)[:asked.test_limit]
-    note_tokens(task, splits.train + splits.validation + [row for row in test if isinstance(row, Example)], tokenizer,
-                end_ids[0])
+    written = splits.train + splits.validation + [row for row in test if isinstance(row, Example)]
+    note_tokens(f"--task {task.name}", written, tokenizer, end_ids[0])
     task.trained_on = frozenset(same_row(row.prompt, row.answer) for row in splits.train + splits.validation)
     asking = Asking(tokenizer, end_ids, max_new_tokens, 1)
     for unusual, rows in Counter(chain.from_iterable(task.row_flags(row, asking) for row in test)).items():
@@ -118,7 +118,8 @@ def note_stops(task: Task, rows: Sequence[Example]) -> None:
               f"({' or '.join(map(repr, stops))}): it is learned whole, but written answers are cut there")
 
 
-def note_tokens(task: Task, rows: Sequence[Example], tokenizer: Tokenizer, eos_id: int) -> None:
+def note_tokens(named: str, rows: Sequence[Example], tokenizer: Tokenizer, eos_id: int,
+                say: Callable[[str], None] = print) -> None:
     """Says how many rows bring begin or end tokens of their own, and what is made of them."""
     begin = begin_ids(tokenizer, eos_id)
     spelt = {"begin": spelled(tokenizer, begin[0]) if begin else "", "end": spelled(tokenizer, eos_id)}
@@ -129,10 +130,10 @@ def note_tokens(task: Task, rows: Sequence[Example], tokenizer: Tokenizer, eos_i
         if tokenizer.encode(text)[len(begin):][:1] == [begin[0] if what == "begin" else eos_id]:
             made = ("it is read once at the start" if what == "begin" else
                     "it is dropped at the end of a prompt, and learned once at the end of an answer")
-            print(f"--task {task.name}: {len(held)} rows bring the {what} token {text} with them: {made}")
+            say(f"{named}: {len(held)} rows bring the {what} token {text} with them: {made}")
         else:
-            print(f"--task {task.name}: {len(held)} rows hold the text {text}, which this tokenizer reads as letters, "
-                  f"not as the {what} token")
+            say(f"{named}: {len(held)} rows hold the text {text}, which this tokenizer reads as letters, not as the "
+                f"{what} token")
 
 
 def task_of(asked: DataConfig) -> Task:

@@ -3,6 +3,7 @@
     config.json           format number, resolved configuration, the model's configuration, versions, sha256
     metrics.jsonl         a line a step, a line an epoch
     model.safetensors     what was trained (method full), or
+    saving.json           what the type of model.safetensors took of what was trained (method full)
     adapter.safetensors   what was trained (all other methods)
     base.safetensors      the quantized base: codes, scale, offset, levels, and all that was not quantized
     quantization.json     how GPTQ made the base: calibration rows, damping and errors of each layer
@@ -39,6 +40,7 @@ class Run:
         self.adapter_file = path / "adapter.safetensors"
         self.base_file = path / "base.safetensors"
         self.quantization_file = path / "quantization.json"
+        self.saving_file = path / "saving.json"
         self.training_file = path / "training.json"
         self.merged = path / "merged"
         self.requantized = path / "requantized"

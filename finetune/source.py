@@ -8,8 +8,14 @@ import torch
 from torch import nn
 
 from adapters.adapted import replace_layers
-from adapters.merge import merge_to_dense
-from finetune.adapted_model import attach_adapters, linear_names, load_adapter, merge_all, sixteen_bit_type
+from adapters.rounding import MUCH, TrainingLost
+from finetune.adapted_model import (
+    attach_adapters,
+    linear_names,
+    load_adapter,
+    merge_to_sixteen_bits,
+    sixteen_bit_type,
+)
 from finetune.config import Place, RunConfig
 from finetune.run import Run, open_run
 from model.checkpoint import (
@@ -23,7 +29,7 @@ from model.checkpoint import (
     weight_files,
 )
 from model.config import LlamaConfig
-from model.files import read_json, sha256_of
+from model.files import read_json, say_once, sha256_of
 from model.hub import directory_of
 from model.llama import Llama
 from model.tokenizer import Tokenizer, end_ids, load_tokenizer
@@ -96,8 +102,10 @@ class Source:
             return load_model(weight_files(self.path), self.config, dtype, device, change)
         run = open_run(self.path)
         model = load_trained(run, run.config, dtype, device)
-        kept = sixteen_bit_type(model)
-        merge_all(model, lambda name, layer: merge_to_dense(layer, kept))
+        merge_to_sixteen_bits(model, sixteen_bit_type(model), lost := TrainingLost())
+        if (lost.share or 0.0) >= MUCH:
+            say_once(f"WARNING: {self.path}, merged to 16 bits: {lost.words('the merged weights')}. A base that loses "
+                     f"nothing: python export.py {self.path} --format safetensors --dtype float32 --to DIR")
         if change:
             replace_layers(model, linear_names(model, "all"), change)
         return model

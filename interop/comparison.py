@@ -1,8 +1,7 @@
 """What an export is worth: it is read again and compared with the run, weight by weight and logit by logit."""
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,8 +9,6 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from adapters.adapted import AdaptedLinear, adapted_layers, dense_weight
-from adapters.rounding import MOST, MUCH, NOTICED, TrainingLost
 from interop.trained import Trained, dense_tensor, tensor_names
 from model.files import sha256_of
 from model.llama import Llama
@@ -43,9 +40,6 @@ class Difference:
     largest_logit: float   # of the run, for scale
     rows: int              # fixed texts
     tokens: int            # of all rows together
-    training_lost: float | None = None  # ||rounding|| / ||delta_W|| over the adapted layers; None: nothing was trained
-    most_lost_in: str = "none"          # the layer with the largest such share
-    logits_lost: float | None = None    # ||change of the logits by the export|| / ||change by training||
 
 
 def token_rows(trained: Trained) -> list[list[int]]:
@@ -70,7 +64,7 @@ def compare(model: Llama, again: Llama, rows: list[list[int]], expected: Callabl
     `expected(model, name)` is what a correctly written file holds for this tensor, bit for bit. It is None if that is
     not known; then the tensor may differ by `tolerance` times its largest value. Raises ValueError if a tensor differs,
     and if all tensors agree but the logits do not, which means that the config differs."""
-    largest, where, relative, lost = 0.0, "none", 0.0, TrainingLost()
+    largest, where, relative = 0.0, "none", 0.0
     for name in tqdm(tensor_names(model.config), desc="comparing", unit="tensor", disable=None, leave=False):
         ours, theirs = dense_tensor(model, name), dense_tensor(again, name).float()
         exact = expected(model, name)
@@ -82,10 +76,6 @@ def compare(model: Llama, again: Llama, rows: list[list[int]], expected: Callabl
             raise ValueError(f"{name}: what was read again differs from the run by {difference:.3g}, "
                              f"{of_largest:.2g} of its largest value; the export is deleted")
         relative = max(relative, of_largest)
-        layer, _, leaf = name.rpartition(".")
-        module = model.get_submodule(layer)
-        if leaf == "weight" and isinstance(module, AdaptedLinear):
-            lost.add(layer, theirs - ours, ours - dense_weight(module.base, ours.dtype))
         if not difference <= largest:
             largest, where = difference, name
     before, after = (torch.cat(logits_of(m, rows)) for m in (model, again))
@@ -93,39 +83,7 @@ def compare(model: Llama, again: Llama, rows: list[list[int]], expected: Callabl
     if not math.isfinite(difference) or (relative <= SAME_WEIGHTS and difference > SAME_LOGITS * size):
         raise ValueError(f"the logits of what was read again differ by {difference:.3g}, of logits up to {size:.3g}, "
                          f"although its weights are the run's; the export is deleted")
-    with without_adapters(model):
-        gained = (before - torch.cat(logits_of(model, rows))).norm().item()
-    logits_lost = (before - after).norm().item() / gained if gained and lost.squares else None
-    return Difference(largest, where, difference, size, len(rows), sum(map(len, rows)), lost.share, lost.worst,
-                      logits_lost)
-
-
-@contextmanager
-def without_adapters(model: Llama) -> Iterator[None]:
-    """Inside, every adapted layer computes what its base does."""
-    layers = adapted_layers(model).values()
-    for layer in layers:
-        layer.forward = layer.base.forward
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward
-
-
-def check_loss(difference: Difference, allowed: bool) -> str | None:
-    """What the export loses of the training, in words, if that is much. Raises ValueError if it is most of it, unless
-    that is allowed."""
-    if (difference.training_lost or 0.0) < MUCH:
-        return None
-    of_logits = "" if difference.logits_lost is None else (f"; it moves the logits by {difference.logits_lost:.0%} of "
-                                                            f"what training moved them")
-    said = (f"the rounding of the exported weights is {difference.training_lost:.0%} of what was trained "
-            f"(||rounding|| / ||delta_W||; worst layer: {difference.most_lost_in}){of_logits}")
-    if difference.training_lost >= MOST and not allowed:
-        raise ValueError(f"{said}. Export a dense model by --dtype float32, or give --allow-loss to export it all the "
-                         f"same")
-    return said
+    return Difference(largest, where, difference, size, len(rows), sum(map(len, rows)))
 
 
 def check_tokenizer(trained: Trained, place: Path) -> None:
@@ -142,27 +100,3 @@ def files_of(place: Path) -> dict[str, dict]:
     return {str(path.relative_to(place)) if path != place else path.name: {"sha256": sha256_of(path),
                                                                            "bytes": path.stat().st_size}
             for path in files}
-
-
-def lost_lines(difference: Difference) -> list[str]:
-    if (difference.training_lost or 0.0) < NOTICED:
-        return []
-    return [f"  rounding beside what was trained, ||rounding|| / ||delta_W||: {difference.training_lost:.1%} "
-            f"(worst layer: {difference.most_lost_in})"]
-
-
-def report_lines(title: str, facts: dict, difference: Difference, files: dict[str, dict]) -> list[str]:
-    """The lines that are printed. The JSON report holds the same facts."""
-    return [title, *(f"  {name.replace('_', ' ')}: {value}" for name, value in facts.items()),
-            f"  largest weight difference to the run: {difference.largest_weight_difference:.3g} "
-            f"(in {difference.in_tensor})",
-            *lost_lines(difference),
-            f"  largest logit difference to the run: {difference.largest_logit_difference:.3g}, of logits up to "
-            f"{difference.largest_logit:.3g} ({difference.rows} fixed rows, {difference.tokens} tokens, float32)",
-            *(f"  sha256 {stated['sha256']}  {name}  {stated['bytes'] / 1e6:.2f} MB" for name, stated in files.items())]
-
-
-def report_json(trained: Trained, form: str, facts: dict, difference: Difference, files: dict[str, dict]) -> dict:
-    method = trained.run.config.method if trained.run else None
-    return {"format": form, "source": str(trained.path), "method": method, **facts, **asdict(difference),
-            "files": files}

@@ -1,12 +1,14 @@
 """One export of any format: checked, written beside its name, read again, compared, and only then renamed."""
 import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
 
-from interop.comparison import check_loss, compare, files_of, report_json, report_lines, token_rows
+from interop.comparison import Difference, compare, files_of, token_rows
+from interop.lost import Lost, what_is_lost
 from interop.trained import Trained
 from model.files import write_json
 from model.llama import Llama
@@ -59,12 +61,14 @@ def hand_over(trained: Trained, export: Export, to: Path, allow_loss: bool = Fal
             beside.mkdir()
         model = trained.load()
         facts = export.write(model, beside)
-        difference = compare(model, export.reread(beside), rows, export.expected, export.tolerance)
-        warning = check_loss(difference, allow_loss)
+        again = export.reread(beside)
+        difference = compare(model, again, rows, export.expected, export.tolerance)
+        lost = what_is_lost(trained, model, again, rows, difference.largest_weight_difference > 0)
+        warning = lost.check(allow_loss)
         files = files_of(beside)
         if not export.is_directory:
             files = {to.name: files.pop(beside.name)}
-        report = report_json(trained, export.name, facts, difference, files)
+        report = report_json(trained, export.name, facts, difference, lost, files)
         write_json(beside / REPORT if export.is_directory else report_file(to), report)
         os.replace(beside, to)
     finally:
@@ -72,6 +76,24 @@ def hand_over(trained: Trained, export: Export, to: Path, allow_loss: bool = Fal
             report_file(to).unlink(missing_ok=True)
         shutil.rmtree(beside, ignore_errors=True)
         beside.unlink(missing_ok=True)
-    print("\n".join(report_lines(f"{to}: {export.name} of {trained.path}", facts, difference, files)))
+    print("\n".join(report_lines(f"{to}: {export.name} of {trained.path}", facts, difference, lost, files)))
     if warning:
         print(f"WARNING: {warning}")
+
+
+def report_lines(title: str, facts: dict, difference: Difference, lost: Lost, files: dict[str, dict]) -> list[str]:
+    """The lines that are printed. The JSON report holds the same facts."""
+    return [title, *(f"  {name.replace('_', ' ')}: {value}" for name, value in facts.items()),
+            f"  largest weight difference to the run: {difference.largest_weight_difference:.3g} "
+            f"(in {difference.in_tensor})",
+            *lost.lines(),
+            f"  largest logit difference to the run: {difference.largest_logit_difference:.3g}, of logits up to "
+            f"{difference.largest_logit:.3g} ({difference.rows} fixed rows, {difference.tokens} tokens, float32)",
+            *(f"  sha256 {stated['sha256']}  {name}  {stated['bytes'] / 1e6:.2f} MB" for name, stated in files.items())]
+
+
+def report_json(trained: Trained, form: str, facts: dict, difference: Difference, lost: Lost,
+                files: dict[str, dict]) -> dict:
+    method = trained.run.config.method if trained.run else None
+    return {"format": form, "source": str(trained.path), "method": method, **facts, **asdict(difference),
+            **lost.to_json(), "files": files}

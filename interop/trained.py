@@ -1,4 +1,5 @@
 """What is exported: a run as trained, or a model directory or GGUF file that is itself a result, such as RUN/merged."""
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,8 @@ from model.config import LlamaConfig
 from model.gguf_reader import is_gguf
 from model.llama import Llama
 from quant.linear import QuantLinear
+
+RESULTS = re.compile(r"merged|requantized|restored-.+")  # directories inside a run that hold a model
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,21 @@ class Trained:
         except (ValueError, OSError):
             return None
         return Trained(place, open_run(place)).origin if is_run(place) else place
+
+    @cached_property
+    def run_of_result(self) -> "Trained | None":
+        """The run with an adapter whose result this directory is: RUN/merged, RUN/requantized, RUN/restored-... ; None
+        for all others."""
+        parent = self.path.resolve().parent
+        if self.run or not RESULTS.fullmatch(self.path.resolve().name) or not is_run(parent):
+            return None
+        run = open_run(parent)
+        return Trained(parent, run) if run.adapter_file.is_file() else None
+
+    @property
+    def is_requantized(self) -> bool:
+        parent = self.run_of_result
+        return parent is not None and self.path.resolve() == parent.run.requantized
 
     @property
     def as_it_is(self) -> Path | None:

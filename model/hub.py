@@ -49,6 +49,16 @@ def directory_of(place: Path | HubModel) -> Path:
     return fetch(place) if isinstance(place, HubModel) else place
 
 
+def directory_here(place: Path | HubModel) -> Path:
+    """As `directory_of`, without the network. Raises NotFetched for what is not in the cache."""
+    if not isinstance(place, HubModel):
+        return place
+    try:
+        return Path(snapshot_download(place.repo, revision=place.revision, local_files_only=True))
+    except errors.LocalEntryNotFoundError:
+        raise NotFetched(f"{place} is not in the cache of the hub on this machine") from None
+
+
 def pinned(place: Path | HubModel) -> Path | HubModel:
     """The same model in the future: a branch moves, a commit does not.
 

@@ -100,8 +100,16 @@ def round_to_grid(weight: Tensor, grid: Grid) -> Tensor:
 
 
 def dequantize(codes: Tensor, grid: Grid, dtype: torch.dtype = torch.float32) -> Tensor:
-    """W_hat = scale * levels[codes] + offset, (D_out, D_in). Computed in the wider of float32 and `dtype`."""
+    """W_hat = scale * levels[codes] + offset, (D_out, D_in). Computed in the wider of float32 and `dtype`.
+
+    A weight whose level is its zero point is 0. The formula gives 0 for float16 scales, whose products are exact. For
+    float32 scales, as PEQA trains them, scale * z is rounded in the offset but not in a fused multiply-add, and the
+    difference would stay. Here it is set to 0."""
     wide = torch.promote_types(dtype, torch.float32)
-    scale, offset = (per_block(factor.to(wide)) for factor in grid.factors())
-    values = grid.levels.to(wide).index_select(0, codes.flatten().int()).view(codes.shape)
-    return join_blocks(torch.addcmul(offset, scale, split_blocks(values, grid.block))).to(dtype)
+    exact_scale, exact_offset = grid.factors()
+    scale, offset = (per_block(factor.to(wide)) for factor in (exact_scale, exact_offset))
+    values = split_blocks(grid.levels.to(wide).index_select(0, codes.flatten().int()).view(codes.shape), grid.block)
+    weight = torch.addcmul(offset, scale, values)
+    if isinstance(grid.offset, ZeroPoints) and exact_scale.dtype not in (torch.float16, torch.bfloat16):
+        weight = weight.masked_fill(values == per_block(grid.offset.integers(exact_scale.shape)), 0)
+    return join_blocks(weight).to(dtype)

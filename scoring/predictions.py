@@ -15,6 +15,7 @@ from scoring.scores import Row
 from scoring.state import TRAINED, older_key
 from scoring.table import print_columns
 from tasks import TASKS
+from tasks.generative import TRUNCATED
 from tasks.rows import read_rows
 from tasks.significance import Comparison, compare_scores
 
@@ -24,10 +25,11 @@ class Predictions:
     """One state's, in the order of the test rows."""
     name: str                    # RUN:KEY
     task: str
-    rows: list[tuple[str, str]]  # prompt and right answer
+    rows: list[tuple]            # prompt, right answer, and the choices with their contexts if there are any
     scores: list[float]
     texts: list[str | None]      # what was written; None for an answer that was chosen
     asked: Mapping[str, object]  # the flags it was scored with; none in a file of an older version
+    cut: int                     # rows whose prompt lost its left end
 
 
 def save_predictions(path: Path, rows: Sequence[Row], data: PreparedData, flags: Mapping[str, object]) -> None:
@@ -79,9 +81,14 @@ def read_predictions(spec: str) -> Predictions:
     if not lines:
         there = ", ".join(dict.fromkeys(line["state"] for line in every)) or "none"
         raise ValueError(f"{file} holds no state {state!r}; it holds: {there}")
-    return Predictions(f"{path}:{state}", lines[0]["task"], [(line["prompt"], line["gold"]) for line in lines],
+    return Predictions(f"{path}:{state}", lines[0]["task"], list(map(asked_in, lines)),
                        [float(line["score"]) for line in lines], [line.get("text") for line in lines],
-                       lines[0].get("asked") or {})
+                       lines[0].get("asked") or {}, sum(TRUNCATED in line.get("flags", ()) for line in lines))
+
+
+def asked_in(line: dict) -> tuple:
+    """What a model was asked in a line: shots are part of the prompt."""
+    return line["prompt"], line["gold"], *(tuple(line.get(name, ())) for name in ("choices", "contexts"))
 
 
 def split_spec(spec: str) -> tuple[Path, str]:
@@ -92,14 +99,14 @@ def split_spec(spec: str) -> tuple[Path, str]:
 
 
 def compare(specs: Sequence[str], json_file: Path | None) -> list[Comparison]:
-    """Each of the others with the first, row by row. Raises ValueError if they were not scored on the same rows."""
+    """Each of the others with the first, row by row. Raises ValueError if they were not asked the same. Other flags,
+    such as --dtype, may be what is compared: they are said."""
     first, *others = map(read_predictions, specs)
     if not others:
         raise ValueError("--compare needs at least two runs, as RUN or RUN:KEY")
     for other in others:
         check_same_rows(first, other)
-        if flags := differing(other.asked, first.asked):
-            print(f"note: {other.name} was scored with other flags than {first.name}: {flags}")
+        note_differences(first, other)
     results = [compare_scores(other.scores, first.scores) for other in others]
     task = TASKS.get(first.task)  # None: a task of an older version
     how = task.formats.get(task.metric, ".2%") if task else ".2%"
@@ -111,6 +118,17 @@ def compare(specs: Sequence[str], json_file: Path | None) -> list[Comparison]:
     return results
 
 
+def note_differences(first: Predictions, other: Predictions) -> None:
+    if flags := differing(other.asked, first.asked):
+        print(f"note: {other.name} was scored with other flags than {first.name}: {flags}")
+    if other.cut != first.cut:
+        print(f"note: {other.name} read {other.cut} prompts that were cut on the left, {first.name} {first.cut}: the "
+              f"models have different room for a prompt")
+    if older := [state.name for state in (first, other) if not state.asked]:
+        print(f"note: {' and '.join(older)}: scored by an older version, which did not keep the flags; whether they "
+              f"were the same is not known")
+
+
 def check_same_rows(a: Predictions, b: Predictions) -> None:
     if a.task != b.task:
         raise ValueError(f"{a.name} is scored on {a.task} and {b.name} on {b.task}: scores of two tasks are not "
@@ -120,9 +138,14 @@ def check_same_rows(a: Predictions, b: Predictions) -> None:
         differ = next((i for i, (x, y) in pairs if x != y), min(len(a.rows), len(b.rows)))
         raise ValueError(f"{a.name} ({len(a.rows)} rows) and {b.name} ({len(b.rows)} rows) were not scored on the same "
                          f"test rows (row {differ} is the first that differs): score both again with the same "
-                         "--test-data and --test-limit")
+                         "--test-data and --test-limit, and for benchmarks the same --data and --protocol")
+    ways = ({name: state.asked[name] for name in PROMPTS if name in state.asked} for state in (b, a))
+    if prompts := differing(*ways):
+        raise ValueError(f"{b.name} was asked in another way than {a.name} ({prompts}): score both again in the same "
+                         f"way")
 
 
+PROMPTS = ("protocol", "template")  # of the flags that are kept: those that decide how a row is asked
 COLUMNS = ["", "score", "difference", "95 % interval", "right alone", "wrong alone", "p", "test"]
 
 

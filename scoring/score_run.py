@@ -16,6 +16,7 @@ from finetune.config_json import config_json
 from finetune.data import PreparedData
 from finetune.quantize import requantize
 from finetune.run import Run
+from finetune.saving import saved_with
 from finetune.source import Source, check_fingerprint, load_run_base, load_trained
 from model.config_json import config_to_json
 from model.files import sha256_of, write_json
@@ -24,7 +25,7 @@ from model.tokenizer import tokenizer_files
 from scoring.predictions import save_predictions
 from scoring.restore import Restoration, restored_states
 from scoring.resume import KeptAnswers
-from scoring.scores import Row, Scoring, comparing, score_state, tell_loss
+from scoring.scores import Row, Scoring, comparing, score_state, tell_loss, tell_share
 from scoring.state import BASE, QUANTIZED, TRAINED, State, merged_state
 from scoring.table import print_scores, save_table
 
@@ -123,7 +124,11 @@ def states_of_run(run: Run, config: RunConfig, scoring: Scoring) -> list[Row]:
 
 
 def trained_state(run: Run, config: RunConfig, scoring: Scoring) -> Row:
-    return score_state(TRAINED, load_trained(run, config, config.compute.torch_dtype, config.compute.device), scoring)
+    model = load_trained(run, config, config.compute.torch_dtype, config.compute.device)
+    row = score_state(TRAINED, model, scoring)
+    share, words = saved_with(run)
+    tell_share(row, share, f"{words}. train.py --save-dtype float32 keeps all of it")
+    return row
 
 
 def adapted_states(model: Llama, run: Run, config: RunConfig, scoring: Scoring) -> list[Row]:

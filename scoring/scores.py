@@ -57,10 +57,19 @@ class Scoring:
     batch_size: int
     kept: KeptAnswers | None = None  # answers of the same command before an interruption
     asked: Mapping[str, object] = field(default_factory=dict)  # flags that answers depend on, whatever the state
+    scored: dict[str, State] = field(default_factory=dict)     # by key
+
+    def begin(self, state: State) -> None:
+        """Raises ValueError if another state has had this key: its answers would be taken for those of this one."""
+        if other := self.scored.get(state.key):
+            raise ValueError(f"two states share the key {state.key}: {other.title!r} and {state.title!r}; score them "
+                             f"by two commands")
+        self.scored[state.key] = state
 
 
 def score_state(state: State, model: Llama, scoring: Scoring) -> Row:
     data, start = scoring.data, time.perf_counter()
+    scoring.begin(state)
     taken_up = len(scoring.kept.of(state.key)) if scoring.kept else 0
     model.eval()
     lines = answers_to_all(state, model, scoring)
@@ -117,8 +126,11 @@ def comparing(model: Llama, scoring: Scoring) -> Callable[[State], Row]:
 
 def tell_loss(row: Row, lost: TrainingLost) -> None:
     """Into the row, and as a warning if the merge to 16 bits has lost much of what was trained."""
-    row.training_lost = lost.share
-    if (lost.share or 0.0) >= MUCH:
-        print(f"WARNING: {row.state.title}: the rounding of the merged weights is {lost.share:.0%} of what was trained "
-              f"(||rounding|| / ||delta_W||; worst layer: {lost.worst}). The adapter beside its base loses nothing. "
-              f"Neither does an export by --dtype float32")
+    tell_share(row, lost.share, f"{lost.words('the merged weights')}. The adapter beside its base loses nothing. "
+                                f"Neither does an export by --dtype float32")
+
+
+def tell_share(row: Row, share: float | None, words: str) -> None:
+    row.training_lost = share
+    if (share or 0.0) >= MUCH:
+        print(f"WARNING: {row.state.title}: {words}")

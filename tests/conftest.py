@@ -65,6 +65,7 @@ SLOW = (
     "quant/test_gptq.py",
     "interop/test_export_gguf.py",
     "interop/test_export_loss.py",
+    "interop/test_lost.py",
     "model/test_agreement.py")
 
 

@@ -8,7 +8,9 @@ import export as export_script
 import train as train_script
 from finetune.checks import check_run, with_codes_of_base
 from finetune.command_line import train_parser
+from finetune.config import DataConfig
 from finetune.config_json import FORMAT, config_json
+from finetune.data import task_of
 from finetune.resolve import resolve_run
 from finetune.run import new_run
 from finetune.source import Source
@@ -33,7 +35,7 @@ def made_run(path: Path, model: Path, *flags) -> Path:
     check_run(source, config)
     write_json(run.config_file, {"format": FORMAT, "config": config_json(config),
                                  "model_config": config_to_json(source.config),
-                                 "fingerprints": {"base": source.fingerprint}})
+                                 "fingerprints": {"base": source.fingerprint, "data": fingerprints(config.data)}})
     copy_tokenizer(source.path, run.path)
     full = config.adapter_kind is None
     _, parameters, keep = train_script.full(run, config) if full else train_script.adapted(run, config, None)
@@ -43,6 +45,11 @@ def made_run(path: Path, model: Path, *flags) -> Path:
             p.add_(torch.randn(p.shape, generator=generator) * (0.01 if full else 0.3))
     keep()
     return path
+
+
+def fingerprints(asked: DataConfig) -> dict[str, str]:
+    """Of the rows that the run would be trained on."""
+    return task_of(asked).splits(asked.data, asked.test_data, asked.limit, asked.seed).fingerprints()
 
 
 def in_format_1(run: Path, flags: str, without: tuple[str, ...] = ()) -> None:

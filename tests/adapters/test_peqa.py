@@ -93,6 +93,28 @@ def test_the_merged_model_is_scale_times_code_minus_an_integer_of_the_grid(bits)
     torch.testing.assert_close(values, per_block(scale) * codes, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("storage", [torch.float16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_weight_that_was_zero_is_exactly_zero_after_training_and_no_other_weight_changes(storage, dtype):
+    """Codes that equal z. Computed as scale * code + offset, a fused multiply-add leaves up to 2e-7 (control)."""
+    layer = layer_of(storage=storage)
+    layer.adapter.float()
+    merged = merge_into_codes(layer, "layer").quantized_weight()
+    scale, offset = merged.grid.factors()
+    zero = split_blocks(merged.codes, BLOCK) == per_block(merged.grid.offset.integers(scale.shape))
+    wide = torch.promote_types(dtype, torch.float32)
+    plain = torch.addcmul(per_block(offset.to(wide)), per_block(scale.to(wide)), split_blocks(merged.codes.to(wide),
+                                                                                              BLOCK)).to(dtype)
+    for weight in (merged.dequantize(dtype), layer.weight().to(dtype)):
+        values = split_blocks(weight, BLOCK)
+        assert zero.any() and not zero.all() and scale.dtype == torch.float32
+        assert (values[zero] == 0).all() and (values[~zero] != 0).all()
+        torch.testing.assert_close(values[~zero], plain[~zero], rtol=1e-6 if dtype == torch.float64 else 0, atol=0)
+    assert plain[zero].abs().max() < 1e-6
+    x = torch.eye(D_IN)
+    assert (split_blocks((layer(x) - layer.base.bias.float()).T, BLOCK)[zero] == 0).all()
+
+
 def test_it_keeps_no_weight_for_backward():
     layer, kept = layer_of(), []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):

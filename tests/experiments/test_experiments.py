@@ -11,6 +11,7 @@ import experiments
 from experiments import benchmarks, methods, real_model, restoration, sft_ptq_qlora, shared
 from scoring.scores import TAKEN_UP
 from scoring.state import TRAINED, State
+from tasks.mmlu import CATEGORY_OF, pooled_error
 from tests.cli import call
 
 COMMANDS = sorted(module.name for module in pkgutil.iter_modules(experiments.__path__) if module.name != "shared")
@@ -118,3 +119,16 @@ def test_a_finished_run_is_not_repeated_and_an_interrupted_one_starts_again(tmp_
     shared.at_once(2, [(shared.make_run, ["train.py"], folder, "results.json") for folder in (done, cut_off)], "runs")
     assert asked == [(["train.py", "--out", str(cut_off)], tmp_path / "cut-off.log")]
     assert done.is_dir() and not cut_off.exists()
+
+
+def test_the_recorded_errors_of_mmlu_are_pooled_within_subjects():
+    mmlu = results_page.read("benchmarks")["tasks"]["mmlu"]
+    rows = mmlu["part_rows"]
+    assert sum(rows.values()) == mmlu["test_rows"]
+    for state in mmlu["rows"]:
+        right = {subject: round(share * rows[subject]) for subject, share in state["parts"].items()}
+        for name, error in state["standard_errors"].items():
+            some = [s for s in rows if name in ("acc", "acc_norm", CATEGORY_OF[s])]
+            marks = [float(i < right[s]) for s in some for i in range(rows[s])]
+            assert error == pytest.approx(pooled_error(marks, [s for s in some for _ in range(rows[s])]), rel=1e-12)
+            assert state["scores"][name] == pytest.approx(sum(right[s] for s in some) / len(marks), rel=1e-12)

@@ -1,10 +1,14 @@
 """States that one file keeps, scored at different times with different flags: said, and compared only with a word."""
 import json
+from pathlib import Path
 
 import pytest
 
 import eval as eval_script
+from scoring import score_model
 from scoring.predictions import differing
+from scoring.scores import Scoring
+from scoring.state import BASE, State
 from tests.cli import call
 
 
@@ -17,6 +21,7 @@ def scored(small_base, tmp_path, elsewhere):
 
     def score(*flags):
         assert call(eval_script, *asked, *flags) is None
+    score.asked = asked
     return score
 
 
@@ -46,6 +51,59 @@ def test_states_of_the_same_flags_are_compared_without_a_word(scored, capsys):
     assert "other flags" not in (out := capsys.readouterr().out) and "earlier scoring" not in out
     scored("--max-new-tokens", "2", "--dtype", "bfloat16")
     assert "--dtype float32, here bfloat16" in capsys.readouterr().out
+
+
+def rewritten(change):
+    """The lines of the state `base`, each changed, as those of the run b."""
+    Path("b").mkdir()
+    lines = [json.loads(line) for line in open("a/predictions.jsonl")]
+    Path("b/predictions.jsonl").write_text("".join(json.dumps({**line, **change(line)}) + "\n" for line in lines))
+
+
+@pytest.mark.parametrize("change,message", [
+    (lambda line: {"asked": {**line["asked"], "protocol": "another"}},
+     "b:base was asked in another way than a:base (protocol another, here "),
+    (lambda line: {"asked": {**line["asked"], "template": 0}}, "(template 0, here "),
+    (lambda line: {"prompt": f"Text: a shot\n\n{line['prompt']}"}, "not scored on the same test rows"),
+    (lambda line: {"gold": "age limit"}, "not scored on the same test rows"),
+    (lambda line: {"choices": ["a", "b"]}, "not scored on the same test rows"),
+    (lambda line: {"contexts": ["a", "b"]}, "not scored on the same test rows")])
+def test_states_that_were_asked_in_another_way_are_not_compared(scored, capsys, change, message):
+    scored("--max-new-tokens", "2")
+    rewritten(change)
+    assert message in call(eval_script, "--compare", "a:base", "b:base")
+    assert capsys.readouterr().out.count("note:") == 0
+
+
+@pytest.mark.parametrize("change,note", [
+    (lambda line: {}, ""),
+    (lambda line: {"asked": {**line["asked"], "--dtype": "bfloat16"}}, "note: b:base was scored with other flags"),
+    (lambda line: {"flags": ["prompt cut on the left"]}, "note: b:base read 8 prompts that were cut on the left, "
+                                                         "a:base 0"),
+    (lambda line: {"asked": None}, "note: b:base: scored by an older version, which did not keep the flags")])
+def test_what_may_be_the_point_of_a_comparison_is_said(scored, capsys, change, note):
+    scored("--max-new-tokens", "2")
+    rewritten(change)
+    assert call(eval_script, "--compare", "a:base", "b:base") is None
+    out = capsys.readouterr().out
+    assert note in out and out.count("note:") == bool(note)
+
+
+def test_two_states_of_one_key_are_an_error_and_not_one_anothers_answers(small_base):
+    """Keys leave out all but letters: these two ways of making a state would share their answers."""
+    a, b = State("quantized", 4, "nf@64x1+double-quant"), State("quantized", 4, "nf@64x1 double-quant")
+    assert a.key == b.key
+    scoring = Scoring(None, 1)
+    scoring.begin(BASE), scoring.begin(a)
+    with pytest.raises(ValueError, match=f"two states share the key {a.key}: .*double-quant.* and .*double-quant"):
+        scoring.begin(b)
+
+
+def test_scoring_a_state_begins_it(scored, monkeypatch):
+    monkeypatch.setattr(score_model, "quantized_state", lambda config: BASE)
+    with pytest.raises(AssertionError, match="two states share the key base"):
+        message = call(eval_script, *scored.asked, "--bits", "4", "--block", "16x1")
+        assert not message, message
 
 
 def test_files_of_older_versions_name_no_flags():

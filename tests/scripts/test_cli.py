@@ -331,6 +331,30 @@ def test_a_base_that_is_no_longer_what_the_run_was_trained_from_is_not_used(smal
     assert "is not what the run was trained from: its sha256 is" in call(eval_script, "x")
 
 
+def test_a_base_that_model_names_is_the_runs_base_or_an_error(small_base, tmp_path, capsys):
+    """Without --model, a base that is gone costs its row only."""
+    base = shutil.copytree(small_base, tmp_path / "base")
+    call(train_script, "--model", base, *FEW, "--out", "x")
+    other = shutil.copytree(small_base, tmp_path / "other")
+    save_model(random_model(SMALL, torch.float32, seed=2), other / "model.safetensors", torch.float16)
+    base.rename(tmp_path / "moved")
+    assert call(eval_script, "x") is None and "no row for the base" in capsys.readouterr().out
+    assert "is not what the run was trained from: its sha256 is" in call(eval_script, "x", "--model", other)
+    assert "no row for the base" not in capsys.readouterr().out
+    assert "other/none: no such model directory" in call(eval_script, "x", "--model", other / "none")
+    assert call(eval_script, "x", "--model", "moved") is None and "base" in rows_of(tmp_path / "x", "eval.json")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit,noted", [("6", False), ("5", True)])
+def test_runs_that_were_scored_on_other_rows_are_not_side_by_side_without_a_word(small_base, tmp_path, capsys, limit,
+                                                                                 noted):
+    train_once(small_base, *FEW)
+    train_once(small_base, *FEW, "--test-limit", limit, out="y")
+    assert call(eval_script, "x", "y", "--without-base") is None
+    assert ("note: y was not scored on the test rows of x" in capsys.readouterr().out) == noted
+
+
 def test_eval_refuses_to_change_what_the_run_decides(small_base):
     train_once(small_base, *FEW)
     assert "--bits comes from the run" in call(eval_script, "x", "--bits", "3")

@@ -101,6 +101,27 @@ def test_a_continuation_keeps_the_space_it_begins_with(small_base):
     assert continuation(tokenizer, prompt, whole[len(prompt):]) == " my card"
 
 
+def test_an_answer_that_ran_into_the_limit_is_said_and_one_that_ended_is_not(small_base, capsys, monkeypatch):
+    asked = ("--model", small_base, *FLOAT, "--max-new-tokens", "4", "--prompt", "a")
+    assert call(sample_script, *asked) is None
+    said = capsys.readouterr()
+    assert "the answer reached the limit of 4 new tokens before an end token" in said.err and "limit" not in said.out
+    monkeypatch.setattr(sample_script, "generate", lambda *rest, **more: [[9, 9, 9], [9, 9, 9, 9]])
+    assert call(sample_script, *asked, "--prompt", "b") is None
+    assert "the answers to prompts 2 reached the limit of 4 new tokens" in capsys.readouterr().err
+    monkeypatch.setattr(sample_script, "generate", lambda *rest, **more: [[9, 9, 9]])
+    assert call(sample_script, *asked) is None
+    assert capsys.readouterr().err == ""
+
+
+def test_the_letters_of_an_end_token_in_a_prompt_are_said_to_be_letters(small_base, capsys):
+    asked = ("--model", small_base, *FLOAT, "--max-new-tokens", "1", "--prompt")
+    call(sample_script, *asked, "a </s> b")
+    assert "--prompt: 1 rows hold the text </s>, which this tokenizer reads as letters" in capsys.readouterr().err
+    call(sample_script, *asked, "a b")
+    assert "hold the text" not in capsys.readouterr().err
+
+
 X = ["--prompt", "x"]
 BAD = [
     (["--temperature", "0.5"], "the following arguments are required: --prompt"),
