@@ -48,6 +48,7 @@ GGUF = ("tests/interop/test_export_gguf.py", "tests/quant/test_gguf_blocks.py")
 TOKENIZER = ("tests/model/test_added_tokens.py", "tests/interop/test_export.py", "tests/model/test_hub.py",
              "tests/interop/test_export_tokenizer.py")
 HUB = ("tests/model/test_hub.py",)
+LOST = ("tests/interop/test_lost.py",)
 JUDGING = ("tests/judging",)
 
 
@@ -312,7 +313,7 @@ MUTANTS = [
       RESUME),
     M("base-of-a-run-not-checked", "finetune/source.py", "    check_fingerprint(source, run)\n    return source.load",
       "    return source.load", RUNS),
-    M("adapter-run-as-base-in-float32", "finetune/source.py", "kept = sixteen_bit_type(model)", "kept = torch.float32",
+    M("adapter-run-as-base-in-float32", "finetune/source.py", "sixteen_bit_type(model), lost", "torch.float32, lost",
       RESUME),
     M("sixteen-bits-of-float32-are-float16", "finetune/adapted_model.py",
       "(torch.float16, torch.bfloat16) else torch.bfloat16", "(torch.float16, torch.bfloat16) else torch.float16",
@@ -392,6 +393,45 @@ MUTANTS = [
       '"template_version": data.task.template_version,\n            "data"', '"data"', SCORING),
     M("micro-batch-not-resolved", "finetune/resolve.py", 'micro_batch=min(given.get("micro_batch", rows), rows)',
       "micro_batch=rows", (*CONFIG, *FLAGS)),
+    # ---- what rounding takes
+    M("results-of-a-run-not-measured", "interop/trained.py", 'r"merged|requantized|restored-.+"', 'r"merged"', LOST),
+    M("merged-measured-beside-itself", "interop/before.py", "return of_adapters(run, run)",
+      "return of_adapters(run, model)", LOST),
+    M("restored-measured-beside-the-run", "interop/before.py", "else of_restored(run, model)",
+      "else of_adapters(run, model)", LOST),
+    M("restored-base-keeps-the-adapter", "interop/before.py", 'W - adapter_delta(run, f"{name}.weight")', "W", LOST),
+    M("full-delta-is-the-whole-weight", "interop/before.py", " - dense_tensor(base, name).float()", "", LOST),
+    M("changed-base-is-measured-beside", "interop/before.py", "check_fingerprint(base, trained.run)", "pass", LOST),
+    M("before-training-is-as-trained", "interop/before.py", "layer.forward = layer.base.forward",
+      "layer.forward = layer.forward", LOST),
+    M("loss-exported-is-as-trained", "interop/lost.py", '"loss_exported": loss_of(again, examples)',
+      '"loss_exported": loss_of(training.trained, examples)', LOST),
+    M("lost-gain-is-a-share-of-the-loss", "interop/lost.py", "- self.loss_trained) / gained",
+      "- self.loss_trained) / self.loss_before", LOST),
+    M("lost-gain-is-not-warned-of", "interop/lost.py", " and (self.loss_lost or 0.0) < MUCH", "", LOST),
+    M("losses-on-changed-rows", "interop/lost.py", "        check_data(data, run)\n", "", LOST),
+    M("lossy-result-not-said", "interop/lost.py", "exact - dense_tensor(training.trained, name)", "exact - exact",
+      LOST),
+    M("loss-in-saving-not-measured", "finetune/saving.py", "source is not None and kept != torch.float32", "False",
+      LOST),
+    M("saving-measured-beside-nothing", "finetune/saving.py", "exact - base.get_parameter(name).to(exact.dtype)",
+      "exact", LOST),
+    M("base-that-is-a-run-loses-in-silence", "finetune/source.py", "if (lost.share or 0.0) >= MUCH:", "if False:",
+      LOST),
+    M("zeros-of-peqa-are-not-zero", "quant/grid.py", "if isinstance(grid.offset, ZeroPoints) and", "if False and",
+      ("tests/adapters/test_peqa.py",)),
+    # ---- what is compared
+    M("two-states-share-a-key", "scoring/scores.py", "    scoring.begin(state)\n", "", SCORING),
+    M("other-protocols-compared", "scoring/predictions.py", "differing(*ways)", '""', SCORING),
+    M("other-choices-compared", "scoring/predictions.py", 'for name in ("choices", "contexts")', "for name in ()",
+      SCORING),
+    M("cut-prompts-not-said", "scoring/predictions.py", "if other.cut != first.cut:", "if False:", SCORING),
+    M("base-that-model-names-not-checked", "eval.py", "check_named_base(run, config)", "pass", RUNS[:1]),
+    M("other-test-rows-side-by-side", "eval.py", "if asked != first[1]:", "if False:", RUNS[:1]),
+    M("answer-at-the-limit-not-said", "sample.py", "len(answer) == max_new_tokens", "len(answer) > max_new_tokens",
+      SAMPLE[:1]),
+    M("letters-of-an-end-token-not-said", "sample.py", 'note_tokens("--prompt", [Example(text, "") for text in texts]',
+      'note_tokens("--prompt", []', SAMPLE[:1]),
 ]
 
 

@@ -46,6 +46,11 @@ def shifted(model):
             layer.offset = layer.offset + 0.01
 
 
+def loss_of_run(run, model):
+    """Of a model on the run's validation rows."""
+    return mean_loss(Trained.at(model).load(), prepare_data(Source(run), open_run(run).config, False).validation, 8)
+
+
 @pytest.fixture(scope="module")
 def small_steps(tmp_path_factory, small_base):
     pytest.importorskip("gguf")
@@ -77,12 +82,26 @@ def test_a_directory_that_is_not_the_runs_result_has_nothing_to_lose(small_steps
     assert exact["training_lost"] == 0 and "rounding beside" not in capsys.readouterr().out
 
 
+def test_a_merged_directory_that_the_run_has_outgrown_is_measured_beside_the_run(small_base, tmp_path):
+    """As after more epochs of --resume: the directory holds another adapter than the run."""
+    pytest.importorskip("gguf")
+    run = made_run(tmp_path / "run", small_base, *GGUF)
+    merged = with_result(run, "merged")
+    assert export(merged, "gguf", tmp_path / "x.gguf")["training_lost"] < 0.1
+    shrunk(run, -1)
+    assert "is 200% of what was trained" in refusal(merged, "gguf", tmp_path / "y.gguf")
+
+
 @pytest.mark.parametrize("name", ["restored-8bit-merged", "requantized"])
 def test_other_results_of_a_run_are_measured_beside_the_runs_delta(small_steps, tmp_path, capsys, name):
     result = with_result(small_steps, name, shifted)
     assert "of what was trained" in refusal(result, "gguf", tmp_path / "x.gguf")
     report = export(result, "gguf", tmp_path / "x.gguf", "--allow-loss")
-    assert report["training_lost"] > 0.5 and report["logits_lost"] > 0 and report["loss_exported"] > 0
+    assert report["training_lost"] > 0.5 and report["logits_lost"] > 0
+    assert report["loss_exported"] == pytest.approx(loss_of_run(small_steps, tmp_path / "x.gguf"), abs=1e-6)
+    as_it_was_trained = small_steps if name == "requantized" else result
+    assert report["loss_trained"] == pytest.approx(loss_of_run(small_steps, as_it_was_trained), abs=1e-6)
+    assert abs(loss_of_run(small_steps, small_steps) - loss_of_run(small_steps, result)) > 1e-4
     lossy = "the directory is lossy: its weights differ from the run's by" in capsys.readouterr().out
     assert lossy == (name == "requantized") == (report["result_lost"] is not None)
     shutil.rmtree(result)

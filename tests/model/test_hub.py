@@ -175,6 +175,18 @@ def test_runs_from_before_hub_models_are_read_as_they_were(small_base, tmp_path)
     assert open_run(tmp_path / "y").config.base.model == tmp_path / "gone"  # a missing directory stays one
 
 
+def test_what_is_in_the_cache_is_here_and_nothing_is_fetched(tmp_path, monkeypatch):
+    """huggingface_hub's own function and the layout of its cache."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    kept = tmp_path / "models--org--small" / "snapshots" / FIRST
+    kept.mkdir(parents=True)
+    assert hub.directory_here(HubModel("org/small", FIRST)) == kept
+    with pytest.raises(hub.NotFetched, match="org/small@2+ is not in the cache of the hub on this machine"):
+        hub.directory_here(HubModel("org/small", SECOND))
+    assert hub.directory_here(Path("here")) == Path("here")
+
+
 def test_a_revision_is_asked_for(fake):
     commit_other_weights(fake, SECOND)
     fake.revisions["dev/branch"] = SECOND
