@@ -9,6 +9,13 @@ from torch import Tensor
 
 NOTICED, MUCH, MOST = 0.01, 0.1, 0.5  # shares that are shown, warned of, and refused in an export
 
+ROWS = 4096  # of a tensor that are in float64 at a time
+
+
+def squares(tensor: Tensor) -> float:
+    """The sum of the squares, in float64."""
+    return sum(rows.double().square().sum().item() for rows in tensor.split(ROWS))
+
 
 def said(what: str, share: float, worst: str) -> str:
     return (f"the rounding of {what} is {share:.0%} of what was trained (||rounding|| / ||delta_W||; worst layer: "
@@ -23,7 +30,7 @@ class TrainingLost:
 
     def add(self, layer: str, rounding: Tensor, delta: Tensor) -> None:
         """rounding: round(W + delta_W) - (W + delta_W). Both tensors have the shape of the weight."""
-        self.squares[layer] = rounding.double().square().sum().item(), delta.double().square().sum().item()
+        self.squares[layer] = squares(rounding), squares(delta)
 
     @property
     def share(self) -> float | None:

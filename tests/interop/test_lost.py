@@ -103,7 +103,7 @@ def test_other_results_of_a_run_are_measured_beside_the_runs_delta(small_steps, 
     assert report["loss_trained"] == pytest.approx(loss_of_run(small_steps, as_it_was_trained), abs=1e-6)
     assert abs(loss_of_run(small_steps, small_steps) - loss_of_run(small_steps, result)) > 1e-4
     lossy = "the directory is lossy: its weights differ from the run's by" in capsys.readouterr().out
-    assert lossy == (name == "requantized") == (report["result_lost"] is not None)
+    assert lossy == (name == "requantized") == ((report["result_lost"] or 0) > 1)
     shutil.rmtree(result)
 
 
@@ -177,6 +177,16 @@ def test_saving_full_fine_tuning_in_16_bits_says_what_it_loses(small_base, tmp_p
     if warned:
         assert export(tmp_path / "x", "safetensors", tmp_path / "out", "--allow-loss")["training_lost"] == 0
         assert "the rounding of the weights that train.py saved in float16 is" in capsys.readouterr().out
+
+
+def test_saving_is_measured_beside_a_gguf_base_and_beside_a_merged_one(small_base, tmp_path):
+    pytest.importorskip("gguf")
+    run = made_run(tmp_path / "adapters", small_base, "--method", "lora", *FEW_ROWS)
+    export(run, "gguf", tmp_path / "base.gguf", "--dtype", "float16")
+    shares = [saved_with(open_run(made_run(tmp_path / place.stem, place, "--method", "full", "--save-dtype", "bfloat16",
+                                           *FEW_ROWS)))[0]
+              for place in (tmp_path / "base.gguf", shutil.copytree(run, tmp_path / "copy" / "run"))]
+    assert 0 < shares[0] < 0.2 and shares[0] == pytest.approx(shares[1], rel=0.05)
 
 
 # ---- a run with an adapter as a base --------------------------------------------------------------------------------
