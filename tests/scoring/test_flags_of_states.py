@@ -53,11 +53,27 @@ def test_states_of_the_same_flags_are_compared_without_a_word(scored, capsys):
     assert "--dtype float32, here bfloat16" in capsys.readouterr().out
 
 
-def rewritten(change):
-    """The lines of the state `base`, each changed, as those of the run b."""
-    Path("b").mkdir()
-    lines = [json.loads(line) for line in open("a/predictions.jsonl")]
-    Path("b/predictions.jsonl").write_text("".join(json.dumps({**line, **change(line)}) + "\n" for line in lines))
+@pytest.fixture(scope="module")
+def lines(small_base, tmp_path_factory):
+    """What one scoring of the state `base` keeps."""
+    place = tmp_path_factory.mktemp("scored")
+    rows = place / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": f"lost card {i}", "category": "card_arrival"}) + "\n"
+                            for i in range(30)))
+    assert call(eval_script, "--model", small_base, "--data", rows, "--test-data", rows, "--test-limit", "8",
+                "--max-new-tokens", "2", "--out", place / "a") is None
+    return [json.loads(line) for line in open(place / "a/predictions.jsonl")]
+
+
+@pytest.fixture
+def compared(lines, elsewhere):
+    """Compares these lines, as those of the run a, with the same ones, each changed, as those of b."""
+    def compare(change):
+        for name, of_run in (("a", lines), ("b", [{**line, **change(line)} for line in lines])):
+            Path(name).mkdir()
+            Path(name, "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in of_run))
+        return call(eval_script, "--compare", "a:base", "b:base")
+    return compare
 
 
 @pytest.mark.parametrize("change,message", [
@@ -68,10 +84,8 @@ def rewritten(change):
     (lambda line: {"gold": "age limit"}, "not scored on the same test rows"),
     (lambda line: {"choices": ["a", "b"]}, "not scored on the same test rows"),
     (lambda line: {"contexts": ["a", "b"]}, "not scored on the same test rows")])
-def test_states_that_were_asked_in_another_way_are_not_compared(scored, capsys, change, message):
-    scored("--max-new-tokens", "2")
-    rewritten(change)
-    assert message in call(eval_script, "--compare", "a:base", "b:base")
+def test_states_that_were_asked_in_another_way_are_not_compared(compared, capsys, change, message):
+    assert message in compared(change)
     assert capsys.readouterr().out.count("note:") == 0
 
 
@@ -81,10 +95,8 @@ def test_states_that_were_asked_in_another_way_are_not_compared(scored, capsys, 
     (lambda line: {"flags": ["prompt cut on the left"]}, "note: b:base read 8 prompts that were cut on the left, "
                                                          "a:base 0"),
     (lambda line: {"asked": None}, "note: b:base: scored by an older version, which did not keep the flags")])
-def test_what_may_be_the_point_of_a_comparison_is_said(scored, capsys, change, note):
-    scored("--max-new-tokens", "2")
-    rewritten(change)
-    assert call(eval_script, "--compare", "a:base", "b:base") is None
+def test_what_may_be_the_point_of_a_comparison_is_said(compared, capsys, change, note):
+    assert compared(change) is None
     out = capsys.readouterr().out
     assert note in out and out.count("note:") == bool(note)
 
