@@ -8,7 +8,7 @@ from dataclasses import asdict
 import pytest
 
 import experiments
-from experiments import benchmarks, methods, real_model, restoration, sft_ptq_qlora, shared
+from experiments import benchmarks, methods, real_model, restoration, results_page, sft_ptq_qlora, shared
 from scoring.scores import TAKEN_UP
 from scoring.state import TRAINED, State
 from tasks.mmlu import CATEGORY_OF, pooled_error
