@@ -111,5 +111,5 @@ def dequantize(codes: Tensor, grid: Grid, dtype: torch.dtype = torch.float32) ->
     values = split_blocks(grid.levels.to(wide).index_select(0, codes.flatten().int()).view(codes.shape), grid.block)
     weight = torch.addcmul(offset, scale, values)
     if isinstance(grid.offset, ZeroPoints) and exact_scale.dtype not in (torch.float16, torch.bfloat16):
-        weight = weight.masked_fill(values == per_block(grid.offset.integers(exact_scale.shape)), 0)
+        weight.masked_fill_(values == per_block(grid.offset.integers(exact_scale.shape)), 0)
     return join_blocks(weight).to(dtype)
