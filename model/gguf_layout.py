@@ -1,7 +1,7 @@
 """Names, types and row order of GGUF files, against those of a model directory.
 
-The reader (`gguf_reader.py`) and the writer (`interop/gguf_writer.py`) share this file. Only the writer needs the
-`gguf` package (requirements-extra.txt).
+The reader (`gguf_reader.py`) and the writer (`interop/gguf_writer.py`) share this file. The `gguf` package
+(requirements-extra.txt) is needed to write, and to dequantize the types of PACKAGE_TYPES.
 """
 from dataclasses import dataclass
 
@@ -9,8 +9,19 @@ import torch
 from torch import Tensor
 
 from model.config import LlamaConfig
+from quant.gguf_blocks import BLOCK_TYPES, BlockType
+from quant.gguf_superblocks import SUPERBLOCK_TYPES, SuperBlockType
 
 PLAIN_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# Types that are codes, scale and offset. A linear layer of such a type stays codes.
+CODE_TYPES: dict[str, BlockType | SuperBlockType] = {**BLOCK_TYPES, **SUPERBLOCK_TYPES}
+# Types that the gguf package dequantizes, with the weights and the bytes of a block. They are read, and never written
+# but as a copy.
+PACKAGE_TYPES = {
+    "Q5_0": (32, 22), "Q5_1": (32, 24), "IQ4_NL": (32, 18), "MXFP4": (32, 17), "Q3_K": (256, 110), "Q5_K": (256, 176),
+    "Q6_K": (256, 210), "IQ4_XS": (256, 136), "IQ3_S": (256, 110), "IQ3_XXS": (256, 98), "IQ2_S": (256, 82),
+    "IQ2_XS": (256, 74), "IQ2_XXS": (256, 66), "IQ1_M": (256, 56), "IQ1_S": (256, 50), "TQ1_0": (256, 54),
+    "TQ2_0": (256, 66)}
 
 
 @dataclass(frozen=True)
@@ -41,13 +52,20 @@ ROPE_DIVISORS = "rope_freqs.weight"
 LLAMA_3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
-def gguf_package():
+def block_size(kind: str) -> tuple[int, int]:
+    """Weights and bytes of the unit that a row of this type consists of: `block_size("Q4_1") == (32, 20)`."""
+    if kind in PLAIN_TYPES:
+        return 1, PLAIN_TYPES[kind].itemsize
+    return (CODE_TYPES[kind].weights, CODE_TYPES[kind].bytes) if kind in CODE_TYPES else PACKAGE_TYPES[kind]
+
+
+def gguf_package(purpose: str = "writing GGUF files"):
     """The optional `gguf` package. Raises ValueError if it is not installed."""
     try:
         import gguf
     except ImportError:
-        raise ValueError("writing GGUF files needs the gguf package: pip install gguf "
-                         "(or pip install -r requirements-extra.txt)") from None
+        raise ValueError(f"{purpose} needs the gguf package: pip install gguf "
+                         f"(or pip install -r requirements-extra.txt)") from None
     return gguf
 
 

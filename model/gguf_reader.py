@@ -1,7 +1,8 @@
 """GGUF files in. Metadata give the configuration, and tensors the weights, as config.json and safetensors do elsewhere.
 
-Linear layers of type Q4_1, Q4_0 and Q8_0 stay codes (quant/gguf_blocks.py). Embeddings of these types are dequantized.
-All other tensors keep the type that the file has. Tensors are read one at a time. gguf_file.py reads the file's layout.
+Linear layers of type Q4_1, Q4_0, Q8_0, Q4_K and Q2_K stay codes (quant/gguf_blocks.py, quant/gguf_superblocks.py).
+Embeddings of these types, and tensors of all other block types, are dequantized to float32. Plain tensors keep the type
+that the file has. Tensors are read one at a time. gguf_file.py reads the file's layout.
 """
 from collections.abc import Iterator
 from functools import cache
@@ -16,6 +17,7 @@ from model.config_json import config_from_json
 from model.gguf_file import GGUFFile, StoredTensor, parse_gguf
 from model.gguf_layout import (
     ARCHITECTURES,
+    CODE_TYPES,
     CONFIG_KEYS,
     LINEAR,
     LLAMA_3_ROPE,
@@ -26,7 +28,6 @@ from model.gguf_layout import (
     our_name,
 )
 from model.llama import llama3_frequencies, rotary_frequencies
-from quant.gguf_blocks import BLOCK, BLOCK_TYPES, quantized_weight
 from quant.linear import QuantLinear
 
 
@@ -146,9 +147,9 @@ class GGUFWeights:
     def _list(self, ours: str, stored: StoredTensor) -> None:
         """Linear layers of a block type are codes. An embedding is a look-up table and has to be dense."""
         layer = ours.removesuffix(".weight")
-        if stored.type in BLOCK_TYPES and layer.endswith(LINEAR) and len(stored.shape) == 2:
-            kind = BLOCK_TYPES[stored.type]
-            self.quantized[layer] = {"bits": kind.bits, "block": str(BLOCK)}
+        if stored.type in CODE_TYPES and layer.endswith(LINEAR) and len(stored.shape) == 2:
+            kind = CODE_TYPES[stored.type]
+            self.quantized[layer] = {"bits": kind.bits, "block": str(kind.block)}
             self.shapes.update({f"{layer}.{leaf}": shape for leaf, shape in kind.shapes(*stored.shape).items()})
         else:
             self.shapes[ours] = stored.shape
@@ -158,7 +159,7 @@ class GGUFWeights:
         self.shapes.pop(name, None)
 
     def levels(self, layer: str) -> Tensor:
-        return BLOCK_TYPES[self.file.tensors[self.names[f"{layer}.weight"]].type].levels()
+        return CODE_TYPES[self.file.tensors[self.names[f"{layer}.weight"]].type].levels()
 
     def tensors(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
         """Every tensor whose name begins with `prefix`, one weight at a time in memory."""
@@ -175,6 +176,6 @@ class GGUFWeights:
         if not codes:
             yield ours, rows
             return
-        weight = quantized_weight(rows, BLOCK_TYPES[self.file.tensors[name].type])
+        weight = CODE_TYPES[self.file.tensors[name].type].quantized_weight(rows)
         for part, tensor in QuantLinear.from_weight(weight).state_dict().items():
             yield f"{layer}.{part}", tensor

@@ -22,7 +22,6 @@ from quant.quantizer import check_underflow
 SIZE = 32      # weights of a block
 BLOCK = Block(SIZE, 1)
 HALF = 2       # bytes of a float16
-ROWS = 4096    # rows that are dequantized at a time
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,8 @@ class BlockType:
     bits: int
     lowest: int       # the level of code 0
     has_offset: bool
+    block: Block = BLOCK
+    weights: int = SIZE  # of what `bytes` counts
 
     @property
     def bytes(self) -> int:
@@ -46,17 +47,16 @@ class BlockType:
         return {"codes": (packed_bytes(D_out * D_in, self.bits),), "levels": (2 ** self.bits,), "scale": factors,
                 "offset": factors if self.has_offset else (1, 1)}
 
+    def quantized_weight(self, rows: Tensor) -> QuantizedWeight:
+        """The weight that a file stores as `rows`, (D_out, bytes of a row), uint8."""
+        blocks = rows.unflatten(1, (-1, self.bytes))
+        offset = float16_at(blocks, HALF) if self.has_offset else torch.zeros(1, 1, dtype=torch.float16)
+        stored = blocks[..., HALF * (1 + self.has_offset):]
+        codes = codes_of_halves(stored) if self.bits == 4 else codes_of_signed(stored)
+        return QuantizedWeight(codes.flatten(1), Grid(self.levels(), float16_at(blocks, 0), offset, BLOCK, self.bits))
+
 
 BLOCK_TYPES = {"Q4_0": BlockType(4, -8, False), "Q4_1": BlockType(4, 0, True), "Q8_0": BlockType(8, -128, False)}
-
-
-def quantized_weight(rows: Tensor, kind: BlockType) -> QuantizedWeight:
-    """The weight that a file stores as `rows`, (D_out, bytes of a row), uint8."""
-    blocks = rows.unflatten(1, (-1, kind.bytes))
-    offset = float16_at(blocks, HALF) if kind.has_offset else torch.zeros(1, 1, dtype=torch.float16)
-    stored = blocks[..., HALF * (1 + kind.has_offset):]
-    codes = codes_of_halves(stored) if kind.bits == 4 else codes_of_signed(stored)
-    return QuantizedWeight(codes.flatten(1), Grid(kind.levels(), float16_at(blocks, 0), offset, BLOCK, kind.bits))
 
 
 def float16_at(blocks: Tensor, place: int) -> Tensor:
@@ -72,16 +72,6 @@ def codes_of_halves(stored: Tensor) -> Tensor:
 def codes_of_signed(stored: Tensor) -> Tensor:
     """Signed bytes -> codes, counted from the lowest level: `[-128, 0, 127]`, viewed as uint8, `-> [0, 128, 255]`."""
     return stored ^ 0x80
-
-
-def dense_rows(rows: Tensor, kind: BlockType) -> Tensor:
-    """The dequantized weight in float32, which loses nothing; float16 and bfloat16 would. Works on `ROWS` rows at a
-    time, because an embedding has very many."""
-    D_in = rows.shape[1] // kind.bytes * SIZE
-    dense = torch.empty(len(rows), D_in)
-    for part, target in zip(rows.split(ROWS), dense.split(ROWS), strict=True):
-        target.copy_(quantized_weight(part, kind).dequantize())
-    return dense
 
 
 # ---- writing ------------------------------------------------------------------------------------------------------
@@ -141,7 +131,7 @@ def in_small_blocks(factor: Tensor, shape: tuple[int, int]) -> Tensor:
 
 
 def stored_rows(weight: QuantizedWeight, kind: BlockType) -> Tensor:
-    """The inverse of `quantized_weight`: (D_out, bytes of a row), uint8, for a weight from `in_file_blocks`."""
+    """The inverse of `BlockType.quantized_weight`: (D_out, bytes of a row), uint8, for a weight from `in_file_blocks`."""
     blocks = weight.codes.unflatten(1, (-1, SIZE))
     scale, offset = weight.grid.factors()
     factors = [scale, offset] if kind.has_offset else [scale]

@@ -17,7 +17,7 @@ from model.files import write_json
 from model.gguf_layout import LLAMA_3_ROPE, gguf_name, our_name
 from model.tokenizer import copy_tokenizer
 from quant.absmax import AbsMax
-from quant.gguf_blocks import BLOCK_TYPES, fitting_type, in_file_blocks, quantized_weight, stored_rows
+from quant.gguf_blocks import BLOCK_TYPES, fitting_type, in_file_blocks, stored_rows
 from quant.grid import Block
 from quant.integer_minmax import IntegerMinMax
 from quant.minmax import MinMax
@@ -340,7 +340,7 @@ def test_any_bytes_at_all_come_back_as_they_were(kind):
     rows = torch.randint(0, 256, (40, 3 * BLOCK_TYPES[kind].bytes), dtype=torch.uint8,
                          generator=torch.Generator().manual_seed(0))
     rows[:, 1::BLOCK_TYPES[kind].bytes] &= 0x3B  # finite
-    assert torch.equal(stored_rows(quantized_weight(rows, BLOCK_TYPES[kind]), BLOCK_TYPES[kind]), rows)
+    assert torch.equal(stored_rows(BLOCK_TYPES[kind].quantized_weight(rows), BLOCK_TYPES[kind]), rows)
 
 
 @pytest.mark.parametrize("quantizer,kind,exact", [

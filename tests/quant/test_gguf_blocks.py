@@ -3,14 +3,13 @@ import numpy
 import pytest
 import torch
 
+from model.gguf_file import dense_rows
 from quant.factors import ZeroPoints
 from quant.gguf_blocks import (
     BLOCK_TYPES,
     codes_of_halves,
     codes_of_signed,
-    dense_rows,
     in_file_blocks,
-    quantized_weight,
 )
 from quant.grid import Block, Grid, QuantizedWeight
 from quant.linear import QuantLinear
@@ -32,9 +31,9 @@ def rows_of(kind: str, D_out=40, D_in=96) -> tuple[torch.Tensor, gguf.GGMLQuanti
 def test_dequantized_values_are_those_of_the_gguf_package_exactly(kind):
     rows, number = rows_of(kind)
     expected = torch.from_numpy(gguf.quants.dequantize(rows.numpy(), number))
-    weight = quantized_weight(rows, BLOCK_TYPES[kind])
+    weight = BLOCK_TYPES[kind].quantized_weight(rows)
     assert torch.equal(weight.dequantize(), expected)
-    assert torch.equal(dense_rows(rows, BLOCK_TYPES[kind]), expected)
+    assert torch.equal(dense_rows(rows, kind, "x"), expected)
     assert torch.equal(QuantLinear.from_weight(weight).dequantize(), expected)
     if kind == "Q4_0":
         assert (weight.grid.scale < 0).any()  # the sign of the largest weight
@@ -47,7 +46,7 @@ def test_any_bytes_at_all_dequantize_as_in_the_gguf_package():
         raw[:, 1::BLOCK_TYPES[kind].bytes] &= 0xBF  # the float16 d is finite,
         raw[:, 3::BLOCK_TYPES[kind].bytes] &= 0xBF  # and m
         expected = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[kind])
-        weight = quantized_weight(torch.from_numpy(raw), BLOCK_TYPES[kind])
+        weight = BLOCK_TYPES[kind].quantized_weight(torch.from_numpy(raw))
         assert torch.equal(weight.dequantize(), torch.from_numpy(expected)), kind
 
 
@@ -55,7 +54,7 @@ def test_any_bytes_at_all_dequantize_as_in_the_gguf_package():
 def test_nothing_is_rounded_again(kind):
     """Scale, offset and codes give the file's bytes back."""
     rows, _ = rows_of(kind)
-    weight = quantized_weight(rows, BLOCK_TYPES[kind])
+    weight = BLOCK_TYPES[kind].quantized_weight(rows)
     codes = weight.codes.unflatten(1, (-1, 32))
     stored = codes[..., :16] | codes[..., 16:] << 4
     if kind == "Q8_0":
@@ -68,7 +67,7 @@ def test_nothing_is_rounded_again(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_stated_shapes_and_bytes_are_those_of_the_layer(kind):
     rows, number = rows_of(kind)
-    layer = QuantLinear.from_weight(quantized_weight(rows, BLOCK_TYPES[kind]))
+    layer = QuantLinear.from_weight(BLOCK_TYPES[kind].quantized_weight(rows))
     assert {name: tuple(t.shape) for name, t in layer.state_dict().items()} == BLOCK_TYPES[kind].shapes(40, 96)
     assert BLOCK_TYPES[kind].bytes == gguf.GGML_QUANT_SIZES[number][1]
 
@@ -80,7 +79,7 @@ def test_the_examples_of_the_docstrings():
 
 def test_the_comparison_notices_weights_in_another_order():
     rows, number = rows_of("Q4_1")
-    weight = quantized_weight(rows, BLOCK_TYPES["Q4_1"])
+    weight = BLOCK_TYPES["Q4_1"].quantized_weight(rows)
     pairs = weight.codes.unflatten(1, (-1, 2, 16)).transpose(2, 3).flatten(1)  # both halves of a byte side by side
     wrong = type(weight)(pairs, weight.grid).dequantize()
     assert not torch.equal(wrong, torch.from_numpy(gguf.quants.dequantize(rows.numpy(), number)))
