@@ -131,7 +131,8 @@ def in_small_blocks(factor: Tensor, shape: tuple[int, int]) -> Tensor:
 
 
 def stored_rows(weight: QuantizedWeight, kind: BlockType) -> Tensor:
-    """The inverse of `BlockType.quantized_weight`: (D_out, bytes of a row), uint8, for a weight from `in_file_blocks`."""
+    """The inverse of `BlockType.quantized_weight`: (D_out, bytes of a row), uint8. The weight comes from
+    `in_file_blocks`."""
     blocks = weight.codes.unflatten(1, (-1, SIZE))
     scale, offset = weight.grid.factors()
     factors = [scale, offset] if kind.has_offset else [scale]

@@ -50,15 +50,21 @@ def gguf_name(name: str) -> str:
 
 def write_gguf(path: Path, model: Llama, kind: str = "F32", arch: str = "llama", interleave: bool = True,
                metadata: dict | None = None, tokenizer: Callable | None = None, tensors: dict | None = None,
-               byte_order=None) -> Path:
+               byte_order=None, raw: dict | None = None) -> Path:
     """kind: the type of the linear layers. The embedding is Q8_0 if that is a block type.
-    metadata, tensors: entries to add or replace; None removes one."""
+    metadata, tensors: entries to add or replace; None removes one.
+    raw: name of a weight in the model -> its rows as bytes, and their type, instead of `kind`."""
     config, stored = model.config, {}
     for name, w in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
+        rows, kind_of_rows = (raw or {}).get(name, (None, None))
+        w = w if rows is None else torch.from_numpy(rows)
         w = interleaved(w, heads) if heads and interleave else w
+        if rows is not None:
+            stored[gguf_name(name)] = (w, kind_of_rows)
+            continue
         block = "Q8_0" if kind.startswith("Q") and "embed" in name else kind
         stored[gguf_name(name)] = (w, block if w.ndim == 2 else "F32")
     writer = gguf.GGUFWriter(path, arch, endianess=byte_order or gguf.GGUFEndian.LITTLE)
@@ -83,7 +89,8 @@ def write_gguf(path: Path, model: Llama, kind: str = "F32", arch: str = "llama",
 
 def add_tensor(writer, name: str, w: Tensor, kind: str) -> None:
     number = gguf.GGMLQuantizationType[kind]
-    writer.add_tensor(name, gguf.quants.quantize(w.contiguous().numpy(), number), raw_dtype=number)
+    stored = w.numpy() if w.dtype == torch.uint8 else gguf.quants.quantize(w.contiguous().numpy(), number)
+    writer.add_tensor(name, stored, raw_dtype=number)
 
 
 # ---- tokenizers ---------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import torch
 
 from model.checkpoint import load_config, load_model, open_weights, quantized_layers, save_model, weight_files
 from model.config_json import config_from_json, config_to_json
+from model.gguf_file import TENSOR_TYPES
 from model.gguf_layout import gguf_package, half_split, our_name
 from model.gguf_reader import GGUFWeights
 from model.llama import llama3_frequencies, rotary_frequencies
@@ -136,6 +137,42 @@ def test_quantized_layers_are_the_files_own_codes_and_compute_what_their_dequant
     assert dense["model.embed_tokens.weight"].dtype == torch.float32
 
 
+@pytest.mark.parametrize("kind", ["Q5_0", "Q5_1"])
+def test_layers_of_the_packages_types_are_dense_and_hold_its_values(tmp_path, kind):
+    model = strong_model()
+    loaded = load(write_gguf(tmp_path / "x.gguf", model, kind))
+    assert not any(isinstance(m, QuantLinear) for m in loaded.modules())
+    for name, p in model.named_parameters():
+        if p.ndim == 2:
+            block = number("Q8_0" if "embed" in name else kind)
+            p.copy_(torch.from_numpy(gguf.quants.dequantize(gguf.quants.quantize(p.numpy(), block), block)))
+        assert torch.equal(loaded.get_parameter(name), p), name
+
+
+def raw_bytes(kind: str, shape: tuple[int, int], seed: int) -> numpy.ndarray:
+    """Rows of a K type whose weights are like a model's: random codes, and d and dmin of one size."""
+    n_bytes, places = gguf.GGML_QUANT_SIZES[number(kind)][1], {"Q4_K": (0, 2), "Q2_K": (80, 82), "Q6_K": (208,)}[kind]
+    raw = numpy.random.default_rng(seed).integers(0, 256, (shape[0], shape[1] // 256, n_bytes), dtype=numpy.uint8)
+    for place in places:
+        raw[..., place:place + 2] = numpy.float16([0.001]).view(numpy.uint8)
+    return raw.reshape(shape[0], -1)
+
+
+@pytest.mark.parametrize("kind", ["Q4_K", "Q2_K", "Q6_K"])
+def test_k_types_are_the_model_of_their_values_rows_of_q_and_k_put_back(tmp_path, kind):
+    """The gguf package reads K types and does not write them, so the file's bytes are made here."""
+    model = strong_model(replace(ODD_HEADS, hidden_size=256, intermediate_size=256, head_dim=64))
+    raw = {}
+    for i, (name, p) in enumerate(model.named_parameters()):
+        if name.endswith("_proj.weight"):
+            raw[name] = raw_bytes(kind, tuple(p.shape), i)
+            p.copy_(torch.from_numpy(gguf.quants.dequantize(raw[name], number(kind))))
+    path = write_gguf(tmp_path / "x.gguf", model, raw={name: (rows, kind) for name, rows in raw.items()})
+    codes = [m for m in load(path).modules() if isinstance(m, QuantLinear)]
+    assert len(codes) == (0 if kind == "Q6_K" else 14)
+    assert difference(path, model) < 1e-3
+
+
 def number(kind: str):
     return gguf.GGMLQuantizationType[kind]
 
@@ -217,10 +254,16 @@ def test_metadata_that_do_not_fit_are_refused_by_name(tmp_path, metadata, messag
     ({"blk.0.ffn_gate_inp.weight": (torch.zeros(4, 32), "F32")}, "unknown: blk.0.ffn_gate_inp.weight"),
     ({"blk.0.ffn_up.weight": (torch.zeros(32, 64), "Q4_1")},
      "model.layers.0.mlp.up_proj.scale [32, 2] instead of [64, 1]"),
-    ({"blk.1.ffn_up.weight": (torch.zeros(64, 32), "Q5_0")},
-     "tensors of type Q5_0 (blk.1.ffn_up.weight) are not supported; supported: F32, F16, BF16, Q4_0, Q4_1, Q8_0")])
+    ({"blk.1.ffn_up.weight": (torch.zeros(64, 64), "Q5_0")},
+     "model.layers.1.mlp.up_proj.weight [64, 64] instead of [64, 32]")])
 def test_tensors_that_do_not_fit_are_refused_by_name(tmp_path, tensors, message):
     assert message in refused(write_gguf(tmp_path / "x.gguf", strong_model(), tensors=tensors))
+
+
+def test_tensors_of_another_type_are_refused_with_the_types_that_are_read(tmp_path, monkeypatch):
+    monkeypatch.setitem(TENSOR_TYPES, 6, "Q8_1")  # a type that no model file has
+    message = refused(write_gguf(tmp_path / "x.gguf", strong_model(), "Q5_0"))
+    assert "tensors of type Q8_1 (blk.1.ffn_down.weight) are not supported; supported: F32, F16, BF16, Q4_0," in message
 
 
 def test_another_architecture_is_refused_with_what_is_supported(tmp_path):
@@ -269,6 +312,12 @@ def test_reading_needs_no_package(tmp_path, monkeypatch):
     load(path)
     with pytest.raises(ValueError, match="writing GGUF files needs the gguf package: pip install gguf"):
         gguf_package()
+
+
+def test_the_type_and_tensor_that_need_the_package_are_named(tmp_path, monkeypatch):
+    path = write_gguf(tmp_path / "x.gguf", strong_model(), "Q5_0")
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    assert "type Q5_0 of blk.0.attn_q.weight needs the gguf package: pip install gguf" in refused(path)
 
 
 def test_a_file_that_changed_is_read_again(tmp_path):
