@@ -33,6 +33,7 @@ from model.gguf_layout import PLAIN_TYPES, ROPE_DIVISORS, gguf_name, gguf_packag
 from model.gguf_reader import read_gguf
 from model.llama import Llama, llama3_frequencies, rotary_frequencies
 from quant.gguf_blocks import BLOCK_TYPES, fitting_type, in_file_blocks, stored_rows
+from quant.gguf_superblocks import SUPERBLOCK_TYPES
 from quant.grid import QuantizedWeight
 from quant.linear import QuantLinear
 
@@ -71,12 +72,18 @@ class GGUFExport:
     def write(self, model: Llama, place: Path) -> dict:
         """Raises ValueError, naming the tensor, for values outside the range of its type."""
         self.planned, merged = list(self.plan(model)), MergedCodes()
-        linear = Counter(t.type for t in self.planned if t.name.startswith("blk.") and len(t.shape) == 2)
-        metadata = {**self.metadata, "general.file_type": (FILE_TYPES[linear.most_common(1)[0][0]], "UINT32", None)}
+        metadata = {**self.metadata, **self.file_type()}
         bar = tqdm(self.planned, "writing", unit="tensor", disable=None, leave=False)
         write_file(place, self.architecture, metadata, self.planned, (self.rows(t, model, merged) for t in bar))
         types = Counter(t.type for t in self.planned)
         return {"tensors": ", ".join(f"{n} {kind}" for kind, n in types.most_common()), **merged.facts()}
+
+    def file_type(self) -> Metadata:
+        """general.file_type: that of the most common type of layers. A copy of types without a number has none of its
+        own, so the base's stays."""
+        linear = Counter(t.type for t in self.planned if t.name.startswith("blk.") and len(t.shape) == 2)
+        number = FILE_TYPES.get(linear.most_common(1)[0][0])
+        return {} if number is None else {"general.file_type": (number, "UINT32", None)}
 
     def plan(self, model: Llama) -> Iterator[Planned]:
         """Every tensor of the file with its type. The tensors of a GGUF base keep their order."""
@@ -127,20 +134,25 @@ class GGUFExport:
             layer = name.rpartition(".")[0]
             return in_file_blocks(merged_codes(model, layer), BLOCK_TYPES[tensor.type]).dequantize()
         dense = dense_tensor(model, name)
-        return dense if tensor.type in BLOCK_TYPES else dense.to(PLAIN_TYPES[tensor.type])
+        return dense.to(PLAIN_TYPES[tensor.type]) if tensor.type in PLAIN_TYPES else dense
 
 
 # ---- what fits ----------------------------------------------------------------------------------------------------
 
 def types_of_codes(trained: Trained) -> dict[str, str]:
-    """The GGUF type of each layer that holds codes, after its adapter is merged. Raises ValueError for a layer that
-    fits no type, and says what to train instead. Reads headers only."""
+    """The GGUF type of each layer that holds codes, after its adapter is merged. Layers that are copied from a GGUF
+    base are left out. Raises ValueError for a layer that fits no type, and says what to train instead. Reads headers
+    only."""
     planned = trained.planned() if trained.adapted else empty_model(trained.config, torch.float32)
-    types = {}
+    types, file = {}, read_gguf(trained.as_it_is) if trained.as_it_is else None
     for name, grid in stored_grids(trained.code_files, trained.quantized()).items():
         layer, has_offset = planned.get_submodule(name), grid.has_offset
+        if file and not isinstance(layer, AdaptedLinear):
+            continue
         try:
             if isinstance(layer, AdaptedLinear):
+                if file:
+                    check_offsets_fit(file.tensors[gguf_name(f"{name}.weight")].type)
                 target = merge_target(layer.base, layer.adapter)
                 if not target.keeps_codes:
                     raise MergeRefused(f"layer {name}: {target.reason}")
@@ -150,6 +162,14 @@ def types_of_codes(trained: Trained) -> dict[str, str]:
             where = "" if name in str(error) else f"layer {name}: "
             raise ValueError(f"{trained.path}: {where}{error}. {INSTEAD}") from None
     return types
+
+
+def check_offsets_fit(kind: str) -> None:
+    """Raises ValueError for a K type: what an adapter changes has no place in its superblocks."""
+    if kind in SUPERBLOCK_TYPES:
+        raise ValueError(f"{kind} stores a block's scale as d * s and its offset as dmin * m, for small integers s, m. "
+                         "A merged scale or offset is no such product. RUN/merged, which train.py writes, holds the "
+                         "merged model exactly")
 
 
 def merged_codes(model: Llama, layer: str) -> QuantizedWeight:

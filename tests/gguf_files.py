@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy
 import pytest
 import sentencepiece
 import torch
@@ -85,6 +86,27 @@ def write_gguf(path: Path, model: Llama, kind: str = "F32", arch: str = "llama",
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def write_k_types(path: Path, kind: str, of: str = "_proj.weight") -> tuple[Llama, Path]:
+    """A file whose linear layers, or those with such a name, have a K type, and the model of its values. The gguf
+    package reads K types and does not write them, so the bytes are made here."""
+    model = strong_model(replace(ODD_HEADS, hidden_size=256, intermediate_size=256, head_dim=64))
+    raw = {}
+    for i, (name, p) in enumerate(model.named_parameters()):
+        if name.endswith(of):
+            raw[name] = raw_bytes(kind, tuple(p.shape), i), kind
+            p.copy_(torch.from_numpy(gguf.quants.dequantize(raw[name][0], gguf.GGMLQuantizationType[kind])))
+    return model, write_gguf(path, model, raw=raw)
+
+
+def raw_bytes(kind: str, shape: tuple[int, int], seed: int) -> numpy.ndarray:
+    """Rows of a K type whose weights are like a model's: random codes, and d and dmin of one size."""
+    n_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]][1]
+    raw = numpy.random.default_rng(seed).integers(0, 256, (shape[0], shape[1] // 256, n_bytes), dtype=numpy.uint8)
+    for place in {"Q4_K": (0, 2), "Q2_K": (80, 82), "Q6_K": (208,)}[kind]:
+        raw[..., place:place + 2] = numpy.float16([0.001]).view(numpy.uint8)
+    return raw.reshape(shape[0], -1)
 
 
 def add_tensor(writer, name: str, w: Tensor, kind: str) -> None:

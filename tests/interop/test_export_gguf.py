@@ -24,7 +24,7 @@ from quant.minmax import MinMax
 from quant.normal_float import NormalFloat
 from tests.cli import SMALL
 from tests.export_runs import as_trained, difference, export, in_format_1, made_run, refusal
-from tests.gguf_files import ODD_HEADS, gguf, interleaved, strong_model, write_gguf
+from tests.gguf_files import ODD_HEADS, gguf, interleaved, strong_model, write_gguf, write_k_types
 from tests.model.test_families import GEMMA2
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
@@ -118,6 +118,44 @@ def test_a_base_without_offsets_gets_them_where_something_merged_and_keeps_its_t
     assert (halves[:, 2:] == blocks_of(after["blk.0.ffn_up.weight"])[:, 4:]).all()
     assert report["merged_layers_with_the_scales_of_the_base"] == report["merged_layers"] == 6
     assert difference(as_trained(run), loaded(tmp_path / "out.gguf")) < 0.2
+
+
+def test_tensors_of_types_that_are_only_read_are_copied_byte_for_byte(tmp_path):
+    """A file as on the hub: codes, and some layers of another type. Those with an adapter are codes."""
+    other = "mlp.down_proj.weight"
+    model = strong_model()
+    number = gguf.GGMLQuantizationType.Q5_1
+    raw = {name: (gguf.quants.quantize(p.numpy(), number), "Q5_1")
+           for name, p in model.named_parameters() if name.endswith(other)}
+    path = write_gguf(tmp_path / "base.gguf", model, "Q4_1", raw=raw, metadata={"general.file_type": 3})
+    run = made_run(tmp_path / "run", path, "--quantizer", "none", *QABLORA, "--targets", "attention")
+    export(run, "gguf", tmp_path / "out.gguf")
+    (before, keys), (after, new_keys) = read(path), read(tmp_path / "out.gguf")
+    changed = {name for name in before if before[name].data.tobytes() != after[name].data.tobytes()}
+    assert keys == new_keys and changed == {name for name in before if ".attn_" in name and "norm" not in name}
+    assert after["blk.0.ffn_down.weight"].tensor_type.name == "Q5_1"
+
+
+@pytest.mark.parametrize("kind,lam", [("Q4_K", "32x8"), ("Q2_K", "16x8")])
+def test_a_k_type_trains_and_merges_exactly_and_is_refused_in_gguf(tmp_path, kind, lam):
+    _, path = write_k_types(tmp_path / "base.gguf", kind)
+    run = made_run(tmp_path / "run", path, "--quantizer", "none", "--method", "qablora", "--lam", lam)
+    message = refusal(run, "gguf", tmp_path / "out.gguf")
+    assert f"{kind} stores a block's scale as d * s" in message and "layer model.layers.0.self_attn.q_proj" in message
+    merged = as_trained(run)
+    merge_best(merged, torch.float16)
+    assert difference(merged, as_trained(run)) < 1e-4
+    base, layer = loaded(path), merged.get_submodule("model.layers.1.mlp.up_proj")
+    assert torch.equal(layer.codes, base.get_submodule("model.layers.1.mlp.up_proj").codes)
+
+
+def test_a_k_type_that_did_not_train_is_copied(tmp_path):
+    _, path = write_k_types(tmp_path / "base.gguf", "Q2_K", "down_proj.weight")
+    run = made_run(tmp_path / "run", path, "--quantizer", "none", "--method", "lora", "--targets", "attention")
+    export(run, "gguf", tmp_path / "out.gguf")
+    before, after = read(path)[0], read(tmp_path / "out.gguf")[0]
+    assert after["blk.1.ffn_down.weight"].tensor_type.name == "Q2_K"
+    assert before["blk.1.ffn_down.weight"].data.tobytes() == after["blk.1.ffn_down.weight"].data.tobytes()
 
 
 def test_a_dense_layer_of_a_file_stays_in_its_type(tmp_path):

@@ -13,7 +13,7 @@ from model.gguf_layout import gguf_package, half_split, our_name
 from model.gguf_reader import GGUFWeights
 from model.llama import llama3_frequencies, rotary_frequencies
 from quant.linear import QuantLinear
-from tests.gguf_files import ODD_HEADS, gguf, interleaved, strong_model, write_gguf
+from tests.gguf_files import ODD_HEADS, gguf, interleaved, strong_model, write_gguf, write_k_types
 
 TOKENS = torch.randint(3, 4096, (2, 11), generator=torch.Generator().manual_seed(0))
 LLAMA_3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -149,25 +149,10 @@ def test_layers_of_the_packages_types_are_dense_and_hold_its_values(tmp_path, ki
         assert torch.equal(loaded.get_parameter(name), p), name
 
 
-def raw_bytes(kind: str, shape: tuple[int, int], seed: int) -> numpy.ndarray:
-    """Rows of a K type whose weights are like a model's: random codes, and d and dmin of one size."""
-    n_bytes, places = gguf.GGML_QUANT_SIZES[number(kind)][1], {"Q4_K": (0, 2), "Q2_K": (80, 82), "Q6_K": (208,)}[kind]
-    raw = numpy.random.default_rng(seed).integers(0, 256, (shape[0], shape[1] // 256, n_bytes), dtype=numpy.uint8)
-    for place in places:
-        raw[..., place:place + 2] = numpy.float16([0.001]).view(numpy.uint8)
-    return raw.reshape(shape[0], -1)
-
-
 @pytest.mark.parametrize("kind", ["Q4_K", "Q2_K", "Q6_K"])
 def test_k_types_are_the_model_of_their_values_rows_of_q_and_k_put_back(tmp_path, kind):
     """The gguf package reads K types and does not write them, so the file's bytes are made here."""
-    model = strong_model(replace(ODD_HEADS, hidden_size=256, intermediate_size=256, head_dim=64))
-    raw = {}
-    for i, (name, p) in enumerate(model.named_parameters()):
-        if name.endswith("_proj.weight"):
-            raw[name] = raw_bytes(kind, tuple(p.shape), i)
-            p.copy_(torch.from_numpy(gguf.quants.dequantize(raw[name], number(kind))))
-    path = write_gguf(tmp_path / "x.gguf", model, raw={name: (rows, kind) for name, rows in raw.items()})
+    model, path = write_k_types(tmp_path / "x.gguf", kind)
     codes = [m for m in load(path).modules() if isinstance(m, QuantLinear)]
     assert len(codes) == (0 if kind == "Q6_K" else 14)
     assert difference(path, model) < 1e-3
