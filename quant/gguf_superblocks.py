@@ -29,16 +29,20 @@ class SuperBlockType:
     """One row of the table. It has the members of `gguf_blocks.BlockType` that reading needs."""
     name: str
     bits: int
-    block: Block
+    n_in: int  # weights of a block
     bytes: int
     weights: int = SUPERBLOCK
+
+    @property
+    def block(self) -> Block:
+        return Block(self.n_in, 1)
 
     def levels(self) -> Tensor:
         return torch.arange(2.0 ** self.bits)
 
     def shapes(self, D_out: int, D_in: int) -> dict[str, tuple[int, ...]]:
         """The shapes of the buffers of a `QuantLinear` that holds such a weight."""
-        factors = (D_out, D_in // self.block.n_in)
+        factors = (D_out, D_in // self.n_in)
         return {"codes": (packed_bytes(D_out * D_in, self.bits),), "levels": (2 ** self.bits,), "scale": factors,
                 "offset": factors}
 
@@ -81,5 +85,5 @@ def parts_of_q2_k(stored: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 PARTS = {"Q4_K": parts_of_q4_k, "Q2_K": parts_of_q2_k}
-SUPERBLOCK_TYPES = {kind.name: kind for kind in (SuperBlockType("Q4_K", 4, Block(32, 1), 144),
-                                                 SuperBlockType("Q2_K", 2, Block(16, 1), 84))}
+SUPERBLOCK_TYPES = {kind.name: kind for kind in (SuperBlockType("Q4_K", 4, 32, 144),
+                                                 SuperBlockType("Q2_K", 2, 16, 84))}
