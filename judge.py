@@ -20,7 +20,7 @@ from finetune.source import Source
 from judging.endpoint import Endpoint, JudgeFailed
 from judging.judgements import Compared, Judge, Outcome, judge_all, outcome_of, results_of
 from judging.local import LocalJudge
-from model.files import write_json
+from model.files import write_record
 from scoring.predictions import check_same_rows, note_differences, read_predictions
 from scoring.table import print_columns
 
@@ -102,7 +102,7 @@ def report(compared: Compared, judge: Judge, out: Path, batch_size: int) -> None
     except JudgeFailed as error:
         raise ValueError(f"{error}; what has been judged is in {out}, and the same command goes on") from None
     outcome = outcome_of(judgements, compared)
-    write_json(out / "results.json", results_of(outcome, compared, judge))
+    write_record(out / "results.json", results_of(outcome, compared, judge))
     print_columns(f"{compared.task}, {outcome.rows} rows, {compared.a} against {compared.b}, judged by {judge.name} "
                   f"in both orders (in {out})",
                   table_of(outcome))

@@ -35,7 +35,7 @@ from finetune.size import bits_per_weight, peak_memory
 from finetune.source import Source, check_fingerprint, load_run_base
 from model.checkpoint import random_model, save_model
 from model.config_json import config_to_json
-from model.files import write_json
+from model.files import write_record
 from model.finite import check_weights
 from model.hub import pinned
 from model.llama import Llama
@@ -123,7 +123,7 @@ def data_of(run: Run) -> PreparedData:
 def describe(run: Run, source: Source, config: RunConfig, data: PreparedData) -> None:
     """Writes the run's config.json. The tokenizer is copied, so that the run is a model of its own."""
     copy_tokenizer(source.path, run.path)
-    write_json(run.config_file, {
+    write_record(run.config_file, {
         "format": FORMAT,
         "config": config_json(config),
         "model_config": config_to_json(source.config),
@@ -143,14 +143,14 @@ def train(run: Run, config: RunConfig, data: PreparedData) -> None:
     model, parameters, keep_best = full(run, config) if config.adapter_kind is None else adapted(run, config, data)
     check_weights(model, data.used_ids, str(config.base.model))
     trainer = Trainer(model, parameters, config.training, config.data.seed, data.train, data.validation,
-                      run.state_file, keep_best, run.log)
+                      run.state_file, keep_best, run.metrics.append, run.metrics.flush)
     print_plan(run.path, config, model, parameters, data, trainer.total_steps)
-    if run.state_file.is_file():
+    if run.has_state():
         trainer.load_state()
     run.forget_after(trainer.step)
     trainer.run()
     peak = peak_memory(model.device)
-    write_json(run.training_file, {"trainable_parameters": sum(p.numel() for p in parameters.values()),
+    write_record(run.training_file, {"trainable_parameters": sum(p.numel() for p in parameters.values()),
                                    "tokens": trainer.tokens, "seconds": round(trainer.seconds, 3),
                                    **{key: round(megabytes) for key, megabytes in peak.items()}})
     of_gpu = f", of the GPU {peak['peak_gpu_memory_mb']:.0f} MB" if "peak_gpu_memory_mb" in peak else ""
@@ -181,7 +181,7 @@ def adapted(run: Run, config: RunConfig, data: PreparedData | None) -> Prepared:
     if config.base.quantization and not run.base_file.is_file():
         base, report = load_base(Source(config.base.model), config.base, compute, data and data.calibration)
         if report:
-            write_json(run.quantization_file, report)
+            write_record(run.quantization_file, report)
         save_model(base, run.base_file)
     model = load_run_base(run, config, compute.torch_dtype, compute.device)
     attach_adapters(model, config)

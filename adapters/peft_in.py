@@ -17,10 +17,11 @@ from torch import nn
 from adapters.adapted import AdaptedLinear, replace_layers
 from adapters.lam import Lam
 from adapters.lora import LoRA
-from model.checkpoint import FLOATS, empty_model, open_safetensors
+from model.checkpoint import FLOATS, empty_model
 from model.config import LlamaConfig
 from model.files import read_json, sha256_of
 from model.llama import Linear, Llama
+from model.tensor_files import open_safetensors
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 # The values that leave plain LoRA plain. None, False and empty always do.

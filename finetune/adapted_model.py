@@ -13,10 +13,12 @@ from adapters.rounding import TrainingLost
 from finetune.config import RunConfig
 from finetune.methods import TARGETS
 from finetune.run import Run
-from model.checkpoint import open_safetensors, save_model
+from model.checkpoint import save_model
 from model.config_json import config_to_json
-from model.files import write_json, write_safetensors
+from model.durable import publish, scratch_directory
+from model.files import write_json
 from model.llama import Llama
+from model.tensor_files import open_safetensors, write_safetensors
 from model.tokenizer import copy_tokenizer
 from quant.grid import Block
 
@@ -115,7 +117,10 @@ def load_adapter(model: Llama, run: Run) -> None:
 
 
 def save_beside(model: Llama, run: Run, directory: Path) -> None:
-    """A merged model as a model directory of its own."""
-    write_json(directory / "config.json", config_to_json(model.config))
-    copy_tokenizer(run.path, directory)
-    save_model(model, directory / "model.safetensors")
+    """A merged model as a model directory of its own, in the place of an earlier one."""
+    with scratch_directory(directory) as scratch:
+        made = scratch / directory.name
+        write_json(made / "config.json", config_to_json(model.config))
+        copy_tokenizer(run.path, made)
+        save_model(model, made / "model.safetensors")
+        publish(made, directory)

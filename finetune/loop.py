@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from finetune.config import TrainingConfig
-from model.checkpoint import open_safetensors
-from model.files import write_safetensors
+from finetune.state_files import StateFiles
 from model.finite import NotFinite, why_not_finite
+from model.tensor_files import Damaged, TensorFile
 from tasks.batching import collate, epoch_batches, split_list
 from tasks.task import Encoded
 
@@ -61,7 +61,8 @@ def to_blame(model: nn.Module, examples: Sequence[Encoded]) -> str:
 
 
 class Trainer:
-    """AdamW over `parameters` only. `keep_best` is called at each new lowest validation loss.
+    """AdamW over `parameters` only. `keep_best` is called at each new lowest validation loss. `flush_log`: makes what
+    `log` got so far survive a power loss.
 
     `state_file` holds what resuming needs: the parameters, the optimizer's moments, the random state, and in its header
     the step and the best loss so far. The order of the data follows from (seed, epoch), so the step alone finds the
@@ -69,10 +70,11 @@ class Trainer:
 
     def __init__(self, model: nn.Module, parameters: dict[str, nn.Parameter], settings: TrainingConfig, seed: int,
                  train: list[Encoded], validation: list[Encoded], state_file: Path,
-                 keep_best: Callable[[], None], log: Callable[[dict], None]):
+                 keep_best: Callable[[], None], log: Callable[[dict], None],
+                 flush_log: Callable[[], None] = lambda: None):
         self.model, self.parameters, self.settings, self.seed = model, parameters, settings, seed
         self.train_set, self.validation_set = train, validation
-        self.state_file, self.keep_best, self.log = state_file, keep_best, log
+        self.states, self.keep_best, self.log, self.flush_log = StateFiles(state_file), keep_best, log, flush_log
         matrices = [p for p in parameters.values() if p.ndim >= 2]
         others = [p for p in parameters.values() if p.ndim < 2]
         # On a GPU one kernel steps all parameters. Its count of steps is there, too.
@@ -168,6 +170,10 @@ class Trainer:
         return f". Kept: what was trained in {self.step} steps; no validation loss of it is known"
 
     def save_state(self) -> None:
+        """What belongs together reaches the disk in this order: the best adapter (`keep_best`), the log, the state. The
+        log goes before the state, since a run that goes on from step n logs only the steps after n. A kept adapter
+        that is newer than the state does no harm: the steps up to it are taken again, to the same bytes."""
+        self.flush_log()
         tensors = {"random": torch.get_rng_state()}
         if self.model.device.type == "cuda":
             tensors["random_cuda"] = torch.cuda.get_rng_state(self.model.device)
@@ -176,19 +182,26 @@ class Trainer:
             for moment in ("exp_avg", "exp_avg_sq"):
                 tensors[f"{moment}.{name}"] = self.optimizer.state[p][moment]
         place = {"step": self.step, "best": self.best, "tokens": self.tokens, "seconds": self.seconds}
-        write_safetensors(self.state_file, tensors, {"place": json.dumps(place)})
+        self.states.save(tensors, {"place": json.dumps(place)})
+
+    def load_state(self) -> None:
+        """Raises Damaged, naming file and tensor, if no state is whole. A damaged newest one gives way to the one
+        before it."""
+        self.states.load(self._read_state)
 
     @torch.no_grad()
-    def load_state(self) -> None:
-        with open_safetensors(self.state_file) as file:
+    def _read_state(self, file: TensorFile) -> None:
+        try:
             place = json.loads(file.metadata()["place"])
-            for name, p in self.parameters.items():
-                p.copy_(file.get_tensor(f"parameter.{name}"))
-                self.optimizer.state[p] = {
-                    "step": torch.tensor(float(place["step"]), device=p.device if self.fused else "cpu"),
-                    **{m: file.get_tensor(f"{m}.{name}").to(p.device) for m in ("exp_avg", "exp_avg_sq")}}
-            torch.set_rng_state(file.get_tensor("random"))
-            if self.model.device.type == "cuda" and "random_cuda" in file.keys():
-                torch.cuda.set_rng_state(file.get_tensor("random_cuda"), self.model.device)
+        except (KeyError, ValueError) as error:
+            raise Damaged(f"{file.path}: damaged header: it does not say at which step the run was ({error})") from None
+        for name, p in self.parameters.items():
+            p.copy_(file.get_tensor(f"parameter.{name}"))
+            self.optimizer.state[p] = {
+                "step": torch.tensor(float(place["step"]), device=p.device if self.fused else "cpu"),
+                **{m: file.get_tensor(f"{m}.{name}").to(p.device) for m in ("exp_avg", "exp_avg_sq")}}
+        torch.set_rng_state(file.get_tensor("random"))
+        if self.model.device.type == "cuda" and "random_cuda" in file.keys():
+            torch.cuda.set_rng_state(file.get_tensor("random_cuda"), self.model.device)
         self.step, self.best = place["step"], place["best"]
         self.tokens, self.seconds = place["tokens"], place["seconds"]

@@ -1,9 +1,8 @@
 """Pictures, if matplotlib is installed: files, not a screen. Here: the loss curve of a run."""
-import json
 from pathlib import Path
 
 from finetune.run import Run
-from model.files import replace_file
+from model.durable import replace_file
 
 PICTURES = (".png", ".svg", ".pdf")
 
@@ -30,7 +29,7 @@ def check_picture(path: Path) -> None:
 def save_figure(figure, path: Path) -> None:
     """Written beside, then renamed: the picture is whole or absent."""
     figure.tight_layout()
-    replace_file(path, lambda beside: figure.savefig(beside, dpi=120, format=path.suffix.removeprefix(".")))
+    replace_file(path, lambda file: figure.savefig(file, dpi=120, format=path.suffix.removeprefix(".")))
     pyplot().close(figure)
 
 
@@ -41,7 +40,7 @@ def plot_losses(run: Run) -> None:
     except ValueError as error:
         print(f"no loss curve: {error}")
         return
-    records = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
+    records = list(run.metrics)
     training = [(r["step"], r["loss"]) for r in records if "loss" in r]
     validation = [(r["step"], r["validation_loss"]) for r in records if "validation_loss" in r]
     axes.plot(*zip(*training, strict=True), color="tab:blue", alpha=0.3, linewidth=0.8, label="training, each step")

@@ -1,4 +1,4 @@
-"""A run is a directory. Every file is whole or absent: it is written beside its name, then renamed.
+"""A run is a directory. Every file is whole or absent (model/durable.py), and carries its checksum.
 
     config.json           format number, resolved configuration, the model's configuration, versions, sha256
     metrics.jsonl         a line a step, a line an epoch
@@ -16,16 +16,18 @@
     benchmarks/TASK/      predictions.jsonl and results.json of another task than the run's own
     results.json          the table that train.py ended with
     eval.json             the table that eval.py made last
-    state/                what --resume needs
+    state/                what --resume needs: the newest state, and the one before it
 """
-import json
 import shutil
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 
 from finetune.config import RunConfig
 from finetune.config_json import run_config
-from model.files import read_json, write_text
+from finetune.state_files import StateFiles
+from model.files import read_json
+from model.journal import Journal
 
 
 class Run:
@@ -33,6 +35,7 @@ class Run:
         self.path = path
         self.config_file = path / "config.json"
         self.metrics_file = path / "metrics.jsonl"
+        self.metrics = Journal(self.metrics_file)
         self.results_file = path / "results.json"
         self.eval_file = path / "eval.json"
         self.state_file = path / "state" / "state.safetensors"
@@ -70,21 +73,19 @@ class Run:
         return Run(self.path / "benchmarks" / task)
 
     def has_progress(self) -> bool:
-        return self.state_file.is_file() or self.metrics_file.is_file()
+        return self.has_state() or self.metrics_file.is_file()
+
+    def has_state(self) -> bool:
+        return StateFiles(self.state_file).exist()
 
     def discard(self) -> None:
         """Remove a run that failed before it made anything worth keeping, so that its name is free again."""
         shutil.rmtree(self.path)
 
-    def log(self, record: dict) -> None:
-        with open(self.metrics_file, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-
     def forget_after(self, step: int) -> None:
-        """Drop metrics of steps that a resumed run will take again."""
-        if self.metrics_file.exists():
-            kept = [line for line in self.metrics_file.read_text().splitlines() if json.loads(line)["step"] <= step]
-            write_text(self.metrics_file, "".join(line + "\n" for line in kept))
+        """Drop metrics of steps that a resumed run will take again. Those lines may be damaged: a power loss can leave
+        them in any state."""
+        self.metrics.keep(list(takewhile(lambda record: record["step"] <= step, self.metrics)))
 
 
 def is_run(path: Path) -> bool:

@@ -22,7 +22,6 @@ from model.checkpoint import (
     empty_model,
     load_config,
     load_model,
-    open_safetensors,
     open_weights,
     quantized_layers,
     read_tensors,
@@ -32,6 +31,7 @@ from model.config import LlamaConfig
 from model.files import read_json, say_once, sha256_of
 from model.hub import directory_of
 from model.llama import Llama
+from model.tensor_files import open_safetensors
 from model.tokenizer import Tokenizer, end_ids, load_tokenizer
 
 Change = Callable[[str, nn.Module], nn.Module]  # (name, layer) -> the layer that takes its place

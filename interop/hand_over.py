@@ -1,6 +1,4 @@
 """One export of any format: checked, written beside its name, read again, compared, and only then renamed."""
-import os
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
@@ -10,7 +8,8 @@ from torch import Tensor
 from interop.comparison import Difference, compare, files_of, token_rows
 from interop.lost import Lost, what_is_lost
 from interop.trained import Trained
-from model.files import write_json
+from model.durable import make_directory, publish, scratch_directory
+from model.files import write_record
 from model.llama import Llama
 
 REPORT = "export.json"
@@ -54,31 +53,36 @@ def hand_over(trained: Trained, export: Export, to: Path, allow_loss: bool = Fal
     """Exports to `to`, which in the end is complete or absent. Raises ValueError if the export, read again, is not what
     it should be, or if rounding has taken most of what was trained and `allow_loss` is False."""
     rows = token_rows(trained)
-    to.parent.mkdir(parents=True, exist_ok=True)
-    beside = to.with_name(f".{to.stem}.{os.getpid()}.part{to.suffix}")
-    try:
+    with scratch_directory(to) as scratch:
+        made = scratch / to.name
         if export.is_directory:
-            beside.mkdir()
+            make_directory(made)
         model = trained.load()
-        facts = export.write(model, beside)
-        again = export.reread(beside)
+        facts = export.write(model, made)
+        again = export.reread(made)
         difference = compare(model, again, rows, export.expected, export.tolerance)
         lost = what_is_lost(trained, model, again, rows, difference.largest_weight_difference > 0)
         warning = lost.check(allow_loss)
-        files = files_of(beside)
-        if not export.is_directory:
-            files = {to.name: files.pop(beside.name)}
+        files = files_of(made)
         report = report_json(trained, export.name, facts, difference, lost, files)
-        write_json(beside / REPORT if export.is_directory else report_file(to), report)
-        os.replace(beside, to)
-    finally:
-        if not export.is_directory and not to.exists():
-            report_file(to).unlink(missing_ok=True)
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.unlink(missing_ok=True)
+        if export.is_directory:
+            write_record(made / REPORT, report)
+            publish(made, to)
+        else:
+            publish_with_report(made, to, report)
     print("\n".join(report_lines(f"{to}: {export.name} of {trained.path}", facts, difference, lost, files)))
     if warning:
         print(f"WARNING: {warning}")
+
+
+def publish_with_report(made: Path, to: Path, report: dict) -> None:
+    """The report comes first: an export with its name is complete. Without the export, no report stays."""
+    try:
+        write_record(report_file(to), report)
+        publish(made, to)
+    except BaseException:
+        report_file(to).unlink(missing_ok=True)
+        raise
 
 
 def report_lines(title: str, facts: dict, difference: Difference, lost: Lost, files: dict[str, dict]) -> list[str]:

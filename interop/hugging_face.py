@@ -4,7 +4,6 @@ The directory holds config.json, model.safetensors, the tokenizer, and what trav
 template and generation_config.json. The weights are one file of any size: the model is in memory as a whole anyway, and
 its readers accept large files.
 """
-import shutil
 from pathlib import Path
 
 import torch
@@ -19,8 +18,10 @@ from interop.trained import Trained, dense_tensor, dense_tensors, tensor_names
 from model.checkpoint import load_config, load_model, weight_files
 from model.config import LlamaConfig
 from model.config_json import config_to_json
-from model.files import write_json, write_safetensors
+from model.durable import copy_file
+from model.files import write_json
 from model.llama import Llama
+from model.tensor_files import write_safetensors
 from model.tokenizer import copy_tokenizer
 
 # copied from the base for runs of earlier versions, which did not keep them
@@ -62,7 +63,7 @@ def write_model(trained: Trained, model: Llama, dtype: torch.dtype, directory: P
     write_tokenizer(trained, directory)
     for path in (trained.origin / name for name in BESIDE if trained.origin and trained.origin.is_dir()):
         if path.is_file() and not (directory / path.name).exists():
-            shutil.copy(path, directory / path.name)
+            copy_file(path, directory / path.name)
 
 
 def read_model(trained: Trained, directory: Path) -> Llama:

@@ -34,9 +34,10 @@ from finetune.run import is_run
 from finetune.source import load_run_base
 from interop.hugging_face import name_of, read_model, write_model
 from interop.trained import Trained
-from model.files import write_json, write_safetensors
+from model.files import write_json
 from model.hub import HubModel
 from model.llama import Llama
+from model.tensor_files import write_safetensors
 
 PRODUCTS = 1e-4  # of a tensor's largest value: B A and the run's own delta_W are rounded differently
 CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "base"

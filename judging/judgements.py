@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from judging.verdict import LOSS, MALFORMED, TEMPLATE_VERSION, TIE, WIN, better, judge_prompt, read_scores, verdict
-from model.files import write_text
+from model.journal import Journal
 from tasks.rows import read_rows
 from tasks.significance import mcnemar_exact
 
@@ -58,17 +58,15 @@ def judge_all(compared: Compared, judge: Judge, out: Path, rows_at_a_time: int =
     # a row that occurs twice is one question
     first = {question: i for i, question in reversed(list(enumerate(questions)))}
     left = sorted(i for question, i in first.items() if question not in known)
-    out.mkdir(parents=True, exist_ok=True)
     with tqdm(total=len(first), initial=len(first) - len(left), desc="judging", unit="row", disable=None,
               leave=False) as bar:
         for start in range(0, len(left), rows_at_a_time):
             rows = left[start:start + rows_at_a_time]
             answers = judge.ask([prompt for i in rows for prompt in prompts[i]])
-            with open(file, "a", encoding="utf-8") as lines:
-                for place, i in enumerate(rows):
-                    both = answers[2 * place:2 * place + 2]
-                    known[questions[i]] = judgement = judged(i, judge, questions[i], prompts[i], both)
-                    lines.write(json.dumps(judgement) + "\n")
+            new = [judged(i, judge, questions[i], prompts[i], answers[2 * place:2 * place + 2])
+                   for place, i in enumerate(rows)]
+            Journal(file).append(*new)
+            known |= {judgement["question"]: judgement for judgement in new}
             bar.update(len(rows))
     return [with_scores(known[question]) for question in questions]
 
@@ -91,14 +89,10 @@ def with_scores(judgement: dict) -> dict:
 def read_judgements(file: Path) -> dict[str, dict]:
     """The stored judgements by question.
 
-    A last line without a line break was cut off by an interruption: it is removed from the file. Raises ValueError,
-    naming the line, for any other line that is not a judgement."""
-    if not file.is_file():
-        return {}
-    text = file.read_text(encoding="utf-8", errors="surrogateescape")
-    if not text.endswith("\n"):
-        write_text(file, text := text[:text.rfind("\n") + 1])
-    if not text:
+    Lines that an interruption cut off are removed from the file. Raises ValueError, naming the line, for any other line
+    that is not a judgement."""
+    journal = Journal(file)
+    if not journal.keep(list(journal)):
         return {}
     rows = read_rows(file, FIELDS)
     for number, row in enumerate(rows, 1):

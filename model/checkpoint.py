@@ -14,14 +14,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from model.config import LlamaConfig
 from model.config_json import config_from_json, token_ids
-from model.files import parse_json, read_json, say_once, write_safetensors
+from model.files import parse_json, read_json, say_once
 from model.gguf_reader import GGUFWeights, gguf_config, is_gguf, read_gguf
 from model.llama import Linear, Llama
+from model.tensor_files import open_safetensors, write_safetensors
 from quant.factors import OUTER_BLOCK, DoubleQuantized, ZeroPoints
 from quant.grid import Block, Grid
 from quant.linear import QuantLinear
@@ -72,7 +72,8 @@ class Weights:
             return file.get_tensor(f"{layer}.levels")
 
     def tensors(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-        """Every tensor whose name begins with `prefix`, one at a time in memory."""
+        """Every tensor whose name begins with `prefix`, one at a time in memory. Raises Damaged for one that
+        is not what was written."""
         for path in self.files:
             names = [name for name, file in self.file_of.items() if file == path and name.startswith(prefix)]
             if names:
@@ -80,16 +81,9 @@ class Weights:
                     yield from ((name, file.get_tensor(name)) for name in names)
 
 
-def open_safetensors(path: Path):
+def _quantized_header(metadata: dict[str, str], path: Path) -> dict[str, dict]:
     try:
-        return safe_open(path, "pt")
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: damaged, or not a safetensors file ({error})") from None
-
-
-def _quantized_header(metadata: dict[str, str] | None, path: Path) -> dict[str, dict]:
-    try:
-        return parse_json((metadata or {}).get("quantized", "{}"))
+        return parse_json(metadata.get("quantized", "{}"))
     except ValueError as error:
         raise ValueError(f"{path}: damaged header: its list of quantized layers is not JSON ({error})") from None
 

@@ -1,49 +1,55 @@
-"""Files that are either whole or absent: each is written under a temporary name, then renamed. safetensors and JSON."""
+"""Text and JSON files, in and out. Writing goes through durable.py: a file is whole or absent."""
 import hashlib
 import json
-import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable
 from functools import cache
 from itertools import islice
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
+from model.durable import replace_file
 
 LARGEST_JSON = 1 << 28  # bytes; the largest published tokenizer.json has 35 MB
 
 
-def replace_file(path: Path, write: Callable[[Path], None]) -> None:
-    """`write` gets a temporary path in the same directory. The file is renamed to `path` once it is complete.
-
-    Raises OSError, naming `path` and not the temporary file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        write(beside)
-        os.replace(beside, path)
-    except OSError as error:
-        if error.filename is None:
-            raise
-        raise type(error)(error.errno, error.strerror, str(path)) from None
-    finally:
-        beside.unlink(missing_ok=True)
-
-
 def write_text(path: Path, text: str) -> None:
-    replace_file(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    replace_file(path, lambda file: file.write(content))
 
 
 def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+SEAL = "sha256_of_the_rest"
+
+
+def write_record(path: Path, value: dict) -> None:
+    """A JSON object with its own checksum as the last key. `read_json` checks it and leaves it out."""
+    write_json(path, {**value, SEAL: seal(json.loads(json.dumps(value)))})
+
+
+def seal(value: dict) -> str:
+    """sha256 of a JSON object: its keys sorted, without spaces."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
 def read_json(path: Path) -> dict:
-    """The JSON object in a file. Raises ValueError, naming the file, for anything else."""
+    """The JSON object in a file. Raises ValueError, naming the file, for anything else, and for an object with a
+    checksum that is not what was written."""
+    value = _read_json(path)
+    stated = value.pop(SEAL, None)
+    if stated is not None and (found := seal(value)) != stated:
+        raise ValueError(f"{path}: changed after it was written: its {SEAL} is {found}, but the file states {stated}. "
+                         f"If it was changed on purpose, delete the entry {SEAL}; if not, restore the file from a copy")
+    return value
+
+
+def _read_json(path: Path) -> dict:
     if (size := path.stat().st_size) > LARGEST_JSON:
         raise ValueError(f"{path}: {size} bytes are too many for a JSON file; at most {LARGEST_JSON} are read")
     try:
@@ -88,18 +94,6 @@ def lines_with(key: str, text: str) -> str:
 def say_once(text: str) -> None:
     """A line for the user on stderr; once in a process, however often a file is opened."""
     print(text, file=sys.stderr)
-
-
-def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Tensors that share memory (tied weights) must appear under one name only.
-
-    Give at most one key of `metadata`: the library writes several keys in random order, and equal runs should give
-    equal bytes. transformers requires `format: pt` of a dense checkpoint. Raises OSError if the disk is full."""
-    whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    try:
-        replace_file(path, lambda beside: save_file(whole, beside, metadata=metadata or {"format": "pt"}))
-    except SafetensorError as error:  # the library raises this for a full disk
-        raise OSError(f"{path}: {error}") from None
 
 
 def sha256_of(*paths: Path) -> str:

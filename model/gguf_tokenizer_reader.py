@@ -11,7 +11,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
-from model.files import replace_file, write_json, write_text
+from model.files import write_bytes, write_json, write_text
 from model.gguf_file import GGUFFile
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # tokenizer.ggml.token_type, as in sentencepiece
@@ -135,7 +135,7 @@ def extract_sentencepiece(file: GGUFFile, directory: Path) -> None:
     """Writes tokenizer.model. Also tokenizer_config.json, if there are added tokens: one id each wherever their text
     stands, with sentencepiece's space before the text after them (`legacy`), as in llama.cpp."""
     model = sentencepiece_model(file)
-    replace_file(directory / "tokenizer.model", lambda beside: beside.write_bytes(model))
+    write_bytes(directory / "tokenizer.model", model)
     if added := added_tokens(file):
         names = {f"{kind}_token": special_token(file, kind) for kind in ("bos", "eos")}
         write_json(directory / "tokenizer_config.json", {

@@ -9,7 +9,6 @@ added_tokens.json. They name the begin and the end token, and tokens that the to
 import json
 import os
 import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import sentencepiece
 import tokenizers
 
 from model.config import LlamaConfig
+from model.durable import copy_file
 from model.files import read_json, say_once
 from model.gguf_reader import is_gguf, read_gguf
 from model.gguf_tokenizer_reader import extract_gguf_tokenizer, message
@@ -411,7 +411,5 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     with the other files that travel."""
     if is_gguf(source):
         return extract_gguf_tokenizer(read_gguf(source), target)
-    files = travelling_files(source)
-    target.mkdir(parents=True, exist_ok=True)
-    for path in files:
-        shutil.copy(path, target / path.name)
+    for path in travelling_files(source):
+        copy_file(path, target / path.name)

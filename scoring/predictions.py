@@ -3,14 +3,15 @@ states.
 
     python eval.py --compare runs/a runs/b runs/b:quantized
 """
-import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from finetune.data import PreparedData
 from finetune.run import Run
-from model.files import write_json, write_text
+from model.files import write_json
+from model.journal import Journal, checked
 from scoring.scores import Row
 from scoring.state import TRAINED, older_key
 from scoring.table import print_columns
@@ -45,9 +46,9 @@ def save_predictions(path: Path, rows: Sequence[Row], data: PreparedData, flags:
     for row in rows:
         for i, (asked, line) in enumerate(zip(data.test, row.lines, strict=True)):
             marks = data.task.marks(asked, line)
-            new.append({"state": row.state.key, "task": data.task.name, "row": i, "asked": dict(flags), **line,
-                        "score": marks[data.task.metric], "marks": marks})
-    write_text(path, "".join(json.dumps(line) + "\n" for line in kept + new))
+            new.append({"state": row.state.key, "task": data.task.name, "row": i, "rows": len(data.test),
+                        "asked": dict(flags), **line, "score": marks[data.task.metric], "marks": marks})
+    Journal(path).replace(kept + new)
 
 
 def differing(then: Mapping[str, object], now: Mapping[str, object]) -> str:
@@ -62,6 +63,11 @@ def _lines(path: Path) -> list[dict]:
     for number, line in enumerate(lines, 1):
         if not isinstance(line.get("score"), float):
             raise ValueError(f"{path}, line {number}: score is {line.get('score')!r}, not a number")
+    lines = [checked(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+    for state, n in Counter(line["state"] for line in lines).items():
+        if n != (rows := next(line.get("rows", n) for line in lines if line["state"] == state)):
+            raise ValueError(f"{path}: holds {n} of the {rows} rows of state {state}, so lines of it are missing: "
+                             "remove the file and score again")
     return [{**line, "state": older_key(line["state"])} for line in lines]
 
 

@@ -29,7 +29,7 @@ from finetune.quantize import load_base
 from finetune.run import Run
 from finetune.source import Source, check_fingerprint
 from model.checkpoint import load_config, stored_layers, weight_files
-from model.files import read_json, write_json
+from model.files import read_json, write_record
 from model.llama import Llama
 from quant import QUANTIZERS
 from quant.linear import stored_bytes
@@ -175,4 +175,4 @@ def keep_report(run: Run, state: State, changes: Sequence[LayerChange], gptq_rep
     kept = {older_key(key): value for key, value in kept.items()}
     layers = [{**asdict(c), "ratio": c.ratio, "bits_per_weight": c.bits_per_weight} for c in changes]
     kept[state.key] = {"ratio": overall_ratio(changes), "layers": layers, "gptq": gptq_report}
-    write_json(run.restoration_file, kept)
+    write_record(run.restoration_file, kept)

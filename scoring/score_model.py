@@ -8,7 +8,7 @@ from finetune.data import prepare_data
 from finetune.quantize import load_base
 from finetune.run import Run
 from finetune.source import Source
-from model.files import read_json, write_json
+from model.files import read_json, write_record
 from scoring.predictions import check_predictions
 from scoring.resume import KeptAnswers
 from scoring.score_run import asked_key, asked_of_all, keep_scores, read_by
@@ -57,7 +57,7 @@ def quantized_state(config: ScoringConfig) -> State:
 def keep_report(place: Run, state: State, gptq_report: dict) -> None:
     """GPTQ's report, beside those of other ways in which the model was quantized for this place."""
     kept = read_json(place.quantization_file) if place.quantization_file.is_file() else {}
-    write_json(place.quantization_file, {**kept, state.key: gptq_report})
+    write_record(place.quantization_file, {**kept, state.key: gptq_report})
 
 
 def check_place(place: Run, fingerprint: str, task: str) -> None:

@@ -19,7 +19,7 @@ from finetune.run import Run
 from finetune.saving import saved_with
 from finetune.source import Source, check_fingerprint, load_run_base, load_trained
 from model.config_json import config_to_json
-from model.files import sha256_of, write_json
+from model.files import sha256_of, write_record
 from model.llama import Llama
 from model.tokenizer import tokenizer_files
 from scoring.predictions import save_predictions
@@ -152,5 +152,5 @@ def adapted_states(model: Llama, run: Run, config: RunConfig, scoring: Scoring) 
         rows[-1].weight_error = error
         save_beside(model, run, run.requantized)
         if gptq_report:
-            write_json(run.requantized / run.quantization_file.name, gptq_report)
+            write_record(run.requantized / run.quantization_file.name, gptq_report)
     return rows

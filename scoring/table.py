@@ -2,7 +2,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from model.files import write_json
+from model.files import write_record
 from scoring.scores import Row
 from tasks.task import Task
 
@@ -75,4 +75,4 @@ def print_columns(title: str, lines: Sequence[Sequence[str]]) -> None:
 
 
 def save_table(rows: Sequence[Row], path: Path, **facts) -> None:
-    write_json(path, {**facts, "rows": [row.to_json() for row in rows]})
+    write_record(path, {**facts, "rows": [row.to_json() for row in rows]})

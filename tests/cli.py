@@ -10,7 +10,7 @@ import train
 from finetune.loop import Trainer
 from finetune.run import open_run
 from model.config import LlamaConfig
-from model.files import write_json
+from model.files import read_json, write_json
 
 SMALL = LlamaConfig(vocab_size=4096, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
                     num_key_value_heads=1, head_dim=16, max_position_embeddings=160, tie_word_embeddings=True,
@@ -79,7 +79,7 @@ def forbid_loading(monkeypatch) -> None:
 
 def as_an_older_version_wrote_it(run: Path, *unknown: str) -> None:
     """Rewrites a run's config.json in format 1, the flat `arguments`, without the flags that were `unknown` then."""
-    saved = json.loads((run / "config.json").read_text())
+    saved = read_json(run / "config.json")
     config, quantization, codes = saved.pop("config"), open_run(run).config.base.quantization, open_run(
         run).config.base.codes
     del saved["format"]

@@ -378,7 +378,7 @@ MUTANTS = [
     M("shared-tensors-counted-twice", "quant/linear.py", "tensors = {id(t): t for module in modules for t in",
       "tensors = {(id(t), id(module)): t for module in modules for t in",
       ("tests/quant", "tests/adapters", "tests/scripts/test_cli.py")),
-    M("metrics-of-repeated-steps-kept", "finetune/run.py", 'if json.loads(line)["step"] <= step]', "if True]",
+    M("metrics-of-repeated-steps-kept", "finetune/run.py", 'record["step"] <= step', "True",
       FLAGS),
     M("padding-is-calibrated-on", "finetune/gptq_model.py", "hessian.add(inputs[0][real.to(inputs[0].device)])",
       "hessian.add(inputs[0].flatten(0, 1))", CALIBRATION),

@@ -139,7 +139,7 @@ def test_an_interrupted_run_resumed_ends_where_an_uninterrupted_one_does(tmp_pat
     with pytest.raises(Interrupted):
         cut.run()
     again = trainer(tmp_path / "b", adapted_model(dropout=0.2))
-    if again.state_file.exists():
+    if again.states.exist():
         again.load_state()
         assert 0 < again.step <= stop_at
     else:

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model.checkpoint import load_config, load_model, save_model, weight_files
-from model.files import write_safetensors
+from model.tensor_files import write_safetensors
 from model.tokenizer import load_tokenizer
 from quant.grid import Block
 from quant.linear import QuantLinear
@@ -110,10 +110,9 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path, mon
     path = tmp_path / "model.safetensors"
     write_safetensors(path, {"a": torch.ones(2)})
 
-    def fail(tensors, target, metadata):
-        Path(target).write_bytes(b"half")
+    def fail(tensor):
         raise OSError("disk full")
-    monkeypatch.setattr("model.files.save_file", fail)
+    monkeypatch.setattr("model.tensor_files.bytes_of", fail)
     with pytest.raises(OSError, match="disk full"):
         write_safetensors(path, {"a": torch.zeros(2)})
     assert torch.equal(load_file(path)["a"], torch.ones(2))

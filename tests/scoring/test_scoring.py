@@ -14,7 +14,7 @@ from finetune.config import EMBEDDED_BASE
 from finetune.source import Source
 from model.checkpoint import load_config, load_model, weight_files
 from model.config_json import config_to_json
-from model.files import write_json
+from model.files import read_json, write_json
 from model.generate import generate
 from model.tokenizer import load_tokenizer
 from scoring.resume import KeptAnswers
@@ -293,7 +293,7 @@ def test_two_ways_of_quantizing_are_two_states_and_are_kept_with_their_flags(sma
     assert len(states) == 4 and len(set(states)) == 2
     base = json.loads((tmp_path / "p" / "results.json").read_text())["config"]["base"]
     reports = tmp_path / "p" / "quantization.json"
-    assert (set(json.loads(reports.read_text())) if reports.is_file() else set()) == (set(states) if "gptq" in ways[0]
+    assert (set(read_json(reports)) if reports.is_file() else set()) == (set(states) if "gptq" in ways[0]
                                                                                       else set())
     assert (base["quantized_layers"], base["quantization"]) == (
         ("attention", "minmax@16x1-4bit") if len(ways[1]) == 2 else ("all", "gptq:minmax@16x1-4bit+act-order"))

@@ -19,7 +19,8 @@ from finetune.source import Source, load_trained
 from model.checkpoint import Weights, load_config, load_model, random_model, save_model, weight_files
 from model.config import LlamaConfig
 from model.config_json import config_to_json
-from model.files import write_json
+from model.files import read_json, write_json
+from model.journal import CHECK, Journal
 from quant.grid import Block
 from quant.linear import QuantLinear
 from quant.minmax import MinMax
@@ -368,7 +369,7 @@ def test_codes_that_are_lost_are_not_replaced_by_other_weights(small_base, tmp_p
                                                                                                         *command)
     assert "is not what the run was trained from" in call(eval_script, "r", "--restore", "16")
     lost.write_bytes(kept)
-    config = json.loads((tmp_path / "r" / "config.json").read_text())
+    config = read_json(tmp_path / "r" / "config.json")
     config["fingerprints"]["base"] = Source(tmp_path / "q").fingerprint_without_codes  # as earlier runs have it
     write_json(tmp_path / "r" / "config.json", config)
     assert call(eval_script, "r", "--restore", "16") is None
@@ -488,7 +489,7 @@ def with_answers(run, right: list[bool], state="trained"):
     of_state = [line for line in lines if line["state"] == state]
     for line, good in zip(of_state, right, strict=True):
         line["score"] = float(good)
-    (run / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    Journal(run / "predictions.jsonl").replace({k: v for k, v in line.items() if k != CHECK} for line in lines)
 
 
 def test_the_p_value_is_that_of_the_rows_on_disk(small_base, tmp_path):

@@ -1,0 +1,229 @@
+"""Every write of this project: a file or a directory is whole or absent, also after a power loss.
+
+    write to a temporary name beside the target -> flush the file -> rename it -> flush its directory
+
+The temporary name is `.NAME.RANDOM.part`. It is unpredictable, and it is opened exclusively, so that a link that
+somebody planted is never followed. Its writer holds a lock (flock) on it. A temporary file whose lock is free is the
+leftover of a dead process: the next write of the same target removes it.
+
+The system calls that decide stand in `create`, `open_to_append`, `flush`, `rename`, `link` and `flush_directory`, so
+that a test can trace or replace them. Modes follow the umask.
+"""
+import errno
+import fcntl
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+LONGEST = 180  # characters of a target's name in its temporary name: most file systems allow 255 bytes
+
+
+# ---- system calls -------------------------------------------------------------------------------------------------
+
+def create(path: Path) -> int:
+    """A new, empty file, open for writing. Raises FileExistsError for any existing name, a link included."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+
+
+def open_to_append(path: Path) -> int:
+    """An existing or a new file. Raises OSError for a link."""
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+
+
+def flush(descriptor: int) -> None:
+    """What was written to a file is on the disk, not only in the memory of the system."""
+    os.fsync(descriptor)
+
+
+def rename(source: Path, target: Path) -> None:
+    os.replace(source, target)
+
+
+def link(source: Path, target: Path) -> None:
+    os.link(source, target)
+
+
+def flush_directory(path: Path) -> None:
+    """The names in a directory are on the disk. Some network file systems cannot do that, and say so: no error."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        flush(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+# ---- one file -----------------------------------------------------------------------------------------------------
+
+def replace_file(path: Path, write: Callable[[BinaryIO], None], keep: Path | None = None) -> None:
+    """The file at `path` becomes what `write` writes. `write` gets an open file, which it may also seek in.
+
+    keep: the name that the file which stands at `path` gets before it is replaced.
+    Raises OSError, naming `path` and not the temporary file."""
+    with naming(path):
+        make_directory(path.parent)
+        sweep(path)
+        beside, descriptor = reserve(path, create)
+        try:
+            with os.fdopen(descriptor, "w+b") as file:
+                write(file)
+                file.flush()
+                flush(file.fileno())
+                if keep is not None and path.is_file():
+                    keep_as(path, keep)
+                rename(beside, path)  # while the lock is held: without a lock, the file would look abandoned
+            flush_directory(path.parent)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Raises OSError, naming the one that cannot be read or written."""
+    with open(source, "rb") as file:
+        replace_file(target, lambda copy: shutil.copyfileobj(file, copy, 1 << 20))
+
+
+def keep_as(path: Path, older: Path) -> None:
+    """The file at `path` is at `older` too, whatever stood there. A file system without hard links moves it there."""
+    beside = temporary_name(older)
+    with naming(older):
+        sweep(older)
+        try:
+            link(path, beside)
+        except OSError:
+            return rename(path, older)
+        try:
+            rename(beside, older)
+        finally:
+            beside.unlink(missing_ok=True)  # renaming one name of a file to another of its names leaves both
+
+
+def move_file(source: Path, target: Path) -> None:
+    with naming(target):
+        rename(source, target)
+        flush_directory(target.parent)
+
+
+def make_directory(path: Path) -> None:
+    """With its parents. The names of the new ones are flushed."""
+    if path.is_dir():
+        return
+    missing = [one for one in (path, *path.parents) if not one.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for one in missing:
+        flush_directory(one.parent)
+
+
+# ---- a directory that is published as a whole -----------------------------------------------------------------------
+
+@contextmanager
+def scratch_directory(target: Path) -> Iterator[Path]:
+    """A new directory beside `target`, in which files are made that `publish` moves to their names. It is removed at
+    the end with all that is left in it."""
+    with naming(target):
+        make_directory(target.parent)
+        sweep(target)
+        place, descriptor = reserve(target, create_directory)
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+        os.close(descriptor)
+
+
+def create_directory(path: Path) -> int:
+    os.mkdir(path)
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+def publish(made: Path, target: Path) -> None:
+    """Moves a file or a directory out of its scratch directory to its name, flushed. A directory that stood there goes
+    to the scratch directory. Raises OSError, naming `target`."""
+    with naming(target):
+        flush_tree(made)
+        if target.is_dir() and not target.is_symlink() and any(target.iterdir()):
+            rename(target, made.with_name(f"{made.name}.old"))
+        rename(made, target)
+        flush_directory(target.parent)
+
+
+def flush_tree(path: Path) -> None:
+    """Every file and every directory below. Libraries that write by themselves do not flush."""
+    if path.is_dir():
+        for inside in path.iterdir():
+            flush_tree(inside)
+        return flush_directory(path)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        flush(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# ---- temporary names and their locks ------------------------------------------------------------------------------
+
+def temporary_name(path: Path) -> Path:
+    return path.with_name(f".{path.name[:LONGEST]}.{secrets.token_hex(8)}.part")
+
+
+def reserve(path: Path, make: Callable[[Path], int]) -> tuple[Path, int]:
+    """A temporary file or directory for a target, and its descriptor, which holds the lock."""
+    while True:
+        beside = temporary_name(path)
+        descriptor = make(beside)
+        if lock(descriptor, or_else=True) and beside.exists():
+            return beside, descriptor
+        os.close(descriptor)  # another process swept it before it was locked
+
+
+def lock(descriptor: int, or_else: bool) -> bool:
+    """Whether the lock is ours now. `or_else`: the answer on file systems that have no locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    except OSError:
+        return or_else
+
+
+def sweep(path: Path) -> None:
+    """Removes what dead processes left of a target: temporary files and directories whose lock is free."""
+    left = re.compile(rf"\.{re.escape(path.name[:LONGEST])}\.[0-9a-f]+\.part")
+    for name in [entry.name for entry in os.scandir(path.parent) if left.fullmatch(entry.name)]:
+        beside = path.with_name(name)
+        access = os.O_RDONLY if beside.is_dir() else os.O_RDWR  # NFS locks only what is open for writing
+        try:
+            descriptor = os.open(beside, access | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:  # gone, not ours, or a link
+            continue
+        try:
+            if lock(descriptor, or_else=False):
+                shutil.rmtree(beside) if beside.is_dir() else beside.unlink(missing_ok=True)
+        except OSError:  # what cannot be removed does no harm
+            pass
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError inside that names a temporary file, or no file at all, names `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None and not is_temporary(error.filename):
+            raise
+        raise type(error)(error.errno, error.strerror, str(path)) from None
+
+
+def is_temporary(path: object) -> bool:
+    return isinstance(path, str | os.PathLike) and any(part.endswith(".part") for part in Path(path).parts)

@@ -1,0 +1,158 @@
+"""safetensors files with checksums, in and out.
+
+    __metadata__.sha256 = {"header": HEX, "tensors": {NAME: HEX}}
+
+The checksums stand in the file's own header, so that a file and its checksums cannot part. That of a tensor covers its
+bytes; that of the header covers everything else: names, types, shapes, places and the other metadata. A file from
+elsewhere has none and is read unchecked: a run records the sha256 of such a file as a whole.
+
+This module writes the format itself, because `safetensors.save_file` writes to a temporary file of its own, which it
+does not flush, leaves behind when it is killed, and gives the mode 0600. The bytes are those of the library
+(https://github.com/huggingface/safetensors#format), except that several keys of the metadata keep their order: the
+library shuffles them, and equal runs should give equal bytes.
+"""
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from model.durable import replace_file
+from model.files import parse_json
+
+# The types in the library's order: the largest first, so that every tensor is aligned.
+TYPES = {torch.float64: "F64", torch.int64: "I64", torch.float32: "F32", torch.int32: "I32", torch.bfloat16: "BF16",
+         torch.float16: "F16", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"}
+RANK = {dtype: place for place, dtype in enumerate(TYPES)}
+SHA256 = "sha256"
+
+
+class Damaged(ValueError):
+    """A file is not what was written. The message names the file, and the tensor if it is known."""
+
+
+# ---- writing --------------------------------------------------------------------------------------------------------
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None,
+                      keep: Path | None = None) -> None:
+    """Tensors that share memory (tied weights) must appear under one name only. `format: pt` joins the metadata:
+    transformers requires it of a dense checkpoint. keep: that of `replace_file`. Raises OSError, naming the file, if
+    the disk is full."""
+    ordered = sorted(tensors, key=lambda name: (RANK[tensors[name].dtype], name))
+    replace_file(path, lambda file: _write(file, {name: tensors[name] for name in ordered}, metadata or {}), keep)
+
+
+def _write(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """One tensor after the other, hashed as it is written. The header comes first and holds the checksums: it is
+    written twice, at first with zeros in their place."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    sums = dict.fromkeys(tensors, "0" * 64)
+    file.write(_header_bytes(header, sums))
+    for name, tensor in tensors.items():
+        content = bytes_of(tensor)
+        sums[name] = hashlib.sha256(content).hexdigest()
+        file.write(content)
+    file.seek(0)
+    file.write(_header_bytes(header, sums))
+
+
+def _header_bytes(header: dict[str, Any], sums: dict[str, str]) -> bytes:
+    """The length of the header as 8 bytes, and the header, padded to a multiple of 8 bytes."""
+    stated = {**header["__metadata__"], SHA256: json.dumps({"header": sum_of_header(header), "tensors": sums})}
+    text = json.dumps({**header, "__metadata__": stated}, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The tensor's bytes in row order, without a copy if it is contiguous and on the CPU."""
+    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+def sum_of_header(header: dict[str, Any]) -> str:
+    """sha256 of a header without its checksums, keys sorted."""
+    rest = {key: value for key, value in header["__metadata__"].items() if key != SHA256}
+    text = json.dumps({**header, "__metadata__": rest}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+# ---- reading --------------------------------------------------------------------------------------------------------
+
+class TensorFile:
+    """An open safetensors file, as the library's `safe_open`. Tensors are checked as they are read.
+
+    Raises Damaged for a file that cannot be opened, or whose header is not what was written."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            self._file = safe_open(path, "pt")
+        except PermissionError:
+            raise
+        except (SafetensorError, OSError) as error:
+            raise Damaged(f"{path}: damaged, or not a safetensors file ({error})") from None
+        self._sums = self._stated_sums()
+
+    def __enter__(self) -> "TensorFile":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._file.__exit__(*exception)
+
+    def metadata(self) -> dict[str, str]:
+        return self._file.metadata() or {}
+
+    def keys(self) -> list[str]:
+        return self._file.keys()
+
+    def get_slice(self, name: str) -> Any:
+        """Shape, type, and parts of the tensor, which are not checked."""
+        return self._file.get_slice(name)
+
+    def get_tensor(self, name: str) -> Tensor:
+        """Raises Damaged if the tensor is missing, or is not what was written."""
+        try:
+            tensor = self._file.get_tensor(name)
+        except SafetensorError as error:
+            raise Damaged(f"{self.path}: tensor {name} cannot be read ({error})") from None
+        if self._sums is not None and (found := hashlib.sha256(bytes_of(tensor)).hexdigest()) != self._sums.get(name):
+            raise Damaged(f"{self.path}: tensor {name} is damaged: its sha256 is {found}, but the file was written "
+                          f"with {self._sums.get(name)}")
+        return tensor
+
+    def check(self) -> None:
+        """Reads every tensor. Raises Damaged, naming the first that is not what was written."""
+        for name in self.keys():
+            self.get_tensor(name)
+
+    def _stated_sums(self) -> dict[str, str] | None:
+        """Name -> sha256; None for a file from elsewhere or of an older version."""
+        if SHA256 not in self.metadata():
+            return None
+        try:
+            stated = parse_json(self.metadata()[SHA256])
+            whole, sums = stated["header"], dict(stated["tensors"])
+        except (KeyError, TypeError, ValueError):
+            raise Damaged(f"{self.path}: damaged header: its checksums cannot be read") from None
+        if (found := sum_of_header(read_header(self.path))) != whole:
+            raise Damaged(f"{self.path}: damaged header: its sha256 is {found}, but the file was written with {whole}")
+        return sums
+
+
+def open_safetensors(path: Path) -> TensorFile:
+    return TensorFile(path)
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The header of a file that `safe_open` has opened, so that its length is known to be right."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return json.loads(file.read(length))
