@@ -12,6 +12,7 @@ from pathlib import Path
 import sentencepiece
 
 from finetune.config import EMBEDDED_BASE
+from model.files import write_bytes
 from tasks.pretrain import documents
 
 VOCABULARY = 4096
@@ -34,7 +35,7 @@ def main() -> None:
         normalization_rule_name="identity", remove_extra_whitespaces=False, byte_fallback=True,
         character_coverage=0.9995, user_defined_symbols=["\n"], split_digits=True,
         max_sentence_length=100_000, num_threads=1)
-    (EMBEDDED_BASE / "tokenizer.model").write_bytes(model.getvalue())
+    write_bytes(EMBEDDED_BASE / "tokenizer.model", model.getvalue())
 
 
 if __name__ == "__main__":

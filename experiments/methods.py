@@ -42,7 +42,7 @@ from finetune.methods import METHODS
 from finetune.run import Run, open_run
 from finetune.size import bits_per_weight
 from finetune.source import load_run_base
-from model.files import write_json
+from model.files import write_json, write_text
 from scoring.score_run import adapted_states
 from scoring.scores import Scoring
 from tasks.batching import epoch_batches
@@ -151,7 +151,7 @@ def write_table(options: argparse.Namespace, runs: list, folders: list[Path], se
             "merged into", "bits a weight, merged", "trainable parameters", "step time / LoRA", "peak memory, MB"]
     text = markdown(head, ([row[name] for name in head] for row in rows))
     print(text)
-    (options.out / "table.md").write_text(text + "\n", encoding="utf-8")
+    write_text(options.out / "table.md", text + "\n")
     write_json(options.out / "table.json", {
         "steps": options.steps, "batch_size": options.batch_size, "seeds": options.seeds, "rows": rows,
         "step_seconds": {" ".join(key): values for key, values in seconds.items()}})

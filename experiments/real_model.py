@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.shared import ONE_THREAD, experiment_parser, keep_settings, make_run, markdown, python
-from model.files import write_json
+from model.files import write_json, write_text
 
 PROMPTS = ("The capital of France is", "Water boils at", "To make bread, first", "def fibonacci(n):")
 CALIBRATION = ("--calibration-rows", "8")  # of 2048 tokens
@@ -66,7 +66,7 @@ def main() -> None:
         parser.error(f"{', '.join(missing)} required")
     keep_settings(options, SETTINGS)
     tables = [loading(options), texts(options), perplexities(options), fine_tuned(options)]
-    (options.out / "table.md").write_text("\n\n".join(tables) + "\n", encoding="utf-8")
+    write_text(options.out / "table.md", "\n\n".join(tables) + "\n")
     print((options.out / "table.md").read_text(encoding="utf-8"))
 
 

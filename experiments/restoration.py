@@ -12,6 +12,7 @@ All files are written to --out: the runs, restoration.png, restoration.json and 
 ratios ||W_l - W_k|| / ||delta_W||.
 """
 import argparse
+import io
 import json
 import statistics
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ from experiments.shared import (
     python,
     spread,
 )
+from model.files import write_text
 from scoring.show_tradeoff import show_tradeoff
 from scoring.tradeoff import Point, averages
 
@@ -56,10 +58,11 @@ def main() -> None:
     at_once(options.jobs, [(score, options, [folders[bits, seed] for bits in options.bits], file)
                            for seed, file in scored.items() if not file.is_file()], "evaluations")
     points = [Point(**point) for file in scored.values() for point in json.loads(file.read_text())["runs"]]
-    with open(options.out / "table.md", "w", encoding="utf-8") as file, redirect_stdout(file):
+    with redirect_stdout(io.StringIO()) as printed:
         show_tradeoff(points, options.out / "restoration.png", None)
         print(f"\n{gain_table(points)}")
-    print((options.out / "table.md").read_text(encoding="utf-8"))
+    write_text(options.out / "table.md", printed.getvalue())
+    print(printed.getvalue())
 
 
 def train_command(options: argparse.Namespace, bits: int, seed: int) -> list[str]:

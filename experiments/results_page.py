@@ -17,6 +17,7 @@ from pathlib import Path
 
 from experiments.benchmarks import seconds, share
 from experiments.shared import markdown, spread
+from model.files import write_text
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent.parent / "docs" / "results.md"
@@ -200,7 +201,7 @@ def main() -> None:
     options = parser.parse_args()
     text = page()
     if not options.check:
-        PAGE.write_text(text, encoding="utf-8")
+        write_text(PAGE, text)
     elif not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text:
         sys.exit(f"{PAGE} differs from {RESULTS}/*.json: run python -m experiments.results_page")
 

@@ -10,6 +10,7 @@ Each run is a separate process on one thread. Finished runs are not repeated.
 All files are written to --out: the runs, one paired test for each seed (seedN.json), and table.md.
 """
 import argparse
+import io
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from experiments.shared import (
     markdown,
     spread,
 )
+from model.files import write_text
 from scoring.predictions import compare
 
 PTQ = {"nf": ["--quantizer", "nf"], "gptq": ["--quantizer", "gptq"]}
@@ -52,9 +54,10 @@ def main() -> None:
     stages = [[call for seed in options.seeds for call in stage(options, seed)] for stage in (from_the_base, from_sft)]
     for name, calls in zip(("from the base", "from SFT"), stages, strict=True):
         at_once(options.jobs, calls, name)
-    with open(options.out / "table.md", "w", encoding="utf-8") as file, redirect_stdout(file):
+    with redirect_stdout(io.StringIO()) as printed:
         print(table(options))
-    print((options.out / "table.md").read_text(encoding="utf-8"))
+    write_text(options.out / "table.md", printed.getvalue())
+    print(printed.getvalue())
 
 
 def from_the_base(options: argparse.Namespace, seed: int) -> list[tuple]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from model.files import write_json
+from model.files import write_json, write_text
 from tasks.banking77 import HERE
 from tasks.task import shuffled
 
@@ -53,7 +53,7 @@ def draw_test_rows(path: Path, n: int) -> None:
     """Write n of banking77's 3080 test rows, the same rows every time. They are shuffled because the file is sorted by
     intent."""
     lines = (HERE / "test.jsonl").read_text(encoding="utf-8").splitlines()
-    path.write_text("\n".join(shuffled(lines, 0)[:n]) + "\n", encoding="utf-8")
+    write_text(path, "\n".join(shuffled(lines, 0)[:n]) + "\n")
 
 
 def keep_settings(options: argparse.Namespace, names: Sequence[str]) -> None:

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-LONGEST = 180  # characters of a target's name in its temporary name: most file systems allow 255 bytes
+LONGEST = 180  # bytes of a target's name in its temporary name: most file systems allow 255 in all
 
 
 # ---- system calls -------------------------------------------------------------------------------------------------
@@ -171,7 +171,11 @@ def flush_tree(path: Path) -> None:
 # ---- temporary names and their locks ------------------------------------------------------------------------------
 
 def temporary_name(path: Path) -> Path:
-    return path.with_name(f".{path.name[:LONGEST]}.{secrets.token_hex(8)}.part")
+    return path.with_name(f".{_short(path.name)}.{secrets.token_hex(8)}.part")
+
+
+def _short(name: str) -> str:
+    return os.fsencode(name)[:LONGEST].decode("utf-8", "ignore")
 
 
 def reserve(path: Path, make: Callable[[Path], int]) -> tuple[Path, int]:
@@ -197,7 +201,7 @@ def lock(descriptor: int, or_else: bool) -> bool:
 
 def sweep(path: Path) -> None:
     """Removes what dead processes left of a target: temporary files and directories whose lock is free."""
-    left = re.compile(rf"\.{re.escape(path.name[:LONGEST])}\.[0-9a-f]+\.part")
+    left = re.compile(rf"\.{re.escape(_short(path.name))}\.[0-9a-f]+\.part")
     for name in [entry.name for entry in os.scandir(path.parent) if left.fullmatch(entry.name)]:
         beside = path.with_name(name)
         access = os.O_RDONLY if beside.is_dir() else os.O_RDWR  # NFS locks only what is open for writing

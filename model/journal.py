@@ -46,7 +46,7 @@ class Journal:
                 os.close(descriptor)
             flush_directory(self.path.parent)
 
-    def replace(self, records: Iterable[dict]) -> None:
+    def rewrite(self, records: Iterable[dict]) -> None:
         """These lines and no others, flushed."""
         write_bytes(self.path, b"".join(map(line_of, records)))
 
@@ -63,10 +63,10 @@ class Journal:
             say_once(f"{self.path}, line {len(lines) + 1}: dropped, since its writing was cut off")
 
     def keep(self, records: list[dict]) -> list[dict]:
-        """`replace` if the file holds anything else, such as a line that was cut off. Whoever appends next calls it
+        """`rewrite` if the file holds anything else, such as a line that was cut off. Whoever appends next calls it
         first."""
         if self._content() != b"".join(map(line_of, records)):
-            self.replace(records)
+            self.rewrite(records)
         return records
 
     def _content(self) -> bytes:

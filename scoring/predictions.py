@@ -48,7 +48,7 @@ def save_predictions(path: Path, rows: Sequence[Row], data: PreparedData, flags:
             marks = data.task.marks(asked, line)
             new.append({"state": row.state.key, "task": data.task.name, "row": i, "rows": len(data.test),
                         "asked": dict(flags), **line, "score": marks[data.task.metric], "marks": marks})
-    Journal(path).replace(kept + new)
+    Journal(path).rewrite(kept + new)
 
 
 def differing(then: Mapping[str, object], now: Mapping[str, object]) -> str:

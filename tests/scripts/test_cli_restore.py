@@ -489,7 +489,7 @@ def with_answers(run, right: list[bool], state="trained"):
     of_state = [line for line in lines if line["state"] == state]
     for line, good in zip(of_state, right, strict=True):
         line["score"] = float(good)
-    Journal(run / "predictions.jsonl").replace({k: v for k, v in line.items() if k != CHECK} for line in lines)
+    Journal(run / "predictions.jsonl").rewrite({k: v for k, v in line.items() if k != CHECK} for line in lines)
 
 
 def test_the_p_value_is_that_of_the_rows_on_disk(small_base, tmp_path):
