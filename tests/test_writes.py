@@ -40,7 +40,7 @@ def writes(source: str) -> Iterator[tuple[int, str]]:
         else:
             continue
         if name == "open" and owner != "os":
-            modes = [*node.args[:2], *(word.value for word in node.keywords if word.arg == "mode")]
+            modes = [*node.args[owner is None:2], *(word.value for word in node.keywords if word.arg == "mode")]
             if any(isinstance(mode, ast.Constant) and isinstance(mode.value, str)
                    and set(mode.value) <= set("rwaxbt+") and set(mode.value) & set("wax+") for mode in modes):
                 yield node.lineno, name
