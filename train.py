@@ -35,11 +35,11 @@ from finetune.size import bits_per_weight, peak_memory
 from finetune.source import Source, check_fingerprint, load_run_base
 from model.checkpoint import random_model, save_model
 from model.config_json import config_to_json
-from model.files import write_record
+from model.files import sha256_of, write_record
 from model.finite import check_weights
 from model.hub import pinned
 from model.llama import Llama
-from model.tokenizer import Tokenizer, continuation, copy_tokenizer
+from model.tokenizer import Tokenizer, continuation, copy_tokenizer, travelling_files
 from quant.linear import QuantLinear
 from scoring.score_run import evaluate_run
 from tasks import TRAINING_TASKS
@@ -130,7 +130,8 @@ def describe(run: Run, source: Source, config: RunConfig, data: PreparedData) ->
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__,
                      "safetensors": safetensors.__version__},
         "fingerprints": {"base": None if config.base.from_scratch else source.fingerprint, "data": data.fingerprints,
-                         "calibration": data.calibration.fingerprint if config.base.by_gptq else None},
+                         "calibration": data.calibration.fingerprint if config.base.by_gptq else None,
+                         "tokenizer": {path.name: sha256_of(path) for path in travelling_files(run.path)}},
         "data": {"template_version": data.task.template_version, "left_out": data.left_out,
                  "empty_answers": data.empty_answers},
     })

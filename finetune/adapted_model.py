@@ -14,6 +14,7 @@ from finetune.config import RunConfig
 from finetune.methods import TARGETS
 from finetune.run import Run
 from model.checkpoint import save_model
+from model.checksums import write_sums
 from model.config_json import config_to_json
 from model.durable import publish, scratch_directory
 from model.files import write_json
@@ -123,4 +124,5 @@ def save_beside(model: Llama, run: Run, directory: Path) -> None:
         write_json(made / "config.json", config_to_json(model.config))
         copy_tokenizer(run.path, made)
         save_model(model, made / "model.safetensors")
+        write_sums(made)
         publish(made, directory)

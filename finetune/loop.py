@@ -12,8 +12,9 @@ from tqdm import tqdm
 
 from finetune.config import TrainingConfig
 from finetune.state_files import StateFiles
+from model.files import Damaged
 from model.finite import NotFinite, why_not_finite
-from model.tensor_files import Damaged, TensorFile
+from model.tensor_files import TensorFile
 from tasks.batching import collate, epoch_batches, split_list
 from tasks.task import Encoded
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from torch import Tensor
 
 from model.durable import move_file
-from model.tensor_files import Damaged, TensorFile, open_safetensors, write_safetensors
+from model.files import Damaged
+from model.tensor_files import TensorFile, open_safetensors, write_safetensors
 
 
 class StateFiles:

@@ -8,6 +8,7 @@ from torch import Tensor
 from interop.comparison import Difference, compare, files_of, token_rows
 from interop.lost import Lost, what_is_lost
 from interop.trained import Trained
+from model.checksums import sum_file, write_sums
 from model.durable import make_directory, publish, scratch_directory
 from model.files import write_record
 from model.llama import Llama
@@ -38,7 +39,7 @@ def check_target(to: Path, is_directory: bool) -> None:
         raise ValueError(f"--to {to} is not the name of a GGUF file: give one that ends in .gguf")
     if is_directory and to.suffix == ".gguf":
         raise ValueError(f"--to {to} looks like a GGUF file, but this format writes a directory: give another name")
-    taken = [to] if is_directory else [to, report_file(to)]
+    taken = [to] if is_directory else [to, report_file(to), sum_file(to)]
     for path in taken:
         if path.exists() and not (is_directory and path.is_dir() and not any(path.iterdir())):
             raise FileExistsError(f"--to {to}: {path} exists already; give another place")
@@ -67,21 +68,25 @@ def hand_over(trained: Trained, export: Export, to: Path, allow_loss: bool = Fal
         report = report_json(trained, export.name, facts, difference, lost, files)
         if export.is_directory:
             write_record(made / REPORT, report)
+            write_sums(made)
             publish(made, to)
         else:
-            publish_with_report(made, to, report)
+            publish_file(made, to, report)
     print("\n".join(report_lines(f"{to}: {export.name} of {trained.path}", facts, difference, lost, files)))
     if warning:
         print(f"WARNING: {warning}")
 
 
-def publish_with_report(made: Path, to: Path, report: dict) -> None:
-    """The report comes first: an export with its name is complete. Without the export, no report stays."""
+def publish_file(made: Path, to: Path, report: dict) -> None:
+    """The report and the checksum come first: an export with its name is complete. Without it, they do not stay."""
+    write_sums(made)
     try:
         write_record(report_file(to), report)
+        publish(sum_file(made), sum_file(to))
         publish(made, to)
     except BaseException:
-        report_file(to).unlink(missing_ok=True)
+        for beside in (report_file(to), sum_file(to)):
+            beside.unlink(missing_ok=True)
         raise
 
 

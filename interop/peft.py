@@ -34,6 +34,7 @@ from finetune.run import is_run
 from finetune.source import load_run_base
 from interop.hugging_face import name_of, read_model, write_model
 from interop.trained import Trained
+from model.checksums import write_sums
 from model.files import write_json
 from model.hub import HubModel
 from model.llama import Llama
@@ -80,6 +81,7 @@ class PEFTExport:
             return {**facts, "base": f"{self.original}, the original"}
         base = load_base(self.trained)
         write_model(self.trained, base, self.dtype, place / BASE)
+        write_sums(place / BASE)
         said = f"{self.to / BASE}, dequantized to {name_of(self.dtype)}: load the adapter with this base"
         return {**facts, "base": said}
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from model.checksums import check_sums
 from model.config import LlamaConfig
 from model.config_json import config_from_json, token_ids
 from model.files import parse_json, read_json, say_once
@@ -148,6 +149,7 @@ def load_config(directory: Path) -> LlamaConfig:
     path = directory / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{directory}: no model there; needs a config.json")
+    check_sums([path, directory / "generation_config.json"])
     raw = read_json(path)
     config = config_from_json(raw.get("model_config", raw), str(path))
     more = generation_ends(directory / "generation_config.json", config.vocab_size)

@@ -13,6 +13,10 @@ from model.durable import replace_file
 LARGEST_JSON = 1 << 28  # bytes; the largest published tokenizer.json has 35 MB
 
 
+class Damaged(ValueError):
+    """A file is not what was written. The message names the file, and the tensor if it is known."""
+
+
 def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
@@ -44,7 +48,7 @@ def read_json(path: Path) -> dict:
     value = _read_json(path)
     stated = value.pop(SEAL, None)
     if stated is not None and (found := seal(value)) != stated:
-        raise ValueError(f"{path}: changed after it was written: its {SEAL} is {found}, but the file states {stated}. "
+        raise Damaged(f"{path}: changed after it was written: its {SEAL} is {found}, but the file states {stated}. "
                          f"If it was changed on purpose, delete the entry {SEAL}; if not, restore the file from a copy")
     return value
 

@@ -12,6 +12,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from model.checksums import check_sums
 from model.config import LlamaConfig
 from model.config_json import config_from_json
 from model.gguf_file import GGUFFile, StoredTensor, parse_gguf
@@ -162,7 +163,9 @@ class GGUFWeights:
         return CODE_TYPES[self.file.tensors[self.names[f"{layer}.weight"]].type].levels()
 
     def tensors(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-        """Every tensor whose name begins with `prefix`, one weight at a time in memory."""
+        """Every tensor whose name begins with `prefix`, one weight at a time in memory. Raises Damaged if x.gguf.sha256
+        states another sha256 of the file."""
+        check_sums(self.files)
         for ours, name in self.names.items():
             if ours.startswith(prefix):
                 yield from self._load(ours, name)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from model.durable import flush, flush_directory, make_directory, naming, open_to_append
-from model.files import parse_json, say_once, write_bytes
+from model.files import Damaged, parse_json, say_once, write_bytes
 
 CHECK = "check"
 
@@ -88,7 +88,7 @@ def record_of(line: bytes, place: str) -> dict:
     try:
         record = parse_json(line.decode("utf-8"))
     except ValueError as error:
-        raise ValueError(f"{place}: {error}. {REMEDY}") from None
+        raise Damaged(f"{place}: {error}. {REMEDY}") from None
     return checked(record, place)
 
 
@@ -97,7 +97,7 @@ def checked(record: dict, place: str) -> dict:
     rest = {key: value for key, value in record.items() if key != CHECK}
     stated = record.get(CHECK)
     if stated is not None and (found := check_of(json.dumps(rest))) != stated:
-        raise ValueError(f"{place}: changed after it was written: its {CHECK} is {found}, but the line states "
+        raise Damaged(f"{place}: changed after it was written: its {CHECK} is {found}, but the line states "
                          f"{stated}. {REMEDY}")
     return rest
 

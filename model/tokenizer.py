@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 import sentencepiece
 import tokenizers
 
+from model.checksums import check_sums
 from model.config import LlamaConfig
 from model.durable import copy_file
 from model.files import read_json, say_once
@@ -346,6 +347,7 @@ def load_tokenizer(directory: Path) -> Tokenizer:
         with TemporaryDirectory() as written:
             extract_gguf_tokenizer(read_gguf(directory), Path(written))
             return _load(Path(written), directory)
+    check_sums(tokenizer_files(directory))
     return _load(directory, tokenizer_file(directory))
 
 
