@@ -13,7 +13,8 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from model.durable import flush, flush_directory, make_directory, naming, open_to_append
+from model import durable
+from model.durable import make_directory, naming
 from model.files import Damaged, parse_json, say_once, write_bytes
 
 CHECK = "check"
@@ -30,7 +31,7 @@ class Journal:
         protects them from a power loss."""
         with naming(self.path):
             make_directory(self.path.parent)
-            descriptor = open_to_append(self.path)
+            descriptor = durable.open_to_append(self.path)
             with os.fdopen(descriptor, "ab") as file:
                 file.write(b"".join(map(line_of, records)))
 
@@ -39,12 +40,12 @@ class Journal:
         if not self.path.is_file():
             return
         with naming(self.path):
-            descriptor = open_to_append(self.path)
+            descriptor = durable.open_to_append(self.path)
             try:
-                flush(descriptor)
+                durable.flush(descriptor)
             finally:
                 os.close(descriptor)
-            flush_directory(self.path.parent)
+            durable.flush_directory(self.path.parent)
 
     def rewrite(self, records: Iterable[dict]) -> None:
         """These lines and no others, flushed."""

@@ -30,6 +30,15 @@ def float32_on_every_machine():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk():
+    """A run flushes 50 times, and no file of a test has to survive a power loss. tests/model/test_durable.py does
+    wait."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda descriptor: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def small_base(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("model")

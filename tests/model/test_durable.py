@@ -12,6 +12,13 @@ from model import durable
 from model.durable import copy_file, make_directory, publish, replace_file, scratch_directory
 from model.files import write_json, write_text
 
+FSYNC = os.fsync  # before tests/conftest.py replaces it
+
+
+@pytest.fixture(autouse=True)
+def flushing(monkeypatch):
+    monkeypatch.setattr("os.fsync", FSYNC)
+
 
 def names(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
