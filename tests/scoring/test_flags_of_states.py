@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 import eval as eval_script
+from model.journal import Journal
 from scoring import score_model
 from scoring.predictions import differing
 from scoring.scores import Scoring
@@ -62,7 +63,7 @@ def lines(small_base, tmp_path_factory):
                             for i in range(30)))
     assert call(eval_script, "--model", small_base, "--data", rows, "--test-data", rows, "--test-limit", "8",
                 "--max-new-tokens", "2", "--out", place / "a") is None
-    return [json.loads(line) for line in open(place / "a/predictions.jsonl")]
+    return list(Journal(place / "a/predictions.jsonl"))
 
 
 @pytest.fixture
