@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from finetune.config import TrainingConfig
+from finetune.stop import STOP, Stopped
 from model.checkpoint import open_safetensors
 from model.files import write_safetensors
 from model.finite import NotFinite, why_not_finite
@@ -20,6 +21,12 @@ from tasks.task import Encoded
 
 class TrainingDiverged(RuntimeError):
     """A gradient or the validation loss is not finite."""
+
+
+def saved_step(state_file: Path) -> int:
+    """How many steps a saved state has behind it."""
+    with open_safetensors(state_file) as file:
+        return json.loads(file.metadata()["place"])["step"]
 
 
 def learning_rate(step: int, total: int, settings: TrainingConfig) -> float:
@@ -69,7 +76,8 @@ class Trainer:
 
     def __init__(self, model: nn.Module, parameters: dict[str, nn.Parameter], settings: TrainingConfig, seed: int,
                  train: list[Encoded], validation: list[Encoded], state_file: Path,
-                 keep_best: Callable[[], None], log: Callable[[dict], None]):
+                 keep_best: Callable[[], None], log: Callable[[dict], None],
+                 clock: Callable[[], float] = time.monotonic):
         self.model, self.parameters, self.settings, self.seed = model, parameters, settings, seed
         self.train_set, self.validation_set = train, validation
         self.state_file, self.keep_best, self.log = state_file, keep_best, log
@@ -83,21 +91,52 @@ class Trainer:
         self.per_epoch = math.ceil(len(train) / settings.batch_size)
         self.total_steps = settings.steps or settings.epochs * self.per_epoch
         self.step, self.best, self.tokens, self.seconds = 0, math.inf, 0, 0.0
+        self.to_validate = False  # an epoch has ended, and its validation loss is not known yet
+        self.clock, self.saved_at = clock, clock()
 
     def run(self) -> None:
-        lengths = [len(e.tokens) for e in self.train_set]
+        """Raises Stopped, with a state saved, after the step in which a signal asked for it."""
         self.model.train()
-        bar = tqdm(total=self.total_steps, initial=self.step, desc="training", unit="step", disable=None)
-        while self.step < self.total_steps:
-            epoch, place = divmod(self.step, self.per_epoch)
-            for indices in epoch_batches(lengths, self.settings.batch_size, self.seed, epoch)[place:]:
-                self._one_step([self.train_set[i] for i in indices], bar)
-                if self.step == self.total_steps:
-                    break
-                if self.step % self.settings.save_every == 0 and self.step % self.per_epoch:
-                    self.save_state()
-            self._end_of_epoch(epoch + 1)
-        bar.close()
+        self.saved_at = self.clock()
+        with STOP.held(), tqdm(total=self.total_steps, initial=self.step, desc="training", unit="step",
+                               disable=None) as bar:
+            while self.to_validate or self.step < self.total_steps:
+                self._rest_of_epoch(bar)
+                self._end_of_epoch(math.ceil(self.step / self.per_epoch))
+
+    def _rest_of_epoch(self, bar: tqdm) -> None:
+        if self.to_validate:
+            return
+        lengths, (epoch, place) = [len(e.tokens) for e in self.train_set], divmod(self.step, self.per_epoch)
+        for indices in epoch_batches(lengths, self.settings.batch_size, self.seed, epoch)[place:]:
+            self._one_step([self.train_set[i] for i in indices], bar)
+            self.to_validate = self.step % self.per_epoch == 0 or self.step == self.total_steps
+            if STOP.asked or self._save_is_due() and not self.to_validate:
+                self._save()
+            self._stop_if_asked()
+            if self.to_validate:
+                return
+
+    def goes_on_at(self) -> str:
+        """The place of `run`, in words."""
+        if self.to_validate:
+            return f"with the validation after step {self.step} of {self.total_steps}"
+        if self.step == self.total_steps:
+            return f"behind the last of {self.total_steps} steps"
+        return f"at step {self.step + 1} of {self.total_steps}"
+
+    def _save_is_due(self) -> bool:
+        every = self.settings.save_every
+        return bool(every.steps and self.step % every.steps == 0
+                    or every.minutes and self.clock() - self.saved_at >= 60 * every.minutes)
+
+    def _save(self) -> None:
+        self.save_state()
+        self.saved_at = self.clock()
+
+    def _stop_if_asked(self) -> None:
+        if STOP.asked:
+            raise Stopped(STOP.asked, f"saved at step {self.step}")
 
     def _one_step(self, examples: list[Encoded], bar: tqdm) -> None:
         """One optimizer step. Each micro-batch's summed loss is divided by the targets of the WHOLE batch, so that the
@@ -131,7 +170,11 @@ class Trainer:
     def _end_of_epoch(self, epoch: int) -> None:
         self.model.eval()
         try:
-            loss = mean_loss(self.model, self.validation_set, self.settings.micro_batch)
+            with STOP.at_once():
+                loss = mean_loss(self.model, self.validation_set, self.settings.micro_batch)
+        except Stopped:
+            self._save()
+            self._stop_if_asked()
         except NotFinite as error:
             raise TrainingDiverged(f"after epoch {epoch}, step {self.step}: {error}{self._keep_last_good()}") from None
         self.model.train()
@@ -142,7 +185,9 @@ class Trainer:
             self.keep_best()
         tqdm.write(f"epoch {epoch}, step {self.step}/{self.total_steps}: validation loss {loss:.4f}, "
                    f"{self.tokens / self.seconds:.0f} tokens/s{note}")
-        self.save_state()
+        self.to_validate = False
+        self._save()
+        self._stop_if_asked()
 
     def _to_blame(self, examples: list[Encoded], loss: float) -> str:
         """The tensor or the layer that is not finite, and the remedy if it is one of training."""
@@ -175,7 +220,8 @@ class Trainer:
             tensors[f"parameter.{name}"] = p
             for moment in ("exp_avg", "exp_avg_sq"):
                 tensors[f"{moment}.{name}"] = self.optimizer.state[p][moment]
-        place = {"step": self.step, "best": self.best, "tokens": self.tokens, "seconds": self.seconds}
+        place = {"step": self.step, "best": self.best, "tokens": self.tokens, "seconds": self.seconds,
+                 "to_validate": self.to_validate}
         write_safetensors(self.state_file, tensors, {"place": json.dumps(place)})
 
     @torch.no_grad()
@@ -192,3 +238,4 @@ class Trainer:
                 torch.cuda.set_rng_state(file.get_tensor("random_cuda"), self.model.device)
         self.step, self.best = place["step"], place["best"]
         self.tokens, self.seconds = place["tokens"], place["seconds"]
+        self.to_validate = place.get("to_validate", False)  # a state of an older version is never saved before that

@@ -225,7 +225,7 @@ MUTANTS = [
       "split_list(examples, len(examples))", FLAGS),
     M("last-epoch-kept", "finetune/loop.py", "if loss < self.best:", "if True:", LOOP),
     M("validation-with-dropout", "finetune/loop.py", "self.model.eval()\n        try:", "try:", LOOP),
-    M("save-every-ignored", "finetune/loop.py", "self.step % self.settings.save_every == 0", "self.step % 200 == 0",
+    M("save-every-ignored", "finetune/loop.py", "self.step % every.steps == 0", "self.step % 200 == 0",
       (*LOOP, *FLAGS)),
     M("random-state-not-restored", "finetune/loop.py", 'torch.set_rng_state(file.get_tensor("random"))', "pass", LOOP),
     M("best-not-restored", "finetune/loop.py", 'self.step, self.best = place["step"], place["best"]',

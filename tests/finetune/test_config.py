@@ -120,7 +120,7 @@ def from_old(name, *unknown, **changed) -> RunConfig:
 def as_asked(*words, **changed) -> RunConfig:
     """What the same command makes today."""
     return with_values(resolved("--model", PLACE, "--steps", 20, "--seed", 1, "--test-limit", 100, "--dtype", "float32",
-                                "--device", "cpu", *words), changed)
+                                "--device", "cpu", "--save-every", 200, *words), changed)
 
 
 @pytest.mark.parametrize("name", OLD)

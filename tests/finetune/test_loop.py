@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from adapters.adapted import AdaptedLinear, adapter_parameters, replace_layers
 from adapters.lam import Lam
 from adapters.lora import LoRA
-from finetune.config import TrainingConfig
+from finetune.config import SaveEvery, TrainingConfig
 from finetune.loop import Trainer, TrainingDiverged, learning_rate, mean_loss, summed_loss
 from tasks.task import Encoded
 from tests.model.test_model import tiny, tokens
 
 SETTINGS = TrainingConfig(lr=1e-2, batch_size=4, micro_batch=4, epochs=3, steps=None, warmup=0.1, clip=1.0,
                           weight_decay=0.0,
-                    beta2=0.999, save_every=2)
+                    beta2=0.999, save_every=SaveEvery(2))
 DATA = [Encoded(tokens(1, 4 + i % 5, seed=i)[0].tolist(), 2) for i in range(22)]
 
 
