@@ -70,9 +70,9 @@ def fine_tune(given: Given, work: Work) -> None:
         work.done()
         return show_example(data)
     run = new_run(given.get("out"), f"{config.method}-{config.base.bits}bit-{config.data.task}")
-    with discarded_if_useless(run):
-        describe(run, source, config, data)
+    with discarded_if_useless(run, work):
         goes_on(work, run)
+        describe(run, source, config, data)
         train_and_score(run, config, data, work)
 
 
@@ -88,7 +88,7 @@ def train_and_score(run: Run, config: RunConfig, data: PreparedData, work: Work)
 
 
 @contextmanager
-def discarded_if_useless(run: Run) -> Iterator[None]:
+def discarded_if_useless(run: Run, work: Work) -> Iterator[None]:
     """A new run that fails before it made anything worth keeping is removed. One that is stopped stays, if --resume can
     go on with it."""
     try:
@@ -96,6 +96,7 @@ def discarded_if_useless(run: Run) -> Iterator[None]:
     except BaseException as error:
         if not run.has_progress() and (isinstance(error, Exception) or not run.config_file.is_file()):
             run.discard()
+            work.begins(work.doing, safe="nothing was kept", go_on="give the same command again", log=None)
         raise
 
 
@@ -107,8 +108,6 @@ def goes_on(work: Work, run: Run) -> None:
 
 
 def what_stands(run: Run) -> str:
-    if not run.path.is_dir():
-        return "nothing was kept"
     return f"saved at step {saved_step(run.state_file)}" if run.state_file.is_file() else "no step is saved yet"
 
 

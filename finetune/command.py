@@ -21,10 +21,12 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from finetune.command_line import Parser
 from finetune.stop import STOP, Stopped
+
+if TYPE_CHECKING:
+    from finetune.command_line import Parser
 
 Given = dict[str, Any]  # what the command line says, by flag
 LOG = "error.log"
@@ -78,7 +80,7 @@ class Work:
         return f"error: {what}{state}; {remedy or self.go_on}"
 
 
-def run_command(parser: Parser, do: Callable[[Given, Work], None]) -> None:
+def run_command(parser: "Parser", do: Callable[[Given, Work], None]) -> None:
     """Reads the command line and does it. `do` gets the flags, and the `Work` that it keeps up to date."""
     work, debug = Work(), False
     with STOP.watching(work.stopped):
@@ -130,7 +132,7 @@ def line_of(error: BaseException, work: Work) -> str:
             write_traceback(error, work.log / LOG)
         return work.failed(what, remedy) if what else f"error: {error}"
     message = " ".join(str(error).split())[:500]
-    return work.failed(f"{type(error).__name__}: {message} (traceback in {keep_traceback(error, work)})")
+    return work.failed(f"{type(error).__name__}: {message} ({keep_traceback(error, work)})")
 
 
 def known(error: BaseException, work: Work) -> tuple[str, str]:
@@ -156,13 +158,13 @@ def is_memory(error: BaseException) -> bool:
 def keep_traceback(error: BaseException, work: Work) -> str:
     """Where it was written: into the run, or a temporary file if there is no run or no room."""
     if work.log and write_traceback(error, work.log / LOG):
-        return str(work.log / LOG)
+        return f"traceback in {work.log / LOG}"
     try:
         handle, name = tempfile.mkstemp(prefix="error-", suffix=".log")
+        os.close(handle)
     except OSError:
-        return "--debug"
-    os.close(handle)
-    return name if write_traceback(error, Path(name)) else "--debug"
+        name = ""
+    return f"traceback in {name}" if name and write_traceback(error, Path(name)) else "--debug shows the traceback"
 
 
 def write_traceback(error: BaseException, file: Path) -> bool:

@@ -172,15 +172,16 @@ class SaveEvery:
     @classmethod
     def parse(cls, text: str) -> "SaveEvery":
         """`200`, `10m`, or both: `200,10m`."""
-        steps, minutes = [], []
-        for phrase in text.split(","):
-            if phrase.strip().endswith("m"):
-                minutes.append(positive(float)(phrase.strip().removesuffix("m")))
-            else:
-                steps.append(positive(int)(phrase.strip()))
-        if max(len(steps), len(minutes)) > 1:
-            raise ValueError(f"{text} says the same twice: give steps (200), minutes (10m), or both (200,10m)")
-        return cls(*(steps or [None]), *(minutes or [None]))
+        found: dict[str, Any] = {}
+        try:
+            for phrase in map(str.strip, text.split(",")):
+                name = "minutes" if phrase.endswith("m") else "steps"
+                if name in found:
+                    raise ValueError(f"{text} says the same twice")
+                found[name] = positive(float if name == "minutes" else int)(phrase.removesuffix("m"))
+        except ValueError as error:
+            raise ValueError(f"{error}: give steps (200), minutes (10m), or both (200,10m)") from None
+        return cls(**found)
 
     def __str__(self) -> str:
         stated = (self.steps and str(self.steps), self.minutes and f"{self.minutes:.12g}m")

@@ -150,6 +150,26 @@ def test_an_interrupted_run_resumed_ends_where_an_uninterrupted_one_does(tmp_pat
     assert whole.best == again.best and again.step == whole.total_steps
 
 
+@pytest.mark.parametrize("every,saved", [("4", [4, 5, 8, 10, 12, 15]), ("2m", [3, 5, 8, 10, 13, 15]),
+                                         ("2,2m", [2, 4, 5, 6, 8, 10, 12, 14, 15])])
+def test_a_state_is_saved_after_steps_or_minutes_and_changes_no_number(tmp_path, every, saved):
+    """A step takes 50 seconds on this clock. The last step of each of the three epochs always saves."""
+    plain = trainer(tmp_path / "a", adapted_model(dropout=0.2), replace(SETTINGS, save_every=SaveEvery(100)))
+    torch.manual_seed(3)
+    plain.run()
+    steps, found = [], []
+    timed = trainer(tmp_path / "b", adapted_model(dropout=0.2), replace(SETTINGS, save_every=SaveEvery.parse(every)),
+                    lambda record: steps.append(record["step"]))
+    timed.clock = lambda: 50.0 * len(set(steps))
+    save_state = timed.save_state
+    timed.save_state = lambda: (found.append(timed.step), save_state())
+    torch.manual_seed(3)
+    timed.run()
+    assert found == saved
+    for name, p in plain.parameters.items():
+        assert torch.equal(p, timed.parameters[name]), name
+
+
 def test_steps_in_place_of_epochs(tmp_path):
     records = []
     trainer(tmp_path, adapted_model(), replace(SETTINGS, steps=7), records.append).run()
