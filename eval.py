@@ -13,6 +13,9 @@
     python eval.py --model DIR --task perplexity --test-data wiki.txt
     python eval.py --model DIR --adapter PEFT_DIR --task banking77            # with PEFT's LoRA adapter
 """
+import finetune.startup  # noqa: F401 (first, for what goes wrong in the imports below)
+
+# isort: split
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

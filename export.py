@@ -10,6 +10,9 @@
 The export is read again and compared with the run before it gets its name. The figures are printed and kept in
 export.json.
 """
+import finetune.startup  # noqa: F401 (first, for what goes wrong in the imports below)
+
+# isort: split
 from pathlib import Path
 
 from finetune.command import Given, Work, run_command
