@@ -139,7 +139,7 @@ def known(error: BaseException, work: Work) -> tuple[str, str]:
     """What has happened and the remedy, of failures that are not the input's; otherwise two empty texts."""
     if isinstance(error, OSError) and error.errno in REFUSED:
         what, remedy = REFUSED[error.errno]
-        return f"{error.filename or 'the output'}: {what}", f"{remedy}, then {work.go_on}"
+        return f"{error.filename2 or error.filename or 'the output'}: {what}", f"{remedy}, then {work.go_on}"
     if "No space left on device" in str(error):  # from libraries that do not raise OSError, such as safetensors
         return " ".join(str(error).split()), f"free some space, then {work.go_on}"
     if is_memory(error):

@@ -16,6 +16,7 @@
     benchmarks/TASK/      predictions.jsonl and results.json of another task than the run's own
     results.json          the table that train.py ended with
     eval.json             the table that eval.py made last
+    error.log             tracebacks of commands that failed
     state/                what --resume needs
 """
 import json
