@@ -80,7 +80,7 @@ def fine_tune(given: Given, work: Work) -> None:
 
 
 def train_and_score(run: Run, config: RunConfig, data: PreparedData, work: Work) -> None:
-    work.begins("loading the base" if run.base_file.is_file() else "preparing the base")
+    work.begins("loading the base" if run.base_file.is_file() else "preparing the base", log=run.path)
     try:
         train(run, config, data, work)
     except TrainingDiverged as error:
@@ -107,7 +107,7 @@ def discarded_if_useless(run: Run, work: Work) -> Iterator[None]:
 
 def goes_on(work: Work, run: Run) -> None:
     work.begins("preparing the data", safe=lambda: what_stands(run),
-                go_on=f"go on with: python train.py --resume {run.path}", log=run.path)
+                go_on=f"go on with: python train.py --resume {run.path}")
 
 
 def what_stands(run: Run) -> str:

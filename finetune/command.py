@@ -70,7 +70,10 @@ class Work:
         self.doing = ""
 
     def stands(self) -> str:
-        return self.safe if isinstance(self.safe, str) else self.safe()
+        try:
+            return self.safe if isinstance(self.safe, str) else self.safe()
+        except (ValueError, OSError) as error:  # the last line itself must not fail
+            return f"what is saved cannot be read ({error})"
 
     def stopped(self, by: str, saved: str = "") -> str:
         return f"{by}: {saved}; {self.go_on}" if saved else f"{by} while {self.doing}: {self.stands()}; {self.go_on}"

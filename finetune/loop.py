@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -113,7 +114,8 @@ class Trainer:
             self.to_validate = self.step % self.per_epoch == 0 or self.step == self.total_steps
             if STOP.asked or self._save_is_due() and not self.to_validate:
                 self._save()
-            self._stop_if_asked()
+            if STOP.asked:
+                self._stop()
             if self.to_validate:
                 return
 
@@ -134,9 +136,8 @@ class Trainer:
         self.save_state()
         self.saved_at = self.clock()
 
-    def _stop_if_asked(self) -> None:
-        if STOP.asked:
-            raise Stopped(STOP.asked, f"saved at step {self.step}")
+    def _stop(self) -> NoReturn:
+        raise Stopped(STOP.asked, f"saved at step {self.step}")
 
     def _one_step(self, examples: list[Encoded], bar: tqdm) -> None:
         """One optimizer step. Each micro-batch's summed loss is divided by the targets of the WHOLE batch, so that the
@@ -174,7 +175,7 @@ class Trainer:
                 loss = mean_loss(self.model, self.validation_set, self.settings.micro_batch)
         except Stopped:
             self._save()
-            self._stop_if_asked()
+            self._stop()
         except NotFinite as error:
             raise TrainingDiverged(f"after epoch {epoch}, step {self.step}: {error}{self._keep_last_good()}") from None
         self.model.train()
@@ -187,7 +188,8 @@ class Trainer:
                    f"{self.tokens / self.seconds:.0f} tokens/s{note}")
         self.to_validate = False
         self._save()
-        self._stop_if_asked()
+        if STOP.asked:
+            self._stop()
 
     def _to_blame(self, examples: list[Encoded], loss: float) -> str:
         """The tensor or the layer that is not finite, and the remedy if it is one of training."""

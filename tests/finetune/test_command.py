@@ -98,6 +98,13 @@ def test_a_panic_of_a_rust_library_is_one_line_too(monkeypatch, tmp_path):
         "error: PanicException: index out of bounds")
 
 
+def test_a_state_that_cannot_be_read_does_not_hide_the_failure(monkeypatch):
+    def damaged() -> str:
+        raise ValueError("state.safetensors: damaged")
+    assert "; what is saved cannot be read (state.safetensors: damaged); take less" in str(
+        last_line(MemoryError(), monkeypatch, safe=damaged, memory="take less"))
+
+
 def test_an_interrupt_from_elsewhere_is_one_too(monkeypatch):
     ended = last_line(KeyboardInterrupt(), monkeypatch)
     assert (ended.code, str(ended)) == (130, "SIGINT while training: saved at step 3; go on with: python x")
