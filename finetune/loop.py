@@ -112,11 +112,10 @@ class Trainer:
         for indices in epoch_batches(lengths, self.settings.batch_size, self.seed, epoch)[place:]:
             self._one_step([self.train_set[i] for i in indices], bar)
             self.to_validate = self.step % self.per_epoch == 0 or self.step == self.total_steps
-            stop = STOP.asked  # read once: a signal may come between two looks
-            if stop or self._save_is_due() and not self.to_validate:
+            if STOP.asked or self._save_is_due() and not self.to_validate:
                 self._save()
-            if stop:
-                self._stop()
+                if STOP.asked:  # inside: a signal may come between two looks
+                    self._stop()
             if self.to_validate:
                 return
 

@@ -231,7 +231,7 @@ MUTANTS = [
       (*LOOP, *FLAGS)),
     M("save-every-minutes-ignored", "finetune/loop.py", "self.clock() - self.saved_at >= 60 * every.minutes", "False",
       LOOP),
-    M("signal-in-a-step-does-not-save", "finetune/loop.py", "if stop or self._save_is_due()",
+    M("signal-in-a-step-does-not-save", "finetune/loop.py", "if STOP.asked or self._save_is_due()",
       "if self._save_is_due()", SIGNALS),
     M("stopped-validation-is-not-repeated", "finetune/loop.py", '"to_validate": self.to_validate}',
       '"to_validate": False}', SIGNALS),
