@@ -53,8 +53,9 @@ def directory_here(place: Path | HubModel) -> Path:
     """As `directory_of`, without the network. Raises NotFetched for what is not in the cache."""
     if not isinstance(place, HubModel):
         return place
+    from huggingface_hub import errors
     try:
-        return Path(snapshot_download(place.repo, revision=place.revision, local_files_only=True))
+        return Path(huggingface_hub.snapshot_download(place.repo, revision=place.revision, local_files_only=True))
     except errors.LocalEntryNotFoundError:
         raise NotFetched(f"{place} is not in the cache of the hub on this machine") from None
 
