@@ -13,14 +13,16 @@
     python eval.py --model DIR --task perplexity --test-data wiki.txt
     python eval.py --model DIR --adapter PEFT_DIR --task banking77            # with PEFT's LoRA adapter
 """
-import sys
+import finetune.startup  # noqa: F401 (first, for what goes wrong in the imports below)
+
+# isort: split
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from adapters.peft_in import read_peft
 from finetune.checks import check_requantization, planned_base, planned_run
+from finetune.command import Given, Work, run_command
 from finetune.command_line import OF_ANY_MODEL, Parser, typed
 from finetune.config import BaseConfig, ComputeConfig, DataConfig, EvaluationConfig, RunConfig, flag, spec_text
 from finetune.data import (
@@ -44,8 +46,6 @@ from scoring.score_run import evaluate_run, restore_run
 from scoring.show_tradeoff import show_tradeoff
 from scoring.table import print_table, save_table
 from scoring.tradeoff import check_scores, points_of
-
-Given = dict[str, Any]  # what the command line says, by flag
 
 
 def eval_parser() -> Parser:
@@ -76,23 +76,25 @@ def eval_parser() -> Parser:
 
 
 def main() -> None:
-    parser = eval_parser()
-    given = parser.given()
+    run_command(eval_parser(), score)
+
+
+def score(given: Given, work: Work) -> None:
     if len(given) == 1 and not given["run"]:
-        parser.print_usage()
-        sys.exit("error: name a run or --model, or compare runs by --compare (see --help)")
-    try:
-        if "compare" in given:
-            refuse_beside_compare(given)
-            compare(given["compare"], given.get("json"))
-        elif given["run"]:
-            score_runs(given)
-        else:
-            score_model(given)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
+        eval_parser().print_usage()
+        raise ValueError("name a run or --model, or compare runs by --compare (see --help)")
+    if "compare" in given:
+        refuse_beside_compare(given)
+        compare(given["compare"], given.get("json"))
+    elif given["run"]:
+        score_runs(given, work)
+    else:
+        score_model(given, work)
+
+
+def begin_scoring(work: Work, place: Path) -> None:
+    work.begins("scoring", safe="the answers so far are kept", go_on="the same command goes on", log=place,
+                memory="give a smaller --eval-batch-size")
 
 
 def of_configuration(given: Given) -> Given:
@@ -133,12 +135,13 @@ class Prepared:
     results: Path
 
 
-def score_runs(given: Given) -> None:
+def score_runs(given: Given, work: Work) -> None:
     """All runs are checked before the first is scored. With --restore, several runs are scored as trained and restored
     only."""
     restoration, several = restoration_of(given), len(given["run"]) > 1
     check_outputs(given, restoration, several)
     prepared = [prepare_run(path, of_configuration(given), restoration) for path in given["run"]]
+    begin_scoring(work, prepared[0].run.path)
     if restoration and (several or "plot" in given):
         if "requantize" in given:
             raise ValueError("--requantize makes a row of one run's own table: give one run, and no --plot")
@@ -225,7 +228,7 @@ def check_named_base(run: Run, config: RunConfig) -> None:
 
 # ---- a model without a run ------------------------------------------------------------------------------------------
 
-def score_model(given: Given) -> None:
+def score_model(given: Given, work: Work) -> None:
     refuse_flags_of_runs(given)
     config = resolve_scoring(of_configuration(given))
     if "without_base" in given and not config.base.quantization:
@@ -237,6 +240,7 @@ def score_model(given: Given) -> None:
     adapter = read_peft(given["adapter"], source.config) if "adapter" in given else None
     name = source.place.name.removesuffix(".gguf") + (f"-{given['adapter'].resolve().name}" if adapter else "")
     place = Run(given.get("out") or Path("evals") / f"{name}-{task_of(config.data).name}")
+    begin_scoring(work, place.path)
     evaluate_model(source, config, place, "without_base" in given, adapter)
 
 

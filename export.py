@@ -10,9 +10,12 @@
 The export is read again and compared with the run before it gets its name. The figures are printed and kept in
 export.json.
 """
-import sys
+import finetune.startup  # noqa: F401 (first, for what goes wrong in the imports below)
+
+# isort: split
 from pathlib import Path
 
+from finetune.command import Given, Work, run_command
 from finetune.command_line import Parser
 from finetune.config import DTYPES
 from interop.gguf_writer import GGUFExport
@@ -39,17 +42,16 @@ def export_parser() -> Parser:
     return parser
 
 
-def main() -> None:
-    given = export_parser().given()
+def export(given: Given, work: Work) -> None:
+    work.begins("exporting", safe="nothing was exported")
     kind, to = FORMATS[given["format"]], given["to"]
-    try:
-        check_target(to, kind.is_directory)
-        trained = Trained.at(given["run"])
-        hand_over(trained, kind(trained, to, given.get("dtype")), to, "allow_loss" in given)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; nothing was exported")
+    check_target(to, kind.is_directory)
+    trained = Trained.at(given["run"])
+    hand_over(trained, kind(trained, to, given.get("dtype")), to, "allow_loss" in given)
+
+
+def main() -> None:
+    run_command(export_parser(), export)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,13 @@
 
 Both runs' predictions.jsonl must be of the same test rows. Every row is asked in both orders. An interrupted judging
 goes on by the same command, and asks nothing twice. """
-import re
-import sys
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+import finetune.startup  # noqa: F401 (first, for what goes wrong in the imports below)
 
+# isort: split
+import re
+from pathlib import Path
+
+from finetune.command import Given, Work, run_command
 from finetune.command_line import Parser, typed
 from finetune.config import ComputeConfig, model_place, positive, seed
 from finetune.resolve import part
@@ -47,18 +48,20 @@ def judge_parser() -> Parser:
 
 
 def main() -> None:
-    given = judge_parser().given()
-    try:
-        compared = read_compared(given["a"], given["b"], given.get("limit"))
-        if "dry_run" in given:
-            return print_prompts(compared)
-        judge = judge_of(given, compared)
-        name = "--".join(re.sub(r"[^\w.-]+", "-", part).strip("-") for part in (given["a"], given["b"], judge.name))
-        report(compared, judge, given.get("out") or Path("judged") / name, given.get("batch_size", BATCH))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on")
+    run_command(judge_parser(), judge_runs)
+
+
+def judge_runs(given: Given, work: Work) -> None:
+    compared = read_compared(given["a"], given["b"], given.get("limit"))
+    if "dry_run" in given:
+        work.done()
+        return print_prompts(compared)
+    judge = judge_of(given, compared)
+    name = "--".join(re.sub(r"[^\w.-]+", "-", part).strip("-") for part in (given["a"], given["b"], judge.name))
+    out = given.get("out") or Path("judged") / name
+    work.begins("judging", safe=f"what has been judged is in {out}", go_on="the same command goes on", log=out,
+                memory="give a smaller --batch-size")
+    report(compared, judge, out, given.get("batch_size", BATCH))
 
 
 def read_compared(a: str, b: str, limit: int | None) -> Compared:
@@ -83,7 +86,7 @@ def print_prompts(compared: Compared) -> None:
           f"{compared.a} (a) and {compared.b} (b); nobody was asked")
 
 
-def judge_of(given: Mapping[str, Any], compared: Compared) -> Judge:
+def judge_of(given: Given, compared: Compared) -> Judge:
     """The judge, after all checks that need neither a connection nor its weights. Raises ValueError."""
     if ("judge" in given) == ("judge_model" in given):
         raise ValueError("give one judge: --judge NAME, a model of the endpoint at OPENAI_BASE_URL, or --judge-model "

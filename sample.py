@@ -5,14 +5,17 @@
     python sample.py --model DIR --bits 4 --prompt "..." --prompt "..."   # a model, here rounded to 4 bits
     python sample.py --model DIR --adapter PEFT_DIR --prompt "..."        # with PEFT's LoRA adapter
 """
+import finetune.startup  # noqa: F401 (first, for what goes wrong in the imports below)
+
+# isort: split
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from adapters.peft_in import attach_peft, read_peft
 from finetune.checks import planned_base
+from finetune.command import Given, Work, run_command
 from finetune.command_line import OF_ANY_MODEL, Parser, typed
 from finetune.config import DTYPES, BaseConfig, ComputeConfig, flag, number, positive, seed
 from finetune.data import check_ids, note_tokens
@@ -29,7 +32,6 @@ from tasks.task import Example, prompt_ids
 NEW_TOKENS = 128  # unless --max-new-tokens says otherwise
 BATCH = 128       # prompts at a time
 SAMPLING = ("temperature", "top_p")
-Given = dict[str, Any]  # what the command line says, by flag
 
 
 def sample_parser() -> Parser:
@@ -63,16 +65,10 @@ def above_zero_to_one(text: str) -> float:
 
 
 def main() -> None:
-    given = sample_parser().given()
-    try:
-        complete(given)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
+    run_command(sample_parser(), complete)
 
 
-def complete(given: Given) -> None:
+def complete(given: Given, work: Work) -> None:
     """Prints the completion of each prompt; under the prompt if there are several. All checks run before any weights
     are loaded."""
     sampling = sampling_of(given)
@@ -83,7 +79,9 @@ def complete(given: Given) -> None:
     max_new_tokens = room_for_answers(prompts, source, given.get("max_new_tokens"))
     check_ids(prompts, source)
     note_tokens("--prompt", [Example(text, "") for text in texts], source.tokenizer, stop_ids[0], to_stderr)
+    work.begins("completing", memory="give a smaller --batch-size")
     answers = generate(load(), prompts, max_new_tokens, stop_ids, given.get("batch_size", BATCH), sampling=sampling)
+    work.done()
     for text, prompt, answer in zip(texts, prompts, answers, strict=True):
         if len(prompts) > 1:
             print(f"--- {text}")

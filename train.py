@@ -5,9 +5,12 @@
 A run directory holds everything afterwards (finetune/run.py). `python eval.py RUN` prints its table again.
 `python train.py --resume RUN` goes on after an interruption.
 """
+import finetune.startup  # noqa: F401 (first, for what goes wrong in the imports below)
+
+# isort: split
 import platform
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +24,12 @@ from adapters import ADAPTERS
 from adapters.adapted import adapted_layers, adapter_parameters
 from finetune.adapted_model import attach_adapters, save_adapter, why_not_k_bits
 from finetune.checks import check_run, with_codes_of_base
+from finetune.command import Given, Work, run_command
 from finetune.command_line import train_parser
 from finetune.config import DTYPES, RunConfig, flag
 from finetune.config_json import FORMAT, config_json
 from finetune.data import PreparedData, check_calibration, check_data, prepare_data, with_pinned_data
-from finetune.loop import Trainer, TrainingDiverged
+from finetune.loop import Trainer, TrainingDiverged, saved_step
 from finetune.pictures import plot_losses
 from finetune.quantize import load_base
 from finetune.resolve import resolve_run
@@ -52,29 +56,62 @@ Prepared = tuple[Llama, Parameters, Callable[[], None]]  # the model, what train
 
 
 def main() -> None:
-    given = train_parser().given()
-    run, fresh = None, False
+    run_command(train_parser(), fine_tune)
+
+
+def fine_tune(given: Given, work: Work) -> None:
+    if "list_tasks" in given:
+        work.done()
+        return print(task_table_text(TRAINING_TASKS.values()))
+    if "resume" in given:
+        run = reopened(given)
+        goes_on(work, run)
+        return train_and_score(run, run.config, data_of(run), work)
+    work.begins("preparing the data")
+    source, config, data = prepare(given)
+    if "show_example" in given:
+        work.done()
+        return show_example(data)
+    run = new_run(given.get("out"), f"{config.method}-{config.base.bits}bit-{config.data.task}")
+    with discarded_if_useless(run, work):
+        goes_on(work, run)
+        describe(run, source, config, data)
+        train_and_score(run, config, data, work)
+
+
+def train_and_score(run: Run, config: RunConfig, data: PreparedData, work: Work) -> None:
+    work.begins("loading the base" if run.base_file.is_file() else "preparing the base", log=run.path)
     try:
-        if "list_tasks" in given:
-            return print(task_table_text(TRAINING_TASKS.values()))
-        if "resume" in given:
-            run = reopened(given)
-            config, data = run.config, data_of(run)
-        else:
-            source, config, data = prepare(given)
-            if "show_example" in given:
-                return show_example(data)
-            run = new_run(given.get("out"), f"{config.method}-{config.base.bits}bit-{config.data.task}")
-            fresh = True
-            describe(run, source, config, data)
-        train(run, config, data)
-        evaluate_run(run, config, data, run, run.results_file)
-    except (ValueError, OSError, TrainingDiverged) as error:
-        if fresh and not run.has_progress():
+        train(run, config, data, work)
+    except TrainingDiverged as error:
+        raise ValueError(f"{error}{how_to_get_out(run)}") from error
+    work.begins("scoring", safe="training is done, and the answers so far are kept",
+                memory=f"score with: python eval.py {run.path} --eval-batch-size 8")
+    evaluate_run(run, config, data, run, run.results_file)
+
+
+@contextmanager
+def discarded_if_useless(run: Run, work: Work) -> Iterator[None]:
+    """A new run that fails before it made anything worth keeping is removed. One that is stopped stays, if --resume can
+    go on with it."""
+    try:
+        yield
+    except BaseException as error:
+        if not run.has_progress() and (isinstance(error, Exception) or not run.config_file.is_file()):
             run.discard()
-        sys.exit(f"error: {error}{how_to_get_out(run) if isinstance(error, TrainingDiverged) else ''}")
-    except KeyboardInterrupt:
-        sys.exit(f"interrupted; go on with: python train.py --resume {run.path}" if run else "interrupted")
+            work.begins(work.doing, safe="nothing was kept", go_on="give the same command again", log=None)
+        raise
+
+
+# ---- what the last line says ----------------------------------------------------------------------------------------
+
+def goes_on(work: Work, run: Run) -> None:
+    work.begins("preparing the data", safe=lambda: what_stands(run),
+                go_on=f"go on with: python train.py --resume {run.path}")
+
+
+def what_stands(run: Run) -> str:
+    return f"saved at step {saved_step(run.state_file)}" if run.state_file.is_file() else "no step is saved yet"
 
 
 def how_to_get_out(run: Run) -> str:
@@ -139,7 +176,7 @@ def describe(run: Run, source: Source, config: RunConfig, data: PreparedData) ->
 
 # ---- training -------------------------------------------------------------------------------------------------------
 
-def train(run: Run, config: RunConfig, data: PreparedData) -> None:
+def train(run: Run, config: RunConfig, data: PreparedData, work: Work | None = None) -> None:
     torch.manual_seed(config.data.seed)
     model, parameters, keep_best = full(run, config) if config.adapter_kind is None else adapted(run, config, data)
     check_weights(model, data.used_ids, str(config.base.model))
@@ -148,7 +185,13 @@ def train(run: Run, config: RunConfig, data: PreparedData) -> None:
     print_plan(run.path, config, model, parameters, data, trainer.total_steps)
     if run.has_state():
         trainer.load_state()
+        print(f"{run.path} goes on {trainer.goes_on_at()}")
+    elif run.metrics_file.is_file():
+        print("no step was saved before: training starts again at step 1")
     run.forget_after(trainer.step)
+    if work:
+        work.begins("training", memory="start a new run with a smaller --micro-batch: it changes no number but "
+                                       "rounding")
     trainer.run()
     peak = peak_memory(model.device)
     write_record(run.training_file, {"trainable_parameters": sum(p.numel() for p in parameters.values()),

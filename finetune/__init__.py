@@ -11,6 +11,8 @@
 | `checks.py` | all that can be refused from file headers |
 | `data.py` | a task's rows, encoded and checked |
 | `loop.py` | the training loop |
+| `command.py`, `stop.py` | how a command runs: its last line, its exit status, and signals |
+| `startup.py` | what goes wrong while a script imports its modules |
 | `run.py` | the files of a run |
 | `size.py`, `pictures.py` | bits a weight; the loss curve |
 """

@@ -35,6 +35,7 @@ class Parser(argparse.ArgumentParser):
                          formatter_class=argparse.RawDescriptionHelpFormatter, **more)
         self.configured: set[str] = set()  # the flags that are fields of the configuration
         self.groups = {name: self.add_argument_group(name) for name in ORDER}
+        self.groups["output"].add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def error(self, message: str) -> NoReturn:
         ours = message.startswith("argument ") and "invalid choice" not in message and "expected" not in message

@@ -164,6 +164,31 @@ class StoredCodes:
 
 
 @dataclass(frozen=True)
+class SaveEvery:
+    """How often a state is saved: after so many steps or minutes, whichever comes first."""
+    steps: int | None = None
+    minutes: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "SaveEvery":
+        """`200`, `10m`, or both: `200,10m`."""
+        found: dict[str, Any] = {}
+        try:
+            for phrase in map(str.strip, text.split(",")):
+                name = "minutes" if phrase.endswith("m") else "steps"
+                if name in found:
+                    raise ValueError(f"{text} says the same twice")
+                found[name] = positive(float if name == "minutes" else int)(phrase.removesuffix("m"))
+        except ValueError as error:
+            raise ValueError(f"{error}: give steps (200), minutes (10m), or both (200,10m)") from None
+        return cls(**found)
+
+    def __str__(self) -> str:
+        stated = (self.steps and str(self.steps), self.minutes and f"{self.minutes:.12g}m")
+        return ",".join(filter(None, stated))
+
+
+@dataclass(frozen=True)
 class BaseConfig:
     model: Place = option(
         EMBEDDED_BASE, parse=model_place, load=saved_place(HubModel), metavar="MODEL", shown="the embedded base",
@@ -256,8 +281,10 @@ class TrainingConfig:
     weight_decay: float = option(0.0, parse=share, metavar="W", help="decay matrices by this factor a step, times the "
                                                                      "learning rate")
     beta2: float = option(0.999, parse=share, metavar="B", help="set AdamW's second beta")
-    save_every: int = option(200, parse=positive(int), metavar="STEPS", setting=False, help="save a state to resume "
-                                                                                            "from every N steps")
+    save_every: SaveEvery = option(
+        SaveEvery(200, 10.0), parse=SaveEvery.parse, load=SaveEvery.parse, metavar="STEPS,MINUTESm", setting=False,
+        help="save a state to resume from every N steps (200), every N minutes (10m), or at whichever comes first "
+             "(200,10m)")
     save_dtype: str | None = option(None, choices=DTYPES, only="full", shown="the checkpoint's",
                                     help="save the weights in this type (--method full)")
 

@@ -39,10 +39,16 @@ def from_json(kind: type, stated: dict) -> Any:
     for f in fields(kind):
         if f.name in stated:
             value = stated[f.name]
-            read = f.metadata.get("load") or f.metadata.get("parse")
-            values[f.name] = (from_json(f.default_factory().__class__, value) if not f.metadata
-                              else read(value) if read and isinstance(value, str) else value)
+            values[f.name] = (value_from_json(f, value) if f.metadata
+                              else from_json(f.default_factory().__class__, value))
     return kind(**values)
+
+
+def value_from_json(f: Field, value: Any) -> Any:
+    """`load` reads numbers too: `save_every` was a number of steps."""
+    if "load" in f.metadata and value is not None:
+        return f.metadata["load"](str(value))
+    return f.metadata["parse"](value) if "parse" in f.metadata and isinstance(value, str) else value
 
 
 def known_device(name: str) -> str:

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -12,15 +13,22 @@ from tqdm import tqdm
 
 from finetune.config import TrainingConfig
 from finetune.state_files import StateFiles
+from finetune.stop import STOP, Stopped
 from model.files import Damaged
 from model.finite import NotFinite, why_not_finite
-from model.tensor_files import TensorFile
+from model.tensor_files import TensorFile, open_safetensors
 from tasks.batching import collate, epoch_batches, split_list
 from tasks.task import Encoded
 
 
 class TrainingDiverged(RuntimeError):
     """A gradient or the validation loss is not finite."""
+
+
+def saved_step(state_file: Path) -> int:
+    """How many steps a saved state has behind it."""
+    with open_safetensors(state_file) as file:
+        return json.loads(file.metadata()["place"])["step"]
 
 
 def learning_rate(step: int, total: int, settings: TrainingConfig) -> float:
@@ -72,7 +80,8 @@ class Trainer:
     def __init__(self, model: nn.Module, parameters: dict[str, nn.Parameter], settings: TrainingConfig, seed: int,
                  train: list[Encoded], validation: list[Encoded], state_file: Path,
                  keep_best: Callable[[], None], log: Callable[[dict], None],
-                 flush_log: Callable[[], None] = lambda: None):
+                 flush_log: Callable[[], None] = lambda: None,
+                 clock: Callable[[], float] = time.monotonic):
         self.model, self.parameters, self.settings, self.seed = model, parameters, settings, seed
         self.train_set, self.validation_set = train, validation
         self.states, self.keep_best, self.log, self.flush_log = StateFiles(state_file), keep_best, log, flush_log
@@ -86,21 +95,52 @@ class Trainer:
         self.per_epoch = math.ceil(len(train) / settings.batch_size)
         self.total_steps = settings.steps or settings.epochs * self.per_epoch
         self.step, self.best, self.tokens, self.seconds = 0, math.inf, 0, 0.0
+        self.to_validate = False  # an epoch has ended, and its validation loss is not known yet
+        self.clock, self.saved_at = clock, clock()
 
     def run(self) -> None:
-        lengths = [len(e.tokens) for e in self.train_set]
+        """Raises Stopped, with a state saved, after the step in which a signal asked for it."""
         self.model.train()
-        bar = tqdm(total=self.total_steps, initial=self.step, desc="training", unit="step", disable=None)
-        while self.step < self.total_steps:
-            epoch, place = divmod(self.step, self.per_epoch)
-            for indices in epoch_batches(lengths, self.settings.batch_size, self.seed, epoch)[place:]:
-                self._one_step([self.train_set[i] for i in indices], bar)
-                if self.step == self.total_steps:
-                    break
-                if self.step % self.settings.save_every == 0 and self.step % self.per_epoch:
-                    self.save_state()
-            self._end_of_epoch(epoch + 1)
-        bar.close()
+        self.saved_at = self.clock()
+        with STOP.held(), tqdm(total=self.total_steps, initial=self.step, desc="training", unit="step",
+                               disable=None) as bar:
+            while self.to_validate or self.step < self.total_steps:
+                self._rest_of_epoch(bar)
+                self._end_of_epoch(math.ceil(self.step / self.per_epoch))
+
+    def _rest_of_epoch(self, bar: tqdm) -> None:
+        if self.to_validate:
+            return
+        lengths, (epoch, place) = [len(e.tokens) for e in self.train_set], divmod(self.step, self.per_epoch)
+        for indices in epoch_batches(lengths, self.settings.batch_size, self.seed, epoch)[place:]:
+            self._one_step([self.train_set[i] for i in indices], bar)
+            self.to_validate = self.step % self.per_epoch == 0 or self.step == self.total_steps
+            if STOP.asked or self._save_is_due() and not self.to_validate:
+                self._save()
+                if STOP.asked:  # inside: a signal may come between two looks
+                    self._stop()
+            if self.to_validate:
+                return
+
+    def goes_on_at(self) -> str:
+        """The place of `run`, in words."""
+        if self.to_validate:
+            return f"with the validation after step {self.step} of {self.total_steps}"
+        if self.step == self.total_steps:
+            return f"behind the last of {self.total_steps} steps"
+        return f"at step {self.step + 1} of {self.total_steps}"
+
+    def _save_is_due(self) -> bool:
+        every = self.settings.save_every
+        return bool(every.steps and self.step % every.steps == 0
+                    or every.minutes and self.clock() - self.saved_at >= 60 * every.minutes)
+
+    def _save(self) -> None:
+        self.save_state()
+        self.saved_at = self.clock()
+
+    def _stop(self) -> NoReturn:
+        raise Stopped(STOP.asked, f"saved at step {self.step}")
 
     def _one_step(self, examples: list[Encoded], bar: tqdm) -> None:
         """One optimizer step. Each micro-batch's summed loss is divided by the targets of the WHOLE batch, so that the
@@ -134,7 +174,11 @@ class Trainer:
     def _end_of_epoch(self, epoch: int) -> None:
         self.model.eval()
         try:
-            loss = mean_loss(self.model, self.validation_set, self.settings.micro_batch)
+            with STOP.at_once():
+                loss = mean_loss(self.model, self.validation_set, self.settings.micro_batch)
+        except Stopped:
+            self._save()
+            self._stop()
         except NotFinite as error:
             raise TrainingDiverged(f"after epoch {epoch}, step {self.step}: {error}{self._keep_last_good()}") from None
         self.model.train()
@@ -145,7 +189,10 @@ class Trainer:
             self.keep_best()
         tqdm.write(f"epoch {epoch}, step {self.step}/{self.total_steps}: validation loss {loss:.4f}, "
                    f"{self.tokens / self.seconds:.0f} tokens/s{note}")
-        self.save_state()
+        self.to_validate = False
+        self._save()
+        if STOP.asked:
+            self._stop()
 
     def _to_blame(self, examples: list[Encoded], loss: float) -> str:
         """The tensor or the layer that is not finite, and the remedy if it is one of training."""
@@ -182,7 +229,8 @@ class Trainer:
             tensors[f"parameter.{name}"] = p
             for moment in ("exp_avg", "exp_avg_sq"):
                 tensors[f"{moment}.{name}"] = self.optimizer.state[p][moment]
-        place = {"step": self.step, "best": self.best, "tokens": self.tokens, "seconds": self.seconds}
+        place = {"step": self.step, "best": self.best, "tokens": self.tokens, "seconds": self.seconds,
+                 "to_validate": self.to_validate}
         self.states.save(tensors, {"place": json.dumps(place)})
 
     def load_state(self) -> None:
@@ -206,3 +254,4 @@ class Trainer:
             torch.cuda.set_rng_state(file.get_tensor("random_cuda"), self.model.device)
         self.step, self.best = place["step"], place["best"]
         self.tokens, self.seconds = place["tokens"], place["seconds"]
+        self.to_validate = place.get("to_validate", False)  # a state of an older version is never saved before that

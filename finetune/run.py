@@ -17,6 +17,7 @@
     results.json          the table that train.py ended with
     eval.json             the table that eval.py made last
     state/                what --resume needs: the newest state, and the one before it
+    error.log             tracebacks of commands that failed
 """
 import shutil
 from functools import cached_property

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from huggingface_hub import constants, errors, snapshot_download
-from huggingface_hub.utils import validate_repo_id
+import huggingface_hub  # its functions are imported when they are first used: with its client, that takes 0.3 s
 
 from model.checkpoint import INDEX, SINGLE, load_config, shard_names, weight_files
 from model.tokenizer import FILES, TRAVELLING, tokenizer_file
@@ -29,6 +28,7 @@ class HubModel:
         repo, at, revision = text.partition("@")
         if repo.count("/") != 1 or bool(at) != bool(revision):
             raise ValueError(f"{text!r} is not org/name or org/name@revision")
+        from huggingface_hub.utils import validate_repo_id
         validate_repo_id(repo)
         return cls(repo, revision or None)
 
@@ -53,8 +53,9 @@ def directory_here(place: Path | HubModel) -> Path:
     """As `directory_of`, without the network. Raises NotFetched for what is not in the cache."""
     if not isinstance(place, HubModel):
         return place
+    from huggingface_hub import errors
     try:
-        return Path(snapshot_download(place.repo, revision=place.revision, local_files_only=True))
+        return Path(huggingface_hub.snapshot_download(place.repo, revision=place.revision, local_files_only=True))
     except errors.LocalEntryNotFoundError:
         raise NotFetched(f"{place} is not in the cache of the hub on this machine") from None
 
@@ -90,7 +91,7 @@ def fetch(model: HubModel) -> Path:
 def snapshot(model: HubModel, names: Sequence[str]) -> Path:
     """Downloads the named files that the repository has. Raises NotFetched."""
     try:
-        return Path(snapshot_download(model.repo, revision=model.revision, allow_patterns=list(names)))
+        return Path(huggingface_hub.snapshot_download(model.repo, revision=model.revision, allow_patterns=list(names)))
     except Exception as error:  # also those of the network library, which depends on huggingface_hub's version
         raise NotFetched(reason(model, error)) from None
 
@@ -98,6 +99,7 @@ def snapshot(model: HubModel, names: Sequence[str]) -> Path:
 def reason(place, error: Exception) -> str:
     """The failure in one line. place: a HubModel, or another repository with its `kind` ("model") and the name of its
     local form, `here` ("a directory")."""
+    from huggingface_hub import constants, errors
     kind, here = place.kind, place.here
     login = "log in (hf auth login) or set HF_TOKEN"
     local = here.replace(" ", " local ")

@@ -227,7 +227,9 @@ class Decoder(nn.Module):
 
     def __init__(self, config: LlamaConfig):
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        # Without weights, nn.Embedding draws some: on the meta device this imports torch._dynamo, which takes 1.5 s.
+        self.embed_tokens = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, config.hidden_size),
+                                                         freeze=False)
         kind = DoublyNormedDecoderLayer if config.norms_after else DecoderLayer
         self.layers = nn.ModuleList(kind(config, i) for i in range(config.num_hidden_layers))
         self.norm = new_norm(config)

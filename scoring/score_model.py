@@ -43,8 +43,8 @@ def evaluate_model(source: Source, config: ScoringConfig, place: Run, without_ba
             rows.append(score_state(beside, model, scoring))
         del model
     how = f"{spec}" if spec else "as it is"
-    print_scores(rows, f"{source.place}: {how}, {config.data.task}, {len(data.test)} test rows", data.task)
     keep_scores(rows, scoring, place, place.results_file, config=config_json(config), model=fingerprint)
+    print_scores(rows, f"{source.place}: {how}, {config.data.task}, {len(data.test)} test rows", data.task)
     print(f"kept in {place.path}")
     return rows
 

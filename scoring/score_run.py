@@ -54,9 +54,9 @@ def report(rows: Sequence[Row], run: Run, config: RunConfig, scoring: Scoring, p
     data = scoring.data
     title = f"{run.path}: {config.method}, {config.base.bits} bits, {config.data.task}, {len(data.test)} test rows, " \
             f"{len(data.validation)} validation rows"
-    print_scores(rows, title, data.task)
     keep_scores(rows, scoring, place, results, config=config_json(config), model=Source(run.path).fingerprint,
                 base=run.fingerprints["base"])
+    print_scores(rows, title, data.task)
     return list(rows)
 
 

@@ -11,6 +11,7 @@ from adapters.rounding import MUCH, NOTICED, TrainingLost
 from finetune.data import PreparedData
 from finetune.loop import mean_loss
 from finetune.size import bits_per_weight
+from finetune.stop import STOP
 from model.llama import Llama
 from quant.linear import stored_bytes
 from scoring.resume import KeptAnswers
@@ -90,6 +91,7 @@ def answers_to_all(state: State, model: Llama, scoring: Scoring) -> list[dict]:
     missing = [row for row in range(len(data.test)) if row not in found]
     asking = Asking(data.tokenizer, data.end_ids, data.max_new_tokens, scoring.batch_size, state.title)
     for place, line in data.task.answers(model, [data.test[row] for row in missing], asking) if missing else ():
+        STOP.check()  # a signal that came while the answer was scored may have changed its score
         found[missing[place]] = line
         if kept:
             kept.add(state.key, missing[place], line)

@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from huggingface_hub import list_repo_files, snapshot_download
-from huggingface_hub.utils import validate_repo_id
+import huggingface_hub
 
 from model.hub import NotFetched, reason
 from tasks.rows import SUFFIXES
@@ -33,6 +32,7 @@ class HubData:
         if repo.count("/") != 1 or bool(at) != bool(revision) or bool(colon) != bool(path):
             raise ValueError(f"{text!r} is not of the form org/name, org/name@revision or "
                              "org/name@revision:path/of/a/file")
+        from huggingface_hub.utils import validate_repo_id
         validate_repo_id(repo)
         if path and Path(path).suffix.lower() not in SUFFIXES:
             raise ValueError(f"{path} does not end in one of {', '.join(SUFFIXES)}")
@@ -63,8 +63,8 @@ def fetch(data: HubData, split: str) -> tuple[Path, HubData]:
     if data.path is None:
         data = replace(data, path=file_of_split(data, split))
     try:
-        directory = Path(snapshot_download(data.repo, repo_type="dataset", revision=data.revision,
-                                           allow_patterns=[glob.escape(data.path)]))
+        directory = Path(huggingface_hub.snapshot_download(data.repo, repo_type="dataset", revision=data.revision,
+                                                           allow_patterns=[glob.escape(data.path)]))
     except Exception as error:  # also errors of the network library, which differs between versions of huggingface_hub
         raise NotFetched(reason(data, error)) from None
     file = directory / data.path
@@ -77,7 +77,7 @@ def fetch(data: HubData, split: str) -> tuple[Path, HubData]:
 def file_of_split(data: HubData, split: str) -> str:
     """The only readable file that is named after the split. Raises ValueError, naming the candidates."""
     try:
-        files = list_repo_files(data.repo, repo_type="dataset", revision=data.revision)
+        files = huggingface_hub.list_repo_files(data.repo, repo_type="dataset", revision=data.revision)
     except Exception as error:
         raise NotFetched(reason(data, error)) from None
     readable = sorted(file for file in files if Path(file).suffix.lower() in SUFFIXES)

@@ -25,7 +25,7 @@ def call(script, *arguments):
     try:
         script.main()
     except SystemExit as exit:
-        return str(exit.code)
+        return str(exit)
     finally:
         sys.argv = kept
 

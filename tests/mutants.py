@@ -34,6 +34,8 @@ QUANT = ("tests/quant",)
 ADAPTERS = ("tests/adapters",)
 LOOP = ("tests/finetune/test_loop.py", "tests/finetune/test_not_finite.py")
 CALIBRATION = ("tests/finetune/test_calibration.py", "tests/model/test_bfloat16.py")
+SIGNALS = ("tests/scripts/test_signals.py",)
+COMMAND = ("tests/finetune/test_command.py",)
 FLAGS = ("tests/finetune/test_flags.py",)
 CONFIG = ("tests/finetune/test_config.py",)
 RESUME = ("tests/finetune/test_resume_is_checked.py", "tests/scripts/test_cli.py")
@@ -228,8 +230,18 @@ MUTANTS = [
       "split_list(examples, len(examples))", FLAGS),
     M("last-epoch-kept", "finetune/loop.py", "if loss < self.best:", "if True:", LOOP),
     M("validation-with-dropout", "finetune/loop.py", "self.model.eval()\n        try:", "try:", LOOP),
-    M("save-every-ignored", "finetune/loop.py", "self.step % self.settings.save_every == 0", "self.step % 200 == 0",
+    M("save-every-ignored", "finetune/loop.py", "self.step % every.steps == 0", "self.step % 200 == 0",
       (*LOOP, *FLAGS)),
+    M("save-every-minutes-ignored", "finetune/loop.py", "self.clock() - self.saved_at >= 60 * every.minutes", "False",
+      LOOP),
+    M("signal-in-a-step-does-not-save", "finetune/loop.py", "if STOP.asked or self._save_is_due()",
+      "if self._save_is_due()", SIGNALS),
+    M("stopped-validation-is-not-repeated", "finetune/loop.py", '"to_validate": self.to_validate}',
+      '"to_validate": False}', SIGNALS),
+    M("second-signal-waits", "finetune/stop.py", "os._exit(128 + number)", "pass", SIGNALS),
+    M("ignored-signal-is-handled", "finetune/stop.py", "not in (signal.SIG_IGN, None)}", "is not None}", SIGNALS),
+    M("lost-stop-keeps-an-answer", "scoring/scores.py", "STOP.check()", "pass", SIGNALS),
+    M("traceback-is-shown", "finetune/command.py", "    if debug:\n", "    if True:\n", COMMAND),
     M("random-state-not-restored", "finetune/loop.py", 'torch.set_rng_state(file.get_tensor("random"))', "pass", LOOP),
     M("best-not-restored", "finetune/loop.py", 'self.step, self.best = place["step"], place["best"]',
       'self.step = place["step"]', LOOP),

@@ -8,7 +8,7 @@ import pytest
 
 from adapters.lam import Lam
 from finetune.command_line import train_parser
-from finetune.config import BaseConfig, RunConfig, StoredCodes, flag, flat
+from finetune.config import BaseConfig, RunConfig, SaveEvery, StoredCodes, flag, flat
 from finetune.config_json import FORMAT, config_json, run_config
 from finetune.methods import METHODS
 from finetune.resolve import resolve_run, with_values
@@ -92,6 +92,29 @@ def test_a_device_that_is_not_here_gives_way_to_one_that_is(capsys):
     assert re.search(r"nonsense is not available here .*: (cpu|cuda) instead", capsys.readouterr().out)
 
 
+@pytest.mark.parametrize("text,every", [("200", SaveEvery(200)), ("10m", SaveEvery(None, 10.0)),
+                                        ("200,10m", SaveEvery(200, 10.0)), ("0.5m, 7", SaveEvery(7, 0.5))])
+def test_save_every_takes_steps_minutes_or_both_and_is_read_back(text, every):
+    config = resolved("--save-every", text)
+    assert config.training.save_every == every == SaveEvery.parse(str(every))
+    assert run_config({"format": FORMAT, "config": config_json(config)}, "x") == config
+
+
+@pytest.mark.parametrize("text,message", [("0", "0 is not above 0"), ("10s", "'10s' is not a whole number"),
+                                          ("m", "'' is not a number"), ("2,3", "2,3 says the same twice"),
+                                          ("", "'' is")])
+def test_a_wrong_save_every_is_refused(text, message):
+    with pytest.raises(ValueError, match=rf"{message}.*: give steps \(200\), minutes \(10m\), or both"):
+        SaveEvery.parse(text)
+
+
+def test_a_run_that_saved_every_so_many_steps_still_does():
+    saved = config_json(resolved())
+    saved["training"]["save_every"] = 7
+    assert run_config({"format": FORMAT, "config": saved}, "x").training.save_every == SaveEvery(7)
+    assert resolved().training.save_every == SaveEvery(200, 10.0)
+
+
 # ---- format 1 -------------------------------------------------------------------------------------------------------
 
 COMMON = {"double_quant": False, "act_order": False, "calibration": None, "calibration_rows": 500, "requantize": None,
@@ -120,7 +143,7 @@ def from_old(name, *unknown, **changed) -> RunConfig:
 def as_asked(*words, **changed) -> RunConfig:
     """What the same command makes today."""
     return with_values(resolved("--model", PLACE, "--steps", 20, "--seed", 1, "--test-limit", 100, "--dtype", "float32",
-                                "--device", "cpu", *words), changed)
+                                "--device", "cpu", "--save-every", 200, *words), changed)
 
 
 @pytest.mark.parametrize("name", OLD)

@@ -14,6 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import eval as eval_script
+import export as export_script
+import judge as judge_script
+import sample as sample_script
 import train as train_script
 from finetune.adapted_model import attach_adapters, load_adapter
 from finetune.command_line import train_parser
@@ -244,6 +248,7 @@ PROOFS: dict[str, Proof | str] = {
     "show_example": "test_what_only_prints",
     "out": "test_requantize_adds_a_state",
     "resume": "test_resume_goes_on",
+    "debug": "test_debug_shows_the_traceback_and_nothing_else_does",
 }
 
 
@@ -290,7 +295,8 @@ def test_the_seed_decides_the_order_of_the_same_rows(command):
         def step(examples, bar, trainer=trainer, seen=seen):
             seen.append(tuple(examples[0].tokens))
             trainer.step += 1
-        trainer._one_step, trainer._end_of_epoch = step, lambda epoch: None
+        trainer._one_step = step
+        trainer._end_of_epoch = lambda epoch, trainer=trainer: setattr(trainer, "to_validate", False)
         trainer.run()
         order.append(seen)
     assert len(order[0]) == len(order[1]) == 3 and order[0] != order[1]
@@ -364,6 +370,19 @@ def test_what_only_prints(small_base, command, capsys):
     assert call(train_script, "--model", small_base, *USUAL, "--block", "16x1", "--show-example") is None
     assert "what is learned after it" in capsys.readouterr().out
     assert set(Path().iterdir()) == before
+
+
+@pytest.mark.parametrize("script", [train_script, eval_script, sample_script, export_script, judge_script],
+                         ids=lambda script: script.__name__)
+def test_debug_shows_the_traceback_and_nothing_else_does(tmp_path, capsys, script):
+    asked = {train_script: ["--resume", "nowhere"], eval_script: ["nowhere"], judge_script: ["nowhere", "nothing"],
+             sample_script: ["nowhere", "--prompt", "a"],
+             export_script: ["nowhere", "--format", "gguf", "--to", tmp_path / "x.gguf"]}[script]
+    line = call(script, *asked)
+    assert line.startswith("error: ") and "nowhere" in line and capsys.readouterr().err == f"{line}\n"
+    assert call(script, *asked, "--debug") == line
+    shown = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in shown and shown.endswith(f"\n{line}\n")
 
 
 def test_resume_goes_on(small_base, command, monkeypatch):

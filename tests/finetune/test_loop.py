@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from adapters.adapted import AdaptedLinear, adapter_parameters, replace_layers
 from adapters.lam import Lam
 from adapters.lora import LoRA
-from finetune.config import TrainingConfig
+from finetune.config import SaveEvery, TrainingConfig
 from finetune.loop import Trainer, TrainingDiverged, learning_rate, mean_loss, summed_loss
 from tasks.task import Encoded
 from tests.model.test_model import tiny, tokens
 
 SETTINGS = TrainingConfig(lr=1e-2, batch_size=4, micro_batch=4, epochs=3, steps=None, warmup=0.1, clip=1.0,
                           weight_decay=0.0,
-                    beta2=0.999, save_every=2)
+                    beta2=0.999, save_every=SaveEvery(2))
 DATA = [Encoded(tokens(1, 4 + i % 5, seed=i)[0].tolist(), 2) for i in range(22)]
 
 
@@ -148,6 +148,26 @@ def test_an_interrupted_run_resumed_ends_where_an_uninterrupted_one_does(tmp_pat
     for name, p in whole.parameters.items():
         assert torch.equal(p, again.parameters[name]), name
     assert whole.best == again.best and again.step == whole.total_steps
+
+
+@pytest.mark.parametrize("every,saved", [("4", [4, 5, 8, 10, 12, 15]), ("2m", [3, 5, 8, 10, 13, 15]),
+                                         ("2,2m", [2, 4, 5, 6, 8, 10, 12, 14, 15])])
+def test_a_state_is_saved_after_steps_or_minutes_and_changes_no_number(tmp_path, every, saved):
+    """A step takes 50 seconds on this clock. The last step of each of the three epochs always saves."""
+    plain = trainer(tmp_path / "a", adapted_model(dropout=0.2), replace(SETTINGS, save_every=SaveEvery(100)))
+    torch.manual_seed(3)
+    plain.run()
+    steps, found = [], []
+    timed = trainer(tmp_path / "b", adapted_model(dropout=0.2), replace(SETTINGS, save_every=SaveEvery.parse(every)),
+                    lambda record: steps.append(record["step"]))
+    timed.clock = lambda: 50.0 * len(set(steps))
+    save_state = timed.save_state
+    timed.save_state = lambda: (found.append(timed.step), save_state())
+    torch.manual_seed(3)
+    timed.run()
+    assert found == saved
+    for name, p in plain.parameters.items():
+        assert torch.equal(p, timed.parameters[name]), name
 
 
 def test_steps_in_place_of_epochs(tmp_path):

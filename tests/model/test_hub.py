@@ -61,7 +61,7 @@ def fake(small_base, tmp_path_factory, monkeypatch) -> FakeHub:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("large")
     fake.folders["org/small", FIRST] = folder
-    monkeypatch.setattr(hub, "snapshot_download", fake.snapshot_download)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fake.snapshot_download)
     hub.fetch.cache_clear()
     yield fake
     hub.fetch.cache_clear()

@@ -61,8 +61,8 @@ def fake(tmp_path_factory, monkeypatch) -> FakeHub:
     fake.put(FIRST, "data/train-0[1].jsonl", ROWS)
     fake.put(FIRST, "data/test.jsonl", ROWS[:6])
     fake.put(FIRST, "README.md", [])
-    monkeypatch.setattr(hub_data, "list_repo_files", fake.list_repo_files)
-    monkeypatch.setattr(hub_data, "snapshot_download", fake.snapshot_download)
+    monkeypatch.setattr("huggingface_hub.list_repo_files", fake.list_repo_files)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fake.snapshot_download)
     hub_data.fetch.cache_clear()
     yield fake
     hub_data.fetch.cache_clear()
