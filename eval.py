@@ -8,6 +8,7 @@
     python eval.py runs/q2 runs/q3 runs/q4 --restore 3 4 8 16 --plot plr.png  # Kanda & Hatano, Table 1 and Figure 2
     python eval.py runs/sft runs/sft-qlora                                    # every state of both, in one table
     python eval.py --compare runs/sft runs/sft-qlora:quantized                # paired tests on what was scored last
+    python eval.py runs/x --out scores                                        # beside training, or of a read-only run
     python eval.py runs/x --requantize gptq                                   # lossily back to k bits
     python eval.py --model DIR --quantizer gptq --bits 3 --task banking77     # a model without a run
     python eval.py --model DIR --task perplexity --test-data wiki.txt
@@ -39,6 +40,7 @@ from finetune.run import Run, open_run
 from finetune.source import Source, check_fingerprint, check_trained
 from model.hub import pinned
 from quant.spec import QuantSpec, whole
+from scoring.destination import Destination
 from scoring.predictions import check_predictions, compare
 from scoring.restore import Restoration, check_restoration
 from scoring.score_model import evaluate_model
@@ -71,7 +73,7 @@ def eval_parser() -> Parser:
            help="with --restore: draw score against memory; the numbers go beside it, or to --json")
     output("--json", type=Path, metavar="FILE", help="several runs, --plot or --compare: write the joint table")
     output("--out", type=Path, metavar="DIR",
-           help="a model without a run: keep scores here (default: evals/NAME-TASK)")
+           help="write here, and nothing into the run (default: the run; of a model without a run, evals/NAME-TASK)")
     return parser
 
 
@@ -131,8 +133,7 @@ class Prepared:
     run: Run
     config: RunConfig
     data: PreparedData
-    place: Run     # where its scores go
-    results: Path
+    to: Destination
 
 
 def score_runs(given: Given, work: Work) -> None:
@@ -140,17 +141,20 @@ def score_runs(given: Given, work: Work) -> None:
     only."""
     restoration, several = restoration_of(given), len(given["run"]) > 1
     check_outputs(given, restoration, several)
-    prepared = [prepare_run(path, of_configuration(given), restoration) for path in given["run"]]
-    begin_scoring(work, prepared[0].run.path)
+    prepared = [prepare_run(path, of_configuration(given), restoration, given.get("out")) for path in given["run"]]
     if restoration and (several or "plot" in given):
         if "requantize" in given:
             raise ValueError("--requantize makes a row of one run's own table: give one run, and no --plot")
         check_scores([(p.run.path, p.config, p.data) for p in prepared])
-        scored = [(p, restore_run(p.run, p.config, p.data, p.place, p.results, restoration)) for p in prepared]
+    for p in prepared:
+        p.to.lock(p.run)
+    begin_scoring(work, prepared[0].to.place.path)
+    if restoration and (several or "plot" in given):
+        scored = [(p, restore_run(p.run, p.config, p.data, p.to, restoration)) for p in prepared]
         points = [point for p, rows in scored for point in points_of(p.run.path, p.config, rows)]
         show_tradeoff(points, given.get("plot"), given.get("json"))
         return
-    scored = [(p, evaluate_run(p.run, p.config, p.data, p.place, p.results, restoration, "without_base" in given))
+    scored = [(p, evaluate_run(p.run, p.config, p.data, p.to, restoration, "without_base" in given))
               for p in prepared]
     if several:
         note_other_rows(prepared)
@@ -171,10 +175,10 @@ def note_other_rows(prepared: Sequence[Prepared]) -> None:
 
 
 def check_outputs(given: Given, restoration: Restoration | None, several: bool) -> None:
-    for name in ("out", "adapter"):
-        if name in given:
-            raise ValueError(f"{flag(name)} is for a model without a run; a run keeps its scores and has its own "
-                             "adapter")
+    if "adapter" in given:
+        raise ValueError("--adapter is for a model without a run; a run has its own adapter")
+    if several and "out" in given:
+        raise ValueError(f"--out {given['out']} is for the scores of one run, and {len(given['run'])} are named")
     if "plot" in given:
         if not restoration:
             raise ValueError("--plot shows what restoring brings: it goes with --restore only")
@@ -186,7 +190,7 @@ def check_outputs(given: Given, restoration: Restoration | None, several: bool) 
                          f"{given['run'][0]}/eval.json")
 
 
-def prepare_run(path: Path, given: Given, restoration: Restoration | None) -> Prepared:
+def prepare_run(path: Path, given: Given, restoration: Restoration | None, out: Path | None) -> Prepared:
     run = open_run(path)
     check_trained(run)
     own = run.config
@@ -204,8 +208,8 @@ def prepare_run(path: Path, given: Given, restoration: Restoration | None) -> Pr
     if other_task and by_gptq:
         raise ValueError(f"gptq is calibrated on the rows that the run was trained on, and --task {config.data.task} "
                          "has others: leave --task out, or take a quantizer that rounds")
-    place = run.benchmark(task_of(config.data).name) if other_task else run
-    check_predictions(place.predictions_file)
+    to = Destination.of(run, config, out, bool(restoration))
+    check_predictions(to.place.predictions_file)
     if config.evaluation.requantize:
         check_requantization(planned_run(run, config), config)
     config = with_pinned_data(config)
@@ -214,7 +218,7 @@ def prepare_run(path: Path, given: Given, restoration: Restoration | None) -> Pr
         check_data(data, run)
     if restores_by_gptq and own.base.by_gptq:
         check_calibration(data, run)
-    return Prepared(run, config, data, place, place.results_file if other_task else run.eval_file)
+    return Prepared(run, config, data, to)
 
 
 def check_named_base(run: Run, config: RunConfig) -> None:

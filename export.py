@@ -18,6 +18,7 @@ from pathlib import Path
 from finetune.command import Given, Work, run_command
 from finetune.command_line import Parser
 from finetune.config import DTYPES
+from finetune.lock import hold, release
 from interop.gguf_writer import GGUFExport
 from interop.hand_over import check_target, hand_over
 from interop.hugging_face import SafetensorsExport
@@ -47,7 +48,14 @@ def export(given: Given, work: Work) -> None:
     kind, to = FORMATS[given["format"]], given["to"]
     check_target(to, kind.is_directory)
     trained = Trained.at(given["run"])
-    hand_over(trained, kind(trained, to, given.get("dtype")), to, "allow_loss" in given)
+    exported = kind(trained, to, given.get("dtype"))
+    lock = f".{to.name}.lock"
+    hold(to.parent, lock)
+    try:
+        check_target(to, kind.is_directory)  # another export may have come first
+        hand_over(trained, exported, to, "allow_loss" in given)
+    finally:
+        release(to.parent, lock, remove=True)
 
 
 def main() -> None:

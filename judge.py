@@ -16,13 +16,14 @@ from pathlib import Path
 from finetune.command import Given, Work, run_command
 from finetune.command_line import Parser, typed
 from finetune.config import ComputeConfig, model_place, positive, seed
+from finetune.lock import hold
 from finetune.resolve import part
 from finetune.source import Source
 from judging.endpoint import Endpoint, JudgeFailed
 from judging.judgements import Compared, Judge, Outcome, judge_all, outcome_of, results_of
 from judging.local import LocalJudge
 from model.files import write_record
-from scoring.predictions import check_same_rows, note_differences, read_predictions
+from scoring.predictions import check_same_rows, note_differences, note_unfinished, read_predictions
 from scoring.table import print_columns
 
 BATCH = 4  # rows that a local judge reads together, unless --batch-size says otherwise
@@ -68,6 +69,8 @@ def read_compared(a: str, b: str, limit: int | None) -> Compared:
     """Raises ValueError or FileNotFoundError unless the two were scored on the same rows, and wrote text."""
     first, second = read_predictions(a), read_predictions(b)
     check_same_rows(first, second)
+    for predictions in (first, second):
+        note_unfinished(predictions)
     if None in first.texts + second.texts:
         raise ValueError(f"--task {first.task} is answered by choosing, and {first.name} and {second.name} hold no "
                          "text to judge")
@@ -100,6 +103,7 @@ def judge_of(given: Given, compared: Compared) -> Judge:
 
 
 def report(compared: Compared, judge: Judge, out: Path, batch_size: int) -> None:
+    hold(out)
     try:
         judgements = judge_all(compared, judge, out, batch_size if isinstance(judge, LocalJudge) else 1)
     except JudgeFailed as error:

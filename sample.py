@@ -114,6 +114,8 @@ def run_as_trained(given: Given) -> tuple[Source, Callable[[], Llama]]:
                          f"leave it out")
     run = open_run(given["run"])
     check_trained(run)
+    if unfinished := run.keep_still().unfinished:
+        print(f"{run.path} is unfinished: {unfinished}", file=sys.stderr)
     compute = run.config.compute
     dtype, device = given.get("dtype", compute.dtype), given.get("device", compute.device)
     return Source(run.path), lambda: load_trained(run, run.config, DTYPES[dtype], device)

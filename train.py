@@ -8,11 +8,11 @@ A run directory holds everything afterwards (finetune/run.py). `python eval.py R
 import finetune.startup  # noqa: F401 (first, for what goes wrong in the imports below)
 
 # isort: split
+import math
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy
@@ -20,36 +20,38 @@ import safetensors
 import torch
 from torch import nn
 
-from adapters import ADAPTERS
-from adapters.adapted import adapted_layers, adapter_parameters
-from finetune.adapted_model import attach_adapters, save_adapter, why_not_k_bits
+from adapters.adapted import adapter_parameters
+from finetune.adapted_model import attach_adapters, save_adapter
 from finetune.checks import check_run, with_codes_of_base
 from finetune.command import Given, Work, run_command
 from finetune.command_line import train_parser
 from finetune.config import DTYPES, RunConfig, flag
 from finetune.config_json import FORMAT, config_json
 from finetune.data import PreparedData, check_calibration, check_data, prepare_data, with_pinned_data
+from finetune.kept import add_facts, facts_of
+from finetune.lock import hold
 from finetune.loop import Trainer, TrainingDiverged, saved_step
 from finetune.pictures import plot_losses
 from finetune.quantize import load_base
 from finetune.resolve import resolve_run
+from finetune.resuming import check_kept, holds_its_base, keep_base_of_gptq, weights_from_state
 from finetune.run import Run, check_out, new_run, open_run
 from finetune.saving import save_trained
-from finetune.size import bits_per_weight, peak_memory
-from finetune.source import Source, check_fingerprint, load_run_base
-from model.checkpoint import random_model, save_model
+from finetune.sessions import note_session
+from finetune.shown import print_plan, show_example
+from finetune.size import peak_memory
+from finetune.source import Source, base_of, load_run_base, why_no_base
+from model.checkpoint import load_config, random_model, save_model
 from model.config_json import config_to_json
 from model.files import sha256_of, write_record
 from model.finite import check_weights
 from model.hub import pinned
 from model.llama import Llama
-from model.tokenizer import Tokenizer, continuation, copy_tokenizer, travelling_files
-from quant.linear import QuantLinear
+from model.tokenizer import copy_tokenizer, travelling_files
+from scoring.destination import Destination
 from scoring.score_run import evaluate_run
 from tasks import TRAINING_TASKS
-from tasks.generative import spelled
 from tasks.listing import task_table_text
-from tasks.task import Encoded, prompt_ids
 
 Parameters = dict[str, nn.Parameter]
 Prepared = tuple[Llama, Parameters, Callable[[], None]]  # the model, what trains, and what saves that
@@ -87,7 +89,7 @@ def train_and_score(run: Run, config: RunConfig, data: PreparedData, work: Work)
         raise ValueError(f"{error}{how_to_get_out(run)}") from error
     work.begins("scoring", safe="training is done, and the answers so far are kept",
                 memory=f"score with: python eval.py {run.path} --eval-batch-size 8")
-    evaluate_run(run, config, data, run, run.results_file)
+    score(run, config, data)
 
 
 @contextmanager
@@ -116,8 +118,10 @@ def what_stands(run: Run) -> str:
 
 def how_to_get_out(run: Run) -> str:
     """What to do with what a run kept that could not go on."""
-    if not run.trained_file.is_file():
+    if not run.path.is_dir():  # it was discarded
         return ""
+    if not run.trained_file.is_file():
+        return keep_base_of_gptq(run)
     return f", in {run.trained_file}: python eval.py {run.path} scores it, python export.py {run.path} writes it out"
 
 
@@ -140,19 +144,24 @@ def prepare(given: Mapping[str, Any]) -> tuple[Source, RunConfig, PreparedData]:
 def reopened(given: Mapping[str, Any]) -> Run:
     if others := [flag(name) for name in given if name != "resume"]:
         raise ValueError(f"--resume takes every other flag from the run, {', '.join(others)} too: give it alone")
-    return open_run(given["resume"])
+    run = open_run(given["resume"])
+    hold(run.path)
+    return run
 
 
 def data_of(run: Run) -> PreparedData:
-    """The rows of an interrupted run. They and the base must be what they were."""
+    """The rows of an interrupted run. They must be what they were, and so must the base, as far as the run does not
+    hold it itself."""
     config = run.config
-    source = Source(config.base.model)
-    if not config.base.from_scratch and not run.base_file.is_file():
-        check_fingerprint(source, run)
-    needs_base = config.base.by_gptq and not run.base_file.is_file()
-    data = prepare_data(source, config, calibrate=needs_base or config.evaluation.requantizes_by_gptq)
+    if not config.base.from_scratch and not holds_its_base(run):
+        base_of(run)
+    elif missing := why_no_base(run):
+        print(f"training goes on without it, but the table at its end will have no row for the base: {missing}")
+    needs_calibration = config.base.by_gptq and not run.base_file.is_file()
+    calibrate = needs_calibration or config.evaluation.requantizes_by_gptq
+    data = prepare_data(Source(run.path), config, calibrate)
     check_data(data, run)
-    if needs_base:
+    if needs_calibration:
         check_calibration(data, run)
     return data
 
@@ -178,16 +187,24 @@ def describe(run: Run, source: Source, config: RunConfig, data: PreparedData) ->
 
 def train(run: Run, config: RunConfig, data: PreparedData, work: Work | None = None) -> None:
     torch.manual_seed(config.data.seed)
-    model, parameters, keep_best = full(run, config) if config.adapter_kind is None else adapted(run, config, data)
+    model, parameters, save = full(run, config) if config.adapter_kind is None else adapted(run, config, data)
     check_weights(model, data.used_ids, str(config.base.model))
+
+    def keep() -> None:
+        save()
+        best = trainer.best if trainer.best < math.inf else None
+        add_facts(run.kept_file, sha256=sha256_of(run.trained_file), step=trainer.step, steps=trainer.total_steps,
+                  validation_loss=best)
     trainer = Trainer(model, parameters, config.training, config.data.seed, data.train, data.validation,
-                      run.state_file, keep_best, run.metrics.append, run.metrics.flush)
+                      run.state_file, keep, run.metrics.append, run.metrics.flush)
     print_plan(run.path, config, model, parameters, data, trainer.total_steps)
     if run.has_state():
         trainer.load_state()
+        check_kept(run, trainer.step, trainer.best, keep)
         print(f"{run.path} goes on {trainer.goes_on_at()}")
     elif run.metrics_file.is_file():
         print("no step was saved before: training starts again at step 1")
+    note_session(run.sessions, config.compute, trainer.step)
     run.forget_after(trainer.step)
     if work:
         work.begins("training", memory="start a new run with a smaller --micro-batch: it changes no number but "
@@ -204,18 +221,21 @@ def train(run: Run, config: RunConfig, data: PreparedData, work: Work | None = N
 
 
 def full(run: Run, config: RunConfig) -> Prepared:
-    """Every weight trains, in float32. It is saved in the checkpoint's own type unless --save-dtype names another."""
-    source, compute = Source(config.base.model), config.compute
-    if config.base.from_scratch:
-        model = random_model(source.config, compute.torch_dtype, config.data.seed).to(compute.device)
-        kept = torch.float32
+    """Every weight trains, in float32. It is saved in the checkpoint's own type unless --save-dtype names another. A
+    run with a state does not need the checkpoint any more."""
+    compute = config.compute
+    known = facts_of(run.kept_file).get("stored_as", "float32")
+    if config.base.from_scratch or weights_from_state(run):
+        model = random_model(load_config(run.path), compute.torch_dtype, config.data.seed).to(compute.device)
+        stored_as = DTYPES[known]
     else:
-        model = source.load(compute.torch_dtype, compute.device)
-        kept = model.model.embed_tokens.weight.dtype
+        model = Source(config.base.model).load(compute.torch_dtype, compute.device)
+        stored_as = model.model.embed_tokens.weight.dtype
         model.float().requires_grad_(True)
-    kept = DTYPES[config.training.save_dtype] if config.training.save_dtype else kept
-    return model, dict(model.named_parameters()), lambda: save_trained(
-        model, run, None if config.base.from_scratch else source, kept)
+    add_facts(run.kept_file, stored_as=str(stored_as).removeprefix("torch."))
+    kept = DTYPES[config.training.save_dtype] if config.training.save_dtype else stored_as
+    source = None if config.base.from_scratch or why_no_base(run) else Source(config.base.model)
+    return model, dict(model.named_parameters()), lambda: save_trained(model, run, source, kept)
 
 
 def adapted(run: Run, config: RunConfig, data: PreparedData | None) -> Prepared:
@@ -232,54 +252,13 @@ def adapted(run: Run, config: RunConfig, data: PreparedData | None) -> Prepared:
     return model, adapter_parameters(model), lambda: save_adapter(model, run)
 
 
-# ---- what is printed ------------------------------------------------------------------------------------------------
-
-def print_plan(path: Path, config: RunConfig, model: Llama, parameters: Parameters, data: PreparedData,
-               steps: int) -> None:
-    trainable, base = sum(p.numel() for p in parameters.values()), config.base
-    codes = sum(isinstance(module, QuantLinear) for module in model.modules())
-    print(f"{path}: {config.of_method.title} on {base.model}")
-    print(f"  base      {base.quantization or base.codes or '16 bits'}: {codes} quantized layers, adapters in "
-          f"{len(adapted_layers(model))}, {bits_per_weight(model):.3f} bits a weight with the adapters")
-    stated = {name: getattr(config.adapter, name, None) for name in options_of(config)}
-    options = "".join(f", {name} {value}" for name, value in stated.items() if value is not None)
-    print(f"  trains    {trainable:,} parameters{options}, lr {config.training.lr:g}")
-    print(f"  data      {len(data.train)} training rows, {len(data.validation)} validation, {len(data.test)} test"
-          + "".join(f"; {rows} left out, {reason}" for reason, rows in data.left_out.items() if rows))
-    print(f"  steps     {steps} of {config.training.batch_size} rows")
-    if base.bits < 16 and (reason := why_not_k_bits(model)):
-        print(f"  note      merges to 16 bits only: {reason}")
-
-
-def options_of(config: RunConfig) -> tuple[str, ...]:
-    return ADAPTERS[config.adapter_kind].options if config.adapter_kind else ()
-
-
-def show_example(data: PreparedData) -> None:
-    """Prints the template's version, the first training row as its tokens read, every token of it, and the first test
-    prompt, with their token counts."""
-    first, tokenizer, task = data.train[0], data.tokenizer, data.task
-    prompt, answer = first.tokens[:first.prompt_length], first.tokens[first.prompt_length:]
-    print(f"--- {task.name}, template version {task.template_version}: the first of {len(data.train)} training rows, "
-          f"{len(first.tokens)} tokens; its prompt, {len(prompt)} tokens\n{tokenizer.decode(prompt)}")
-    print(f"--- what is learned after it, {len(answer)} tokens with the end token\n"
-          f"{continuation(tokenizer, prompt, answer[:-1])}")
-    print(f"--- every token: id, as the tokenizer's file spells it, what it is\n{token_list(first, tokenizer)}")
-    if data.test and hasattr(data.test[0], "prompt"):
-        text = data.test[0].prompt
-        ids = prompt_ids(text, tokenizer, data.end_ids[0])
-        print(f"--- the first of {len(data.test)} test prompts, {len(ids)} tokens; "
-              f"at most {data.max_new_tokens} are written\n{text}")
-
-
-def token_list(row: Encoded, tokenizer: Tokenizer) -> str:
-    """A line a token. A special one has no text of its own: decoding drops it, behind a letter too."""
-    lines, letter = [], tokenizer.encode("a")[-1:]
-    for place, token in enumerate(row.tokens):
-        kind = ", special" if tokenizer.decode([*letter, token]) == tokenizer.decode(letter) else ""
-        role = "read" if place < row.prompt_length else "learned"
-        lines.append(f"{token:>8}  {spelled(tokenizer, token)!r:<24} {role}{kind}")
-    return "\n".join(lines)
+def score(run: Run, config: RunConfig, data: PreparedData) -> None:
+    """Training is over, so an error here costs no more than the scores."""
+    try:
+        evaluate_run(run, config, data, Destination.of_own_task(run, run.results_file))
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(f"{error}. Training has ended, and what was trained is in {run.trained_file}: "
+                         f"python eval.py {run.path} scores it") from None
 
 
 if __name__ == "__main__":

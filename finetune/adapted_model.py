@@ -106,15 +106,14 @@ def save_adapter(model: Llama, run: Run) -> None:
 def load_adapter(model: Llama, run: Run) -> None:
     """Raises ValueError if the file's tensors are not those of the attached adapters."""
     parameters = adapter_parameters(model)
-    with open_safetensors(run.adapter_file) as file:
-        if set(file.keys()) != set(parameters):
-            raise ValueError(f"{run.adapter_file}: its tensors are not those of the run's adapters")
-        for name, p in parameters.items():
-            tensor = file.get_tensor(name)
-            if tensor.shape != p.shape:
-                raise ValueError(f"{run.adapter_file}: {name} has shape {list(tensor.shape)} instead of "
-                                 f"{list(p.shape)}")
-            p.copy_(tensor)
+    file = run.kept.tensors if run.kept else open_safetensors(run.adapter_file)
+    if set(file.keys()) != set(parameters):
+        raise ValueError(f"{run.adapter_file}: its tensors are not those of the run's adapters")
+    for name, p in parameters.items():
+        tensor = file.get_tensor(name)
+        if tensor.shape != p.shape:
+            raise ValueError(f"{run.adapter_file}: {name} has shape {list(tensor.shape)} instead of {list(p.shape)}")
+        p.copy_(tensor)
 
 
 def save_beside(model: Llama, run: Run, directory: Path) -> None:

@@ -18,6 +18,9 @@
     eval.json             the table that eval.py made last
     state/                what --resume needs: the newest state, and the one before it
     error.log             tracebacks of commands that failed
+    kept.json             of which step what was trained is, and its sha256 (kept.py)
+    sessions.jsonl        a line for the start and for each --resume: on what it was trained (sessions.py)
+    .lock                 who writes here (lock.py)
 """
 import shutil
 from functools import cached_property
@@ -26,9 +29,12 @@ from pathlib import Path
 
 from finetune.config import RunConfig
 from finetune.config_json import run_config
+from finetune.kept import Kept
+from finetune.lock import LOCK, hold, release
 from finetune.state_files import StateFiles
 from model.files import read_json
 from model.journal import Journal
+from model.tokenizer import FILES, TRAVELLING
 
 
 class Run:
@@ -50,6 +56,9 @@ class Run:
         self.requantized = path / "requantized"
         self.restoration_file = path / "restoration.json"
         self.predictions_file = path / "predictions.jsonl"
+        self.kept_file = path / "kept.json"
+        self.sessions = Journal(path / "sessions.jsonl")
+        self.kept: Kept | None = None
 
     @cached_property
     def saved(self) -> dict:
@@ -69,12 +78,26 @@ class Run:
     def trained_file(self) -> Path:
         return self.adapter_file if self.config.adapter_kind else self.model_file
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether training has. Runs of earlier versions may have no training.json."""
+        return self.training_file.is_file() or self.results_file.is_file()
+
+    def keep_still(self) -> Kept:
+        """What was trained, as it is now. From now on this object reads this version, though training may put another
+        one in its place. Raises FileNotFoundError, and ValueError for a damaged file."""
+        if self.kept is None:
+            self.kept = Kept(self.trained_file, self.kept_file, self.has_ended)
+        return self.kept
+
     def benchmark(self, task: str) -> "Run":
         """Where the scores of another task go."""
         return Run(self.path / "benchmarks" / task)
 
     def has_progress(self) -> bool:
-        return self.has_state() or self.metrics_file.is_file()
+        """GPTQ's base counts: it may have taken hours."""
+        by_gptq = self.base_file.is_file() and self.quantization_file.is_file()
+        return self.has_state() or self.metrics_file.is_file() or by_gptq
 
     def has_state(self) -> bool:
         return StateFiles(self.state_file).exist()
@@ -82,6 +105,7 @@ class Run:
     def discard(self) -> None:
         """Remove a run that failed before it made anything worth keeping, so that its name is free again."""
         shutil.rmtree(self.path)
+        release(self.path)
 
     def forget_after(self, step: int) -> None:
         """Drop metrics of steps that a resumed run will take again. Those lines may be damaged: a power loss can leave
@@ -105,24 +129,36 @@ def open_run(path: Path) -> Run:
 
 
 def check_out(out: Path | None) -> None:
-    """Raises FileExistsError if `out` holds something already."""
-    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+    """Raises FileExistsError if `out` holds something already, other than what a start leaves that was cut off before
+    its config.json was written."""
+    if out is not None and out.exists() and not (out.is_dir() and is_left_over(out)):
         raise FileExistsError(f"--out {out} already holds something; give another place, or --resume {out}")
 
 
-def new_run(out: Path | None, name: str) -> Run:
-    """A directory that holds nothing yet: `out`, or the next free runs/NAME-1, -2, ...
+def is_left_over(directory: Path) -> bool:
+    """Whether nothing is there, or the lock of a start with no more than its tokenizer and temporary files."""
+    names = {path.name for path in directory.iterdir()}
+    usual = {LOCK, *FILES, *TRAVELLING}
+    return not names or LOCK in names and all(name in usual or name.startswith(".") and name.endswith(".part")
+                                              for name in names)
 
-    Raises FileExistsError when `out` already holds something."""
+
+def new_run(out: Path | None, name: str) -> Run:
+    """A directory that holds nothing yet, locked: `out`, or the next free runs/NAME-1, -2, ...
+
+    Raises FileExistsError when `out` already holds something, and Held while another process starts a run there."""
     if out is not None:
         check_out(out)
-        out.mkdir(parents=True, exist_ok=True)
+        hold(out)
+        check_out(out)  # another process may have been there meanwhile
         return Run(out)
     number = 1
     while True:
         path = Path("runs") / f"{name}-{number}"
         try:
             path.mkdir(parents=True)
-            return Run(path)
         except FileExistsError:
             number += 1
+            continue
+        hold(path)
+        return Run(path)

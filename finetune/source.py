@@ -17,6 +17,7 @@ from finetune.adapted_model import (
     sixteen_bit_type,
 )
 from finetune.config import Place, RunConfig
+from finetune.kept import Kept
 from finetune.run import Run, open_run
 from model.checkpoint import (
     empty_model,
@@ -31,7 +32,6 @@ from model.config import LlamaConfig
 from model.files import read_json, say_once, sha256_of
 from model.hub import directory_of
 from model.llama import Llama
-from model.tensor_files import open_safetensors
 from model.tokenizer import Tokenizer, end_ids, load_tokenizer
 
 Change = Callable[[str, nn.Module], nn.Module]  # (name, layer) -> the layer that takes its place
@@ -63,10 +63,7 @@ class Source:
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of the weights. For a run with an adapter: of its base, its adapter and its codes."""
-        if self.is_adapter_run:
-            codes = Run(self.path).base_file
-            return f"{self.fingerprint_without_codes}{f'+{sha256_of(codes)}' if codes.is_file() else ''}"
-        return sha256_of(*weight_files(self.path))
+        return run_fingerprint(Run(self.path)) if self.is_adapter_run else sha256_of(*weight_files(self.path))
 
     @property
     def fingerprint_without_codes(self) -> str:
@@ -119,7 +116,16 @@ def check_trained(run: Run) -> None:
     if not run.trained_file.is_file():
         raise FileNotFoundError(f"{run.path} holds no {run.trained_file.name} yet: go on with python train.py --resume "
                                 f"{run.path}")
-    open_safetensors(run.trained_file)
+    Kept(run.trained_file, run.kept_file, run.has_ended)
+
+
+def run_fingerprint(run: Run) -> str:
+    """`Source.fingerprint` of a run, of the version of its trained file that `run` reads."""
+    trained = run.kept.sha256 if run.kept else sha256_of(run.trained_file)
+    if run.config.adapter_kind is None:
+        return trained
+    codes = f"+{sha256_of(run.base_file)}" if run.base_file.is_file() else ""
+    return f"{run.fingerprints['base']}+{trained}{codes}"
 
 
 def check_fingerprint(source: Source, run: Run) -> None:
@@ -130,6 +136,27 @@ def check_fingerprint(source: Source, run: Run) -> None:
                          f"the run's base had {expected}")
 
 
+def base_of(run: Run) -> Source:
+    """The model that the run was trained from. Raises FileNotFoundError and ValueError if it is not there, or
+    another."""
+    source = Source(run.config.base.model)
+    try:
+        check_fingerprint(source, run)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; {run.path} holds no copy of its base, which must be there again") from None
+    return source
+
+
+def why_no_base(run: Run) -> str | None:
+    """Why the model that the run was trained from cannot be read. None: it can, or there was none."""
+    if not run.config.base.from_scratch:
+        try:
+            check_fingerprint(Source(run.config.base.model), run)
+        except (OSError, ValueError) as error:
+            return str(error)
+    return None
+
+
 def load_run_base(run: Run, config: RunConfig, dtype: torch.dtype, device: str) -> Llama:
     """The base that the run was trained on: its own file, never quantized again; or, for a base that stayed as it was,
     the original, whose fingerprint is checked."""
@@ -138,17 +165,30 @@ def load_run_base(run: Run, config: RunConfig, dtype: torch.dtype, device: str) 
     if config.base.quantization:
         raise FileNotFoundError(f"{run.base_file}: no such file; it holds the codes that the run was trained on, "
                                 f"and no other file does")
-    source = Source(config.base.model)
-    check_fingerprint(source, run)
-    return source.load(dtype, device)
+    return base_of(run).load(dtype, device)
 
 
 def load_trained(run: Run, config: RunConfig, dtype: torch.dtype, device: str) -> Llama:
-    """The model as trained: base and adapters side by side, or all weights for method full."""
+    """The model as trained: base and adapters side by side, or all weights for method full. `run` tells afterwards
+    which version of them was read."""
     if config.adapter_kind is None:
-        model = load_model(weight_files(run.path), load_config(run.path), dtype, device)
-    else:
-        model = load_run_base(run, config, dtype, device)
-        attach_adapters(model, config)
-        load_adapter(model, run)
+        return load_trained_weights(run, dtype, device).eval()
+    run.keep_still()
+    model = load_run_base(run, config, dtype, device)
+    attach_adapters(model, config)
+    load_adapter(model, run)
     return model.eval()
+
+
+def load_trained_weights(run: Run, dtype: torch.dtype, device: str) -> Llama:
+    """Of method full. If training puts another version in place while this one is read, that one is read."""
+    while True:
+        kept = run.keep_still()
+        try:
+            model = load_model(weight_files(run.path), load_config(run.path), dtype, device)
+            if kept.is_still_there():
+                return model
+        except ValueError:
+            if kept.is_still_there():
+                raise
+        run.kept = None

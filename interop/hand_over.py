@@ -59,7 +59,7 @@ def hand_over(trained: Trained, export: Export, to: Path, allow_loss: bool = Fal
         if export.is_directory:
             make_directory(made)
         model = trained.load()
-        facts = export.write(model, made)
+        facts = {**export.write(model, made), **trained.state()}
         again = export.reread(made)
         difference = compare(model, again, rows, export.expected, export.tolerance)
         lost = what_is_lost(trained, model, again, rows, difference.largest_weight_difference > 0)
@@ -104,5 +104,6 @@ def report_lines(title: str, facts: dict, difference: Difference, lost: Lost, fi
 def report_json(trained: Trained, form: str, facts: dict, difference: Difference, lost: Lost,
                 files: dict[str, dict]) -> dict:
     method = trained.run.config.method if trained.run else None
-    return {"format": form, "source": str(trained.path), "method": method, **facts, **asdict(difference),
-            **lost.to_json(), "files": files}
+    read = trained.run.keep_still().to_json() if trained.run else None
+    return {"format": form, "source": str(trained.path), "method": method, "trained": read, **facts,
+            **asdict(difference), **lost.to_json(), "files": files}

@@ -138,6 +138,12 @@ class Trained:
         return Source(self.path).load(torch.float32, "cpu")
 
 
+    def state(self) -> dict:
+        """`unfinished: step 12 of 21`, if training has not ended. After `load`: of what was loaded."""
+        unfinished = self.run.keep_still().unfinished if self.run else None
+        return {"unfinished": unfinished} if unfinished else {}
+
+
 def tensor_names(config: LlamaConfig) -> list[str]:
     """The Hugging Face names of the dense model's tensors; tied embeddings once."""
     names = empty_model(config, torch.float32).state_dict()

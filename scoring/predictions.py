@@ -13,7 +13,7 @@ from finetune.run import Run
 from model.files import write_json
 from model.journal import Journal, checked
 from scoring.scores import Row
-from scoring.state import TRAINED, older_key
+from scoring.state import BASE, QUANTIZED, TRAINED, older_key
 from scoring.table import print_columns
 from tasks import TASKS
 from tasks.generative import TRUNCATED
@@ -31,12 +31,15 @@ class Predictions:
     texts: list[str | None]      # what was written; None for an answer that was chosen
     asked: Mapping[str, object]  # the flags it was scored with; none in a file of an older version
     cut: int                     # rows whose prompt lost its left end
+    unfinished: str | None = None  # `step 12 of 21`, of a state that was scored before training ended
 
 
-def save_predictions(path: Path, rows: Sequence[Row], data: PreparedData, flags: Mapping[str, object]) -> None:
+def save_predictions(path: Path, rows: Sequence[Row], data: PreparedData, flags: Mapping[str, object],
+                     unfinished: str | None = None) -> None:
     """A line a state and test row. States that are scored again replace their lines; others stay.
 
-    flags: those that these answers depend on. Says which states in the file were scored with others."""
+    flags: those that these answers depend on. Says which states in the file were scored with others.
+    unfinished: `step 12 of 21`, if training has not ended."""
     again = {row.state.key for row in rows}
     kept = [line for line in _lines(path) if line["state"] not in again]
     for state, then in {line["state"]: line.get("asked") or {} for line in kept}.items():
@@ -44,10 +47,11 @@ def save_predictions(path: Path, rows: Sequence[Row], data: PreparedData, flags:
             print(f"{path}: state {state} stays from an earlier scoring with {other}")
     new = []
     for row in rows:
+        mark = {"unfinished": unfinished} if unfinished and row.state.kind not in (BASE.kind, QUANTIZED.kind) else {}
         for i, (asked, line) in enumerate(zip(data.test, row.lines, strict=True)):
             marks = data.task.marks(asked, line)
             new.append({"state": row.state.key, "task": data.task.name, "row": i, "rows": len(data.test),
-                        "asked": dict(flags), **line, "score": marks[data.task.metric], "marks": marks})
+                        "asked": dict(flags), **mark, **line, "score": marks[data.task.metric], "marks": marks})
     Journal(path).rewrite(kept + new)
 
 
@@ -89,7 +93,8 @@ def read_predictions(spec: str) -> Predictions:
         raise ValueError(f"{file} holds no state {state!r}; it holds: {there}")
     return Predictions(f"{path}:{state}", lines[0]["task"], list(map(asked_in, lines)),
                        [float(line["score"]) for line in lines], [line.get("text") for line in lines],
-                       lines[0].get("asked") or {}, sum(TRUNCATED in line.get("flags", ()) for line in lines))
+                       lines[0].get("asked") or {}, sum(TRUNCATED in line.get("flags", ()) for line in lines),
+                       lines[0].get("unfinished"))
 
 
 def asked_in(line: dict) -> tuple:
@@ -110,6 +115,8 @@ def compare(specs: Sequence[str], json_file: Path | None) -> list[Comparison]:
     first, *others = map(read_predictions, specs)
     if not others:
         raise ValueError("--compare needs at least two runs, as RUN or RUN:KEY")
+    for predictions in (first, *others):
+        note_unfinished(predictions)
     for other in others:
         check_same_rows(first, other)
         note_differences(first, other)
@@ -133,6 +140,11 @@ def note_differences(first: Predictions, other: Predictions) -> None:
     if older := [state.name for state in (first, other) if not state.asked]:
         print(f"note: {' and '.join(older)}: scored by an older version, which did not keep the flags; whether they "
               f"were the same is not known")
+
+
+def note_unfinished(predictions: Predictions) -> None:
+    if predictions.unfinished:
+        print(f"note: {predictions.name} was scored before its training ended: {predictions.unfinished}")
 
 
 def check_same_rows(a: Predictions, b: Predictions) -> None:

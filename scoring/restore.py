@@ -122,7 +122,7 @@ def states_at(run: Run, config: RunConfig, scoring: Scoring, base: BaseConfig, m
     load_adapter(model, run)
     changes = base_changes(model, run, config)
     show_changes(state, changes)
-    keep_report(run, state, changes, gptq_report)
+    keep_report(scoring.models, state, changes, gptq_report)
     rows = [score_state(state, model, scoring)]
     rows[0].restoration_ratio = overall_ratio(changes)
     if merge:
@@ -131,7 +131,7 @@ def states_at(run: Run, config: RunConfig, scoring: Scoring, base: BaseConfig, m
         into = merged_state(merge_best(model, storage, lost), storage)
         rows.append(compared(replace(state, merged=True, note=into.note)))
         tell_loss(rows[-1], lost)
-        save_beside(model, run, run.path / state.key)
+        save_beside(model, run, scoring.models.path / state.key)
     return rows
 
 
@@ -169,10 +169,10 @@ def show_changes(state: State, changes: Sequence[LayerChange]) -> None:
           + ", ".join(f"{c.layer} {c.ratio:.3f}" for c in adapted[:SHOWN]))
 
 
-def keep_report(run: Run, state: State, changes: Sequence[LayerChange], gptq_report: dict | None) -> None:
+def keep_report(place: Run, state: State, changes: Sequence[LayerChange], gptq_report: dict | None) -> None:
     """Into `restoration.json`, beside those of other widths."""
-    kept = read_json(run.restoration_file) if run.restoration_file.is_file() else {}
+    kept = read_json(place.restoration_file) if place.restoration_file.is_file() else {}
     kept = {older_key(key): value for key, value in kept.items()}
     layers = [{**asdict(c), "ratio": c.ratio, "bits_per_weight": c.bits_per_weight} for c in changes]
     kept[state.key] = {"ratio": overall_ratio(changes), "layers": layers, "gptq": gptq_report}
-    write_record(run.restoration_file, kept)
+    write_record(place.restoration_file, kept)

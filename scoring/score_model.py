@@ -5,6 +5,7 @@ from adapters.peft_in import PEFTAdapter, attach_peft
 from finetune.config import ScoringConfig
 from finetune.config_json import config_json
 from finetune.data import prepare_data
+from finetune.lock import hold
 from finetune.quantize import load_base
 from finetune.run import Run
 from finetune.source import Source
@@ -24,6 +25,7 @@ def evaluate_model(source: Source, config: ScoringConfig, place: Run, without_ba
     spec, compute = config.base.quantization, config.compute
     data = prepare_data(source, config, calibrate=config.base.by_gptq)
     fingerprint = f"{source.fingerprint}+{adapter.fingerprint}" if adapter else source.fingerprint
+    hold(place.path)
     check_place(place, fingerprint, data.task.name)
     key = {"model": fingerprint, **read_by(source), **asked_key(config, data)}
     kept = KeptAnswers(place.path, key)

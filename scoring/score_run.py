@@ -17,11 +17,12 @@ from finetune.data import PreparedData
 from finetune.quantize import requantize
 from finetune.run import Run
 from finetune.saving import saved_with
-from finetune.source import Source, check_fingerprint, load_run_base, load_trained
+from finetune.source import Source, load_run_base, load_trained, run_fingerprint, why_no_base
 from model.config_json import config_to_json
 from model.files import sha256_of, write_record
 from model.llama import Llama
 from model.tokenizer import tokenizer_files
+from scoring.destination import Destination
 from scoring.predictions import save_predictions
 from scoring.restore import Restoration, restored_states
 from scoring.resume import KeptAnswers
@@ -30,51 +31,63 @@ from scoring.state import BASE, QUANTIZED, TRAINED, State, merged_state
 from scoring.table import print_scores, save_table
 
 
-def evaluate_run(run: Run, config: RunConfig, data: PreparedData, place: Run, results: Path,
+def evaluate_run(run: Run, config: RunConfig, data: PreparedData, to: Destination,
                  restoration: Restoration | None = None, without_base: bool = False) -> list[Row]:
     """Scores base (unless it is left out), quantized base, as trained, merged, and requantized and restored if asked
-    for. Prints the table, writes it to `results`, and writes the answers to predictions.jsonl in `place`. A merged
-    k-bit model is saved as the model directory `merged/`. Answers of the same command before an interruption are taken
-    up."""
-    scoring = scoring_of(run, config, data, place, restoration)
-    rows = [*([] if without_base else original_base(run, config, scoring)), *states_of_run(run, config, scoring),
-            *restored_states(run, config, scoring, restoration)]
-    return report(rows, run, config, scoring, place, results)
+    for. Prints the table, and writes the table and the answers to `to`. A merged k-bit model is saved as the model
+    directory `merged/`. Answers of the same command before an interruption are taken up.
+
+    Training may go on meanwhile: what was trained is read once."""
+    compute = config.compute
+    whole = load_trained(run, config, compute.torch_dtype, compute.device) if config.adapter_kind is None else None
+    scoring = scoring_of(run, config, data, to, restoration)
+    of_run = [all_weights(whole, run, scoring)] if whole else []
+    del whole
+    base = [] if without_base else original_base(run, config, scoring)
+    of_run = of_run or adapter_states(run, config, scoring)
+    return report([*base, *of_run, *restored_states(run, config, scoring, restoration)], run, config, scoring, to)
 
 
-def restore_run(run: Run, config: RunConfig, data: PreparedData, place: Run, results: Path,
+def restore_run(run: Run, config: RunConfig, data: PreparedData, to: Destination,
                 restoration: Restoration) -> list[Row]:
     """The states that Kanda & Hatano compare, and no others: as trained, and restored."""
-    scoring = scoring_of(run, config, data, place, restoration)
-    rows = [trained_state(run, config, scoring), *restored_states(run, config, scoring, restoration)]
-    return report(rows, run, config, scoring, place, results)
+    scoring = scoring_of(run, config, data, to, restoration)
+    model = load_trained(run, config, config.compute.torch_dtype, config.compute.device)
+    rows = [score_state(TRAINED, model, scoring)]
+    del model
+    rows += restored_states(run, config, scoring, restoration)
+    return report(rows, run, config, scoring, to)
 
 
-def report(rows: Sequence[Row], run: Run, config: RunConfig, scoring: Scoring, place: Run, results: Path) -> list[Row]:
-    data = scoring.data
+def report(rows: Sequence[Row], run: Run, config: RunConfig, scoring: Scoring, to: Destination) -> list[Row]:
+    data, unfinished = scoring.data, run.keep_still().unfinished
     title = f"{run.path}: {config.method}, {config.base.bits} bits, {config.data.task}, {len(data.test)} test rows, " \
-            f"{len(data.validation)} validation rows"
-    keep_scores(rows, scoring, place, results, config=config_json(config), model=Source(run.path).fingerprint,
-                base=run.fingerprints["base"])
+            f"{len(data.validation)} validation rows{f', unfinished: {unfinished}' if unfinished else ''}"
+    keep_scores(rows, scoring, to.place, to.results, unfinished, config=config_json(config),
+                run=str(run.path.resolve()), model=run_fingerprint(run), base=run.fingerprints["base"],
+                trained=run.keep_still().to_json(), missing=scoring.missing)
     print_scores(rows, title, data.task)
     return list(rows)
 
 
-def keep_scores(rows: Sequence[Row], scoring: Scoring, place: Run, results: Path, **facts) -> None:
+def keep_scores(rows: Sequence[Row], scoring: Scoring, place: Run, results: Path, unfinished: str | None = None,
+                **facts) -> None:
     """The table and the answers, on disk. The answers kept for an interruption are then not needed any more."""
     task, data = scoring.data.task, scoring.data
     save_table(rows, results, task=task.name, protocol=task.protocol, template_version=task.template_version,
                test_rows=len(data.test), validation_rows=len(data.validation), data=data.fingerprints, **facts)
-    save_predictions(place.predictions_file, rows, data, scoring.asked)
+    save_predictions(place.predictions_file, rows, data, scoring.asked, unfinished)
     scoring.kept.forget()
 
 
 # ---- what answers depend on -----------------------------------------------------------------------------------------
 
-def scoring_of(run: Run, config: RunConfig, data: PreparedData, place: Run, restoration: Restoration | None) -> Scoring:
-    key = {"trained": sha256_of(run.trained_file), "base": run.fingerprints["base"], **asked_key(config, data),
+def scoring_of(run: Run, config: RunConfig, data: PreparedData, to: Destination,
+               restoration: Restoration | None) -> Scoring:
+    key = {"trained": run.keep_still().sha256, "base": run.fingerprints["base"], **asked_key(config, data),
            **read_by(Source(run.path)), "restoration": str(restoration)}
-    return Scoring(data, config.evaluation.eval_batch_size, KeptAnswers(place.path, key), asked_of_all(config, data))
+    return Scoring(data, config.evaluation.eval_batch_size, KeptAnswers(to.place.path, key),
+                   asked_of_all(config, data), models=to.models)
 
 
 def read_by(source: Source) -> dict:
@@ -104,31 +117,28 @@ def original_base(run: Run, config: RunConfig, scoring: Scoring) -> list[Row]:
     """The base before quantization and training. It is left out, with a word, if it is no longer what it was."""
     if config.base.from_scratch:
         return []
-    source = Source(config.base.model)
-    try:
-        check_fingerprint(source, run)
-    except (FileNotFoundError, ValueError) as error:
-        print(f"no row for the base: {error}")
+    if reason := why_no_base(run):
+        print(f"no row for the base: {reason}")
+        scoring.missing[BASE.key] = reason
         return []
-    return [score_state(BASE, source.load(config.compute.torch_dtype, config.compute.device), scoring)]
+    model = Source(config.base.model).load(config.compute.torch_dtype, config.compute.device)
+    return [score_state(BASE, model, scoring)]
 
 
-def states_of_run(run: Run, config: RunConfig, scoring: Scoring) -> list[Row]:
-    """What the run itself holds: the quantized base, if there is one, and what was trained."""
-    if config.adapter_kind is None:
-        return [trained_state(run, config, scoring)]
-    model, rows = load_run_base(run, config, config.compute.torch_dtype, config.compute.device), []
-    if run.base_file.is_file():
-        rows.append(score_state(QUANTIZED, model, scoring))
-    return rows + adapted_states(model, run, config, scoring)
-
-
-def trained_state(run: Run, config: RunConfig, scoring: Scoring) -> Row:
-    model = load_trained(run, config, config.compute.torch_dtype, config.compute.device)
+def all_weights(model: Llama, run: Run, scoring: Scoring) -> Row:
+    """As trained, of method full."""
     row = score_state(TRAINED, model, scoring)
     share, words = saved_with(run)
     tell_share(row, share, f"{words}. train.py --save-dtype float32 keeps all of it")
     return row
+
+
+def adapter_states(run: Run, config: RunConfig, scoring: Scoring) -> list[Row]:
+    """What a run with an adapter holds: the quantized base, if there is one, and what was trained."""
+    model, rows = load_run_base(run, config, config.compute.torch_dtype, config.compute.device), []
+    if run.base_file.is_file():
+        rows.append(score_state(QUANTIZED, model, scoring))
+    return rows + adapted_states(model, run, config, scoring)
 
 
 def adapted_states(model: Llama, run: Run, config: RunConfig, scoring: Scoring) -> list[Row]:
@@ -143,14 +153,15 @@ def adapted_states(model: Llama, run: Run, config: RunConfig, scoring: Scoring) 
     rows.append(compared(merged_state(bits, storage)))
     tell_loss(rows[-1], lost)
     spec = config.evaluation.requantize
-    if bits:
-        save_beside(model, run, run.merged)
-    elif spec:
+    kept_in = scoring.models
+    if bits and kept_in:
+        save_beside(model, run, kept_in.merged)
+    elif spec and not bits:
         names = linear_names(model, config.adapter.targets)
         error, gptq_report = requantize(model, names, spec, scoring.data.calibration)
         rows.append(compared(State("requantized", spec.bits, spec.how, "lossy")))
         rows[-1].weight_error = error
-        save_beside(model, run, run.requantized)
+        save_beside(model, run, kept_in.requantized)
         if gptq_report:
-            write_record(run.requantized / run.quantization_file.name, gptq_report)
+            write_record(kept_in.requantized / run.quantization_file.name, gptq_report)
     return rows

@@ -10,6 +10,7 @@ from torch import Tensor
 from adapters.rounding import MUCH, NOTICED, TrainingLost
 from finetune.data import PreparedData
 from finetune.loop import mean_loss
+from finetune.run import Run
 from finetune.size import bits_per_weight
 from finetune.stop import STOP
 from model.llama import Llama
@@ -59,6 +60,8 @@ class Scoring:
     kept: KeptAnswers | None = None  # answers of the same command before an interruption
     asked: Mapping[str, object] = field(default_factory=dict)  # flags that answers depend on, whatever the state
     scored: dict[str, State] = field(default_factory=dict)     # by key
+    models: Run | None = None        # where merged models and their reports go; None: they are not kept
+    missing: dict[str, str] = field(default_factory=dict)      # states that could not be scored, and why
 
     def begin(self, state: State) -> None:
         """Raises ValueError if another state has had this key: its answers would be taken for those of this one."""

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import train
+from finetune.lock import release_all
 from finetune.loop import Trainer
 from finetune.run import open_run
 from model.config import LlamaConfig
@@ -20,7 +21,7 @@ FEW = ["--limit", "40", "--test-limit", "6", "--steps", "3", "--batch-size", "8"
 
 
 def call(script, *arguments):
-    """Run a script's main as if from the shell; its exit message, or None."""
+    """Run a script's main as if from the shell; its exit message, or None. The end of a process releases its locks."""
     kept, sys.argv = sys.argv, [script.__name__, *map(str, arguments)]
     try:
         script.main()
@@ -28,6 +29,7 @@ def call(script, *arguments):
         return str(exit)
     finally:
         sys.argv = kept
+        release_all()
 
 
 MADE: dict[tuple[str, ...], Path] = {}

@@ -68,6 +68,8 @@ def wide_base(small_base, tmp_path_factory) -> Path:
 SLOW = (
     "model/test_hub.py",
     "scripts/test_cli_restore.py",
+    "scripts/test_a_run_stands_alone.py",
+    "scripts/test_one_writer.py",
     "finetune/test_flags.py",
     "tasks/test_texts.py",
     "tasks/test_benchmarks.py",

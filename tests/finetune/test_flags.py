@@ -28,6 +28,7 @@ from finetune.source import load_run_base
 from model.checkpoint import random_model, save_model
 from model.config_json import config_to_json
 from model.files import write_json
+from scoring.destination import Destination
 from scoring.score_run import scoring_of
 from tests.cli import SMALL, call, interrupted_after, rows_of
 
@@ -253,7 +254,8 @@ PROOFS: dict[str, Proof | str] = {
 
 
 def scored_at_a_time(outcome: Outcome) -> int:
-    scoring = scoring_of(outcome.run, outcome.config, outcome.data, outcome.run, None)
+    to = Destination.of_own_task(outcome.run, outcome.run.eval_file)
+    scoring = scoring_of(outcome.run, outcome.config, outcome.data, to, None)
     scoring.kept.forget()
     return scoring.batch_size
 

@@ -247,7 +247,7 @@ def test_the_key_is_in_no_file_and_on_no_screen(runs, tmp_path, capsys):
         judge(server)
     call(judge_script, "a", "b", "--dry-run")
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert len(files) == 4 and not any(KEY in path.read_text() for path in files) and KEY not in capsys.readouterr().out
+    assert len(files) == 5 and not any(KEY in path.read_text() for path in files) and KEY not in capsys.readouterr().out
     assert KEY not in repr(Endpoint("http://x", "m", KEY))
     assert "***" in (tmp_path / "out" / "judgements.jsonl").read_text()  # control: the server did send it
 

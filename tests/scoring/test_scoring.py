@@ -161,7 +161,7 @@ def test_what_another_task_cannot_take_from_the_run_is_refused(run, text_file):
                                                                                 "8", "--restore-quantizer", "gptq")
     assert "--data comes from the run" in call(eval_script, run, "--data", text_file)
     assert "--task perplexity needs --test-data" in call(eval_script, run, "--task", "perplexity")
-    assert "--out is for a model without a run" in call(eval_script, run, "--out", "x")
+    assert "--out x is for the scores of one run, and 2 are named" in call(eval_script, run, run, "--out", "x")
 
 
 def test_scores_of_two_models_do_not_go_into_one_place(small_base, run, text_file, tmp_path, elsewhere):

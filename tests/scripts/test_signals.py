@@ -66,7 +66,7 @@ def what_counts(run: Path) -> dict:
     with open_safetensors(run / "state" / "state.safetensors") as file:
         state = {name: file.get_tensor(name).numpy().tobytes() for name in file.keys()}
     for record in (*metrics, *rows):
-        record.pop("seconds", None), record.pop("counts", None)
+        record.pop("seconds", None), record.pop("counts", None), record.pop("check", None)
     return {**kept, "metrics": metrics, "rows": rows, "state": state}
 
 

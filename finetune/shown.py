@@ -1,0 +1,64 @@
+"""What train.py prints before it trains: the plan, and --show-example."""
+from pathlib import Path
+
+from torch import nn
+
+from adapters import ADAPTERS
+from adapters.adapted import adapted_layers
+from finetune.adapted_model import why_not_k_bits
+from finetune.config import RunConfig
+from finetune.data import PreparedData
+from finetune.size import bits_per_weight
+from model.llama import Llama
+from model.tokenizer import Tokenizer, continuation
+from quant.linear import QuantLinear
+from tasks.generative import spelled
+from tasks.task import Encoded, prompt_ids
+
+
+def print_plan(path: Path, config: RunConfig, model: Llama, parameters: dict[str, nn.Parameter], data: PreparedData,
+               steps: int) -> None:
+    trainable, base = sum(p.numel() for p in parameters.values()), config.base
+    codes = sum(isinstance(module, QuantLinear) for module in model.modules())
+    print(f"{path}: {config.of_method.title} on {base.model}")
+    print(f"  base      {base.quantization or base.codes or '16 bits'}: {codes} quantized layers, adapters in "
+          f"{len(adapted_layers(model))}, {bits_per_weight(model):.3f} bits a weight with the adapters")
+    stated = {name: getattr(config.adapter, name, None) for name in options_of(config)}
+    options = "".join(f", {name} {value}" for name, value in stated.items() if value is not None)
+    print(f"  trains    {trainable:,} parameters{options}, lr {config.training.lr:g}")
+    print(f"  data      {len(data.train)} training rows, {len(data.validation)} validation, {len(data.test)} test"
+          + "".join(f"; {rows} left out, {reason}" for reason, rows in data.left_out.items() if rows))
+    print(f"  steps     {steps} of {config.training.batch_size} rows")
+    if base.bits < 16 and (reason := why_not_k_bits(model)):
+        print(f"  note      merges to 16 bits only: {reason}")
+
+
+def options_of(config: RunConfig) -> tuple[str, ...]:
+    return ADAPTERS[config.adapter_kind].options if config.adapter_kind else ()
+
+
+def show_example(data: PreparedData) -> None:
+    """Prints the template's version, the first training row as its tokens read, every token of it, and the first test
+    prompt, with their token counts."""
+    first, tokenizer, task = data.train[0], data.tokenizer, data.task
+    prompt, answer = first.tokens[:first.prompt_length], first.tokens[first.prompt_length:]
+    print(f"--- {task.name}, template version {task.template_version}: the first of {len(data.train)} training rows, "
+          f"{len(first.tokens)} tokens; its prompt, {len(prompt)} tokens\n{tokenizer.decode(prompt)}")
+    print(f"--- what is learned after it, {len(answer)} tokens with the end token\n"
+          f"{continuation(tokenizer, prompt, answer[:-1])}")
+    print(f"--- every token: id, as the tokenizer's file spells it, what it is\n{token_list(first, tokenizer)}")
+    if data.test and hasattr(data.test[0], "prompt"):
+        text = data.test[0].prompt
+        ids = prompt_ids(text, tokenizer, data.end_ids[0])
+        print(f"--- the first of {len(data.test)} test prompts, {len(ids)} tokens; "
+              f"at most {data.max_new_tokens} are written\n{text}")
+
+
+def token_list(row: Encoded, tokenizer: Tokenizer) -> str:
+    """A line a token. A special one has no text of its own: decoding drops it, behind a letter too."""
+    lines, letter = [], tokenizer.encode("a")[-1:]
+    for place, token in enumerate(row.tokens):
+        kind = ", special" if tokenizer.decode([*letter, token]) == tokenizer.decode(letter) else ""
+        role = "read" if place < row.prompt_length else "learned"
+        lines.append(f"{token:>8}  {spelled(tokenizer, token)!r:<24} {role}{kind}")
+    return "\n".join(lines)
