@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from model.files import read_json, sha256_of, write_record
-from model.tensor_files import open_safetensors
+from model.tensor_files import TensorFile, open_safetensors
 
 
 class Kept:
@@ -21,6 +21,7 @@ class Kept:
     def __init__(self, file: Path, record: Path, ended: bool):
         """Reads the header. `ended`: whether training has. Raises FileNotFoundError, ValueError for a damaged file."""
         self.file, self.ended = file, ended
+        self.tensors: TensorFile
         while True:
             self._held = open(file, "rb")
             try:

@@ -39,7 +39,7 @@ def hold(directory: Path, name: str = LOCK, shared: bool = False) -> None:
         try:
             if not _is_open(file):
                 directory.mkdir(parents=True, exist_ok=True)
-                _open[file] = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                _open[file] = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
             _lock(_open[file], file, directory, shared)
         except FileNotFoundError:
             continue  # another process has just removed the directory

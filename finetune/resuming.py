@@ -2,9 +2,8 @@
 import math
 from collections.abc import Callable
 
-from finetune.kept import facts_of
+from finetune.kept import Kept, facts_of
 from finetune.run import Run
-from finetune.source import check_trained
 from model.checkpoint import load_config
 from model.config_json import config_to_json
 from model.durable import copy_file
@@ -29,7 +28,7 @@ def check_kept(run: Run, step: int, best: float, keep: Callable[[], None]) -> No
     if best == math.inf:
         return
     try:
-        return check_trained(run)
+        return read_whole(run)
     except (ValueError, OSError) as error:
         kept_at = facts_of(run.kept_file).get("step")
         if kept_at != step:
@@ -38,6 +37,13 @@ def check_kept(run: Run, step: int, best: float, keep: Callable[[], None]) -> No
                              f"trains again from the first step") from None
     print(f"{run.trained_file} is missing or damaged: written again from the state, which is of the same step")
     keep()
+
+
+def read_whole(run: Run) -> None:
+    """Raises FileNotFoundError, and ValueError with the tensor that is not what was written."""
+    if not run.trained_file.is_file():
+        raise FileNotFoundError(f"{run.trained_file} is missing")
+    Kept(run.trained_file, run.kept_file, ended=False).tensors.check()
 
 
 def keep_base_of_gptq(run: Run) -> str:

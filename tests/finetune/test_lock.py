@@ -87,6 +87,15 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
         hold(X)
 
 
+def test_a_planted_link_is_not_followed(tmp_path):
+    X.mkdir()
+    Path("precious").write_text("mine")
+    (X / LOCK).symlink_to(tmp_path / "precious")
+    with pytest.raises(OSError):
+        hold(X)
+    assert Path("precious").read_text() == "mine"
+
+
 def test_a_file_system_without_locks_is_said_and_used(monkeypatch, capsys):
     def none(*rest):
         raise OSError(errno.ENOLCK, "No locks available")
