@@ -155,7 +155,7 @@ def data_of(run: Run) -> PreparedData:
     config = run.config
     if not config.base.from_scratch and not holds_its_base(run):
         base_of(run)
-    elif missing := why_no_base(run):
+    elif missing := why_no_base(run, config.base):
         print(f"training goes on without it, but the table at its end will have no row for the base: {missing}")
     needs_calibration = config.base.by_gptq and not run.base_file.is_file()
     calibrate = needs_calibration or config.evaluation.requantizes_by_gptq
@@ -234,7 +234,7 @@ def full(run: Run, config: RunConfig) -> Prepared:
         model.float().requires_grad_(True)
     add_facts(run.kept_file, stored_as=str(stored_as).removeprefix("torch."))
     kept = DTYPES[config.training.save_dtype] if config.training.save_dtype else stored_as
-    source = None if config.base.from_scratch or why_no_base(run) else Source(config.base.model)
+    source = None if config.base.from_scratch or why_no_base(run, config.base) else Source(config.base.model)
     return model, dict(model.named_parameters()), lambda: save_trained(model, run, source, kept)
 
 

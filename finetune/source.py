@@ -16,7 +16,7 @@ from finetune.adapted_model import (
     merge_to_sixteen_bits,
     sixteen_bit_type,
 )
-from finetune.config import Place, RunConfig
+from finetune.config import BaseConfig, Place, RunConfig
 from finetune.kept import Kept
 from finetune.run import Run, open_run
 from model.checkpoint import (
@@ -147,11 +147,12 @@ def base_of(run: Run) -> Source:
     return source
 
 
-def why_no_base(run: Run) -> str | None:
-    """Why the model that the run was trained from cannot be read. None: it can, or there was none."""
-    if not run.config.base.from_scratch:
+def why_no_base(run: Run, base: BaseConfig) -> str | None:
+    """Why the model that the run was trained from cannot be read where `base` names it. None: it can, or there was
+    none."""
+    if not base.from_scratch:
         try:
-            check_fingerprint(Source(run.config.base.model), run)
+            check_fingerprint(Source(base.model), run)
         except (OSError, ValueError) as error:
             return str(error)
     return None

@@ -117,7 +117,7 @@ def original_base(run: Run, config: RunConfig, scoring: Scoring) -> list[Row]:
     """The base before quantization and training. It is left out, with a word, if it is no longer what it was."""
     if config.base.from_scratch:
         return []
-    if reason := why_no_base(run):
+    if reason := why_no_base(run, config.base):
         print(f"no row for the base: {reason}")
         scoring.missing[BASE.key] = reason
         return []

@@ -204,7 +204,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(small_base, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, kept)
         signal.signal(signal.SIGXFSZ, handler)
-    assert "model.safetensors" in message and "too large" in message
+    assert "model.safetensors" in message and "the file is larger than is allowed here" in message
 
 
 # ---- what is refused ----------------------------------------------------------------------------------------------
