@@ -1,5 +1,4 @@
 """PEQA (Kim et al. 2023; Shen et al., Table 1): the scales of a quantized base train, and nothing else."""
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor, nn
 from adapters.adapted import AdaptedLinear
 from adapters.adapter import Adapter
 from quant.factors import ZeroPoints
-from quant.grid import Block, QuantizedWeight, split_blocks
+from quant.grid import Block, split_blocks
 from quant.linear import QuantLinear
 
 NO_ZERO_POINTS = ("this base has no integer zero points, and peqa trains the scale of a grid that has them: "
@@ -25,22 +24,15 @@ class RescaledMatmul(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, scale: Tensor, base: QuantLinear) -> Tensor:
         ctx.save_for_backward(x, scale)
         ctx.base = base
-        return x @ rescaled(base, scale).dequantize(x.dtype).T
+        return x @ base.dequantize(x.dtype, scale).T
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor, None]:
         x, scale = ctx.saved_tensors
-        weight = rescaled(ctx.base, scale)
         grad_weight = (grad_y.reshape(-1, grad_y.shape[-1]).T @ x.reshape(-1, x.shape[-1])).to(scale.dtype)
-        steps = rescaled(ctx.base, torch.ones_like(scale)).dequantize(scale.dtype)  # codes - z: dW_hat / dscale
+        steps = ctx.base.dequantize(scale.dtype, torch.ones_like(scale))  # codes - z: dW_hat / dscale
         grad_scale = split_blocks(grad_weight * steps, ctx.base.block).sum(dim=(1, 3))
-        return grad_y @ weight.dequantize(grad_y.dtype), grad_scale, None
-
-
-def rescaled(base: QuantLinear, scale: Tensor) -> QuantizedWeight:
-    """The base's codes and zero points with another scale."""
-    weight = base.quantized_weight()
-    return QuantizedWeight(weight.codes, replace(weight.grid, scale=scale))
+        return grad_y @ ctx.base.dequantize(grad_y.dtype, scale), grad_scale, None
 
 
 class RescaledLinear(AdaptedLinear):
@@ -59,7 +51,7 @@ class RescaledLinear(AdaptedLinear):
         return y if self.base.bias is None else y + self.base.bias.to(y.dtype)
 
     def weight(self) -> Tensor:
-        return rescaled(self.base, self._scale()).dequantize(self.adapter.log_factor.dtype)
+        return self.base.dequantize(self.adapter.log_factor.dtype, self._scale())
 
     def _scale(self) -> Tensor:
         return self.adapter.scale(self.base.scale)

@@ -24,6 +24,12 @@ def dynamic_map() -> Tensor:
     return torch.cat((-means, means, torch.tensor([0.0, 1.0]))).sort().values
 
 
+@cache
+def dynamic_map_on(device: torch.device) -> Tensor:
+    """One copy a device, so that no step copies from the host."""
+    return dynamic_map().to(device)
+
+
 class DoubleQuantized(nn.Module):
     """Double quantization: factor = mean + absmax * dynamic_map[codes], in blocks of 256 factors.
 
@@ -48,13 +54,13 @@ class DoubleQuantized(nn.Module):
         blocks = F.pad(flat - mean, (0, -len(flat) % OUTER_BLOCK)).unflatten(0, (-1, OUTER_BLOCK))
         absmax = blocks.abs().amax(1)
         inverse = torch.where(absmax > 0, 1 / absmax, 0)
-        levels = dynamic_map().to(factor.device)
+        levels = dynamic_map_on(factor.device)
         codes = torch.bucketize(blocks * inverse[:, None], (levels[1:] + levels[:-1]) / 2).to(torch.uint8)
         return cls(codes.flatten()[:len(flat)].view(factor.shape), absmax, mean)
 
     def forward(self) -> Tensor:
         """The factor, float32."""
-        values = dynamic_map().to(self.codes.device)[self.codes.flatten().int()]
+        values = dynamic_map_on(self.codes.device)[self.codes.flatten().int()]
         absmax = self.absmax.repeat_interleave(OUTER_BLOCK)[:len(values)]
         return torch.addcmul(self.mean, values, absmax).view(self.codes.shape)
 

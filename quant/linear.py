@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from quant.factors import DoubleQuantized, ZeroPoints
-from quant.grid import Block, Grid, QuantizedWeight
+from quant.grid import Block, Grid, QuantizedWeight, dequantize_packed
 from quant.packing import pack, packed_bytes, unpack
 
 
@@ -106,9 +106,10 @@ class QuantLinear(nn.Module):
             if (highest := int(codes.max())) >= len(self.levels):
                 raise ValueError(f"{layer}.codes holds {highest}, but there are {len(self.levels)} levels")
 
-    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """W_hat, (out_features, in_features)."""
-        return self.quantized_weight().dequantize(dtype)
+    def dequantize(self, dtype: torch.dtype = torch.float32, scale: Tensor | None = None) -> Tensor:
+        """W_hat, (out_features, in_features); with another scale if one is given."""
+        grid = self.grid if scale is None else replace(self.grid, scale=scale)
+        return dequantize_packed(self.codes, self.bits, (self.out_features, self.in_features), grid, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         y = DequantizedMatmul.apply(x, self)
