@@ -123,12 +123,13 @@ ON_A_GPU = 1 << 24    # weights that a GPU dequantizes at a time
 SHORT = 16            # inputs: a loop over so few costs more than one over a whole row
 
 
+@torch.no_grad()
 def dequantize_packed(packed: Tensor, bits: int, shape: tuple[int, ...], grid: Grid,
                       dtype: torch.dtype = torch.float32) -> Tensor:
     """`dequantize(unpack(packed, bits, shape), grid, dtype)`, the same bits, some rows at a time.
 
     Memory beyond the result is that of some rows and of a table. `bits` may be more than grid.bits: unpacked codes are
-    codes of 8 bits."""
+    codes of 8 bits. The result has no gradient."""
     D_out, D_in = shape
     wide, (n_bytes, n_codes) = torch.promote_types(dtype, torch.float32), word_shape(bits)
     affine = Affine.of(grid, wide)
