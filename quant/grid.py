@@ -87,9 +87,13 @@ def normalise(weight: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
 
     Multiplies by 1/scale, as bitsandbytes does. A block of scale 0 gives 0."""
     wide = torch.promote_types(weight.dtype, torch.float32)
-    inverse = 1 / scale.to(wide)
-    inverse = torch.where(inverse.isfinite(), inverse, 0)  # scale 0, or so small that 1/scale overflows
-    return (weight.to(wide) - offset.to(wide)) * inverse
+    return (weight.to(wide) - offset.to(wide)) * inverse_of(scale.to(wide))
+
+
+def inverse_of(scale: Tensor) -> Tensor:
+    """1 / scale, and 0 for a scale of 0 and for one so small that 1 / scale overflows."""
+    inverse = 1 / scale
+    return torch.where(inverse.isfinite(), inverse, 0)
 
 
 def round_to_grid(weight: Tensor, grid: Grid) -> Tensor:

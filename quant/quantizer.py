@@ -1,12 +1,14 @@
 """The base class of quantizers: a name, the allowed bits, the usual block, and `fit`."""
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from quant.factors import DoubleQuantized, ZeroPoints
-from quant.grid import Block, Grid, QuantizedWeight, round_to_grid, split_blocks
+from quant.grid import Block, Grid, QuantizedWeight, split_blocks
 from quant.packing import SUPPORTED_BITS
+from quant.rounding import round_rows
 
 
 class Quantizer(ABC):
@@ -58,7 +60,7 @@ class Quantizer(ABC):
     def quantize(self, weight: Tensor, layer: str = "weight") -> QuantizedWeight:
         """Fit, then round. Raises as `fit` does."""
         grid = self.fit(weight, layer)
-        return QuantizedWeight(round_to_grid(weight, grid), grid)
+        return QuantizedWeight(round_rows(weight, grid), grid)
 
     @abstractmethod
     def fit_blocks(self, blocks: Tensor) -> tuple[Tensor, Tensor, Tensor | ZeroPoints]:
@@ -85,9 +87,17 @@ def check_underflow(exact: Tensor, stored: Tensor, n_levels: int, largest: Tenso
 
 def block_ends(blocks: Tensor) -> tuple[Tensor, Tensor]:
     """min w and max w of each block, both (rows, columns)."""
-    return blocks.amin(dim=(1, 3)), blocks.amax(dim=(1, 3))
+    return over_blocks(torch.amin, blocks), over_blocks(torch.amax, blocks)
 
 
 def block_absmax(blocks: Tensor) -> Tensor:
     """max |w| of each block, (rows, columns)."""
-    return blocks.abs().amax(dim=(1, 3))
+    return over_blocks(torch.amax, blocks.abs())
+
+
+def over_blocks(extreme: Callable[..., Tensor], blocks: Tensor) -> Tensor:
+    """(rows, n_out, columns, n_in) -> (rows, columns). Over outputs first, along whole rows: the inner dimension is
+    long then."""
+    rows, n_out, columns, n_in = blocks.shape
+    over_outputs = extreme(blocks.flatten(2), 1) if n_out > 1 else blocks
+    return extreme(over_outputs.view(rows, columns, n_in), 2)
