@@ -4,14 +4,14 @@ It chooses codes on any quantizer's grid. The columns still to come compensate f
 
     minimise  tr((W - W_hat) H (W - W_hat)^T),   H = 2/n * sum over n calibration tokens of x^T x
 """
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from quant.factors import ZeroPoints
-from quant.grid import Block, Grid, QuantizedWeight, dequantize, round_to_grid
+from quant.gptq_columns import ColumnGrid, round_columns
+from quant.grid import Grid, QuantizedWeight
 from quant.quantizer import Quantizer
 
 LAZY = 128                     # columns between two updates of all columns to the right
@@ -28,12 +28,14 @@ class Hessian:
     def __init__(self, D_in: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"):
         self.tokens = 0
         self.sum = torch.zeros(D_in, D_in, dtype=dtype, device=device)
+        self.factors: dict[bool, tuple[Tensor, float]] = {}  # by act_order; layers that read the same input share them
 
     def add(self, x: Tensor) -> None:
         """x: (tokens, D_in)"""
         x = x.to(self.sum.dtype)
         self.sum.addmm_(x.T, x)
         self.tokens += len(x)
+        self.factors.clear()
 
     def mean(self, layer: str) -> Tensor:
         """2/n * sum x^T x. Raises CalibrationError, with the layer, if H is zero or not finite, or has no tokens."""
@@ -46,6 +48,12 @@ class Hessian:
         if not H.diagonal().any():
             raise CalibrationError(f"layer {layer}: all of its calibration inputs are zero")
         return H
+
+    def factor(self, act_order: bool, layer: str) -> tuple[Tensor, float]:
+        """`ordered_factor` of the mean, computed once."""
+        if act_order not in self.factors:
+            self.factors[act_order] = ordered_factor(self.mean(layer), act_order, layer)
+        return self.factors[act_order]
 
 
 @dataclass
@@ -72,23 +80,37 @@ def output_size(weight: Tensor, H: Tensor) -> float:
 def inverse_factor(H: Tensor, layer: str) -> tuple[Tensor, float]:
     """U, the upper Cholesky factor of (H + damping * mean(diag H) * I)^-1, in float64, and the damping used.
 
-    Dead columns get H_ii = 1 and do not count in the mean. Raises CalibrationError if the largest damping is too
+    With J the reversal of rows and columns, J (H + ...) J = L L^T gives U = J L^-1 J: one factorization, and no inverse
+    of H. Dead columns get H_ii = 1 and do not count in the mean. Raises CalibrationError if the largest damping is too
     small."""
     H, mean = H.double(), H.diagonal()[H.diagonal() > 0].double().mean()
     H = H + torch.diag((H.diagonal() == 0).double())
+    identity = torch.eye(len(H), dtype=H.dtype, device=H.device)
     for damping in DAMPING:
-        L, failed = torch.linalg.cholesky_ex(H + damping * mean * torch.eye(len(H), dtype=H.dtype, device=H.device))
+        L, failed = torch.linalg.cholesky_ex((H + damping * mean * identity).flip(0, 1))
         if not failed:
-            U, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(L), upper=True)
-        if not failed:
-            return U, damping
+            return torch.linalg.solve_triangular(L, identity, upper=False).flip(0, 1), damping
     raise CalibrationError(f"layer {layer}: its H is not positive definite, even with {DAMPING[-1]:g} of its mean "
                            f"diagonal added: use more calibration rows")
 
 
-def gptq(weight: Tensor, H: Tensor, quantizer: Quantizer, act_order: bool = False,
-         layer: str = "weight") -> tuple[QuantizedWeight, float]:
-    """The quantized weight and the damping used. weight (D_out, D_in), H (D_in, D_in).
+def column_order(H: Tensor, act_order: bool) -> Tensor:
+    """The order in which columns are rounded; with `act_order` that of falling H_ii."""
+    if act_order:
+        return H.diagonal().argsort(descending=True, stable=True)
+    return torch.arange(len(H), device=H.device)
+
+
+def ordered_factor(H: Tensor, act_order: bool, layer: str) -> tuple[Tensor, float]:
+    """`inverse_factor` of H with its columns in order."""
+    order = column_order(H, act_order)
+    return inverse_factor(H[order][:, order] if act_order else H, layer)
+
+
+def gptq(weight: Tensor, H: Tensor, quantizer: Quantizer, act_order: bool = False, layer: str = "weight",
+         factor: tuple[Tensor, float] | None = None) -> tuple[QuantizedWeight, float]:
+    """The quantized weight and the damping used. weight (D_out, D_in), H (D_in, D_in); factor: `ordered_factor`, if it
+    is known.
 
     A group is one column of blocks. It gets its scale and offset when the loop reaches it, from the updated weights.
     With `act_order`, columns are taken in the order of falling H_ii. With act_order or double quantization, all groups
@@ -101,24 +123,24 @@ def gptq(weight: Tensor, H: Tensor, quantizer: Quantizer, act_order: bool = Fals
     D_out, D_in = weight.shape
     quantizer.block.check_divides(D_out, D_in, layer)
     group = quantizer.block.n_in or D_in
-    order = H.diagonal().argsort(descending=True, stable=True) if act_order else torch.arange(len(H), device=H.device)
-    U, damping = inverse_factor(H[order][:, order], layer)
+    order = column_order(H, act_order)
+    U, damping = factor or ordered_factor(H, act_order, layer)
     w = weight.to(torch.promote_types(weight.dtype, torch.float32)).clone()
     w[:, H.diagonal() == 0] = 0
     fixed = quantizer.fit(w, layer) if act_order or quantizer.double_quant else None
-    groups = [group_grid(fixed, column) for column in range(D_in // group)] if fixed else []
-    w, U = w[:, order], U.to(w.dtype)
+    groups = [ColumnGrid.of(fixed, column, w.dtype) for column in range(D_in // group)] if fixed else []
+    w, U = w.T[order], U.to(w.dtype)  # (D_in, D_out)
     codes, fitted = torch.empty_like(w, dtype=torch.uint8), []
     group_of = (order // group).tolist()
 
-    def grid_of(i: int) -> Grid:
+    def grid_of(i: int) -> ColumnGrid:
         if not fixed and i % group == 0:
-            fitted.append(quantizer.fit(w[:, i:i + group], layer))
-            groups.append(group_grid(fitted[-1], 0))
+            fitted.append(quantizer.fit(w[i:i + group].T.contiguous(), layer))
+            groups.append(ColumnGrid.of(fitted[-1], 0, w.dtype))
         return groups[group_of[i]]
     for start, end in lazy_blocks(len(U), group):
-        _lazy_block(w, U, codes, start, end, grid_of)
-    return QuantizedWeight(codes[:, order.argsort()], fixed or join_groups(fitted)), damping
+        round_columns(w, U, codes, start, end, grid_of)
+    return QuantizedWeight(codes[order.argsort()].T.contiguous(), fixed or join_groups(fitted)), damping
 
 
 def lazy_blocks(D_in: int, group: int) -> list[tuple[int, int]]:
@@ -127,25 +149,6 @@ def lazy_blocks(D_in: int, group: int) -> list[tuple[int, int]]:
     span = group * max(1, LAZY // group)
     starts = [i for first in range(0, D_in, span) for i in range(first, min(first + span, D_in), LAZY)]
     return list(zip(starts, [*starts[1:], D_in], strict=True))
-
-
-def group_grid(grid: Grid, column: int) -> Grid:
-    """The grid of a single weight column inside column `column` of blocks."""
-    scale, offset = (factor if factor.shape[1] == 1 else factor[:, column:column + 1] for factor in grid.factors())
-    return Grid(grid.levels, scale, offset, Block(1, grid.block.n_out), grid.bits)
-
-
-def _lazy_block(w: Tensor, U: Tensor, codes: Tensor, start: int, end: int, grid_of: Callable[[int], Grid]) -> None:
-    """Round columns start..end-1 one by one, and subtract err * U_i, err = (w - w_hat) / U_ii, from the columns to the
-    right: at once inside the block, in one product beyond it."""
-    errors = torch.empty_like(w[:, start:end])
-    for i in range(start, end):
-        column, grid = w[:, i:i + 1], grid_of(i)
-        codes[:, i:i + 1] = round_to_grid(column, grid)
-        error = (column - dequantize(codes[:, i:i + 1], grid, w.dtype)) / U[i, i]
-        w[:, i:end] -= error * U[i, i:end]
-        errors[:, i - start:i - start + 1] = error
-    w[:, end:] -= errors @ U[start:end, end:]
 
 
 def join_groups(grids: list[Grid]) -> Grid:
@@ -167,9 +170,9 @@ def quantize_by_gptq(weight: Tensor, hessian: Hessian, quantizer: Quantizer, act
 
     Raises the errors of `gptq` and `Hessian.mean`."""
     H = hessian.mean(layer)
-    quantized, damping = gptq(weight, H, quantizer, act_order, layer)
-    size = output_size(weight, H) or 1.0
-    gptq_error, rounding_error = (output_size(weight.double() - chosen.dequantize(torch.float64), H) / size
+    quantized, damping = gptq(weight, H, quantizer, act_order, layer, hessian.factor(act_order, layer))
+    exact, size = weight.double(), output_size(weight, H) or 1.0
+    gptq_error, rounding_error = (output_size(exact - chosen.dequantize(torch.float64), H) / size
                                   for chosen in (quantized, quantizer.quantize(weight, layer)))
     dead = int((H.diagonal() == 0).sum())
     return quantized, LayerReport(layer, hessian.tokens, damping, dead, gptq_error, rounding_error)

@@ -41,11 +41,8 @@ def round_rows(weight: Tensor, grid: Grid) -> Tensor:
 
 def nearest(values: Tensor, levels: Tensor) -> Tensor:
     """The code of the nearest level, int16; a tie goes to the lower code. Overwrites the values."""
-    top = len(levels) - 1
-    if torch.equal(levels, torch.arange(top + 1).to(levels) + levels[0]) and levels[0] == levels[0].round():
-        rounded = values.round()  # a tie goes to the even number ...
-        ties_above = values.sub_(rounded).eq_(-0.5)
-        return rounded.sub_(ties_above).sub_(levels[0]).clamp_(0, top).to(torch.int16)  # ... and here to the lower
+    if ends := whole_ends(levels):
+        return nearest_whole(values, *ends).sub_(ends[0]).to(torch.int16)
     midpoints = (levels[1:] + levels[:-1]) / 2
     if len(levels) > FEW:
         return torch.bucketize(values, midpoints, out_int32=True).to(torch.int16)
@@ -53,3 +50,17 @@ def nearest(values: Tensor, levels: Tensor) -> Tensor:
     for midpoint in midpoints.tolist():
         count.add_(torch.gt(values, midpoint, out=below))
     return count.to(torch.int16)
+
+
+def whole_ends(levels: Tensor) -> tuple[float, float] | None:
+    """The lowest and the highest of levels that are consecutive whole numbers; None for other levels."""
+    low = float(levels[0])
+    whole = low.is_integer() and torch.equal(levels, torch.arange(len(levels), device=levels.device).to(levels) + low)
+    return (low, float(levels[-1])) if whole else None
+
+
+def nearest_whole(values: Tensor, low: float, high: float) -> Tensor:
+    """The nearest of the whole numbers low .. high; a tie goes to the lower. Overwrites the values."""
+    rounded = values.round()                      # a tie goes to the even number
+    too_high = values.sub_(rounded).eq_(-0.5)     # 1 for a tie that went up
+    return rounded.sub_(too_high).clamp_(low, high)
