@@ -63,6 +63,10 @@ class CalibrationBatch:
         return layer(self.x, self.cos, self.sin, self.allowed, None)
 
 
+class Reached(Exception):
+    """The wanted inputs are there; what the decoder layer computes from them is not needed."""
+
+
 def collect(decoder_layer: DecoderLayer, name: str, batches: list[CalibrationBatch]) -> Hessian:
     """H of the inputs that the named linear layer gets from the rows' real tokens."""
     layer = decoder_layer.get_submodule(name)
@@ -70,9 +74,12 @@ def collect(decoder_layer: DecoderLayer, name: str, batches: list[CalibrationBat
     for batch in batches:
         def add(module, inputs, real=batch.real):
             hessian.add(inputs[0][real.to(inputs[0].device)])
+            raise Reached
         hook = layer.register_forward_pre_hook(add)
         try:
             batch.through(decoder_layer)
+        except Reached:
+            pass
         finally:
             hook.remove()
     return hessian

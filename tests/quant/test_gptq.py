@@ -15,9 +15,10 @@ from quant.gptq import (
     Hessian,
     gptq,
     lazy_blocks,
+    ordered_factor,
     quantize_by_gptq,
 )
-from quant.grid import Block
+from quant.grid import Block, Grid, dequantize, round_to_grid
 from quant.integer_minmax import IntegerMinMax
 from quant.linear import QuantLinear
 from quant.minmax import MinMax
@@ -156,6 +157,38 @@ def test_codes_are_those_of_a_loop_without_lazy_blocks(group, act_order):
     torch.testing.assert_close(quantized.dequantize(torch.float64), W_hat, rtol=0, atol=1e-10)
 
 
+def plain_gptq(weight, H, quantizer, act_order=False):
+    """The loop over columns by the plain verbs, and U from the inverse of H: the oracle of the fast one."""
+    order = H.diagonal().argsort(descending=True, stable=True) if act_order else torch.arange(len(H))
+    damped = H.double()[order][:, order] + 0.01 * H.diagonal().double().mean() * torch.eye(len(H)).double()
+    U = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True).to(weight.dtype)
+    group = quantizer.block.n_in or len(H)
+    fixed = quantizer.fit(weight) if act_order or quantizer.double_quant else None
+    w, codes = weight[:, order].clone(), torch.empty_like(weight, dtype=torch.uint8)
+    for start, end in lazy_blocks(len(H), group):
+        errors = torch.empty_like(w[:, start:end])
+        for i in range(start, end):
+            if not fixed and i % group == 0:
+                fitted = quantizer.fit(w[:, i:i + group])
+            grid, column = (fixed, order[i] // group) if fixed else (fitted, 0)
+            scale, offset = (f if f.shape[1] == 1 else f[:, column, None] for f in grid.factors())
+            grid = Grid(grid.levels, scale, offset, Block(1, grid.block.n_out), grid.bits)
+            codes[:, i:i + 1] = round_to_grid(w[:, i:i + 1], grid)
+            errors[:, i - start] = ((w[:, i:i + 1] - dequantize(codes[:, i:i + 1], grid, w.dtype)) / U[i, i])[:, 0]
+            w[:, i + 1:end] -= errors[:, i - start, None] * U[i, i + 1:end]
+        w[:, end:] -= errors @ U[start:end, end:]
+    return codes[:, order.argsort()]
+
+
+@either_order
+@every_block
+@pytest.mark.parametrize("kind,bits,double_quant", EVERY_AND_DOUBLE)
+def test_codes_are_those_of_a_loop_over_the_plain_verbs(kind, bits, double_quant, block, act_order):
+    weight = random(16, 192, seed=5, dtype=torch.float32)
+    H, quantizer = hessian_of(inputs(512, 192, 8, 0.3)).mean("q_proj"), kind(bits, block, double_quant=double_quant)
+    assert torch.equal(gptq(weight, H, quantizer, act_order)[0].codes, plain_gptq(weight, H, quantizer, act_order))
+
+
 def test_groups_fitted_from_stale_weights_would_be_noticed():
     weight, H = random(4, 384), hessian_of(inputs(512, 384, 32, 0.5)).mean("q_proj")
     updated, stale = (original_gptq(weight, H, 3, 32, lazy=lazy)[0] for lazy in (1, 128))
@@ -241,6 +274,26 @@ def test_the_order_and_the_portions_of_calibration_tokens_change_nothing(portion
     torch.testing.assert_close(other, H, rtol=0, atol=1e-10)
     assert torch.equal(gptq(weight, other, quantizer)[0].codes, gptq(weight, H, quantizer)[0].codes)
     assert (hessian_of(x[1:]).mean("q_proj") - H).abs().max() > 1e-4  # control
+
+
+def test_the_factor_of_a_hessian_is_computed_once_and_anew_after_more_tokens():
+    x = inputs(256, 16, 4, 0.3)
+    hessian = hessian_of(x[:128])
+    before = hessian.factor(False, "q_proj")
+    assert hessian.factor(False, "q_proj") is before
+    hessian.add(x[128:])
+    torch.testing.assert_close(hessian.factor(False, "q_proj")[0], hessian_of(x).factor(False, "q_proj")[0])
+    assert not torch.allclose(hessian.factor(False, "q_proj")[0], before[0])
+
+
+@either_order
+def test_the_factor_is_the_upper_cholesky_factor_of_the_damped_inverse_in_the_order_of_columns(act_order):
+    H = hessian_of(inputs(256, 32, 8, 0.3)).mean("q_proj")
+    order = H.diagonal().argsort(descending=True) if act_order else torch.arange(32)
+    damped = H[order][:, order] + 0.01 * H.diagonal().mean() * torch.eye(32, dtype=H.dtype)
+    U, damping = ordered_factor(H, act_order, "q_proj")
+    assert damping == 0.01 and torch.equal(U, U.triu())
+    torch.testing.assert_close(U, torch.linalg.cholesky(torch.linalg.inv(damped), upper=True), rtol=0, atol=1e-10)
 
 
 def test_the_hessian_is_twice_the_mean_of_outer_products():
