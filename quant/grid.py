@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from quant.factors import DoubleQuantized, ZeroPoints
-from quant.packing import entries_of, look_up, word_shape
+from quant.packing import LookUp, word_shape
 
 
 @dataclass(frozen=True)
@@ -136,19 +136,19 @@ def dequantize_packed(packed: Tensor, bits: int, shape: tuple[int, ...], grid: G
     codes of 8 bits. The result has no gradient."""
     D_out, D_in = shape
     wide, (n_bytes, n_codes) = torch.promote_types(dtype, torch.float32), word_shape(bits)
-    affine = Affine.of(grid, wide)
+    affine = Affine.of(grid, D_in, wide)
     unit = 8 * grid.block.n_out  # rows that are whole blocks and, at any bits, whole words
     at_once = AT_A_TIME * torch.get_num_threads() if packed.is_cpu else ON_A_GPU
     rows = min(unit * max(1, at_once // (unit * D_in)), -(-D_out // 8) * 8)
-    step, entries = rows * D_in, entries_of(grid.levels.to(wide), bits)
+    step, look_up = rows * D_in, LookUp(grid.levels.to(wide), bits)
     result = packed.new_empty(len(packed) // n_bytes * n_codes, dtype=dtype)  # with the codes that pad the last word
-    index = packed.new_empty(min(step, len(result)) // entries.shape[1], dtype=torch.int64)
+    index = look_up.new_index(min(step, len(result)))
     values = None if dtype == wide else packed.new_empty(min(step, len(result)), dtype=wide)
     for first, part, codes in zip(range(0, D_out, rows), result.split(step),
                                   packed.split(step // n_codes * n_bytes), strict=True):
         found = part if values is None else values[:len(part)]
-        look_up(codes, entries, index, found)
-        affine.apply_(found[:(D_out - first) * D_in].view(-1, D_in), first // grid.block.n_out)
+        look_up(codes, index, found)
+        affine.apply_(found[:(D_out - first) * D_in], first // grid.block.n_out)
         if found is not part:
             part.copy_(found)
     return result[:D_out * D_in].view(shape)
@@ -163,31 +163,31 @@ class Affine:
     multiplication alone does where the offset is 0."""
     scale: Tensor
     offset: Tensor | None
-    block: Block
+    n_in: int
+    n_out: int
     fused: bool
 
     @classmethod
-    def of(cls, grid: Grid, wide: torch.dtype) -> "Affine":
+    def of(cls, grid: Grid, D_in: int, wide: torch.dtype) -> "Affine":
         scale, offset = (factor.to(wide) for factor in grid.factors())
+        n_in, n_out = D_in // scale.shape[1], grid.block.n_out
         if not scale.is_cpu:
-            return cls(scale, offset, grid.block, fused=True)
+            return cls(scale, offset, n_in, n_out, fused=True)
         if scale.min() > 0 and not offset.any():
-            return cls(scale, None, grid.block, fused=False)
+            return cls(scale, None, n_in, n_out, fused=False)
         exact = isinstance(grid.scale, Tensor) and grid.scale.dtype in (torch.float16, torch.bfloat16) \
             and torch.equal(grid.levels, grid.levels.round())  # 11 bits times at most 8
-        return cls(scale, offset, grid.block, fused=not exact)
+        return cls(scale, offset, n_in, n_out, fused=not exact)
 
     def apply_(self, values: Tensor, first: int) -> None:
-        """For rows of a layer from row `first` of blocks on."""
-        n_in = values.shape[1] // self.scale.shape[1]
-        blocks = values.unflatten(0, (-1, self.block.n_out))
-        over_rows = n_in < SHORT or (self.fused and values.is_cpu)
-        if not over_rows:
-            blocks = blocks.unflatten(2, (-1, n_in))
+        """For the values, flat, of rows of a layer from row `first` of blocks on."""
+        columns, over_rows = self.scale.shape[1], self.n_in < SHORT or (self.fused and values.is_cpu)
+        within = (columns * self.n_in,) if over_rows else (columns, self.n_in)
+        blocks = values.view(-1, self.n_out, *within)
 
         def spread(factor: Tensor) -> Tensor:
             part = factor if len(factor) == 1 else factor[first:first + len(blocks)]
-            return per_input(part, n_in) if over_rows else per_block(part)
+            return per_input(part, self.n_in) if over_rows else per_block(part)
         scale = spread(self.scale)
         if self.offset is None:
             blocks.mul_(scale)

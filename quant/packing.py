@@ -44,11 +44,11 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 def unpack(packed: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
     """The inverse of `pack`: uint8 codes of `shape`."""
     n_bytes, n_codes = word_shape(bits)
-    entries = entries_of(torch.arange(2 ** bits, dtype=torch.uint8, device=packed.device), bits)
+    every_code = LookUp(torch.arange(2 ** bits, dtype=torch.uint8, device=packed.device), bits)
     codes = torch.empty(len(packed) * 8 // bits, dtype=torch.uint8, device=packed.device)
-    index = torch.empty(min(UNPACKED * n_codes, len(codes)) // entries.shape[1], dtype=torch.int64, device=codes.device)
+    index = every_code.new_index(min(UNPACKED * n_codes, len(codes)))
     for part, out in zip(packed.split(UNPACKED * n_bytes), codes.split(UNPACKED * n_codes), strict=True):
-        look_up(part, entries, index, out)
+        every_code(part, index, out)
     return codes[:math.prod(shape)].view(shape)
 
 
@@ -60,29 +60,40 @@ ONE_NUMBER = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16
 LINES = 8            # gather runs its lines in parallel
 
 
-def look_up(packed: Tensor, entries: Tensor, index: Tensor, out: Tensor) -> Tensor:
-    """out = table[codes], flat, for whole words of packed codes. `entries_of(table, bits)` makes the entries.
+class LookUp:
+    """table[codes] for packed codes.
 
     One index stands for several codes, and fetches all of their values as one number: byte 0x21 of 4-bit codes is
     index 0x21, whose entry holds table[1] and table[2]. A code without a value in the table gives NaN; at 8 bits it
-    raises RuntimeError. index: int64, overwritten, at least one for each entry of `out`."""
-    n = entries.shape[1]
-    index = fill_index(index[:len(out) // n], packed)
-    size = n * entries.element_size()
-    if size not in ONE_NUMBER:  # four float64
-        return torch.index_select(entries, 0, index, out=out.view(-1, n))
-    lines = LINES if len(index) % LINES == 0 else 1
-    entries, found = entries.view(ONE_NUMBER[size]).T, out.view(ONE_NUMBER[size])
-    return torch.gather(entries.expand(lines, -1), 1, index.view(lines, -1), out=found.view(lines, -1))
+    raises RuntimeError."""
+
+    def __init__(self, table: Tensor, bits: int):
+        self.codes = CODES_OF_INDEX[bits]
+        entries = entries_of(table, bits)
+        self.number = ONE_NUMBER.get(self.codes * table.element_size())  # None for four float64
+        self.entries = entries.view(self.number).T.expand(LINES, -1) if self.number else entries
+
+    def new_index(self, n: int) -> Tensor:
+        """Room for the indices of n codes."""
+        return torch.empty(n // self.codes, dtype=torch.int64, device=self.entries.device)
+
+    def __call__(self, packed: Tensor, index: Tensor, out: Tensor) -> None:
+        """out = table[codes], flat, for whole words. Overwrites index, which may be longer."""
+        index = fill_index(index[:len(out) // self.codes], packed)
+        if self.number is None:
+            torch.index_select(self.entries, 0, index, out=out.view(-1, self.codes))
+            return
+        lines = LINES if len(index) % LINES == 0 else 1
+        torch.gather(self.entries[:lines], 1, index.view(lines, -1), out=out.view(self.number).view(lines, -1))
 
 
 def entries_of(table: Tensor, bits: int) -> Tensor:
     """(indices, codes of an index): entry i holds the values of the codes that index i stands for."""
-    codes = codes_of_indices(bits, table.device)
-    if codes.shape[1] == 1:
+    if CODES_OF_INDEX[bits] == 1:
         return table[:, None]
     if missing := 2 ** bits - len(table):
         table = torch.nn.functional.pad(table, (0, missing), value=math.nan)
+    codes = codes_of_indices(bits, table.device)
     return table.index_select(0, codes.flatten()).view(codes.shape)
 
 
