@@ -38,13 +38,14 @@ def gptq_model(model: Llama, bring: Callable[[str], None], names: list[str], qua
     for i, layer in enumerate(bar):
         prefix = f"model.layers.{i}."
         bring(prefix)
-        for stage in layer.stages:
-            targets = [name for name in stage if prefix + name in names]
-            if targets:
-                hessian = collect(layer, targets[0], batches)
-                reports += quantize_stage(layer, targets, prefix, hessian, quantizer, act_order, made)
-        for batch in batches:
-            batch.x = batch.through(layer)
+        for half, stages in enumerate(layer.halves):
+            for stage in stages:
+                targets = [name for name in stage if prefix + name in names]
+                if targets:
+                    hessian = collect(layer, half, targets[0], batches)
+                    reports += quantize_stage(layer, targets, prefix, hessian, quantizer, act_order, made)
+            for batch in batches:
+                batch.x = batch.through(layer, half)
         bar.set_postfix(worst=f"{max(r.gptq_error for r in reports):.1e}" if reports else "-")
     bring("model.norm.")
     bring("lm_head.")
@@ -59,16 +60,18 @@ class CalibrationBatch:
         tokens, self.real = pad_right(rows)
         self.x, self.cos, self.sin, self.allowed = model.embed(tokens.to(model.device))
 
-    def through(self, layer: DecoderLayer) -> Tensor:
-        return layer(self.x, self.cos, self.sin, self.allowed, None)
+    def through(self, layer: DecoderLayer, half: int) -> Tensor:
+        """Through attention (half 0) or the MLP (half 1). Where a stage begins, a whole layer need not be computed
+        again."""
+        return layer.with_mlp(self.x) if half else layer.with_attention(self.x, self.cos, self.sin, self.allowed, None)
 
 
 class Reached(Exception):
     """The wanted inputs are there; what the decoder layer computes from them is not needed."""
 
 
-def collect(decoder_layer: DecoderLayer, name: str, batches: list[CalibrationBatch]) -> Hessian:
-    """H of the inputs that the named linear layer gets from the rows' real tokens."""
+def collect(decoder_layer: DecoderLayer, half: int, name: str, batches: list[CalibrationBatch]) -> Hessian:
+    """H of the inputs that the named linear layer, in this half, gets from the rows' real tokens."""
     layer = decoder_layer.get_submodule(name)
     hessian = Hessian(layer.in_features, device=layer.weight.device)
     for batch in batches:
@@ -77,7 +80,7 @@ def collect(decoder_layer: DecoderLayer, name: str, batches: list[CalibrationBat
             raise Reached
         hook = layer.register_forward_pre_hook(add)
         try:
-            batch.through(decoder_layer)
+            batch.through(decoder_layer, half)
         except Reached:
             pass
         finally:

@@ -191,9 +191,11 @@ class MLP(nn.Module):
 
 class DecoderLayer(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
-    # The linear layers in order of use, grouped by the input that they read. GPTQ calibrates them in this order.
-    stages = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("self_attn.o_proj",),
-              ("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",))
+    # The linear layers of its two halves in order of use, grouped by the input that they read. GPTQ calibrates them in
+    # this order.
+    halves = ((("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("self_attn.o_proj",)),
+              (("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",)))
+    stages = halves[0] + halves[1]
 
     def __init__(self, config: LlamaConfig, layer: int):
         super().__init__()
@@ -203,7 +205,12 @@ class DecoderLayer(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, allowed: Allowed, cache: KVCache | None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, allowed, cache)
+        return self.with_mlp(self.with_attention(x, cos, sin, allowed, cache))
+
+    def with_attention(self, x: Tensor, cos: Tensor, sin: Tensor, allowed: Allowed, cache: KVCache | None) -> Tensor:
+        return x + self.self_attn(self.input_layernorm(x), cos, sin, allowed, cache)
+
+    def with_mlp(self, x: Tensor) -> Tensor:
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -217,8 +224,10 @@ class DoublyNormedDecoderLayer(DecoderLayer):
         self.pre_feedforward_layernorm = new_norm(config)
         self.post_feedforward_layernorm = new_norm(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, allowed: Allowed, cache: KVCache | None) -> Tensor:
-        x = x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), cos, sin, allowed, cache))
+    def with_attention(self, x: Tensor, cos: Tensor, sin: Tensor, allowed: Allowed, cache: KVCache | None) -> Tensor:
+        return x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), cos, sin, allowed, cache))
+
+    def with_mlp(self, x: Tensor) -> Tensor:
         return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
 
 

@@ -72,9 +72,15 @@ class LayerReport:
 
 
 def output_size(weight: Tensor, H: Tensor) -> float:
-    """tr(W H W^T) = twice the mean of ||x @ W.T||^2 over tokens, in float64. For W - W_hat it is the output error."""
-    weight = weight.double()
-    return ((weight @ H.double()) * weight).sum().item()
+    """tr(W H W^T) = twice the mean of ||x @ W.T||^2 over tokens, in float64. For W - W_hat it is the output error.
+
+    H is symmetric, so half of it is enough: a block on its diagonal counts once, and those above it count twice."""
+    weight, total = weight.double(), torch.zeros((), dtype=torch.float64, device=weight.device)
+    for start in range(0, len(H), LAZY):
+        mine, block = weight[:, start:start + LAZY], H[:start + LAZY, start:start + LAZY].double()
+        product = torch.addmm(mine @ block[start:], weight[:, :start], block[:start], alpha=2)
+        total += (product * mine).sum()
+    return total.item()
 
 
 def inverse_factor(H: Tensor, layer: str) -> tuple[Tensor, float]:
