@@ -211,10 +211,10 @@ def summary(samples: list[float]) -> dict:
     return {"median": statistics.median(samples), "quartiles": [low, high], "samples": len(samples)}
 
 
-def gather(given: argparse.Namespace, contenders: dict[str, tuple]) -> dict[str, list[dict]]:
+def gather(given: argparse.Namespace, contenders: dict[str, tuple], rounds: int) -> dict[str, list[dict]]:
     """name -> what its process measured, round by round; the order turns round after round."""
     found: dict[str, list[dict]] = {name: [] for name in contenders}
-    for turn in range(given.rounds):
+    for turn in range(rounds):
         for name in sorted(contenders, reverse=bool(turn % 2)):
             found[name].append(child(given, *contenders[name]))
             print(f"round {turn + 1}: {name} {found[name][-1].get('failed', 'done')}", file=sys.stderr, flush=True)
@@ -274,6 +274,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--cpu-time", action="store_true", help="count processor seconds, for busy machines")
     parser.add_argument("--gptq", metavar="MODEL_DIR", help="also quantize this model by GPTQ")
     parser.add_argument("--gptq-layers", type=int, help="only its first decoder layers")
+    parser.add_argument("--gptq-rounds", type=int, default=1)
     parser.add_argument("--gptq-rows", type=int, default=32, help="calibration rows of 128 tokens")
     parser.add_argument("--out", type=Path, help="write this JSON file")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -296,12 +297,14 @@ def main() -> None:
     report: dict = {"shape": given.shape, "clock": "processor" if given.cpu_time else "wall", "rounds": given.rounds,
                     "trees": {name: str(tree) for name, tree in trees.items()}}
     contenders = {name: ("ours", tree, sys.executable) for name, tree in trees.items()}
-    report["throughput"] = throughput(gather(given, {**contenders, PEER: (PEER, root, given.peer_python)}))
+    report["throughput"] = throughput(gather(given, {**contenders, PEER: (PEER, root, given.peer_python)}, given.rounds))
     print_throughput(report["throughput"])
     if given.gptq:
         given.gptq = str(Path(given.gptq).resolve())
         contenders = {name: ("gptq", tree, sys.executable) for name, tree in trees.items()}
-        report["gptq"] = print_gptq(gather(given, {**contenders, "textbook": ("textbook", root, sys.executable)}))
+        contenders["textbook"] = ("textbook", root, sys.executable)
+        report["gptq"] = {"model": given.gptq, "decoder_layers": given.gptq_layers, "rows_of_128_tokens": given.gptq_rows,
+                          "rows": print_gptq(gather(given, contenders, given.gptq_rounds))}
     if given.out:
         given.out.parent.mkdir(parents=True, exist_ok=True)
         given.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

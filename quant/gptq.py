@@ -15,6 +15,7 @@ from quant.grid import Grid, QuantizedWeight
 from quant.quantizer import Quantizer
 
 LAZY = 128                     # columns between two updates of all columns to the right
+COLUMNS = 256                  # of H that are summed at a time
 DAMPING = (0.01, 0.1, 1.0)     # shares of mean(diag H); the next is tried if Cholesky fails
 
 
@@ -23,7 +24,7 @@ class CalibrationError(ValueError):
 
 
 class Hessian:
-    """H of one layer, summed batch by batch."""
+    """H of one layer, summed batch by batch. It is symmetric, so `sum` holds what is above its diagonal, in blocks."""
 
     def __init__(self, D_in: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"):
         self.tokens = 0
@@ -33,7 +34,9 @@ class Hessian:
     def add(self, x: Tensor) -> None:
         """x: (tokens, D_in)"""
         x = x.to(self.sum.dtype)
-        self.sum.addmm_(x.T, x)
+        for start in range(0, x.shape[1], COLUMNS):
+            end = start + COLUMNS
+            self.sum[:end, start:end].addmm_(x[:, :end].T, x[:, start:end])
         self.tokens += len(x)
         self.factors.clear()
 
@@ -41,7 +44,7 @@ class Hessian:
         """2/n * sum x^T x. Raises CalibrationError, with the layer, if H is zero or not finite, or has no tokens."""
         if not self.tokens:
             raise CalibrationError(f"layer {layer}: no calibration token reached it")
-        H = self.sum * (2 / self.tokens)
+        H = (self.sum.triu() + self.sum.triu(1).T) * (2 / self.tokens)
         if not H.isfinite().all():
             raise CalibrationError(f"layer {layer}: its calibration inputs are not finite, or too large for {H.dtype} "
                                    f"when squared")

@@ -167,7 +167,7 @@ MUTANTS = [
       "index[1::2] = middle & 0xF | last << 4", QUANT),
     M("gptq-no-damping", "quant/gptq.py", "DAMPING = (0.01, 0.1, 1.0)", "DAMPING = (0.0, 0.1, 1.0)", QUANT),
     M("act-order-not-undone", "quant/gptq.py", "codes[order.argsort()]", "codes", QUANT),
-    M("hessian-without-factor-of-tokens", "quant/gptq.py", "self.sum * (2 / self.tokens)", "self.sum * 2", QUANT),
+    M("hessian-without-factor-of-tokens", "quant/gptq.py", "* (2 / self.tokens)\n", "* 2\n", QUANT),
     M("icq-ties-to-the-largest-shift", "quant/icq.py", "f[f.abs().argsort(stable=True)]",
       "f[f.abs().argsort(stable=True, descending=True)]", QUANT),
     M("icq-never-tries-nf", "quant/icq.py", "torch.cat((f * a + tau0, torch.zeros_like(tau0)), 1)", "f * a + tau0",
