@@ -9,6 +9,13 @@ On a GPU, `benchmarks/gpu.sh` runs all of this in at most 8 minutes and leaves o
 | `gpu_training_step.py` | (a) a training step: tokens a second, peak memory, share of the matrix rate |
 | `gpu_generation.py` | (d) greedy generation in a batch, and of one sequence; 16 bits and k bits |
 
+On a CPU, commits and peers alternate in processes of their own (`processes.py`); results are in `results/`:
+
+| file | the question |
+|---|---|
+| `quantizers.py` | (b) quantize and dequantize: weights a second of every quantizer on one thread |
+| `gptq.py` | (c) GPTQ of a model beside the textbook algorithm |
+
 `measure.py` times, finds the machine's limits, and keeps a report that survives a failure. `shapes.py` has the random
 models, `peers.py` the same weights in PEFT and transformers. Peers that are not installed are left out, with a word.
 `pytest_json.py` and `summary.py` serve `gpu.sh`.
