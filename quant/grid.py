@@ -111,13 +111,20 @@ def dequantize(codes: Tensor, grid: Grid, dtype: torch.dtype = torch.float32) ->
     float32 scales, as PEQA trains them, scale * z is rounded in the offset but not in a fused multiply-add, and the
     difference would stay. Here it is set to 0."""
     wide = torch.promote_types(dtype, torch.float32)
-    exact_scale, exact_offset = grid.factors()
-    scale, offset = (per_block(factor.to(wide)) for factor in (exact_scale, exact_offset))
+    scale, offset = (per_block(factor.to(wide)) for factor in grid.factors())
     values = split_blocks(grid.levels.to(wide).index_select(0, codes.flatten().int()).view(codes.shape), grid.block)
-    weight = torch.addcmul(offset, scale, values)
-    if isinstance(grid.offset, ZeroPoints) and exact_scale.dtype not in (torch.float16, torch.bfloat16):
-        weight.masked_fill_(values == per_block(grid.offset.integers(exact_scale.shape)), 0)
+    weight, zero = torch.addcmul(offset, scale, values), inexact_zeros(grid)
+    if zero is not None:
+        weight.masked_fill_(values == per_block(zero), 0)
     return join_blocks(weight).to(dtype)
+
+
+def inexact_zeros(grid: Grid) -> Tensor | None:
+    """The zero point of each block, if scale * z is rounded in the offset; else None."""
+    scale, _ = grid.factors()
+    if isinstance(grid.offset, ZeroPoints) and scale.dtype not in (torch.float16, torch.bfloat16):
+        return grid.offset.integers(scale.shape)
+    return None
 
 
 # ---- the same, fast -----------------------------------------------------------------------------------------------
@@ -156,7 +163,7 @@ def dequantize_packed(packed: Tensor, bits: int, shape: tuple[int, ...], grid: G
 
 @dataclass(frozen=True)
 class Affine:
-    """scale * values + offset, in place, for some rows of a layer.
+    """scale * values + offset, in place, for some rows of a layer. With `zero`, 0 where a value is its zero point.
 
     `dequantize` multiplies and adds with one rounding, by a fused operation that is slow on a CPU unless both factors
     are spread over whole rows. A multiplication and an addition give the same bits where the product is exact, and a
@@ -166,13 +173,14 @@ class Affine:
     n_in: int
     n_out: int
     fused: bool
+    zero: Tensor | None = None
 
     @classmethod
     def of(cls, grid: Grid, D_in: int, wide: torch.dtype) -> "Affine":
         scale, offset = (factor.to(wide) for factor in grid.factors())
-        n_in, n_out = D_in // scale.shape[1], grid.block.n_out
-        if not scale.is_cpu:
-            return cls(scale, offset, n_in, n_out, fused=True)
+        n_in, n_out, zero = D_in // scale.shape[1], grid.block.n_out, inexact_zeros(grid)
+        if not scale.is_cpu or zero is not None:
+            return cls(scale, offset, n_in, n_out, fused=True, zero=zero)
         if scale.min() > 0 and not offset.any():
             return cls(scale, None, n_in, n_out, fused=False)
         exact = isinstance(grid.scale, Tensor) and grid.scale.dtype in (torch.float16, torch.bfloat16) \
@@ -189,12 +197,15 @@ class Affine:
             part = factor if len(factor) == 1 else factor[first:first + len(blocks)]
             return per_input(part, self.n_in) if over_rows else per_block(part)
         scale = spread(self.scale)
+        at_zero = None if self.zero is None else blocks == spread(self.zero)
         if self.offset is None:
             blocks.mul_(scale)
         elif self.fused:
             torch.addcmul(spread(self.offset), scale, blocks, out=blocks)
         else:
             blocks.mul_(scale).add_(spread(self.offset))
+        if at_zero is not None:
+            blocks.masked_fill_(at_zero, 0)
 
 
 def per_input(factor: Tensor, n_in: int) -> Tensor:

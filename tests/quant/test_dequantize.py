@@ -79,6 +79,18 @@ def test_so_do_factors_of_any_sign_and_size(bits, block, storage, dtype, seed, p
             assert_as_plain(QuantizedWeight(codes, replace(grid, scale=scale.abs() + 1)), dtype)
 
 
+@given(bits, blocks, dtypes, seeds, portions)
+def test_so_do_zero_points_with_scales_that_are_not_float16(bits, block, dtype, seed, portion):
+    """As PEQA trains them."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(3 * block.n_out, 2 * (block.n_in or 9), generator=generator)
+    quantized = QUANTIZERS["intminmax"](bits, block).quantize(weight)
+    scale = quantized.grid.scale.float() * torch.rand(quantized.grid.scale.shape, generator=generator)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quant.grid, "AT_A_TIME", portion)
+        assert_as_plain(QuantizedWeight(quantized.codes, replace(quantized.grid, scale=scale)), dtype)
+
+
 def test_a_multiplication_and_an_addition_would_not_do_for_all_grids():
     """The control: the fused operation rounds once, and the difference is seen."""
     values, scale, offset = (random(64, 1, seed=seed, dtype=torch.float32) for seed in range(3))
