@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -17,6 +16,7 @@ from finetune.stop import STOP, Stopped
 from model.files import Damaged
 from model.finite import NotFinite, why_not_finite
 from model.tensor_files import TensorFile, open_safetensors
+from model.token_loss import summed_loss_of
 from tasks.batching import collate, epoch_batches, split_list
 from tasks.task import Encoded
 
@@ -42,9 +42,7 @@ def learning_rate(step: int, total: int, settings: TrainingConfig) -> float:
 def summed_loss(model: nn.Module, examples: Sequence[Encoded]) -> tuple[Tensor, int]:
     """Sum over the target tokens of -ln p(token), in float32, and how many they are."""
     batch = collate(examples, model.device)
-    logits = model(batch.tokens, at=batch.at)
-    return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), batch.targets,
-                           reduction="sum"), len(batch.targets)
+    return summed_loss_of(model, model.hidden(batch.tokens)[batch.at], batch.targets), len(batch.targets)
 
 
 @torch.no_grad()

@@ -32,6 +32,7 @@ GENERATE = ("tests/model/test_generate.py", "tests/model/test_model.py")
 LIKELY = ("tests/model/test_likelihood.py", "tests/tasks/test_benchmarks.py")
 QUANT = ("tests/quant",)
 ADAPTERS = ("tests/adapters",)
+LOSS = ("tests/model/test_token_loss.py",)
 LOOP = ("tests/finetune/test_loop.py", "tests/finetune/test_not_finite.py")
 CALIBRATION = ("tests/finetune/test_calibration.py", "tests/model/test_bfloat16.py")
 SIGNALS = ("tests/scripts/test_signals.py",)
@@ -88,8 +89,9 @@ MUTANTS = [
       MODEL),
     M("norm-plus-one-in-bf16", "model/llama.py", "((1 + self.weight.to(normed.dtype)) * normed).to(x.dtype)",
       "(1 + self.weight.to(x.dtype)) * normed.to(x.dtype)", MODEL),
-    M("training-loss-bf16", "finetune/loop.py", "logits.to(torch.promote_types(logits.dtype, torch.float32))", "logits",
-      (*LOOP, *HALF)),
+    M("training-loss-bf16", "model/token_loss.py", "dtype=torch.promote_types(logits.dtype, torch.float32)",
+      "dtype=logits.dtype", (*LOOP, *HALF)),
+    M("loss-gradient-of-one-part", "model/token_loss.py", "total += grad", "total.copy_(grad)", LOSS),
     M("log-likelihood-bf16", "model/likelihood.py", "model.logits(part).float().log_softmax",
       "model.logits(part).log_softmax", (*LIKELY, *HALF)),
     M("log-likelihood-sums-bf16", "model/likelihood.py", "x[at], targets).double()", "x[at], targets).bfloat16()",
@@ -105,8 +107,8 @@ MUTANTS = [
     M("dequantize-bf16", "quant/grid.py", "wide = torch.promote_types(dtype, torch.float32)", "wide = dtype", QUANT),
     M("adapter-parameters-bf16", "adapters/lora.py", "torch.empty(rank, n_in)",
       "torch.empty(rank, n_in, dtype=torch.bfloat16)", (*ADAPTERS, *HALF)),
-    M("micro-batch-sum-of-losses-bf16", "finetune/loop.py", 'reduction="sum"), len(batch.targets)',
-      'reduction="sum").bfloat16(), len(batch.targets)', (*LOOP, *HALF)),
+    M("micro-batch-sum-of-losses-bf16", "finetune/loop.py", "batch.targets), len(batch.targets)",
+      "batch.targets).bfloat16(), len(batch.targets)", (*LOOP, *HALF)),
     M("drawing-in-bf16", "model/generate.py", "below = logits.double() - logits.double().amax(-1, keepdim=True)",
       "below = logits - logits.amax(-1, keepdim=True)", GENERATE),
     # ---- the model
