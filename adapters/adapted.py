@@ -5,11 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adapters.merged_form import has_merged_form, merged_product
 from quant.linear import QuantLinear
 
 
 class AdaptedLinear(nn.Module):
-    """y = base(x) + adapter.delta(dropout(x))
+    """y = base(x) + adapter.delta(dropout(x)), as one product where the two merge exactly (`merged_form.py`).
 
     Dropout comes before an adapter's pooling; `QALoRA` says how far dropout after it would differ.
 
@@ -24,6 +25,9 @@ class AdaptedLinear(nn.Module):
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        drops = self.training and isinstance(self.dropout, nn.Dropout)
+        if not drops and has_merged_form(self.base, self.adapter):
+            return merged_product(x, self.base, self.adapter)
         return self.base(x) + self.adapter.delta(self.dropout(x))
 
     def weight(self) -> Tensor:

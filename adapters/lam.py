@@ -1,6 +1,7 @@
 """How many inputs are averaged and how many outputs are repeated (Shen et al., Eq. 2)."""
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -35,6 +36,19 @@ class Lam:
 def group_mean(x: Tensor, lam_in: int) -> Tensor:
     """AvgPool(lam_in): `group_mean([1, 2, 5, 7], 2) -> [1.5, 6]`. (..., D_in) -> (..., D_in/lam_in)."""
     return x if lam_in == 1 else x.unflatten(-1, (-1, lam_in)).mean(-1)
+
+
+def group_sum(x: Tensor, n: int) -> Tensor:
+    """`group_sum([1, 2, 5, 7], 2) -> [3, 12]`. (..., D) -> (..., D/n), summed in at least float32, then rounded.
+
+    A reduction over few neighbours is slow on a CPU. Measured in bfloat16 for 8: 0.51 ms, as eight sums 0.30 ms."""
+    groups, wide = x.unflatten(-1, (-1, n)), torch.promote_types(x.dtype, torch.float32)
+    if n > 8 or not x.is_cpu:
+        return groups.sum(-1, dtype=wide).to(x.dtype)
+    total = groups[..., 0].to(wide)
+    for i in range(1, n):
+        total = total + groups[..., i]
+    return total.to(x.dtype)
 
 
 def repeat_each(y: Tensor, lam_out: int) -> Tensor:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from adapters.adapted import AdaptedLinear
 from adapters.adapter import Adapter, AdditiveAdapter
+from adapters.merged_form import has_merged_form, inside_tiles, offset_with
 from adapters.peqa import PEQA
 from model.llama import Linear
 from quant.linear import QuantLinear
@@ -54,7 +55,7 @@ def merge_target(base: nn.Module, adapter: Adapter) -> MergeTarget:
         return MergeTarget(adapter.merges_into)
     n_in, n_out = base.block_size
     lam_in, lam_out = adapter.tile.lam_in, adapter.tile.lam_out
-    if lam_in % n_in == 0 and lam_out % n_out == 0:
+    if inside_tiles(base, adapter.tile):
         return MergeTarget(adapter.merges_into)
     return MergeTarget(SIXTEEN_BITS,
                        f"an adapter merges into k bits only if each quantization block lies inside one of its tiles, "
@@ -77,11 +78,9 @@ def merge_into_codes(adapted: AdaptedLinear, layer: str = "weight") -> QuantLine
 
 
 def merged_offset(base: QuantLinear, adapter: AdditiveAdapter) -> Tensor:
-    """offset + delta_W on that block, (D_out/n_out, D_in/n_in), in the wider of the two types.
-
-    The result is float32 as a rule, even for a float16 offset: rounding the sum to float16 would be a second
-    quantization. Differs from `get_new_beta` of Algorithm 2, which expands beta to the full matrix: here it stays one
-    number a block (erratum 5)."""
+    """offset + delta_W on that block, (D_out/n_out, D_in/n_in), in the wider of the two types (`offset_with`)."""
+    if has_merged_form(base, adapter):
+        return offset_with(base, adapter, adapter.core_weight().detach())
     n_in, n_out = base.block_size
     delta_of_block = adapter.delta_weight().detach()[::n_out, ::n_in]
     _, offset = base.grid.factors()
