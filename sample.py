@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from adapters.held import dense_weights
 from adapters.peft_in import attach_peft, read_peft
 from finetune.checks import planned_base
 from finetune.command import Given, Work, run_command
@@ -80,7 +81,9 @@ def complete(given: Given, work: Work) -> None:
     check_ids(prompts, source)
     note_tokens("--prompt", [Example(text, "") for text in texts], source.tokenizer, stop_ids[0], to_stderr)
     work.begins("completing", memory="give a smaller --batch-size")
-    answers = generate(load(), prompts, max_new_tokens, stop_ids, given.get("batch_size", BATCH), sampling=sampling)
+    model = load()
+    with dense_weights(model):
+        answers = generate(model, prompts, max_new_tokens, stop_ids, given.get("batch_size", BATCH), sampling=sampling)
     work.done()
     for text, prompt, answer in zip(texts, prompts, answers, strict=True):
         if len(prompts) > 1:

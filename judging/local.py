@@ -7,6 +7,7 @@ applied, so a chat model judges below its abilities.
 from dataclasses import dataclass
 from functools import cached_property
 
+from adapters.held import dense_weights
 from finetune.config import DTYPES
 from finetune.data import check_ids
 from finetune.source import Source
@@ -54,5 +55,6 @@ class LocalJudge:
         """The answers to all prompts, generated in one batch."""
         tokenizer = self.source.tokenizer
         ids = self.ids_of(prompts)
-        answers = generate(self.model, ids, NEW_TOKENS, self.source.stop_ids(), len(ids), desc="judging")
+        with dense_weights(self.model):
+            answers = generate(self.model, ids, NEW_TOKENS, self.source.stop_ids(), len(ids), desc="judging")
         return [continuation(tokenizer, prompt, answer) for prompt, answer in zip(ids, answers, strict=True)]

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor
 
+from adapters.held import dense_weights
 from adapters.rounding import MUCH, NOTICED, TrainingLost
 from finetune.data import PreparedData
 from finetune.loop import mean_loss
@@ -76,10 +77,11 @@ def score_state(state: State, model: Llama, scoring: Scoring) -> Row:
     scoring.begin(state)
     taken_up = len(scoring.kept.of(state.key)) if scoring.kept else 0
     model.eval()
-    lines = answers_to_all(state, model, scoring)
+    with dense_weights(model):
+        lines = answers_to_all(state, model, scoring)
+        loss = mean_loss(model, data.validation, scoring.batch_size) if data.validation else None
     scores, errors = data.task.scores(data.test, lines) if lines else ({}, {})
     parts = data.task.parts(data.test, lines)
-    loss = mean_loss(model, data.validation, scoring.batch_size) if data.validation else None
     counts = {"rows": len(lines), **Counter(flag for line in lines for flag in line.get("flags", ()))}
     if taken_up:
         counts[TAKEN_UP] = taken_up
