@@ -14,6 +14,9 @@
     python eval.py --model DIR --task perplexity --test-data wiki.txt
     python eval.py --model DIR --adapter PEFT_DIR --task banking77            # with PEFT's LoRA adapter
 """
+import threads  # noqa: F401  before torch
+
+# isort: split
 import finetune.startup  # noqa: F401 (first, for what goes wrong in the imports below)
 
 # isort: split

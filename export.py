@@ -10,6 +10,9 @@
 The export is read again and compared with the run before it gets its name. The figures are printed and kept in
 export.json.
 """
+import threads  # noqa: F401  before torch
+
+# isort: split
 import finetune.startup  # noqa: F401 (first, for what goes wrong in the imports below)
 
 # isort: split

@@ -7,6 +7,9 @@
 
 Both runs' predictions.jsonl must be of the same test rows. Every row is asked in both orders. An interrupted judging
 goes on by the same command, and asks nothing twice. """
+import threads  # noqa: F401  before torch
+
+# isort: split
 import finetune.startup  # noqa: F401 (first, for what goes wrong in the imports below)
 
 # isort: split

@@ -5,6 +5,9 @@
     python sample.py --model DIR --bits 4 --prompt "..." --prompt "..."   # a model, here rounded to 4 bits
     python sample.py --model DIR --adapter PEFT_DIR --prompt "..."        # with PEFT's LoRA adapter
 """
+import threads  # noqa: F401  before torch
+
+# isort: split
 import finetune.startup  # noqa: F401 (first, for what goes wrong in the imports below)
 
 # isort: split

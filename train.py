@@ -5,6 +5,9 @@
 A run directory holds everything afterwards (finetune/run.py). `python eval.py RUN` prints its table again.
 `python train.py --resume RUN` goes on after an interruption.
 """
+import threads  # noqa: F401  before torch
+
+# isort: split
 import finetune.startup  # noqa: F401 (first, for what goes wrong in the imports below)
 
 # isort: split

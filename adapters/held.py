@@ -37,7 +37,7 @@ class HeldLinear(nn.Module):
 
 @contextmanager
 def dense_weights(model: Llama) -> Iterator[bool]:
-    """Inside, each layer of codes is a layer of its dequantized weights, in the model's type, and answers the same bits.
+    """Inside, each layer of codes is a layer of its dequantized weights in the model's type: the same bits.
 
     An adapter that merges exactly is part of them. A line on stderr says what that takes, or that there is no room and
     the codes stay. Nothing may be trained inside. Yields whether weights are held."""

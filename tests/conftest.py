@@ -1,5 +1,8 @@
 import os
 
+import threads  # noqa: F401  before torch
+
+# isort: split
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import shutil

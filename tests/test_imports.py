@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FLOORS = (("quant",), ("model",), ("adapters", "tasks"), ("finetune",), ("scoring", "interop", "judging"),
+FLOORS = (("threads",), ("quant",), ("model",), ("adapters", "tasks"), ("finetune",), ("scoring", "interop", "judging"),
           ("train", "eval", "sample", "export", "judge"), ("experiments", "benchmarks"))
 FLOOR = {package: floor for floor, packages in enumerate(FLOORS) for package in packages}
 
