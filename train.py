@@ -192,6 +192,7 @@ def train(run: Run, config: RunConfig, data: PreparedData, work: Work | None = N
     torch.manual_seed(config.data.seed)
     model, parameters, save = full(run, config) if config.adapter_kind is None else adapted(run, config, data)
     check_weights(model, data.used_ids, str(config.base.model))
+    model.checkpointing = config.training.gradient_checkpointing
 
     def keep() -> None:
         save()

@@ -272,6 +272,10 @@ class TrainingConfig:
     batch_size: int = option(64, parse=positive(int), metavar="ROWS", help="take this many rows for one optimizer step")
     micro_batch: int | None = option(None, parse=positive(int), metavar="ROWS", shown="--batch-size", setting=False,
                                      help="hold this many rows in memory at a time")
+    gradient_checkpointing: bool = option(
+        False, setting=False,
+        help="keep only the inputs of decoder layers and compute the rest again for the gradients: less memory, more "
+             "time, the same numbers")
     epochs: int = option(2, parse=positive(int), help="train this many epochs")
     steps: int | None = option(None, parse=positive(int), shown="what --epochs makes", help="train this many steps "
                                                                                             "instead")

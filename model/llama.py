@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 
 from model.config import LlamaConfig
 from model.fused import FrozenLinear, FrozenNorm, GatedSiLU, Rotation, ShortAttention
@@ -250,6 +251,7 @@ class Llama(nn.Module):
     def __init__(self, config: LlamaConfig, dtype: torch.dtype = torch.float32):
         super().__init__()
         self.config, self.dtype = config, dtype
+        self.checkpointing = False  # True: training keeps a decoder layer's input only, and computes the layer again
         self.model = Decoder(config)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.tie_weights()
@@ -278,8 +280,10 @@ class Llama(nn.Module):
     def hidden(self, tokens: Tensor, mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """Output of the last decoder layer, (B, T, hidden_size). The arguments are those of `forward`."""
         x, cos, sin, allowed = self.embed(tokens, mask, 0 if cache is None else cache.length)
+        recomputes = self.checkpointing and torch.is_grad_enabled() and cache is None
         for layer in self.model.layers:
-            x = layer(x, cos, sin, allowed, cache)
+            x = (checkpoint(layer, x, cos, sin, allowed, None, use_reentrant=False) if recomputes
+                 else layer(x, cos, sin, allowed, cache))
         if cache is not None:
             cache.length += tokens.shape[1]
         return x

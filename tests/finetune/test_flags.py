@@ -51,6 +51,7 @@ class Outcome:
     trained: dict[str, torch.Tensor] = field(default_factory=dict)   # as kept on disk
     base: dict[str, torch.Tensor] = field(default_factory=dict)      # base.safetensors
     calibrated: int = 0
+    recomputed: bool = False                                         # whether backward computes layers again
     rows_at_a_time: list[int] = field(default_factory=list)          # of each step's parts
     saved_at: list[int] = field(default_factory=list)                # steps at which a state was saved
     steps: list[dict] = field(default_factory=list)                  # lines of metrics.jsonl
@@ -120,6 +121,7 @@ def watch(patch: pytest.MonkeyPatch, found: Outcome, stop: str) -> None:
 
     def started(self):
         found.initial = {name: p.detach().clone() for name, p in self.parameters.items()}
+        found.recomputed = self.model.checkpointing
         if stop == "training":
             train(self)
         else:
@@ -229,6 +231,8 @@ PROOFS: dict[str, Proof | str] = {
                         "--batch-size", "7"),
     "micro_batch": shown("training", lambda a, b: b.rows_at_a_time == [4, 2] * 3 and all(
         torch.allclose(a.trained[n], b.trained[n], atol=1e-4) for n in a.trained), LORA, "--micro-batch", "4"),
+    "gradient_checkpointing": shown("training", lambda a, b: not differ(a.trained, b.trained) and (
+        a.recomputed, b.recomputed) == (False, True), LORA, "--gradient-checkpointing"),
     "epochs": shown("training", lambda a, b: (a.steps[-1]["epoch"], b.steps[-1]["epoch"]) == (1, 4),
                     (*LORA, "--epochs", "1"), "--epochs", "4"),
     "steps": shown("training", lambda a, b: (a.steps[-1]["step"], b.steps[-1]["step"]) == (3, 5), LORA, "--steps", "5"),

@@ -4,10 +4,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adapters.adapted import adapter_parameters
+from finetune.adapted_model import attach_adapters
+from finetune.command_line import train_parser
+from finetune.resolve import resolve_run
+from model.checkpoint import random_model
+from model.config import LlamaConfig
 from model.fused import FrozenLinear, FrozenNorm, GatedSiLU, Rotation, ShortAttention, in_groups
 from model.llama import Linear, RMSNorm, fused_attention, softcapped_attention
 from tests.strategies import random
 
+CONFIG = LlamaConfig(vocab_size=48, hidden_size=32, intermediate_size=40, num_hidden_layers=3, num_attention_heads=4,
+                     num_key_value_heads=2, head_dim=8, max_position_embeddings=96, tie_word_embeddings=True,
+                     bos_token_id=1, eos_token_ids=(2,))
 ANGLES = random(1, 1, 9, 4, seed=3, dtype=torch.float64).repeat(1, 1, 1, 2)
 
 
@@ -105,3 +114,25 @@ def test_what_trains_takes_the_plain_path():
     for layer in (norm, linear):
         layer(x).sum().backward()
         assert all(p.grad is not None and p.grad.abs().max() > 0 for p in layer.parameters())
+
+
+@pytest.mark.parametrize("trains", ["all", "adapters"])
+def test_gradient_checkpointing_changes_no_bit_and_keeps_less(trains):
+    """Each decoder layer keeps its input, and is computed again in backward."""
+    model = random_model(CONFIG, torch.float32, seed=1).train().requires_grad_(trains == "all")
+    if trains == "adapters":
+        flags = ["--method", "lora", "--rank", "4", "--dropout", "0.1"]
+        attach_adapters(model, resolve_run(train_parser().given(flags)))
+        for p in adapter_parameters(model).values():
+            torch.nn.init.normal_(p, std=0.1)
+    tokens, found, kept = torch.randint(3, 48, (3, 11)), [], []
+    for model.checkpointing in (False, True):
+        torch.manual_seed(3)
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, n=sizes: n.append(t.numel()) or t, lambda t: t):
+            loss = model(tokens).square().sum()
+        trained = [p for p in model.parameters() if p.requires_grad]
+        found.append([loss, *torch.autograd.grad(loss, trained)])
+        kept.append(sum(sizes))
+    assert all(map(torch.equal, *found)) and len(found[0]) > 10
+    assert kept[1] < 0.6 * kept[0]
