@@ -34,6 +34,7 @@ from finetune.data import PreparedData, check_calibration, check_data, prepare_d
 from finetune.kept import add_facts, facts_of
 from finetune.lock import hold
 from finetune.loop import Trainer, TrainingDiverged, saved_step
+from finetune.memory import report_memory
 from finetune.pictures import plot_losses
 from finetune.quantize import load_base
 from finetune.resolve import resolve_run
@@ -77,6 +78,9 @@ def fine_tune(given: Given, work: Work) -> None:
     if "show_example" in given:
         work.done()
         return show_example(data)
+    if "mem_report" in given:
+        report_memory(source, config, data)
+        return work.done()
     run = new_run(given.get("out"), f"{config.method}-{config.base.bits}bit-{config.data.task}")
     with discarded_if_useless(run, work):
         goes_on(work, run)

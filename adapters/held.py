@@ -23,6 +23,8 @@ SHARE = 0.5  # of the free memory that held weights may take
 
 class HeldLinear(nn.Module):
     """y = x @ W_hat.T + bias, the same bits as the layer whose weight it holds."""
+    weight: Tensor
+    bias: Tensor | None
 
     def __init__(self, layer: QuantLinear, dtype: torch.dtype):
         super().__init__()

@@ -118,6 +118,8 @@ def train_parser() -> Parser:
     data, output = (parser.groups[name].add_argument for name in ("data", "output"))
     data("--list-tasks", action="store_true", help=f"print what each task needs, and stop ({tasks})")
     data("--show-example", action="store_true", help="print the first training row as the model reads it, and stop")
+    output("--mem-report", action="store_true",
+           help="print the memory that training takes, predicted from sizes and measured in one step, and stop")
     output("--out", type=Path, metavar="DIR",
            help="write the run into this new directory (default: the next free runs/METHOD-BITS-TASK-NUMBER)")
     output("--resume", type=Path, metavar="RUN", help="go on with an interrupted run; give no other flag")

@@ -144,7 +144,7 @@ def softcapped_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, scale: float) -> Tensor:
     """softmax(q k^T * scale) v, over the allowed keys; None: all keys up to the query's own."""
-    short = torch.is_grad_enabled() and q.device.type == "cpu" and q.shape[-2] <= SHORT
+    short = torch.is_grad_enabled() and q.device.type in ("cpu", "meta") and q.shape[-2] <= SHORT
     if short and allowed is None and q.shape[-2] == k.shape[-2]:
         return ShortAttention.apply(q, k, v, scale)
     causal, grouped = allowed is None and q.shape[-2] > 1, q.shape[1] != k.shape[1]

@@ -43,7 +43,8 @@ VARIANTS = [
      "--max-new-tokens",
      "3", "--test-limit", "4", "--eval-batch-size", "1", "--batch-size", "9", "--micro-batch", "2", "--lr", "1e-7",
      "--epochs",
-     "1", "--warmup", "0", "--clip", "2", "--weight-decay", "0.5", "--beta2", "0.9", "--save-every", "1", "--gradient-checkpointing", "--dtype",
+     "1", "--warmup", "0", "--clip", "2", "--weight-decay", "0.5", "--beta2", "0.9", "--save-every", "1",
+     "--gradient-checkpointing", "--dtype",
      "bfloat16"],
     ["--task", "gsm8k", "--protocol", "any", "--device", "cpu"]]
 

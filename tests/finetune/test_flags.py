@@ -251,6 +251,7 @@ PROOFS: dict[str, Proof | str] = {
     "requantize": "test_requantize_adds_a_state",
     "list_tasks": "test_what_only_prints",
     "show_example": "test_what_only_prints",
+    "mem_report": "test_the_memory_report_predicts_what_is_measured",
     "out": "test_requantize_adds_a_state",
     "resume": "test_resume_goes_on",
     "debug": "test_debug_shows_the_traceback_and_nothing_else_does",
@@ -389,6 +390,22 @@ def test_debug_shows_the_traceback_and_nothing_else_does(tmp_path, capsys, scrip
     assert call(script, *asked, "--debug") == line
     shown = capsys.readouterr().err
     assert "Traceback (most recent call last)" in shown and shown.endswith(f"\n{line}\n")
+
+
+@pytest.mark.parametrize("more", [LORA, ROUNDED, FULL, ("--method", "qlora", "--block", "16x1", "--double-quant"),
+                                  ("--method", "qablora", "--gradient-checkpointing")], ids=" ".join)
+def test_the_memory_report_predicts_what_is_measured(small_base, place, monkeypatch, capsys, more):
+    """The small base is stored in 2 bytes a weight, as the prediction takes it."""
+    monkeypatch.chdir(place)
+    before = set(Path().iterdir())
+    assert call(train_script, "--model", small_base, *USUAL, *more, "--mem-report") is None
+    table = {part: (float(a), float(b)) for part, a, b in map(str.split, capsys.readouterr().out.splitlines()[-9:])}
+    assert list(table) == ["weights", "codes", "factors", "adapters", "gradients", "optimizer", "activations", "logits",
+                           "all"]
+    assert (table["activations"][0] > 0.05) == ("--gradient-checkpointing" not in more) and table["logits"][0] > 0
+    for part, (expected, found) in table.items():
+        assert found == pytest.approx(expected, rel=0.1, abs=0.11), part
+    assert set(Path().iterdir()) == before
 
 
 def test_resume_goes_on(small_base, command, monkeypatch):
