@@ -64,8 +64,8 @@ def ours(method: str, workload: str, settings: dict) -> tuple[Callable[[Rows], f
     from finetune.resolve import resolve_run
     from finetune.source import Source
     from tasks.task import Encoded
-    given = train_parser().given(["--model", settings["model"], "--method", method, "--targets", "attention", "--rank",
-                                  "16", "--dtype", settings["dtype"], *settings["flags"]])
+    given = train_parser().given(["--model", settings["model"], "--method", method, "--targets", "attention", "--dtype",
+                                  settings["dtype"], *settings["flags"]])  # rank 16 is the default
     config = resolve_run(given)
     torch.manual_seed(0)
     model, _ = load_base(Source(config.base.model), config.base, config.compute, None)
