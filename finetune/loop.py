@@ -42,7 +42,8 @@ def learning_rate(step: int, total: int, settings: TrainingConfig) -> float:
 def summed_loss(model: nn.Module, examples: Sequence[Encoded]) -> tuple[Tensor, int]:
     """Sum over the target tokens of -ln p(token), in float32, and how many they are."""
     batch = collate(examples, model.device)
-    return summed_loss_of(model, model.hidden(batch.tokens)[batch.at], batch.targets), len(batch.targets)
+    x = model.hidden(batch.tokens).flatten(0, 1)[batch.places]
+    return summed_loss_of(model, x, batch.targets), len(batch.targets)
 
 
 @torch.no_grad()

@@ -53,10 +53,8 @@ def _generate_batch(model: Llama, rows: list[int], prompts: list[list[int]], max
     tokens = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=model.device)
     mask = torch.tensor([[False] * (longest - len(p)) + [True] * len(p) for p in prompts], device=model.device)
     cache = model.new_cache(len(prompts), longest + max_new_tokens)
-    last = torch.zeros_like(mask)
-    last[:, -1] = True
     for _ in range(max_new_tokens):
-        logits = model(tokens, mask, cache, at=last)
+        logits = model.logits(model.hidden(tokens, mask, cache)[:, -1])
         if not (finite := logits.isfinite().all(-1)).all():
             row = rows[finite.tolist().index(False)]
             raise NotFinite(f"the logits of the token after {len(read[row]) + len(answers[row])} others are not "
@@ -74,8 +72,8 @@ def _generate_batch(model: Llama, rows: list[int], prompts: list[list[int]], max
             kept = torch.tensor(going, device=model.device)
             rows, new, mask = [rows[i] for i in going], new[kept], mask[kept]
             cache.keep_rows(kept)
-        tokens, last = new[:, None], torch.ones_like(new[:, None], dtype=torch.bool)
-        mask = torch.cat((mask, last), dim=1)
+        tokens = new[:, None]
+        mask = torch.cat((mask, torch.ones_like(tokens, dtype=torch.bool)), dim=1)
     return answers
 
 

@@ -251,6 +251,7 @@ class Llama(nn.Module):
     def __init__(self, config: LlamaConfig, dtype: torch.dtype = torch.float32):
         super().__init__()
         self.config, self.dtype = config, dtype
+        self._frequencies: dict[torch.device, Tensor] = {}
         self.checkpointing = False  # True: training keeps a decoder layer's input only, and computes the layer again
         self.model = Decoder(config)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -263,6 +264,12 @@ class Llama(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.model.embed_tokens.weight.device
+
+    def frequencies(self, device: torch.device) -> Tensor:
+        """`rotary_frequencies`, copied to a device once and not at every forward pass."""
+        if device not in self._frequencies:
+            self._frequencies[device] = rotary_frequencies(self.config).to(device)
+        return self._frequencies[device]
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         return KVCache(self.config, batch, capacity, self.dtype, self.device)
@@ -299,7 +306,7 @@ class Llama(nn.Module):
         The scale of the embeddings is rounded to the compute type, as in the training of the published models."""
         B, T = tokens.shape
         positions = token_positions(mask, cached, T, tokens.device)
-        cos, sin = rotary_angles(rotary_frequencies(self.config).to(tokens.device), positions, self.dtype)
+        cos, sin = rotary_angles(self.frequencies(tokens.device), positions, self.dtype)
         windows = {self.config.window(layer) for layer in range(self.config.num_hidden_layers)}
         allowed = {window: allowed_keys(mask, cached, T, window, tokens.device) for window in windows}
         scale = torch.tensor(self.config.embedding_scale, dtype=self.dtype)

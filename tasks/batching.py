@@ -17,6 +17,7 @@ SORTED_TOGETHER = 32
 class Batch:
     tokens: Tensor   # (B, T), padded on the right with 0; attention is causal, so no real token sees the padding
     at: Tensor       # (B, T) bool: True where the NEXT token is learned
+    places: Tensor   # (n,): the same places, counted through all rows. A GPU would have to wait for their number
     targets: Tensor  # (n,): those next tokens, n = at.sum()
 
 
@@ -26,7 +27,13 @@ def collate(examples: Sequence[Encoded], device: torch.device | str = "cpu") -> 
     for row, e in enumerate(examples):
         at[row, :e.prompt_length - 1] = False
     targets = torch.tensor([t for e in examples for t in e.tokens[e.prompt_length:]])
-    return Batch(tokens.to(device), at.to(device), targets.to(device))
+    places = at.flatten().nonzero()[:, 0]
+    return Batch(*(moved(t, device) for t in (tokens, at, places, targets)))
+
+
+def moved(t: Tensor, device: torch.device | str) -> Tensor:
+    """The tensor on `device`. The processor does not wait for the copy to a GPU."""
+    return t.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else t.to(device)
 
 
 def epoch_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:

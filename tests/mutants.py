@@ -80,8 +80,8 @@ M = Mutant
 MUTANTS = [
     # ---- bfloat16
     M("rope-angles-bf16", "model/llama.py", "wide = torch.promote_types(dtype, torch.float32)", "wide = dtype", HALF),
-    M("rope-frequencies-bf16", "model/llama.py", "(self.config).to(tokens.device), positions",
-      "(self.config).to(tokens.device, self.dtype), positions", HALF),
+    M("rope-frequencies-bf16", "model/llama.py", "self.frequencies(tokens.device), positions",
+      "self.frequencies(tokens.device).to(self.dtype), positions", HALF),
     M("softcapped-softmax-bf16", "model/llama.py",
       "scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype)", "scores.softmax(-1)",
       HALF),
