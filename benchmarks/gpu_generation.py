@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 
+from adapters.held import dense_weights
 from benchmarks.measure import Report, arguments, forget_memory, limits, peak_megabytes, timed
 from benchmarks.peers import missing, transformers_model, versions
 from benchmarks.shapes import SHAPES, linear_weights, our_model
@@ -25,7 +26,11 @@ def prompts_of(shape: str, n: int) -> list[list[int]]:
 
 def our_writer(shape: str, quantized: bool, device: str) -> Callable[[int, int], list[list[int]]]:
     model = our_model(SHAPES[shape], QuantSpec.parse("nf@64x1-4bit").new_quantizer() if quantized else None, device)
-    return lambda n, new: generate(model, prompts_of(shape, n), new, (), n)
+
+    def write(n: int, new: int) -> list[list[int]]:
+        with dense_weights(model):  # as sample.py and the scoring do
+            return generate(model, prompts_of(shape, n), new, (), n)
+    return write
 
 
 def their_writer(shape: str, quantized: bool, device: str) -> Callable[[int, int], list[list[int]]]:
