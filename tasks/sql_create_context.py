@@ -121,13 +121,29 @@ TABLE = re.compile(r"\s*CREATE\s+TABLE\b", re.I)
 QUERY = re.compile(r"\s*(SELECT|WITH|VALUES)\b", re.I)
 
 
+# SQLite expands common table expressions before it compiles them. 20 of them, each naming the one before twice, took
+# 13 s and 2.2 GB; a window for each of 1,500 columns took 22 s. These bounds count work, not seconds, so that a slow
+# machine gives the same result. With them, no query that was tried takes a second.
+LONGEST_SQL = 100_000    # characters, of a schema and of a query
+MOST_CHECKS = 10_000     # questions to the authorizer: one a column, function and SELECT that is compiled
+MOST_MEMORY = 32 << 20   # bytes; PRAGMA hard_heap_limit (SQLite 3.31, 2020) holds for SQLite in the whole process
+LIMITS = {sqlite3.SQLITE_LIMIT_LENGTH: 1_000_000, sqlite3.SQLITE_LIMIT_SQL_LENGTH: LONGEST_SQL,
+          sqlite3.SQLITE_LIMIT_VDBE_OP: 25_000, sqlite3.SQLITE_LIMIT_ATTACHED: 0}
+
+
 def compiles(query: str, context: str) -> bool:
     """Whether SQLite compiles `query`, one statement that only reads, against the tables of `context`.
 
     The query is explained, never run, in a database in memory. The compiler refuses every action that is not reading.
-    Statements of the context that SQLite does not accept (such as a table that is created twice) are skipped."""
+    Statements of the context that SQLite does not accept (such as a table that is created twice) are skipped. Text
+    that needs more than the bounds above does not compile."""
+    if max(len(query), len(context)) > LONGEST_SQL:
+        return False
     connection = sqlite3.connect(":memory:")
     try:
+        connection.execute(f"PRAGMA hard_heap_limit = {MOST_MEMORY}")
+        for limit, most in LIMITS.items():
+            connection.setlimit(limit, most)
         connection.set_authorizer(only(SCHEMA_MAY))
         for statement in filter(TABLE.match, statements(context)):
             _taken(connection, statement)
@@ -141,22 +157,33 @@ def _taken(connection: sqlite3.Connection, statement: str) -> bool:
     try:
         connection.execute(statement)
         return True
-    except (sqlite3.Error, sqlite3.Warning, ValueError):  # such as two statements, a NUL, or half a surrogate pair
+    # such as two statements, a NUL, half a surrogate pair, or more than MOST_MEMORY
+    except (sqlite3.Error, sqlite3.Warning, ValueError, MemoryError):
         return False
 
 
 def only(allowed: set[int]):
-    return lambda action, *_: sqlite3.SQLITE_OK if action in allowed else sqlite3.SQLITE_DENY
+    """An authorizer that denies other actions, and all actions after MOST_CHECKS."""
+    left = MOST_CHECKS
+
+    def decide(action: int, *_) -> int:
+        nonlocal left
+        left -= 1
+        return sqlite3.SQLITE_OK if action in allowed and left >= 0 else sqlite3.SQLITE_DENY
+    return decide
+
+
+# A quoted name or text, or a comment: to its end, or to the end of the script.
+CLOSED = re.compile(r"""'[^']*(?:'|\Z)|"[^"]*(?:"|\Z)|`[^`]*(?:`|\Z)|\[[^\]]*(?:\]|\Z)|--[^\n]*|/\*.*?(?:\*/|\Z)|;""",
+                    re.S)
 
 
 def statements(script: str) -> list[str]:
     """`statements("CREATE TABLE a (b TEXT); CREATE TABLE c (d TEXT)")` -> the two.
 
-    A semicolon in quotes does not end a statement."""
-    found, begun = [], ""
-    for piece in script.split(";"):
-        begun += piece + ";"
-        if sqlite3.complete_statement(begun):
-            found.append(begun)
-            begun = ""
-    return [statement for statement in found if statement.strip(" \n\t\r;")]
+    A semicolon in quotes or in a comment does not end a statement."""
+    ends = [match.end() for match in CLOSED.finditer(script) if match[0] == ";"]
+    found = [script[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    rest = script[ends[-1] if ends else 0:] + ";"
+    return [statement for statement in found + [rest] * sqlite3.complete_statement(rest)
+            if statement.strip(" \n\t\r;")]

@@ -2,10 +2,12 @@
 import hashlib
 import json
 import re
+import socket
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from email.utils import formatdate
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 import judge as judge_script
 from finetune.source import Source
 from judging import endpoint
-from judging.endpoint import OPENAI, Endpoint, wait_asked_for
+from judging.endpoint import OPENAI, Endpoint, JudgeFailed, wait_asked_for
 from judging.judgements import Compared, judge_all, outcome_of
 from judging.verdict import LOSS, MALFORMED, TIE, WIN, judge_prompt, read_scores, verdict
 from tests.cli import call
@@ -369,6 +371,121 @@ def test_retry_after_is_seconds_or_a_date():
     assert wait_asked_for("12") == 12 and wait_asked_for(None) == wait_asked_for("soon") == wait_asked_for("-3") == 0
     assert 50 < wait_asked_for(formatdate(time.time() + 60, usegmt=True)) <= 60
     assert wait_asked_for(formatdate(time.time() - 60, usegmt=True)) == 0
+
+
+# ---- a server that does not end, or sends too much -------------------------------------------------------------------
+
+@contextmanager
+def raw(send):
+    """A server that answers each connection with what `send` writes, until the client or the test has left."""
+    left = threading.Event()
+
+    def unless_left(connection, piece):
+        if left.is_set():
+            raise OSError
+        connection.sendall(piece)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(5)
+
+        def answer():
+            with suppress(OSError):
+                while True:
+                    connection, _ = listener.accept()
+                    with connection, suppress(OSError):
+                        connection.settimeout(5)
+                        connection.recv(1 << 16)
+                        send(partial(unless_left, connection))
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        left.set()
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(5)
+
+
+def for_ever(piece, pause=0.0):
+    def send(sendall):
+        sendall(b"HTTP/1.1 ")
+        while True:
+            sendall(piece)
+            if pause:
+                threading.Event().wait(pause)
+    return send
+
+
+def endlessly(headers, piece):
+    def send(sendall):
+        sendall(b"HTTP/1.1 200 OK\r\n" + headers + b"\r\n")
+        while True:
+            sendall(piece)
+    return send
+
+
+LARGE = 1 << 16
+
+
+@pytest.mark.parametrize("send,message", [
+    (for_ever(b"2", 0.01), "has not ended its answer after 0.2 s"),                        # a drip in the status line
+    (for_ever(b"100 Continue\r\n\r\nHTTP/1.1 "), "has not ended its answer after 0.2 s"),  # status lines for ever
+    (for_ever(b"200 OK\r\n" + b"a: b\r\n" * 9), r"was not reached \(got more than 100 headers\)"),
+    (for_ever(b"200 OK\r\na: " + b"b" * LARGE), "was not reached"),                        # one header without an end
+    (endlessly(b"Content-Length: 10000000000\r\n", b"x" * LARGE), "sent more than 1048576 bytes"),
+    (endlessly(b"", b"x" * LARGE), "sent more than 1048576 bytes"),
+    (endlessly(b"Transfer-Encoding: chunked\r\n", b"10000\r\n" + b"x" * LARGE + b"\r\n"), "sent more than 1048576"),
+    (endlessly(b"Transfer-Encoding: chunked\r\n", b"0\r\n" + b"a: b\r\n" * LARGE), "has not ended its answer")])
+def test_an_answer_is_bounded_in_bytes_and_in_seconds(slept, send, message):
+    with raw(send) as address:
+        start = time.perf_counter()
+        with pytest.raises(JudgeFailed, match=message):
+            Endpoint(address, "m", KEY, longest=0.2).ask(["which?"])
+        assert time.perf_counter() - start < 3
+
+
+def test_the_error_of_a_server_that_never_ends_it_is_bounded_too(slept):
+    def send(sendall):
+        sendall(b"HTTP/1.1 400 Bad\r\n\r\n")
+        while True:
+            sendall(b"no " * LARGE)
+    with raw(send) as address, pytest.raises(JudgeFailed, match="sent more than 1048576 bytes"):
+        Endpoint(address, "m", KEY).ask(["which?"])
+
+
+def test_a_slow_answer_within_the_bounds_is_taken(slept):
+    body = completion("9 6").encode()
+
+    def send(sendall):
+        sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body))
+        for i in range(0, len(body), 10):
+            sendall(body[i:i + 10])
+            threading.Event().wait(0.002)
+    with raw(send) as address:
+        assert Endpoint(address, "m", KEY, longest=5).ask(["which?"]) == ["9 6"]
+
+
+@pytest.mark.parametrize("body", ["[" * 500_000, '{"choices":' * 90_000, '[{"a":' * 5000 + "1" + "}]" * 5000,
+                                  "9" * 9000, '{"choices": {"0": 1}}', "\ufeff{}", "NaN", '{"choices": [[[]]]}'])
+def test_an_answer_of_another_shape_is_one_line(runs, body):
+    with serving(lambda prompt: (200, {}, body)) as server:
+        said = judge(server)
+    assert "did not send a chat completion" in said and "\n" not in said and len(said) < 700
+
+
+@pytest.mark.parametrize("status", [200, 400])
+def test_nothing_that_a_terminal_obeys_is_shown(runs, status, capsys):
+    body = "\x1b]0;owned\x07\x1b[2J\x9b31m \u202egnol\u2066\u200b \x00\x08\r\n\u2028 tail"
+    with serving(lambda prompt: (status, {}, body)) as server:
+        said = judge(server)
+    shown = said + "".join(capsys.readouterr())
+    assert all(c.isprintable() or c == "\n" for c in shown) and "\\x1b]0;owned\\x07" in said and "tail" in said
+    assert "\\u202egnol" in said
+
+
+def test_a_verdict_with_control_characters_is_kept_escaped_and_not_shown(runs, tmp_path, capsys):
+    with serving(lambda prompt: "9 6\n\x1b[2J\u202e\ud800") as server:
+        assert judge(server) is None
+    kept = (tmp_path / "out" / "judgements.jsonl").read_bytes()
+    assert kept.isascii() and b"\x1b" not in kept and b"u001b[2J" in kept
+    assert all(c.isprintable() or c == "\n" for c in "".join(capsys.readouterr()))
 
 
 # ---- a local model ---------------------------------------------------------------------------------------------------

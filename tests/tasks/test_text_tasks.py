@@ -1,6 +1,8 @@
 """Tasks that are answered in writing: their prompts, splits and scores, by hand."""
 import json
 import re
+import resource
+import time
 
 import pytest
 import torch
@@ -150,6 +152,57 @@ def test_a_table_that_stands_twice_in_the_schema_leaves_the_others_be():
     assert compiles("SELECT a FROM late", doubled) and not compiles("SELECT a FROM bad", doubled)
     assert statements("CREATE TABLE a (b TEXT DEFAULT ';'); \nCREATE TABLE c (d TEXT)") == [
         "CREATE TABLE a (b TEXT DEFAULT ';');", " \nCREATE TABLE c (d TEXT);"]
+
+
+def doubling(levels):
+    """Each table expression names the one before twice, so the last one stands for 2^levels."""
+    return "WITH c0(x) AS (SELECT 1)" + "".join(
+        f", c{i}(x) AS (SELECT x FROM c{i - 1} UNION ALL SELECT x FROM c{i - 1})" for i in range(1, levels + 1)
+    ) + f" SELECT x FROM c{levels}"
+
+
+HOSTILE = {
+    "doubling": doubling(24), "tripling": "SELECT * FROM " + "(SELECT x||x||x AS x FROM " * 12
+    + "(SELECT age AS x FROM head)" + ")" * 12 + " WHERE x > 1",
+    "windows": "SELECT " + ", ".join(f"sum(age) OVER (ORDER BY age + {i})" for i in range(1500)) + " FROM head",
+    "a long list": "SELECT 1 WHERE 1 IN (" + ",".join(["1"] * 200_000) + ")", "a long text": f"SELECT '{'x' * 10**7}'",
+    "many rows": "VALUES " + ",".join(["(1)"] * 20_000), "open quotes": "SELECT '" + "';" * 40_000 + "'",
+    "many tables": "SELECT 1 FROM " + ", ".join(f"head h{i}" for i in range(1000)),
+    "a table of pragmas": "SELECT * FROM pragma_database_list", "a file": "SELECT readfile('/etc/passwd')"}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_no_query_takes_long_to_compile_or_much_memory(name):
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert not compiles(HOSTILE[name], CONTEXT)
+    assert time.perf_counter() - start < 4  # 25 s or more without bounds, 0.5 s with them
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
+
+
+@pytest.mark.parametrize("context", ["CREATE TABLE q (a TEXT DEFAULT '" + ";" * 90_000, "CREATE TABLE t (a);" * 5_000,
+                                     "CREATE TABLE q (a DEFAULT (hex(zeroblob(900000000))));", "/*" * 40_000,
+                                     "CREATE TABLE q (" + ", ".join(f"c{i} UNIQUE" for i in range(1900)) + ");"])
+def test_no_schema_takes_long(context):
+    start = time.perf_counter()
+    assert compiles("SELECT age FROM head", f"{CONTEXT}; {context}") and time.perf_counter() - start < 2
+
+
+def test_what_only_its_run_would_make_large_is_compiled():
+    """A query is explained, never run: no text, pattern or row of it is ever made."""
+    for query in ("SELECT zeroblob(1000000000)", "SELECT printf('%1000000000d', 1)",
+                  "SELECT replace(hex(zeroblob(500000000)), '0', hex(zeroblob(1000)))",
+                  "SELECT '" + "a" * 40_000 + "' LIKE '" + "%a" * 20_000 + "b'", doubling(8)):
+        assert compiles(query, CONTEXT)
+
+
+def test_the_bounds_are_what_refuses(monkeypatch):
+    query = "SELECT " + ", ".join(["age"] * 500) + " FROM head"
+    assert compiles(query, CONTEXT)
+    with monkeypatch.context() as inside:
+        inside.setattr(sql, "MOST_CHECKS", 400)
+        assert not compiles(query, CONTEXT)
+    monkeypatch.setattr(sql, "LONGEST_SQL", len(query))
+    assert compiles(query, CONTEXT) and not compiles(query + " ", CONTEXT)
 
 
 @pytest.mark.parametrize("text,exact,compiled", [
