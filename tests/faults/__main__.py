@@ -1,0 +1,104 @@
+"""Harms runs of the product in every way that power, disks, signals and other processes do, and counts how they end.
+
+    python -m tests.faults                          # all sections; about half an hour
+    python -m tests.faults kill power --out faults  # some; faults.json and faults.md
+    python -m tests.faults --short                  # what CI runs; about 20 seconds
+
+Ends with status 1 if a run was lost, gave other numbers without a word, or showed a traceback.
+"""
+import argparse
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from tests.faults import events
+
+SECTIONS = ("kill", "signal", "disk", "power", "damage", "pairs")
+METHODS = ("qablora", "full", "gptq")
+
+
+def command_line() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", help=f"run these of {', '.join(SECTIONS)} (default: all)")
+    parser.add_argument("--tree", type=Path, default=Path(), help="try the product in this directory (default: here)")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="take every N-th event (default: each)")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["qablora"], help="train by these methods")
+    parser.add_argument("--short", action="store_true", help="a selection for CI")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write FILE.json and FILE.md")
+    given = parser.parse_args()
+    if unknown := set(given.sections) - set(SECTIONS):
+        parser.error(f"{', '.join(unknown)}: not a section; there are {', '.join(SECTIONS)}")
+    return given
+
+
+def main() -> None:
+    given = command_line()
+    if why := events.why_not():
+        sys.exit(f"skipped: {why}")
+    load_product(given.tree.resolve())
+    from tests.faults.bench import Bench
+    from tests.faults.report import Report
+    report, begun = Report(), time.monotonic()
+    benches = [Bench(given.tree.resolve(), method) for method in given.methods]
+    try:
+        for bench in benches:
+            if given.short:
+                short(bench, report)
+            else:
+                whole(bench, report, given.sections or SECTIONS, given.every)
+    finally:
+        for bench in benches:
+            shutil.rmtree(bench.place, ignore_errors=True)
+        print(report.table(), flush=True)
+        if given.out:
+            report.write(given.out)
+    print(f"{sum(sum(r.counts.values()) for r in report.rows)} cases in {time.monotonic() - begun:.0f} s")
+    sys.exit(int(report.bad > 0))
+
+
+def load_product(tree: Path) -> None:
+    """All modules, once: a trial is a copy of this process. No tensor is computed with here."""
+    sys.path.insert(0, str(tree))
+    for name in ("torch._dynamo", "safetensors.torch", "train", "eval", "export", "sample", "judge",
+                 "interop.gguf_writer"):
+        __import__(name)
+    try:
+        import matplotlib.pyplot  # noqa: F401
+    except ImportError:
+        pass
+
+
+def whole(bench, report, sections, every: int) -> None:
+    from tests.faults import damage, full_disks, kills, pairs, power, stop_signals
+    first = bench.method == "qablora"
+    if "kill" in sections:
+        kills.at_every_event(bench, report, every)
+        kills.at_random(bench, report, 20 // every)
+        kills.scoring(bench, report, every)
+    if "signal" in sections and first:
+        stop_signals.all_signals(bench, report)
+        stop_signals.twice(bench, report)
+    if "disk" in sections and first:
+        full_disks.at_every_event(bench, report, every)
+        full_disks.small_tmpfs(bench, report, max(2, 24 // every))
+    if "power" in sections:
+        power.simulated(bench, report, every)
+        power.loop_device(bench, report, 2 * every)
+    if "damage" in sections:
+        damage.every_file(bench, report, 6 if every == 1 else 3)
+    if "pairs" in sections and first:
+        pairs.every_pairing(bench, report, 5 if every == 1 else 3)
+
+
+def short(bench, report) -> None:
+    from tests.faults import full_disks, kills, power
+    kills.at_every_event(bench, report, 19)
+    full_disks.at_every_event(bench, report, 17)
+    power.simulated(bench, report, 31)
+
+
+if __name__ == "__main__":
+    events.preloaded()
+    main()

@@ -1,0 +1,181 @@
+"""Flipped bits, cut ends and missing files, in every file of a run and of every kind that is read."""
+import json
+import shutil
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.faults.bench import Bench
+from tests.faults.events import KILL, Fault
+from tests.faults.report import HANGS, LOST, SAME, SENTENCE, SILENT, TRACEBACK, Report
+from tests.faults.trial import Ended, content, run
+
+TEXTS = (".json", ".jsonl")
+
+
+@dataclass
+class Subject:
+    """A directory, the files of it that are damaged, the command that reads them, and what has to stay the same."""
+    name: str
+    place: Path
+    files: list[str]
+    command: tuple[str, ...]
+    results: Callable[[Path, Ended], object]
+    resumes: bool = False
+
+
+def damages(data: bytes, text: bool, flips: int) -> Iterator[tuple[str, bytes | None]]:
+    """What happens to a file: name and bytes; None: it is missing."""
+    header = 8 + struct.unpack("<Q", data[:8])[0] if not text and len(data) > 8 else 0
+    places = {0, len(data) - 1, *(len(data) * i // (flips + 1) for i in range(1, flips + 1))}
+    if 8 < header < len(data):
+        places |= {12, header // 2, header - 2, header, header + 2}
+    for place in sorted(place for place in places if 0 <= place < len(data)):
+        flipped = bytearray(data)
+        flipped[place] ^= 4
+        yield f"bit flipped at byte {place}", bytes(flipped)
+    for length in sorted({0, len(data) // 2, len(data) - 1}):
+        if length < len(data):
+            yield f"cut to {length} bytes", data[:length]
+    if len(data) > 1:
+        yield "second half zeros", data[:len(data) // 2] + bytes(len(data) - len(data) // 2)
+    yield "missing", None
+
+
+def subjects(bench: Bench) -> list[Subject]:
+    return [resumed(bench), scored(bench), interrupted_scoring(bench), *exported(bench), model(bench), judged(bench)]
+
+
+def files_of(place: Path, *left_out: str) -> list[str]:
+    return [str(f.relative_to(place)) for f in sorted(place.rglob("*"))
+            if f.is_file() and f.suffix != ".png" and not any(part in str(f.relative_to(place)) for part in left_out)]
+
+
+def numbers(*files: str) -> Callable[[Path, Ended], object]:
+    return lambda cwd, ended: [content(cwd / file) if (cwd / file).is_file() else None for file in files]
+
+
+def printed(cwd: Path, ended: Ended) -> object:
+    return [line for line in ended.out.splitlines() if "answers of an interrupted" not in line]
+
+
+def resumed(bench: Bench) -> Subject:
+    return Subject("run, by --resume", bench.cut, files_of(bench.cut), ("train.py", "--resume", "x"),
+                   lambda cwd, ended: [content(cwd / "x" / name) if (cwd / "x" / name).is_file() else None
+                                       for name in bench.right], resumes=True)
+
+
+def scored(bench: Bench) -> Subject:
+    return Subject("run, by eval.py", bench.whole, files_of(bench.whole, "merged/"), ("eval.py", "x"),
+                   numbers("x/eval.json", "x/predictions.jsonl"))
+
+
+def interrupted_scoring(bench: Bench) -> Subject:
+    cwd = bench.copy(bench.whole, "scoring")
+    bench.eval(cwd, fault=Fault(KILL, 9))
+    answers = [file for file in files_of(cwd) if "answers-" in file or "predictions" in file]
+    return Subject("kept answers, by eval.py", cwd, answers, ("eval.py", "x"),
+                   numbers("x/eval.json", "x/predictions.jsonl"))
+
+
+def exported(bench: Bench) -> Iterator[Subject]:
+    cwd = bench.copy(bench.whole, "exported")
+    for kind, to, *more in (("gguf", "x.gguf", "--dtype", "float16"), ("peft", "peft"), ("safetensors", "dense")):
+        ended = run(bench.tree, cwd, "export.py", "x", "--format", kind, "--to", to, "--allow-loss", *more)
+        assert ended.status == 0, ended.out
+    asked = ("--prompt", "Where is my card?", "--max-new-tokens", "4", "--dtype", "float32")
+    keep = cwd / "x"
+    merged = cwd / "merged"
+    shutil.copytree(keep / "merged", merged)
+    shutil.copytree(bench.base, cwd / "plain")
+    for name, files, command in (
+            ("GGUF, by sample.py", ["x.gguf"], ("--model", "x.gguf")),
+            ("PEFT adapter, by sample.py", files_of_below(cwd, "peft"), ("--model", "peft/base", "--adapter", "peft")),
+            ("safetensors export, by sample.py", files_of_below(cwd, "dense"), ("--model", "dense")),
+            ("merged model, by sample.py", files_of_below(cwd, "merged"), ("--model", "merged"))):
+        if name.startswith("PEFT") and not (cwd / "peft" / "base").is_dir():
+            command = ("--model", "plain", "--adapter", "peft")
+        yield Subject(name, cwd, files, ("sample.py", *command, *asked), printed)
+    yield Subject("run, by export.py", bench.whole, ["x/adapter.safetensors", "x/base.safetensors", "x/config.json",
+                                                     "x/tokenizer.model"],
+                  ("export.py", "x", "--format", "peft", "--to", "peft", "--allow-loss"),
+                  lambda cwd, ended: sorted((str(f.relative_to(cwd)), content(f)) for f in (cwd / "peft").rglob("*")
+                                            if f.is_file()))
+
+
+def files_of_below(cwd: Path, name: str) -> list[str]:
+    return [str(Path(name) / file) for file in files_of(cwd / name)]
+
+
+def model(bench: Bench) -> Subject:
+    """A base of another's making: nothing says what its weights should be."""
+    cwd = bench.fresh("models")
+    shutil.copytree(bench.base, cwd / "plain")
+    return Subject("base, by sample.py", cwd, files_of(cwd), ("sample.py", "--model", "plain", "--prompt", "Where is?",
+                                                              "--max-new-tokens", "4", "--dtype", "float32"), printed)
+
+
+def judged(bench: Bench) -> Subject:
+    cwd = bench.copy(bench.whole, "judged")
+    task = ("judge.py", "x", "x:quantized", "--dry-run")
+    return Subject("predictions, by judge.py", cwd, ["x/predictions.jsonl"], task, printed)
+
+
+def undamaged(subject: Subject, bench: Bench) -> object:
+    cwd = bench.copy(subject.place)
+    ended = run(bench.tree, cwd, *subject.command)
+    assert ended.status == 0, ended.out
+    return subject.results(cwd, ended)
+
+
+def kind_of(file: str) -> str:
+    name = Path(file).name
+    return "answers-*.part.jsonl" if name.startswith("answers-") else str(Path(file).parent / name) \
+        if file.startswith("x/state") else name
+
+
+def tensor_at(data: bytes, place: int) -> str | None:
+    """The tensor of a safetensors file that holds this byte."""
+    begin = 8 + struct.unpack("<Q", data[:8])[0]
+    for name, told in json.loads(data[8:begin]).items():
+        start, end = told.get("data_offsets", (0, 0))
+        if begin + start <= place < begin + end:
+            return name
+    return None
+
+
+def one(bench: Bench, subject: Subject, file: str, data: bytes | None, right: object) -> tuple[str, Ended]:
+    cwd = bench.copy(subject.place)
+    target = cwd / file
+    target.unlink()
+    if data is not None:
+        target.write_bytes(data)
+    ended = run(bench.tree, cwd, *subject.command)
+    if ended.status is None or ended.traceback:
+        return (HANGS if ended.status is None else TRACEBACK), ended
+    if ended.status:
+        return (LOST if subject.resumes and "/state/" in file else SENTENCE), ended
+    return (SAME if subject.results(cwd, ended) == right else SILENT), ended
+
+
+def every_file(bench: Bench, report: Report, flips: int = 6, subjects_=None, most: int | None = None) -> None:
+    for subject in subjects_ or subjects(bench):
+        right = undamaged(subject, bench)
+        for file in subject.files:
+            data = (subject.place / file).read_bytes()
+            for what, damaged in list(damages(data, Path(file).suffix in TEXTS, flips))[:most]:
+                outcome, ended = one(bench, subject, file, damaged, right)
+                report.add(f"damage: {subject.name}", kind_of(file), outcome, f"{what}: {ended.sentence}",
+                           **said(outcome, ended, file, what, data))
+
+
+def said(outcome: str, ended: Ended, file: str, what: str, data: bytes) -> dict[str, int]:
+    """Whether a sentence names the file, and the tensor."""
+    counts = {}
+    if outcome == SENTENCE and Path(file).name not in ended.out:
+        counts["sentences that do not name the file"] = 1
+    if outcome in (SENTENCE, LOST) and file.endswith(".safetensors") and what.startswith("bit"):
+        if tensor := tensor_at(data, int(what.split()[-1])):
+            counts["tensors hit"], counts["tensors named"] = 1, int(tensor in ended.out)
+    return counts

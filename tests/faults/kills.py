@@ -1,0 +1,90 @@
+"""SIGKILL at every file event of a run, half-way through every write, and at random moments."""
+import random
+import re
+import time
+from pathlib import Path
+
+from tests.faults.bench import Bench
+from tests.faults.events import KILL, TEAR, Event, Fault
+from tests.faults.report import AGAIN, HANGS, LOST, SAME, SENTENCE, SILENT, TRACEBACK, Report
+from tests.faults.trial import Ended, contents, start
+
+
+def told(event: Event, bench: Bench) -> str:
+    def short(path: str) -> str:
+        return re.sub(r"\.\d+\.|\.tmp\w+", ".*.", re.sub(r"^.*?/x(/|$)", "", path))
+    return f"event {event.number}, {event.op} {short(event.path)}{f' -> {short(event.other)}' if event.other else ''}"
+
+
+def after_crash(bench: Bench, cwd: Path, had_state: bool) -> tuple[str, str]:
+    """Outcome and detail of `--resume`, and of the same command again where that is refused."""
+    ended = bench.resume(cwd)
+    if ended.status is None:
+        return HANGS, ended.sentence
+    if ended.traceback:
+        return TRACEBACK, ended.sentence
+    if ended.status == 0:
+        wrong = bench.wrong(cwd)
+        return (SILENT, f"{wrong} differ") if wrong else (SAME, "")
+    again = bench.train(cwd)
+    if again.traceback:
+        return TRACEBACK, again.sentence
+    if again.status == 0 and not bench.wrong(cwd):
+        return (LOST, f"only by starting again: {ended.sentence}") if had_state else (AGAIN, "")
+    return (LOST if had_state else SENTENCE), f"{ended.sentence} / {again.sentence}"
+
+
+def add(report: Report, section: str, case: str, found: tuple[str, str], what: str, bench: Bench, cwd: Path) -> None:
+    left = bench.left_over(cwd) if found[0] == SAME else []
+    report.add(section, case, found[0], f"{what}: {found[1]}", **({"left_over_files": len(left)} if left else {}))
+
+
+def at_every_event(bench: Bench, report: Report, every: int = 1) -> None:
+    for event in bench.events[::every]:
+        for mode, case in ((KILL, "before each file event"), (TEAR, "half-way through each write")):
+            if mode == KILL or event.op == "write" and event.size > 1:
+                cwd = bench.fresh()
+                killed = bench.train(cwd, fault=Fault(mode, event.number))
+                assert killed.status == -9, killed
+                found = after_crash(bench, cwd, event.number > bench.first_state)
+                add(report, f"kill, {bench.method}", case, found, told(event, bench), bench, cwd)
+
+
+def killed_after(bench: Bench, cwd: Path, seconds: float, *arguments: str) -> Ended:
+    process = start(bench.tree, cwd, "train.py", *arguments)
+    return process.wait(seconds) or process.killed()
+
+
+def at_random(bench: Bench, report: Report, trials: int) -> None:
+    """Up to three kills one after another, each at a moment of its own."""
+    chance = random.Random(0)
+    begun = time.monotonic()
+    bench.train(bench.fresh())
+    whole = time.monotonic() - begun
+    for number in range(trials):
+        cwd, kills, state = bench.fresh(), 0, False
+        for arguments in (bench.training, *[("--resume", "x")] * chance.randrange(3)):
+            kills += killed_after(bench, cwd, chance.uniform(0.05, 1) * whole, *arguments).status is None
+            state = state or any((cwd / "x").glob("state/*.safetensors"))
+            if not (cwd / "x" / "config.json").is_file():
+                break
+        found = after_crash(bench, cwd, state)
+        add(report, f"kill, {bench.method}", "at random, up to three times", found, f"trial {number}, {kills} kills",
+            bench, cwd)
+
+
+def scoring(bench: Bench, report: Report, every: int = 1) -> None:
+    """Kills at every event of eval.py; the same command again has to end with the same files."""
+    from tests.faults.events import LOG, read_log
+    cwd = bench.copy(bench.whole)
+    log = bench.place / "eval-log"
+    assert bench.eval(cwd, fault=Fault(LOG, log=log)).status == 0
+    right = contents(cwd / "x")
+    for event in read_log(log)[::every]:
+        cwd = bench.copy(bench.whole)
+        bench.eval(cwd, fault=Fault(KILL, event.number))
+        ended = bench.eval(cwd)
+        wrong = [name for name, value in right.items() if contents(cwd / "x").get(name) != value]
+        outcome = (TRACEBACK if ended.traceback else LOST if ended.status else SILENT if wrong else SAME)
+        report.add(f"kill, {bench.method}", "each file event of eval.py", outcome,
+                   f"{told(event, bench)}: {ended.sentence} {wrong}")
