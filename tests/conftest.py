@@ -69,6 +69,7 @@ def wide_base(small_base, tmp_path_factory) -> Path:
 
 # Modules that take many seconds as a whole. What they hold beside the fast suite is not a merge.
 SLOW = (
+    "faults/test_faults.py",
     "model/test_hub.py",
     "scripts/test_cli_restore.py",
     "scripts/test_a_run_stands_alone.py",

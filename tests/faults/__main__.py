@@ -93,10 +93,14 @@ def whole(bench, report, sections, every: int) -> None:
 
 
 def short(bench, report) -> None:
-    from tests.faults import full_disks, kills, power
-    kills.at_every_event(bench, report, 19)
-    full_disks.at_every_event(bench, report, 17)
-    power.simulated(bench, report, 31)
+    """A few cases of each section."""
+    from tests.faults import damage, full_disks, kills, pairs, power, stop_signals
+    kills.at_every_event(bench, report, len(bench.events) // 4)
+    stop_signals.all_signals(bench, report, stop_signals.SIGNALS[1:2], ("in step 4",))
+    full_disks.at_every_event(bench, report, len(bench.events) // 4)
+    power.simulated(bench, report, len(list(power.states(bench.events, bench.whole))) // 6)
+    damage.every_file(bench, report, 1, [damage.states_and_adapter(bench)], most=3)
+    pairs.every_pairing(bench, report, 1, [("resume", "resume", "cut")])
 
 
 if __name__ == "__main__":

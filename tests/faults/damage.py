@@ -66,6 +66,13 @@ def resumed(bench: Bench) -> Subject:
                                        for name in bench.right], resumes=True)
 
 
+def states_and_adapter(bench: Bench) -> Subject:
+    """For the short selection."""
+    every = resumed(bench)
+    every.files = [file for file in every.files if "/state/" in file or "adapter" in file][-3:]
+    return every
+
+
 def scored(bench: Bench) -> Subject:
     return Subject("run, by eval.py", bench.whole, files_of(bench.whole, "merged/"), ("eval.py", "x"),
                    numbers("x/eval.json", "x/predictions.jsonl"))

@@ -3,7 +3,7 @@ import json
 import os
 import signal
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 
 from tests.faults.bench import Bench
@@ -61,21 +61,22 @@ def stopped(bench: Bench, report: Report, number: signal.Signals, where: str, en
                status_and_sentence_as_promised=int(promised), steps_lost=lost)
 
 
-def all_signals(bench: Bench, report: Report, signals=SIGNALS) -> None:
+def all_signals(bench: Bench, report: Report, signals=SIGNALS, places: Container[str] | None = None) -> None:
+    """In `places`, or everywhere."""
     for number in signals:
-        for where, more in {
-                "in step 4": {"patch": in_forward(number, 4, True)},
-                "in validation": {"patch": in_forward(number, 1, False)},
-                "while a state is saved": {"fault": Fault(SIGNAL, event_of(bench, "/state/", 1), number)},
-                "while metrics are written": {"fault": Fault(SIGNAL, event_of(bench, "/metrics", 1), number)},
-                "while answers are written": {"fault": Fault(SIGNAL, event_of(bench, "/answers-", 3), number)},
-                "before the first step": {"fault": Fault(SIGNAL, event_of(bench, "base.safetensors", 0)
-                                                         if any("base.safetensors" in e.other for e in bench.events)
-                                                         and any("base.safetensors" in e.path and e.op == "write"
-                                                                 for e in bench.events)
-                                                         else event_of(bench, "/metrics", 0), number)}}.items():
-            cwd = bench.fresh()
-            stopped(bench, report, number, where, bench.train(cwd, **more), cwd)
+        for where, more in moments(bench, number).items():
+            if places is None or where in places:
+                cwd = bench.fresh()
+                stopped(bench, report, number, where, bench.train(cwd, **more), cwd)
+
+
+def moments(bench: Bench, number: int) -> dict[str, dict]:
+    """Where the signal comes, and what makes it come there."""
+    def at(part: str, which: int) -> dict:
+        return {"fault": Fault(SIGNAL, event_of(bench, part, which), number)}
+    return {"before the first step": at("/metrics", 0), "in step 4": {"patch": in_forward(number, 4, True)},
+            "in validation": {"patch": in_forward(number, 1, False)}, "while a state is saved": at("/state/", 1),
+            "while metrics are written": at("/metrics", 1), "while answers are written": at("/answers-", 3)}
 
 
 def twice(bench: Bench, report: Report) -> None:
