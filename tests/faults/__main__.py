@@ -3,6 +3,7 @@
     python -m tests.faults                          # all sections; about half an hour
     python -m tests.faults kill power --out faults  # some; faults.json and faults.md
     python -m tests.faults --short                  # what CI runs; about 20 seconds
+    python -m tests.faults --beside a.json b.json   # two reports in one table
 
 Ends with status 1 if a run was lost, gave other numbers without a word, or showed a traceback.
 """
@@ -27,6 +28,7 @@ def command_line() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["qablora"], help="train by these methods")
     parser.add_argument("--short", action="store_true", help="a selection for CI")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write FILE.json and FILE.md")
+    parser.add_argument("--beside", type=Path, nargs="+", metavar="FILE.json", help="print these reports in one table")
     given = parser.parse_args()
     if unknown := set(given.sections) - set(SECTIONS):
         parser.error(f"{', '.join(unknown)}: not a section; there are {', '.join(SECTIONS)}")
@@ -35,11 +37,13 @@ def command_line() -> argparse.Namespace:
 
 def main() -> None:
     given = command_line()
+    from tests.faults.report import Report, beside
+    if given.beside:
+        return print(beside(*given.beside))
     if why := events.why_not():
         sys.exit(f"skipped: {why}")
     load_product(given.tree.resolve())
     from tests.faults.bench import Bench
-    from tests.faults.report import Report
     report, begun = Report(), time.monotonic()
     benches = [Bench(given.tree.resolve(), method) for method in given.methods]
     try:

@@ -1,5 +1,6 @@
 """Disks that fill: an error at every event that takes space, and a small tmpfs where mounting is allowed."""
 import errno
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -28,7 +29,7 @@ def at_every_event(bench: Bench, report: Report, every: int = 1, number: int = e
         cwd = bench.fresh()
         ended = bench.train(cwd, fault=Fault(FULL, event.number, number))
         found = when_freed(bench, cwd, ended, event.number > bench.first_state)
-        named = "No space left" in ended.sentence or errno.errorcode[number] in ended.sentence
+        named = os.strerror(number).lower().partition(" on ")[0] in ended.sentence.lower()
         add(report, "full disk", f"{errno.errorcode[number]} from each event on", found,
             f"{told(event, bench)}: {ended.sentence}", bench, cwd)
         report.rows[-1].extra["sentences_with_the_cause"] += int(named)

@@ -71,3 +71,19 @@ class Report:
 def _line(section: str, case: str, counts: Counter, also: str) -> str:
     numbers = " | ".join(str(counts[outcome] or "") for outcome in OUTCOMES)
     return f"| {section} | {case} | {sum(counts.values())} | {numbers} | {also} |"
+
+
+def beside(*files: Path) -> str:
+    """The counts of several reports by section, each cell with one number a file: `34 / 0`."""
+    totals: list[dict[str, Counter]] = []
+    for file in files:
+        totals.append(found := {})
+        for row in json.loads(file.read_text())["rows"]:
+            section = row["section"].partition(",")[0].partition(":")[0]
+            found.setdefault(section, Counter()).update({k: row.get(k, 0) for k in ("cases", *OUTCOMES)})
+    columns = ("cases", *(o for o in OUTCOMES if any(c[o] for found in totals for c in found.values())))
+    lines = ["| section | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
+    for section in dict.fromkeys(name for found in totals for name in found):
+        cells = (" / ".join(str(found.get(section, Counter())[column]) for found in totals) for column in columns)
+        lines.append(f"| {section} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)

@@ -10,7 +10,7 @@ import pytest
 from tests.faults import events
 from tests.faults.events import Event
 from tests.faults.power import Disk
-from tests.faults.report import Report
+from tests.faults.report import Report, beside
 
 ROOT = Path(__file__).parents[2]
 
@@ -90,3 +90,12 @@ def test_the_table_counts_and_names_what_is_not_the_same(capsys, tmp_path):
     assert "| kill | a | 2 | 1 |  |  | 1 |  |  |  | steps lost 2 |" in (tmp_path / "x.md").read_text()
     assert json.loads((tmp_path / "x.json").read_text())["rows"][0]["details"] == ["lost: event 3"]
     assert report.bad == 1 and "kill, a: lost: event 3" in capsys.readouterr().out
+
+
+def test_two_reports_stand_side_by_side(tmp_path):
+    for name, outcome in (("a", "lost"), ("b", "same")):
+        report = Report()
+        report.add("kill, full", "each", outcome)
+        report.write(tmp_path / name)
+    assert beside(tmp_path / "a.json", tmp_path / "b.json").splitlines() == [
+        "| section | cases | same | lost |", "|---|---:|---:|---:|", "| kill | 1 / 1 | 0 / 1 | 1 / 0 |"]

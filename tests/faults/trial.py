@@ -146,9 +146,13 @@ def content(file: Path) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+# Pictures, and what says when and where a run was written.
+NO_RESULTS = {"loss.png", "sessions.jsonl", "error.log", "lock", ".lock"}
+
+
 def contents(run: Path) -> dict[str, str]:
     return {str(file.relative_to(run)): content(file) for file in sorted(run.rglob("*"))
-            if file.is_file() and not file.is_symlink() and file.suffix not in (".png", ".svg")}
+            if file.is_file() and not file.is_symlink() and file.name not in NO_RESULTS}
 
 
 def copied(source: Path, target: Path) -> Path:
