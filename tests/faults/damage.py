@@ -8,10 +8,11 @@ from pathlib import Path
 
 from tests.faults.bench import Bench
 from tests.faults.events import KILL, Fault
-from tests.faults.report import HANGS, LOST, SAME, SENTENCE, SILENT, TRACEBACK, Report
-from tests.faults.trial import Ended, content, run
+from tests.faults.report import HANGS, LOST, NO_CHECKSUM, SAME, SENTENCE, SILENT, TRACEBACK, Report
+from tests.faults.trial import Ended, content, run, without_times
 
 TEXTS = (".json", ".jsonl")
+SCORED = ("--limit", "40", "--test-limit", "4", "--max-new-tokens", "3", "--dtype", "float32", "--out", "scored")
 
 
 @dataclass
@@ -44,7 +45,8 @@ def damages(data: bytes, text: bool, flips: int) -> Iterator[tuple[str, bytes | 
 
 
 def subjects(bench: Bench) -> list[Subject]:
-    return [resumed(bench), scored(bench), interrupted_scoring(bench), *exported(bench), model(bench), judged(bench)]
+    return [resumed(bench), scored(bench), interrupted_scoring(bench), *exported(bench), judged(bench),
+            base_of_a_run(bench)]
 
 
 def files_of(place: Path, *left_out: str) -> list[str]:
@@ -53,7 +55,12 @@ def files_of(place: Path, *left_out: str) -> list[str]:
 
 
 def numbers(*files: str) -> Callable[[Path, Ended], object]:
-    return lambda cwd, ended: [content(cwd / file) if (cwd / file).is_file() else None for file in files]
+    """Of a table of scores, its rows: what it says of the model's checksum may differ."""
+    def found(cwd: Path, ended: Ended) -> object:
+        there = [cwd / file for file in files if (cwd / file).is_file()]
+        return [without_times(json.loads(file.read_text())["rows"]) if file.suffix == ".json" else content(file)
+                for file in there]
+    return found
 
 
 def printed(cwd: Path, ended: Ended) -> object:
@@ -91,19 +98,16 @@ def exported(bench: Bench) -> Iterator[Subject]:
     for kind, to, *more in (("gguf", "x.gguf", "--dtype", "float16"), ("peft", "peft"), ("safetensors", "dense")):
         ended = run(bench.tree, cwd, "export.py", "x", "--format", kind, "--to", to, "--allow-loss", *more)
         assert ended.status == 0, ended.out
-    asked = ("--prompt", "Where is my card?", "--max-new-tokens", "4", "--dtype", "float32")
-    keep = cwd / "x"
-    merged = cwd / "merged"
-    shutil.copytree(keep / "merged", merged)
+    shutil.copytree(cwd / "x" / "merged", cwd / "merged")
     shutil.copytree(bench.base, cwd / "plain")
-    for name, files, command in (
-            ("GGUF, by sample.py", ["x.gguf"], ("--model", "x.gguf")),
-            ("PEFT adapter, by sample.py", files_of_below(cwd, "peft"), ("--model", "peft/base", "--adapter", "peft")),
-            ("safetensors export, by sample.py", files_of_below(cwd, "dense"), ("--model", "dense")),
-            ("merged model, by sample.py", files_of_below(cwd, "merged"), ("--model", "merged"))):
-        if name.startswith("PEFT") and not (cwd / "peft" / "base").is_dir():
-            command = ("--model", "plain", "--adapter", "peft")
-        yield Subject(name, cwd, files, ("sample.py", *command, *asked), printed)
+    peft = "peft/base" if (cwd / "peft" / "base").is_dir() else "plain"
+    for name, files, model in (("GGUF export", ["x.gguf"], ("x.gguf",)),
+                               ("PEFT export", files_of_below(cwd, "peft"), (peft, "--adapter", "peft")),
+                               ("safetensors export", files_of_below(cwd, "dense"), ("dense",)),
+                               ("merged model", files_of_below(cwd, "merged"), ("merged",)),
+                               (f"base, {NO_CHECKSUM}", files_of_below(cwd, "plain"), ("plain",))):
+        yield Subject(f"{name}, by eval.py --model", cwd, files, ("eval.py", "--model", *model, *SCORED),
+                      numbers("scored/results.json", "scored/predictions.jsonl"))
     yield Subject("run, by export.py", bench.whole, ["x/adapter.safetensors", "x/base.safetensors", "x/config.json",
                                                      "x/tokenizer.model"],
                   ("export.py", "x", "--format", "peft", "--to", "peft", "--allow-loss"),
@@ -115,12 +119,14 @@ def files_of_below(cwd: Path, name: str) -> list[str]:
     return [str(Path(name) / file) for file in files_of(cwd / name)]
 
 
-def model(bench: Bench) -> Subject:
-    """A base of another's making: nothing says what its weights should be."""
-    cwd = bench.fresh("models")
-    shutil.copytree(bench.base, cwd / "plain")
-    return Subject("base, by sample.py", cwd, files_of(cwd), ("sample.py", "--model", "plain", "--prompt", "Where is?",
-                                                              "--max-new-tokens", "4", "--dtype", "float32"), printed)
+def base_of_a_run(bench: Bench) -> Subject:
+    """The run knows the checksum of its base. Paths are absolute in it, so it is made where trials are."""
+    cwd = bench.fresh()
+    shutil.copytree(bench.base, cwd / "base")
+    ended = run(bench.tree, cwd, "train.py", *bench.training, "--model", "base")
+    assert ended.status == 0, ended.out
+    return Subject("base of a run, by eval.py", bench.copy(cwd, "with-base"), ["base/model.safetensors"],
+                   ("eval.py", "x"), numbers("x/eval.json", "x/predictions.jsonl"))
 
 
 def judged(bench: Bench) -> Subject:
@@ -163,7 +169,10 @@ def one(bench: Bench, subject: Subject, file: str, data: bytes | None, right: ob
         return (HANGS if ended.status is None else TRACEBACK), ended
     if ended.status:
         return (LOST if subject.resumes and "/state/" in file else SENTENCE), ended
-    return (SAME if subject.results(cwd, ended) == right else SILENT), ended
+    if subject.results(cwd, ended) == right:
+        return SAME, ended
+    named = Path(file).name in ended.out or "is not what the run was trained from" in ended.out
+    return (SENTENCE if named else SILENT), ended
 
 
 def every_file(bench: Bench, report: Report, flips: int = 6, subjects_=None, most: int | None = None) -> None:
