@@ -12,6 +12,7 @@ from tests.faults.report import HANGS, LOST, NO_CHECKSUM, SAME, SENTENCE, SILENT
 from tests.faults.trial import Ended, content, run, without_times
 
 TEXTS = (".json", ".jsonl")
+READ = {"tokenizer.model", "config.json", "base.safetensors"}  # what --resume reads, and never writes
 SCORED = ("--limit", "40", "--test-limit", "4", "--max-new-tokens", "3", "--dtype", "float32", "--out", "scored")
 
 
@@ -69,8 +70,8 @@ def printed(cwd: Path, ended: Ended) -> object:
 
 def resumed(bench: Bench) -> Subject:
     return Subject("run, by --resume", bench.cut, files_of(bench.cut), ("train.py", "--resume", "x"),
-                   lambda cwd, ended: [content(cwd / "x" / name) if (cwd / "x" / name).is_file() else None
-                                       for name in bench.right], resumes=True)
+                   lambda cwd, ended: {name: content(cwd / "x" / name) for name in bench.right
+                                       if (cwd / "x" / name).is_file() and name not in READ}, resumes=True)
 
 
 def states_and_adapter(bench: Bench) -> Subject:
