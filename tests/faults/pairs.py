@@ -56,9 +56,9 @@ def judge_pair(bench: Bench, cwd: Path, first: Ended, second: Ended | None, trai
     if first.status is None or first.status < 0:
         return LOST, said
     if trains:
+        if refused(first) or refused(second):  # the one that was refused comes again
+            bench.resume(cwd)
         wrong = bench.wrong(cwd)
-        if wrong and refused(first) and refused(second):
-            return LOST, said
         if wrong:
             return SILENT, f"{wrong} differ: {said}"
     return (SENTENCE if refused(first) or refused(second) else SAME), said
