@@ -87,6 +87,8 @@ def start(tree: Path, cwd: Path, script: str, *arguments: object, fault: Fault |
         for new, old in ((null, 0), (handle, 1), (handle, 2)):
             os.dup2(new, old)
         os.chdir(cwd)
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_DFL)  # nohup and background jobs of a shell ignore some
         signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.argv = [script, *map(str, arguments)]
         if patch:
