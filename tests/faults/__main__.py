@@ -8,6 +8,7 @@
 Ends with status 1 if a run was lost, gave other numbers without a word, or showed a traceback.
 """
 import argparse
+import errno
 import shutil
 import sys
 import time
@@ -80,12 +81,13 @@ def whole(bench, report, sections, every: int) -> None:
     if "kill" in sections:
         kills.at_every_event(bench, report, every)
         kills.at_random(bench, report, 20 // every)
-        kills.scoring(bench, report, every)
+        kills.commands_again(bench, report, f"kill, {bench.method}", events.KILL, every=every)
     if "signal" in sections and first:
         stop_signals.all_signals(bench, report)
         stop_signals.twice(bench, report)
     if "disk" in sections and first:
         full_disks.at_every_event(bench, report, every)
+        kills.commands_again(bench, report, "full disk", events.FULL, errno.ENOSPC, every)
         full_disks.small_tmpfs(bench, report, max(2, 24 // every))
     if "power" in sections:
         power.simulated(bench, report, every)

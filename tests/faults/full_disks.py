@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.faults.bench import Bench
 from tests.faults.events import FULL, Fault
-from tests.faults.kills import add, after_crash, told
+from tests.faults.kills import TAKES_SPACE, add, after_crash, told
 from tests.faults.report import LOST, SILENT, TRACEBACK, Report
 from tests.faults.trial import Ended
 
@@ -24,7 +24,7 @@ def when_freed(bench: Bench, cwd: Path, ended: Ended, had_state: bool) -> tuple[
 
 def at_every_event(bench: Bench, report: Report, every: int = 1, number: int = errno.ENOSPC) -> None:
     """From this event on, no write and no new file succeeds."""
-    taking = [e for e in bench.events if e.op in ("open", "write", "mkdir")]
+    taking = [e for e in bench.events if e.op in TAKES_SPACE]
     for event in taking[::every]:
         cwd = bench.fresh()
         ended = bench.train(cwd, fault=Fault(FULL, event.number, number))

@@ -5,9 +5,9 @@ import time
 from pathlib import Path
 
 from tests.faults.bench import Bench
-from tests.faults.events import KILL, TEAR, Event, Fault
+from tests.faults.events import KILL, LOG, TEAR, Event, Fault, read_log
 from tests.faults.report import AGAIN, HANGS, LOST, SAME, SENTENCE, SILENT, TRACEBACK, Report
-from tests.faults.trial import Ended, contents, start
+from tests.faults.trial import Ended, contents, run, start
 
 
 def told(event: Event, bench: Bench) -> str:
@@ -73,18 +73,25 @@ def at_random(bench: Bench, report: Report, trials: int) -> None:
             bench, cwd)
 
 
-def scoring(bench: Bench, report: Report, every: int = 1) -> None:
-    """Kills at every event of eval.py; the same command again has to end with the same files."""
-    from tests.faults.events import LOG, read_log
-    cwd = bench.copy(bench.whole)
-    log = bench.place / "eval-log"
-    assert bench.eval(cwd, fault=Fault(LOG, log=log)).status == 0
-    right = contents(cwd / "x")
-    for event in read_log(log)[::every]:
-        cwd = bench.copy(bench.whole)
-        bench.eval(cwd, fault=Fault(KILL, event.number))
-        ended = bench.eval(cwd)
-        wrong = [name for name, value in right.items() if contents(cwd / "x").get(name) != value]
-        outcome = (TRACEBACK if ended.traceback else LOST if ended.status else SILENT if wrong else SAME)
-        report.add(f"kill, {bench.method}", "each file event of eval.py", outcome,
-                   f"{told(event, bench)}: {ended.sentence} {wrong}")
+TAKES_SPACE = ("open", "write", "mkdir", "link")
+AFTERWARDS = {"eval.py": ("x",), "export.py": ("x", "--format", "peft", "--to", "peft", "--allow-loss")}
+
+
+def commands_again(bench: Bench, report: Report, section: str, mode: int, number: int = 0, every: int = 1) -> None:
+    """A fault at every event of eval.py and export.py; the same command, given again, ends with the same files."""
+    for script, arguments in AFTERWARDS.items():
+        cwd, log = bench.copy(bench.whole), bench.place / "command-log"
+        assert run(bench.tree, cwd, script, *arguments, fault=Fault(LOG, log=log)).status == 0
+        right = contents(cwd)
+        for event in [e for e in read_log(log) if mode == KILL or e.op in TAKES_SPACE][::every]:
+            cwd = bench.copy(bench.whole)
+            first = run(bench.tree, cwd, script, *arguments, fault=Fault(mode, event.number, number))
+            ended = run(bench.tree, cwd, script, *arguments)
+            here = contents(cwd)
+            wrong = [name for name, value in right.items() if here.get(name) != value]
+            outcome = (TRACEBACK if ended.traceback or first.traceback else LOST if ended.status else
+                       SILENT if wrong else SAME)
+            left = len(set(here) - set(right))
+            report.add(section, f"each event of {script}", outcome,
+                       f"{told(event, bench)}: {first.sentence} / {ended.sentence} {wrong}",
+                       **({"left_over_files": left} if left else {}))
