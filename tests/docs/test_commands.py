@@ -38,7 +38,12 @@ def commands(text: str) -> list[tuple[str, list[str]]]:
             found.append((words[2], words[3:]))
         elif words:
             found.append((words[1].removesuffix(".py"), words[2:]))
-    return [(module, arguments) for module, arguments in found if module not in NOT_OURS]
+    return [(main_of(module), arguments) for module, arguments in found if module not in NOT_OURS]
+
+
+def main_of(module: str) -> str:
+    """`python -m X` of a package runs X.__main__."""
+    return f"{module}.__main__" if (ROOT / module.replace(".", "/") / "__main__.py").is_file() else module
 
 
 def choices() -> dict[str, set[str]]:
