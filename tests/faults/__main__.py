@@ -45,7 +45,7 @@ def main() -> None:
         sys.exit(f"skipped: {why}")
     load_product(given.tree.resolve())
     from tests.faults.bench import Bench
-    report, begun = Report(), time.monotonic()
+    report, begun = Report(place=given.out), time.monotonic()
     benches = [Bench(given.tree.resolve(), method) for method in given.methods]
     try:
         for bench in benches:

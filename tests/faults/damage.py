@@ -12,7 +12,8 @@ from tests.faults.report import HANGS, LOST, NO_CHECKSUM, SAME, SENTENCE, SILENT
 from tests.faults.trial import Ended, content, run, without_times
 
 TEXTS = (".json", ".jsonl")
-READ = {"tokenizer.model", "config.json", "base.safetensors"}  # what --resume reads, and never writes
+# What --resume reads, and does not write again.
+READ = {"tokenizer.model", "config.json", "base.safetensors", "kept.json"}
 SCORED = ("--limit", "40", "--test-limit", "4", "--max-new-tokens", "3", "--dtype", "float32", "--out", "scored")
 
 

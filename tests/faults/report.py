@@ -32,6 +32,7 @@ class Report:
     rows: list[Row] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     clock: float = field(default_factory=time.monotonic)
+    place: Path | None = None  # it is written there every 20 cases, too
 
     def add(self, section: str, case: str, outcome: str, detail: str = "", **extra: int) -> None:
         row = next((r for r in self.rows if (r.section, r.case) == (section, case)), None)
@@ -43,6 +44,8 @@ class Report:
         row.seconds, self.clock = row.seconds + now - self.clock, now
         if outcome not in (SAME, AGAIN):
             row.details.append(f"{outcome}: {detail}")
+        if self.place and sum(sum(r.counts.values()) for r in self.rows) % 20 == 0:
+            self.write(self.place)
         if outcome not in GOOD and NO_CHECKSUM not in section:
             print(f"  {section}, {case}: {outcome}: {detail}", flush=True)
 
