@@ -466,6 +466,16 @@ MUTANTS = [
       LOST),
     M("zeros-of-peqa-are-not-zero", "quant/grid.py", "if isinstance(grid.offset, ZeroPoints) and", "if False and",
       ("tests/adapters/test_peqa.py",)),
+    # ---- answers of a server, and SQL
+    M("answers-without-a-largest-size", "judging/endpoint.py", "if len(reply.body) > LARGEST_ANSWER:", "if False:",
+      JUDGING),
+    M("control-characters-are-shown", "judging/endpoint.py", "return escaped(", "return (", JUDGING),
+    M("deep-json-is-a-traceback", "judging/endpoint.py", "TypeError, RecursionError", "TypeError",
+      JUDGING),
+    M("sql-without-a-longest-text", "tasks/sql_create_context.py", "if max(len(query), len(context)) > LONGEST_SQL:",
+      "if False:", ("tests/tasks/test_text_tasks.py",)),
+    M("sql-without-a-count-of-checks", "tasks/sql_create_context.py", " and left >= 0", "",
+      ("tests/tasks/test_text_tasks.py",)),
     # ---- what is compared
     M("two-states-share-a-key", "scoring/scores.py", "    scoring.begin(state)\n", "", SCORING),
     M("other-protocols-compared", "scoring/predictions.py", "differing(*ways)", '""', SCORING),

@@ -17,7 +17,9 @@ from pathlib import Path
 
 from tests.faults.events import Fault, arm
 
-TIMED = {"seconds", "peak_memory_mb", "tokens_per_s", "versions", "saved_at", "started", "time", "host", "pid"}
+# What differs from run to run, and checksums of it.
+TIMED = {"seconds", "peak_memory_mb", "tokens_per_s", "versions", "saved_at", "started", "time", "host", "pid",
+         "sha256_of_the_rest", "check", "run"}
 RESUMED = "answers of an interrupted scoring"  # how many were taken up, which is said
 SENTENCE = re.compile(r"^(error: |interrupted|stopped|saved at|.*saved at step)", re.M)
 
