@@ -35,17 +35,19 @@ def save_figure(figure, path: Path) -> None:
 
 def plot_losses(run: Run) -> None:
     """loss.png in the run: training loss by step and its running mean, validation loss by epoch."""
-    try:
-        figure, axes = pyplot().subplots(figsize=(7, 4))
-    except ValueError as error:
-        print(f"no loss curve: {error}")
-        return
     records = list(run.metrics)
     training = [(r["step"], r["loss"]) for r in records if "loss" in r]
     validation = [(r["step"], r["validation_loss"]) for r in records if "validation_loss" in r]
+    if not training:
+        return print(f"no loss curve: {run.metrics_file} holds no step")
+    try:
+        figure, axes = pyplot().subplots(figsize=(7, 4))
+    except ValueError as error:
+        return print(f"no loss curve: {error}")
     axes.plot(*zip(*training, strict=True), color="tab:blue", alpha=0.3, linewidth=0.8, label="training, each step")
     axes.plot(*zip(*running_mean(training), strict=True), color="tab:blue", label="training, running mean")
-    axes.plot(*zip(*validation, strict=True), "o-", color="tab:orange", label="validation")
+    if validation:
+        axes.plot(*zip(*validation, strict=True), "o-", color="tab:orange", label="validation")
     axes.set(xlabel="step", ylabel="loss (nats a target token)", title=run.path.name, yscale="log")
     axes.legend()
     save_figure(figure, run.path / "loss.png")

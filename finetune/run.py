@@ -32,7 +32,7 @@ from finetune.config_json import run_config
 from finetune.kept import Kept
 from finetune.lock import LOCK, hold, release
 from finetune.state_files import StateFiles
-from model.files import read_json
+from model.files import read_json, say_once
 from model.journal import Journal
 from model.tokenizer import FILES, TRAVELLING
 
@@ -109,8 +109,12 @@ class Run:
 
     def forget_after(self, step: int) -> None:
         """Drop metrics of steps that a resumed run will take again. Those lines may be damaged: a power loss can leave
-        them in any state."""
-        self.metrics.keep(list(takewhile(lambda record: record["step"] <= step, self.metrics)))
+        them in any state. Says when the log ends before `step`."""
+        kept = list(takewhile(lambda record: record["step"] <= step, self.metrics))
+        self.metrics.keep(kept)
+        if (last := kept[-1]["step"] if kept else 0) < step:
+            say_once(f"{self.metrics_file}: the log ends at step {last}, but the state is of step {step}. The steps "
+                     "between are missing from the log; no other number depends on them")
 
 
 def is_run(path: Path) -> bool:

@@ -14,6 +14,7 @@ from tests.faults.trial import Ended, content, run, without_times
 TEXTS = (".json", ".jsonl")
 # What --resume reads, and does not write again.
 READ = {"tokenizer.model", "config.json", "base.safetensors", "kept.json"}
+TABLES = ("results.json", "eval.json")
 SCORED = ("--limit", "40", "--test-limit", "4", "--max-new-tokens", "3", "--dtype", "float32", "--out", "scored")
 
 
@@ -60,7 +61,7 @@ def numbers(*files: str) -> Callable[[Path, Ended], object]:
     """Of a table of scores, its rows: what it says of the model's checksum may differ."""
     def found(cwd: Path, ended: Ended) -> object:
         there = [cwd / file for file in files if (cwd / file).is_file()]
-        return [without_times(json.loads(file.read_text())["rows"]) if file.suffix == ".json" else content(file)
+        return [without_times(json.loads(file.read_text())["rows"]) if file.name in TABLES else content(file)
                 for file in there]
     return found
 
@@ -71,8 +72,8 @@ def printed(cwd: Path, ended: Ended) -> object:
 
 def resumed(bench: Bench) -> Subject:
     return Subject("run, by --resume", bench.cut, files_of(bench.cut), ("train.py", "--resume", "x"),
-                   lambda cwd, ended: {name: content(cwd / "x" / name) for name in bench.right
-                                       if (cwd / "x" / name).is_file() and name not in READ}, resumes=True)
+                   lambda cwd, ended: {name: numbers(f"x/{name}")(cwd, ended) for name in bench.right
+                                       if name not in READ}, resumes=True)
 
 
 def states_and_adapter(bench: Bench) -> Subject:

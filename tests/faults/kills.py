@@ -89,8 +89,8 @@ def commands_again(bench: Bench, report: Report, section: str, mode: int, number
             ended = run(bench.tree, cwd, script, *arguments)
             here = contents(cwd)
             wrong = [name for name, value in right.items() if here.get(name) != value]
-            outcome = (TRACEBACK if ended.traceback or first.traceback else LOST if ended.status else
-                       SILENT if wrong else SAME)
+            outcome = (TRACEBACK if ended.traceback or first.traceback else SAME if not wrong else
+                       LOST if ended.status else SILENT)  # what is there already is not made again
             left = len(set(here) - set(right))
             report.add(section, f"each event of {script}", outcome,
                        f"{told(event, bench)}: {first.sentence} / {ended.sentence} {wrong}",

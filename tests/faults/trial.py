@@ -33,7 +33,8 @@ class Ended:
 
     @property
     def traceback(self) -> bool:
-        return "Traceback (most recent call last)" in self.out
+        """Whether one was shown, or written to error.log: the product did not know the error."""
+        return "Traceback (most recent call last)" in self.out or "(traceback in " in self.out
 
     @property
     def sentence(self) -> str:
