@@ -101,11 +101,11 @@ def whole(bench, report, sections, every: int) -> None:
 def short(bench, report) -> None:
     """A few cases of each section."""
     from tests.faults import damage, full_disks, kills, pairs, power, stop_signals
-    kills.at_every_event(bench, report, len(bench.events) // 4)
+    kills.at_every_event(bench, report, len(bench.events) // 2)
     stop_signals.all_signals(bench, report, stop_signals.SIGNALS[1:2], ("in step 4",))
     full_disks.at_every_event(bench, report, len(bench.events) // 4)
-    power.simulated(bench, report, len(list(power.states(bench.events, bench.whole))) // 6)
-    damage.every_file(bench, report, 1, [damage.states_and_adapter(bench)], most=3)
+    power.simulated(bench, report, len(list(power.states(bench.events, bench.whole))) // 3)
+    damage.every_file(bench, report, 1, [damage.states_and_adapter(bench)], most=1)
     pairs.every_pairing(bench, report, 1, [("resume", "resume", "cut")])
 
 

@@ -183,7 +183,8 @@ def every_file(bench: Bench, report: Report, flips: int = 6, subjects_=None, mos
         right = undamaged(subject, bench)
         for file in subject.files:
             data = (subject.place / file).read_bytes()
-            for what, damaged in list(damages(data, Path(file).suffix in TEXTS, flips))[:most]:
+            ways = list(damages(data, Path(file).suffix in TEXTS, flips))
+            for what, damaged in ways[::max(1, len(ways) // most)] if most else ways:
                 outcome, ended = one(bench, subject, file, damaged, right)
                 report.add(f"damage: {subject.name}", kind_of(file), outcome, f"{what}: {ended.sentence}",
                            **said(outcome, ended, file, what, data))

@@ -74,12 +74,16 @@ def at_random(bench: Bench, report: Report, trials: int) -> None:
 
 
 TAKES_SPACE = ("open", "write", "mkdir", "link")
-AFTERWARDS = {"eval.py": ("x",), "export.py": ("x", "--format", "peft", "--to", "peft", "--allow-loss")}
+
+
+def afterwards(bench: Bench) -> dict[str, tuple[str, ...]]:
+    kind = "safetensors" if bench.method == "full" else "peft"
+    return {"eval.py": ("x",), "export.py": ("x", "--format", kind, "--to", kind, "--allow-loss")}
 
 
 def commands_again(bench: Bench, report: Report, section: str, mode: int, number: int = 0, every: int = 1) -> None:
     """A fault at every event of eval.py and export.py; the same command, given again, ends with the same files."""
-    for script, arguments in AFTERWARDS.items():
+    for script, arguments in afterwards(bench).items():
         cwd, log = bench.copy(bench.whole), bench.place / "command-log"
         assert run(bench.tree, cwd, script, *arguments, fault=Fault(LOG, log=log)).status == 0
         right = contents(cwd)
