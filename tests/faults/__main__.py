@@ -2,7 +2,7 @@
 
     python -m tests.faults                          # all sections; about half an hour
     python -m tests.faults kill power --out faults  # some; faults.json and faults.md
-    python -m tests.faults --short                  # what CI runs; about 20 seconds
+    python -m tests.faults --short                  # what CI runs; about half a minute
     python -m tests.faults --beside a.json b.json   # two reports in one table
 
 Ends with status 1 if a run was lost, gave other numbers without a word, or showed a traceback.
