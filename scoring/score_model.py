@@ -27,9 +27,10 @@ def evaluate_model(source: Source, config: ScoringConfig, place: Run, without_ba
     fingerprint = f"{source.fingerprint}+{adapter.fingerprint}" if adapter else source.fingerprint
     hold(place.path)
     check_place(place, fingerprint, data.task.name)
-    key = {"model": fingerprint, **read_by(source), **asked_key(config, data)}
+    calibration = data.calibration and data.calibration.fingerprint
+    key = {"model": fingerprint, **read_by(source), **asked_key(config, data, calibration)}
     kept = KeptAnswers(place.path, key)
-    scoring = Scoring(data, config.evaluation.eval_batch_size, kept, asked_of_all(config, data))
+    scoring = Scoring(data, config.evaluation.eval_batch_size, kept, asked_of_all(config, data, calibration))
     states = [(BASE, replace(config.base, quantization=None))]
     if spec:
         states.append((quantized_state(config), config.base))

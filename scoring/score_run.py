@@ -84,10 +84,13 @@ def keep_scores(rows: Sequence[Row], scoring: Scoring, place: Run, results: Path
 
 def scoring_of(run: Run, config: RunConfig, data: PreparedData, to: Destination,
                restoration: Restoration | None) -> Scoring:
-    key = {"trained": run.keep_still().sha256, "base": run.fingerprints["base"], **asked_key(config, data),
+    # A resumed run does not prepare its calibration rows again; what it was calibrated on stays the same.
+    calibration = data.calibration.fingerprint if data.calibration else run.fingerprints.get("calibration")
+    key = {"trained": run.keep_still().sha256, "base": run.fingerprints["base"],
+           **asked_key(config, data, calibration),
            **read_by(Source(run.path)), "restoration": str(restoration)}
     return Scoring(data, config.evaluation.eval_batch_size, KeptAnswers(to.place.path, key),
-                   asked_of_all(config, data), models=to.models)
+                   asked_of_all(config, data, calibration), models=to.models)
 
 
 def read_by(source: Source) -> dict:
@@ -97,18 +100,18 @@ def read_by(source: Source) -> dict:
     return {"model_config": config_to_json(source.config), "end": source.stop_ids(), "tokenizer": sha256_of(*files)}
 
 
-def asked_of_all(config: ScoringConfig, data: PreparedData) -> dict:
+def asked_of_all(config: ScoringConfig, data: PreparedData, calibration: str | None) -> dict:
     """What states of one table have in common, and states that were scored at different times may not."""
     return {"--dtype": config.compute.dtype, "--max-new-tokens": data.max_new_tokens, "protocol": data.task.protocol,
             "template": data.task.template_version,
-            "calibration": data.calibration and data.calibration.fingerprint[:12]}
+            "calibration": calibration and calibration[:12]}
 
 
-def asked_key(config: ScoringConfig, data: PreparedData) -> dict:
+def asked_key(config: ScoringConfig, data: PreparedData, calibration: str | None) -> dict:
     stated = {f.name: str(value) for f, value in flat(config) if f.metadata.get("answers", True)}
     return {"config": stated, "protocol": data.task.protocol, "template_version": data.task.template_version,
             "data": data.fingerprints, "rows": len(data.test), "max_new_tokens": data.max_new_tokens,
-            "calibration": data.calibration and data.calibration.fingerprint}
+            "calibration": calibration}
 
 
 # ---- the states -----------------------------------------------------------------------------------------------------

@@ -1,9 +1,11 @@
 """GPTQ over a whole model: layer by layer, each calibrated on the outputs of the quantized layers before it."""
 import copy
+import json
 
 import pytest
 import torch
 
+import train
 from finetune.adapted_model import linear_names
 from finetune.data import Calibration
 from finetune.gptq_model import gptq_model, show_report
@@ -16,6 +18,7 @@ from quant.grid import Block
 from quant.linear import QuantLinear
 from quant.minmax import MinMax
 from quant.spec import QuantSpec
+from tests.cli import FEW, call, interrupted_after
 
 CONFIG = LlamaConfig(vocab_size=32, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
                      num_key_value_heads=1, head_dim=16, max_position_embeddings=64, tie_word_embeddings=True,
@@ -151,3 +154,15 @@ def test_the_report_that_a_run_keeps_says_what_gptq_was_calibrated_on(capsys):
     size = torch.cat([weight.flatten() for weight in original.values()])
     assert errors.overall() == pytest.approx((difference.norm() / size.norm()).item(), rel=1e-5)
     assert share_of_equal_codes(model, calibrated(model_of())[0]) == 1
+
+
+def test_a_resumed_run_states_the_calibration_that_it_began_with(small_base, tmp_path, monkeypatch):
+    """Its rows are not prepared again; kept answers and comparisons go by what was recorded."""
+    monkeypatch.chdir(tmp_path)
+    with interrupted_after(2, monkeypatch):
+        call(train, "--model", small_base, "--method", "qlora", "--quantizer", "gptq", "--calibration-rows", "4", *FEW,
+             "--out", "x")
+    assert call(train, "--resume", "x") is None
+    lines = [json.loads(line) for line in (tmp_path / "x" / "predictions.jsonl").read_text().splitlines()]
+    calibration = json.loads((tmp_path / "x" / "config.json").read_text())["fingerprints"]["calibration"]
+    assert calibration and {line["asked"]["calibration"] for line in lines} == {calibration[:12]}
