@@ -31,6 +31,7 @@ from model.generate import Sampling, generate
 from model.llama import Llama
 from model.tokenizer import continuation
 from quant.spec import GPTQ, QuantSpec
+from tasks.rows import NotText, check_text
 from tasks.task import Example, prompt_ids
 
 NEW_TOKENS = 128  # unless --max-new-tokens says otherwise
@@ -77,7 +78,7 @@ def complete(given: Given, work: Work) -> None:
     are loaded."""
     sampling = sampling_of(given)
     source, load = run_as_trained(given) if given["run"] else model_as_asked(given)
-    texts = given["prompt"]
+    texts = checked(given["prompt"])
     stop_ids = source.stop_ids()
     prompts = [prompt_ids(text, source.tokenizer, stop_ids[0]) for text in texts]
     max_new_tokens = room_for_answers(prompts, source, given.get("max_new_tokens"))
@@ -96,6 +97,16 @@ def complete(given: Given, work: Work) -> None:
         which = f"the answers to prompts {', '.join(cut)}" if len(prompts) > 1 else "the answer"
         to_stderr(f"{which} reached the limit of {max_new_tokens} new tokens before an end token "
                   f"(--max-new-tokens sets it)")
+
+
+def checked(prompts: Sequence[str]) -> Sequence[str]:
+    """Raises ValueError for a prompt that is no text: bytes of a terminal that are not UTF-8 become half surrogates."""
+    for i, prompt in enumerate(prompts, 1):
+        try:
+            check_text(prompt)
+        except NotText as error:
+            raise ValueError(f"--prompt {i} of {len(prompts)} {error}") from None
+    return prompts
 
 
 def to_stderr(text: str) -> None:

@@ -29,20 +29,26 @@ class ReadOnly(OSError):
     """This process cannot write there."""
 
 
+TRIES = 100  # to make a directory that is gone again each time
+
+
 def hold(directory: Path, name: str = LOCK, shared: bool = False) -> None:
     """Locks `directory` for this process until it ends. A directory that is absent is made. A shared lock goes beside
     other shared ones: for processes that write nothing in common.
 
     Raises Held, naming the process that has the lock, and ReadOnly."""
-    file = directory.resolve() / name
+    file, gone = directory.resolve() / name, 0
     while True:
         try:
             if not _is_open(file):
                 directory.mkdir(parents=True, exist_ok=True)
                 _open[file] = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
             _lock(_open[file], file, directory, shared)
-        except FileNotFoundError:
-            continue  # another process has just removed the directory
+        except FileNotFoundError as error:
+            gone += 1  # another process has just removed the directory; or it can never be made, as in /proc
+            if gone == TRIES:
+                raise ReadOnly(f"{directory} cannot be made ({error.strerror})") from None
+            continue
         except BaseException as error:
             release(directory, name)
             if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):

@@ -67,6 +67,7 @@ def compare(model: Llama, again: Llama, rows: list[list[int]], expected: Callabl
     largest, where, relative = 0.0, "none", 0.0
     for name in tqdm(tensor_names(model.config), desc="comparing", unit="tensor", disable=None, leave=False):
         ours, theirs = dense_tensor(model, name), dense_tensor(again, name).float()
+        check_finite(ours, name)
         exact = expected(model, name)
         if exact is not None and not torch.equal(exact.float(), theirs):
             raise ValueError(f"{name}: what was read again is not what was written; the export is deleted")
@@ -84,6 +85,13 @@ def compare(model: Llama, again: Llama, rows: list[list[int]], expected: Callabl
         raise ValueError(f"the logits of what was read again differ by {difference:.3g}, of logits up to {size:.3g}, "
                          f"although its weights are the run's; the export is deleted")
     return Difference(largest, where, difference, size, len(rows), sum(map(len, rows)))
+
+
+def check_finite(tensor: Tensor, name: str) -> None:
+    """Raises ValueError for a tensor of the run that holds NaN or infinity: no comparison could hold it."""
+    if bad := int((~tensor.isfinite()).sum()):
+        raise ValueError(f"{name} of the model itself holds {bad} values of {tensor.numel()} that are not finite, so "
+                         f"it cannot be exported; replace them in the base, and train again")
 
 
 def check_tokenizer(trained: Trained, place: Path) -> None:

@@ -61,7 +61,10 @@ def chat_templates(directory: Path) -> dict[str, object]:
     """tokenizer.chat_template: of chat_template.jinja, as in transformers, or else of tokenizer_config.json. A list of
     templates there has one named default; the others become tokenizer.chat_template.NAME."""
     file = directory / "chat_template.jinja"
-    stated = file.read_text(encoding="utf-8") if file.is_file() else beside(file).get("chat_template")
+    try:
+        stated = file.read_text(encoding="utf-8") if file.is_file() else beside(file).get("chat_template")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: not UTF-8 text ({error})") from None
     if isinstance(stated, str):
         return {"tokenizer.chat_template": stated}
     listed = stated if isinstance(stated, list) else []

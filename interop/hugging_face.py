@@ -13,7 +13,7 @@ from tqdm import tqdm
 from finetune.adapted_model import sixteen_bit_type
 from finetune.config import DTYPES
 from finetune.source import Source
-from interop.comparison import check_tokenizer
+from interop.comparison import check_finite, check_tokenizer
 from interop.trained import Trained, dense_tensor, dense_tensors, tensor_names
 from model.checkpoint import load_config, load_model, weight_files
 from model.config import LlamaConfig
@@ -85,7 +85,9 @@ def hugging_face_config(config: LlamaConfig, dtype: torch.dtype) -> dict:
 
 
 def in_type(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
-    """The tensor rounded to the type. Raises ValueError for values outside its range: float16 ends at 65504."""
+    """The tensor rounded to the type. Raises ValueError for values outside its range: float16 ends at 65504; and for
+    values that are not finite before."""
+    check_finite(tensor, name)
     rounded = tensor.to(dtype)
     if not rounded.isfinite().all():
         raise ValueError(f"{name} holds values up to {tensor.abs().max():.4g}, which {name_of(dtype)} cannot hold "

@@ -116,7 +116,8 @@ def weight_files(directory: Path) -> list[Path]:
     if is_gguf(directory):
         return [directory]
     if not directory.is_dir():
-        raise FileNotFoundError(f"{directory}: no such model directory")
+        raise FileNotFoundError(f"{directory}: " + ("is a file; give the model directory that holds it, or a GGUF file"
+                                                    if directory.is_file() else "no such model directory"))
     single, shards = directory / SINGLE, [directory / name for name in shard_names(directory)]
     if single.is_file():
         if shards and all(path.is_file() for path in shards):

@@ -219,6 +219,9 @@ def _of_all_layers(key: str, stated: object) -> dict:
         raise ValueError(f"{key} is {_short(stated)}, but must be a JSON object")
     kinds = [kind for kind in stated if kind in LAYER_KINDS]
     if not kinds:
+        if nested := [kind for kind, value in stated.items() if isinstance(value, dict)]:
+            raise ValueError(f"{key} holds parameters of {_short(nested[0])}, which is no kind of layer that is known "
+                             f"here: {', '.join(LAYER_KINDS)}")
         return stated
     if others := sorted(set(stated) - set(kinds)):
         raise ValueError(f"{key} holds parameters of {kinds[0]} layers beside {_short(others[0])} for all layers: give "

@@ -74,11 +74,16 @@ def stated_beside(directory: Path) -> Stated:
     return Stated(names["eos_token"], names["bos_token"], flags["add_bos_token"], legacy, added)
 
 
+def _shown(value: object) -> str:
+    """The value for a message, in at most 60 characters that can be printed."""
+    return str(value).encode("ascii", "backslashreplace").decode()[:60]
+
+
 def _content(where: Path, key: str, token: object) -> str | None:
-    """A token is text, or an object with `content`."""
+    """A token is text, or an object with `content`. Half a surrogate pair is no text."""
     text = token.get("content") if isinstance(token, dict) else token
-    if not isinstance(text, str | None):
-        raise ValueError(f"{where}: {key} is {str(token)[:60]}, but must be a text, or an object with a content")
+    if not isinstance(text, str | None) or text and re.search("[\ud800-\udfff]", text):
+        raise ValueError(f"{where}: {key} is {_shown(token)}, but must be a text, or an object with a content")
     return text
 
 
@@ -100,6 +105,7 @@ def _added_tokens(directory: Path, config: dict, special: set[str | None]) -> di
         raise ValueError(f"{where}: added_tokens_decoder is {str(decoder)[:60]}, but must be an object of ids")
     for key, token in decoder.items():
         flags = token if isinstance(token, dict) else {}
+        _content(where, f"added_tokens_decoder {key[:20]!r}", flags)
         if not (isinstance(flags.get("content"), str) and flags["content"] and re.fullmatch("[0-9]{1,9}", key)):
             raise ValueError(f"{where}: added_tokens_decoder holds {key[:20]!r}: {str(token)[:60]}, but must hold an "
                              f"id and an object with a content")
@@ -150,10 +156,12 @@ class SentencePieceTokenizer:
         self.named_end = stated.eos
         self.eos_id = self._id(stated.eos, self.processor.eos_id())
         bos_id = self._id(stated.bos, self.processor.bos_id())
+        if bos_id is None and stated.bos is not None and stated.adds_begin is not False:
+            raise unknown_begin(where, stated.bos)
         self.begin = [bos_id] if bos_id is not None and stated.adds_begin in (True, None) else []
 
     def _check_added(self, added: dict[int, Added]) -> dict[int, Added]:
-        """Raises ValueError if tokenizer.model has another token at one of the ids, or leaves a gap before them."""
+        """Raises ValueError if tokenizer.model has another token at one of the ids, or the token at another id."""
         for i, token in added.items():
             if i < self.pieces and self.processor.id_to_piece(i) != token.text:
                 raise ValueError(f"{self.where}: token {i} is {self.processor.id_to_piece(i)!r}, but {ADDED} or "
@@ -228,6 +236,11 @@ def sentencepiece_processor(model: bytes, where: Path) -> sentencepiece.Sentence
         raise ValueError(f"{where}: not a sentencepiece model ({error})") from None
 
 
+def unknown_begin(where: Path, text: str) -> ValueError:
+    return ValueError(f"{where}: {CONFIG} or {MAP} names the begin token {text!r}, but the tokenizer has no such "
+                      f"token: correct the name, add the token to {ADDED} with its id, or set add_bos_token to false")
+
+
 class JsonTokenizer:
     """The files of Llama 3, SmolLM and Qwen2.
 
@@ -241,6 +254,8 @@ class JsonTokenizer:
         self.tokenizer = self._checked(lambda: tokenizers.Tokenizer.from_buffer(model), "not a tokenizers file")
         self.tokenizer.no_truncation()  # a file may hold settings of its last user
         self.tokenizer.no_padding()
+        if isinstance(self.tokenizer.model, tokenizers.models.BPE):
+            self.tokenizer.model.dropout = None  # else the ids of a text are drawn anew each time
         self._check_own(model.decode(errors="replace"))
         self._add(stated.added or {})
         self.named_end = stated.eos
@@ -252,8 +267,14 @@ class JsonTokenizer:
         if self.begin and stated.adds_begin is False:
             raise ValueError(f"{where}: puts {self.token(self.begin[0])!r} before every text (post_processor), but "
                              f"add_bos_token is false in {CONFIG}: make the two agree")
-        if stated.adds_begin and bos_id is not None and self.begin[:1] != [bos_id]:
-            self.begin = [bos_id, *self.begin]
+        if stated.adds_begin and stated.bos:
+            if bos_id is None:
+                raise unknown_begin(where, stated.bos)
+            if self.begin and self.begin[0] != bos_id:
+                raise ValueError(f"{where}: puts {self.token(self.begin[0])!r} before every text (post_processor), but "
+                                 f"the begin token in {CONFIG} or {MAP} is {stated.bos!r}, and add_bos_token is true: "
+                                 f"make them agree")
+            self.begin = self.begin or [bos_id]
 
     def _checked(self, call, what: str):
         """The library raises plain Exception, and its panics are not even that."""

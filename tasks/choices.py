@@ -26,6 +26,8 @@ from tasks.generative import OWN_SHOT, TRUNCATED
 from tasks.rows import Kind, placed_rows
 from tasks.task import Asking, Splits, Task
 
+SAME_CHOICE = "a gold choice that an earlier one equals, which counts instead"
+
 
 @dataclass(frozen=True)
 class Question:
@@ -88,7 +90,7 @@ class ChoiceTask(Task):
         return kept, kept != pairs
 
     def row_flags(self, row: Question, asking: Asking) -> list[str]:
-        return [OWN_SHOT] * holds_itself(row)
+        return unusual(row)
 
     def texts(self, row: Question) -> tuple[str, ...]:
         return (*row.shots, *row.contexts, *row.choices)
@@ -106,11 +108,17 @@ def prompts(row: Question) -> list[str]:
 
 
 def line_of(row: Question, values: list[float], cut: bool) -> dict:
-    flags = [*row.flags, *[OWN_SHOT] * holds_itself(row), *[TRUNCATED] * cut]
+    flags = [*row.flags, *unusual(row), *[TRUNCATED] * cut]
     contexts = prompts(row)
     return {"prompt": contexts[0], "gold": row.choices[row.gold], "choices": list(row.choices),
             "log_likelihoods": values, **({"contexts": contexts} if len(contexts) > 1 else {}),
             **({"subject": row.subject} if row.subject else {}), **({"flags": flags} if flags else {})}
+
+
+def unusual(row: Question) -> list[str]:
+    """Why a question cannot score, or scores too well, whoever answers it."""
+    asked = list(zip(row.contexts * (len(row.choices) if len(row.contexts) == 1 else 1), row.choices, strict=True))
+    return [OWN_SHOT] * holds_itself(row) + [SAME_CHOICE] * (asked[row.gold] in asked[:row.gold])
 
 
 def holds_itself(row: Question) -> bool:

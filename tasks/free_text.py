@@ -3,12 +3,14 @@
 The package rouge-score computes them.
 """
 import importlib
+import re
 from functools import cache
 
 from tasks.generative import GenerativeTask
-from tasks.task import Example, Splits
+from tasks.task import Asking, Example, Splits
 
 ROUGES = ("rouge1", "rouge2", "rougeL")
+NO_WORD = "a gold answer without a letter a to z or a digit, whose ROUGE is always 0"
 
 
 class FreeTextTask(GenerativeTask):
@@ -22,6 +24,10 @@ class FreeTextTask(GenerativeTask):
         if splits.test:
             scorer()
         return splits
+
+    def row_flags(self, row: Example, asking: Asking) -> list[str]:
+        """Chinese or Russian text, for example, has no words for the package."""
+        return super().row_flags(row, asking) + [NO_WORD] * (not re.search("[a-z0-9]", row.answer.lower()))
 
     def marks(self, row: Example, line: dict) -> dict[str, float]:
         return rouge(row.answer, line["text"])

@@ -53,7 +53,7 @@ class Gsm8k(GenerativeTask):
         return super().row_flags(row, asking) + [OWN_SHOT] * held
 
     def marks(self, row: Example, line: dict) -> dict[str, float]:
-        gold = bare(row.answer)
+        gold = bare(row.answer.strip())
         return {"strict_match": float(bare(first_strict(line["text"])) == gold),
                 "flexible_extract": float(bare(last_number(line["text"])) == gold)}
 
@@ -66,11 +66,14 @@ class Gsm8kZeroShot(Gsm8k):
 
 
 def read_problems(path: Path) -> list[Example]:
-    """Raises ValueError, naming the line, for a solution without `#### N`: no answer could ever equal it."""
+    """Raises ValueError, naming the line, for a solution that would not score if it were the answer: without `#### N`
+    at its end, or with another `#### N` before it."""
     rows = placed_rows(path, ("question", "answer"))
     for place, row in rows:
-        if not STRICT.search(row["answer"]) or not re.search("[0-9]", bare(row["answer"])):
-            raise ValueError(f"{place}: the answer does not end with '#### ' and a number")
+        number = bare(first_strict(row["answer"]))
+        if number != bare(row["answer"].strip()) or not re.search("[0-9]", number):
+            raise ValueError(f"{place}: the answer does not end with '#### ' and a number, or holds another '#### ' "
+                             f"before it: no answer could equal it")
     return [Example(f"Question: {row['question']}\nAnswer:", row["answer"]) for _, row in rows]
 
 

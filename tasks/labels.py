@@ -3,7 +3,9 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 
 from tasks.generative import GenerativeTask
-from tasks.task import Example
+from tasks.task import Asking, Example
+
+NO_LABEL = "a gold answer that names no label"
 
 
 def intent_words(category: str) -> str:
@@ -18,6 +20,9 @@ class LabelTask(GenerativeTask):
 
     def labels(self) -> Collection[str]:
         raise NotImplementedError
+
+    def row_flags(self, row: Example, asking: Asking) -> list[str]:
+        return super().row_flags(row, asking) + [NO_LABEL] * (row.answer not in self.labels())
 
     def marks(self, row: Example, line: dict) -> dict[str, float]:
         """`accuracy`, and `invalid`: 1 where the answer names no label."""

@@ -78,6 +78,16 @@ def without_end(ids: list[int], eos_id: int) -> list[int]:
     return ids[:n]
 
 
+def up_to_end(ids: list[int], tokenizer: Tokenizer, eos_id: int) -> list[int]:
+    """Without an end token that only white space follows: of `ok<|im_end|>` and a line break, the ids of `ok`."""
+    while eos_id in ids:
+        last = len(ids) - 1 - ids[::-1].index(eos_id)
+        if tokenizer.decode(ids[last + 1:], special=True).strip():
+            break
+        ids = ids[:last]
+    return ids
+
+
 def answer_ids(example: Example, prompt: list[int], tokenizer: Tokenizer, eos_id: int) -> list[int]:
     """The ids that space and answer add to the prompt's, without end tokens at their end.
 
@@ -90,13 +100,14 @@ def answer_ids(example: Example, prompt: list[int], tokenizer: Tokenizer, eos_id
         return without_end(with_one_begin(tokenizer.encode(text), begin), eos_id)
     whole = encode(f"{example.prompt} {example.answer}")
     if whole[:len(prompt)] == prompt:
-        return list(dropwhile(lambda token: token == eos_id, whole[len(prompt):]))  # those ended the prompt's text
+        answer = list(dropwhile(lambda token: token == eos_id, whole[len(prompt):]))  # those ended the prompt's text
+        return up_to_end(answer, tokenizer, eos_id)
     alone = [encode(text)[len(begin):] for text in (f" {example.answer}", example.answer)]
     for exactly in (True, False):
         for ids in alone:
             read = continuation(tokenizer, prompt, ids)
             if read == f" {example.answer}" if exactly else read.split() == example.answer.split():
-                return ids
+                return up_to_end(ids, tokenizer, eos_id)
     raise ValueError(f"the answer {example.answer[:60]!r} cannot be told from its prompt {example.prompt[-60:]!r}: the "
                      "tokenizer joins the two, and gives no ids for the answer alone")
 

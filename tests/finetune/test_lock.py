@@ -120,3 +120,11 @@ def test_what_a_start_leaves_that_was_cut_off_is_no_run(tmp_path):
         with pytest.raises(FileExistsError):
             check_out(X)
         (X / name).unlink()
+
+
+def test_a_directory_that_can_never_be_made_is_refused_and_not_tried_for_ever(tmp_path, monkeypatch):
+    def mkdir(*arguments, **flags):
+        raise FileNotFoundError(2, "No such file or directory")
+    monkeypatch.setattr("pathlib.Path.mkdir", mkdir)
+    with pytest.raises(ReadOnly, match="x cannot be made .No such file or directory"):
+        hold(tmp_path / "x")

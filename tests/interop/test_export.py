@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import export as export_script
 from finetune.adapted_model import merge_best, save_beside
@@ -208,6 +208,20 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(small_base, tmp_path):
 
 
 # ---- what is refused ----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("form,flags", [("safetensors", []), ("safetensors", ["--dtype", "float32"]), ("peft", [])])
+def test_a_value_of_the_model_itself_that_is_not_finite_is_named_as_such(tmp_path, small_base, form, flags):
+    """The embedding of an unused token does no harm in training. No type holds it, so none is recommended."""
+    base = tmp_path / "base"
+    shutil.copytree(small_base, base)
+    tensors = load_file(base / "model.safetensors")
+    tensors["model.embed_tokens.weight"][5] = torch.nan
+    save_file(tensors, base / "model.safetensors")
+    run = made_run(tmp_path / "run", base, "--method", "lora")
+    message = refusal(run, form, tmp_path / "out", *flags)
+    assert "model.embed_tokens.weight of the model itself holds 32 values of " in message
+    assert "cannot be exported" in message and "--dtype" not in message
+
 
 def test_weights_beyond_float16_are_refused_by_name(tmp_path, small_base):
     base = tmp_path / "base"

@@ -209,6 +209,13 @@ def test_the_chat_template_is_found_wherever_it_stands(tmp_path, jinja, config, 
             if "chat_template" in key} == expected
 
 
+def test_a_chat_template_that_is_no_text_is_named(tmp_path):
+    chat_model(tmp_path)
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe{{x}}")
+    with pytest.raises(ValueError, match="chat_template.jinja: not UTF-8 text"):
+        keys_of(tmp_path, vocab_size=4098, eos=(4097,))
+
+
 def model_of(path):
     """A random model beside a tokenizer, with everything that travels."""
     config = replace(SMALL, vocab_size=4098, eos_token_ids=(4097,))

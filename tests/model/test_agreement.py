@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import tokenizers
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -52,6 +53,7 @@ def refused(**changes) -> str:
     ({"rope_parameters": {F: {"rope_type": "default", "rope_theta": 1e6},
                           S: {"rope_type": "default", "rope_theta": 1e4}}}, ["differs between", F, S]),
     ({"rope_parameters": {F: {"rope_type": "default"}, "rope_theta": 1e4}}, ["beside 'rope_theta'"]),
+    ({"rope_parameters": {"global": LINEAR}}, ["'global', which is no kind of layer"]),
     ({"rope_parameters": {F: YARN, S: YARN}}, ["'yarn' is not supported"]),
     ({"rope_scaling": {"factor": 4.0}}, ["factor 4.0, but no rope_type"]),
     ({"rope_parameters": {"rope_type": "default", "factor": 4.0}}, ["which scales nothing"]),
@@ -249,6 +251,46 @@ def test_two_files_that_name_different_end_tokens_are_both_named(tmp_path):
 def test_a_begin_token_that_one_file_adds_and_the_other_denies_is_refused(tmp_path):
     with pytest.raises(ValueError, match="puts '<bos>' before every text .post_processor., but add_bos_token is false"):
         json_tokenizer(tmp_path, True, bos_token=BOS, add_bos_token=False)
+
+
+def test_a_begin_token_that_two_files_name_differently_is_not_put_twice(tmp_path):
+    with pytest.raises(ValueError, match="puts '<bos>' before every text .post_processor., but the begin token in .*"
+                                         "is '<eos>', and add_bos_token is true"):
+        json_tokenizer(tmp_path, True, bos_token=EOS, add_bos_token=True)
+
+
+@pytest.mark.parametrize("stated", [
+    {"eos_token": "\ud83d"}, {"bos_token": {"content": "a\ude00"}},
+    {"added_tokens_decoder": {"300": {"content": "\ud83d"}}}])
+def test_half_a_surrogate_pair_is_no_token(tmp_path, stated):
+    with pytest.raises(ValueError, match="tokenizer_config.json: .*, but must be a text") as error:
+        json_tokenizer(tmp_path, False, **stated)
+    assert str(error.value).isascii()
+
+
+@pytest.mark.parametrize("kind", ["model", "json"])
+def test_a_begin_token_that_the_tokenizer_does_not_have_is_refused(tmp_path, kind):
+    stated = {"bos_token": "<nope>", "add_bos_token": True}
+    if kind == "json":
+        with pytest.raises(ValueError, match="names the begin token '<nope>', but the tokenizer has no such token"):
+            json_tokenizer(tmp_path, False, **stated)
+        return
+    (tmp_path / "tokenizer.model").write_bytes(small_sentencepiece())
+    for more in (stated, {"bos_token": "<nope>"}):
+        write_json(tmp_path / "tokenizer_config.json", more)
+        with pytest.raises(ValueError, match="names the begin token '<nope>', but the tokenizer has no such token"):
+            load_tokenizer(tmp_path)
+    write_json(tmp_path / "tokenizer_config.json", {"bos_token": "<nope>", "add_bos_token": False})
+    assert load_tokenizer(tmp_path).begin == []
+
+
+def test_dropout_of_a_tokenizer_file_draws_no_ids(tmp_path):
+    vocab = {c: i for i, c in enumerate(["ab", "a", "b"])}
+    drawn = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, [("a", "b")], dropout=0.5))
+    drawn.save(str(tmp_path / "tokenizer.json"))
+    assert len({tuple(drawn.encode("ab" * 20).ids) for _ in range(20)}) > 1  # control
+    tokenizer = load_tokenizer(tmp_path)
+    assert {tuple(tokenizer.encode("ab" * 20)) for _ in range(20)} == {(0,) * 20}
 
 
 # ---- tokens of the tokenizer and of the files beside it -----------------------------------------------------------

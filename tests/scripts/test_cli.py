@@ -123,6 +123,7 @@ BAD = [
      r"D_in=32 is not a multiple of lam_in=24 \(layer model.layers.0.self_attn.q_proj"),
     (["--method", "qlora", "--block", "16x1", "--lam", "2"], "use blora"), (["--lam", "0"], "lam '0'"),
     (["--model", "nowhere"], "nowhere: no such model directory"),
+    (["--model", __file__], "test_cli.py: is a file; give the model directory that holds it, or a GGUF file"),
     (["--data", "nowhere.jsonl"], "nowhere.jsonl: no such data file"),
     (["--task", "sql-create-context"], "--task sql-create-context needs --data"),
     (["--resume", "nowhere"], "no run there"),

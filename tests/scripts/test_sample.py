@@ -155,6 +155,13 @@ def test_a_run_that_has_not_been_trained_yet_says_so(small_base, tmp_path):
     assert "go on with python train.py --resume x" in call(sample_script, "x", "--prompt", "hello")
 
 
+def test_a_prompt_of_bytes_that_are_no_text_is_refused(small_base):
+    """Python reads a byte of the command line that is not UTF-8 as half a surrogate pair."""
+    given = b"caf\xe9".decode(errors="surrogateescape")
+    said = call(sample_script, "--model", small_base, "--prompt", "a", "--prompt", given)
+    assert "--prompt 2 of 2 holds half of a surrogate pair, U+DCE9 (at 3)" in said
+
+
 def test_an_empty_prompt_needs_a_begin_token(small_base, tmp_path, capsys):
     """Sentencepiece files bring one; this tokenizer.json does not."""
     from tokenizers import Tokenizer, models, pre_tokenizers

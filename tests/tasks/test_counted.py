@@ -14,9 +14,12 @@ from model.checkpoint import random_model, save_model
 from model.config_json import config_to_json
 from model.files import write_json
 from model.tokenizer import continuation, load_tokenizer
-from tasks.choices import Question, holds_itself
+from tasks.banking77 import Banking77
+from tasks.choices import SAME_CHOICE, Question, holds_itself, unusual
+from tasks.free_text import NO_WORD, FreeTextTask
 from tasks.generative import ALSO_TRAINED, CUT_ANSWER, CUT_GOLD, LONG_GOLD, OWN_SHOT, GenerativeTask
-from tasks.gsm8k import Gsm8k
+from tasks.gsm8k import Gsm8k, Gsm8kZeroShot, read_problems
+from tasks.labels import NO_LABEL
 from tasks.mmlu import Mmlu, pooled_error
 from tasks.sql_create_context import SqlCreateContext, one_line
 from tasks.task import Asking, Example, encode_example, prompt_ids
@@ -65,6 +68,20 @@ def test_one_begin_token_no_end_before_the_answer_and_one_behind_it(tmp_path, be
     assert tokenizer.decode(read) == "a question:" and tokenizer.decode(learned) == " ab"
     assert learned[-1] == 1 and learned.count(1) == 1
     assert read == prompt_ids(prompt, tokenizer, 1)  # what generation starts from
+
+
+@pytest.mark.parametrize("answer", ["ab<|im_end|>", "ab<|im_end|>\n", "ab<|im_end|> <|im_end|>\n\n", "ab"])
+def test_white_space_behind_an_end_token_is_not_learned(tmp_path, answer):
+    tokenizer = word_tokenizer(tmp_path)
+    tokens = encode_example(Example("q:", answer), tokenizer, 2).tokens
+    assert tokenizer.decode(tokens, special=True) == "<s>q: ab<|im_end|>"
+
+
+def test_an_end_token_between_turns_stays(tmp_path):
+    tokenizer = word_tokenizer(tmp_path)
+    for answer in ("ab<|im_end|>\nc", "ab<|im_end|>\n<s>"):
+        tokens = encode_example(Example("q:", answer), tokenizer, 2).tokens
+        assert tokenizer.decode(tokens, special=True) == f"<s>q: {answer}<|im_end|>"
 
 
 def test_a_begin_token_that_is_the_end_token_stays(tmp_path):
@@ -163,6 +180,36 @@ def test_a_gold_answer_that_cannot_be_reached_is_flagged(tmp_path, gold, stops, 
     """The limit is 6 tokens, of which the space before an answer is one."""
     asking = Asking(word_tokenizer(tmp_path), (1,), 6, 1)
     assert of_stops(*stops).row_flags(Example("q:", gold), asking) == flags
+
+
+@pytest.mark.parametrize("answer", ["so #### 5", "so #### 5\n", "so #### 5 ", "#### 1,000.", "#### -5"])
+def test_a_gsm8k_solution_that_is_read_scores_if_it_is_the_answer(tmp_path, answer):
+    row = read_problems(write(tmp_path / "g.jsonl", [{"question": "q", "answer": answer}]))[0]
+    assert Gsm8kZeroShot().marks(row, {"text": answer.strip()}) == {"strict_match": 1, "flexible_extract": 1}
+
+
+@pytest.mark.parametrize("answer", ["so #### 5 apples", "#### 3 then #### 5", "#### 1/2", "#### 5%", "#### 5\nDone."])
+def test_a_gsm8k_solution_that_could_never_score_is_refused(tmp_path, answer):
+    rows = [{"question": "q", "answer": "#### 1"}, {"question": "q", "answer": answer}]
+    with pytest.raises(ValueError, match="g.jsonl, line 2: the answer does not end with '#### ' and a number, or"):
+        read_problems(write(tmp_path / "g.jsonl", rows))
+
+
+@pytest.mark.parametrize("gold,flagged", [("card arrival", False), ("card arival", True)])
+def test_a_gold_label_that_is_none_is_flagged(gold, flagged):
+    assert Banking77().row_flags(Example("q", gold), Asking(BASE, (2,), 99, 1)) == [NO_LABEL] * flagged
+
+
+@pytest.mark.parametrize("gold,flagged", [("\u4f60\u597d", True), ("...", True), ("caf\u00e9", False), ("7", False)])
+def test_a_gold_text_without_words_for_rouge_is_flagged(gold, flagged):
+    assert FreeTextTask().row_flags(Example("q", gold), Asking(BASE, (2,), 99, 1)) == [NO_WORD] * flagged
+
+
+@pytest.mark.parametrize("contexts,choices,gold,flagged", [
+    (("c",), ("a", "a"), 1, True), (("c",), ("a", "a"), 0, False), (("c",), ("a", "b"), 1, False),
+    (("c", "d"), ("a", "a"), 1, False), (("c", "c"), ("a", "a"), 1, True)])
+def test_a_gold_choice_that_an_earlier_one_equals_is_flagged(contexts, choices, gold, flagged):
+    assert unusual(Question(contexts, choices, gold)) == [SAME_CHOICE] * flagged
 
 
 QUERY = "SELECT a FROM t WHERE b = 'x  y'"
