@@ -15,6 +15,7 @@ from torch import Tensor
 from model.llama import Llama
 
 LOGITS_AT_ONCE = 6 * 2 ** 20  # 25 MB in float32: 128 tokens of 49,152 words. Measured: twice or half as many are slower
+ON_A_GPU = 16                 # times as many: launching a kernel costs more than its memory
 WHERE_IT_TRAINS = 4           # times as many if the projection trains, whose gradient is added up part by part
 
 
@@ -30,7 +31,8 @@ class SummedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, learns: bool, model: Llama, x: Tensor, targets: Tensor, *trained: Tensor) -> Tensor:
-        at_once = max(1, LOGITS_AT_ONCE // model.config.vocab_size * (WHERE_IT_TRAINS if trained else 1))
+        more = (WHERE_IT_TRAINS if trained else 1) * (1 if x.is_cpu else ON_A_GPU)
+        at_once = max(1, LOGITS_AT_ONCE // model.config.vocab_size * more)
         losses, grads_x, grads = [], [], [torch.zeros_like(p) for p in trained]
         for part, ids in zip(x.detach().split(at_once), targets.split(at_once), strict=True):
             with torch.set_grad_enabled(learns):

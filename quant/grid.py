@@ -130,7 +130,7 @@ def inexact_zeros(grid: Grid) -> Tensor | None:
 # ---- the same, fast -----------------------------------------------------------------------------------------------
 
 AT_A_TIME = 1 << 18   # weights that a thread dequantizes at a time
-ON_A_GPU = 1 << 24    # weights that a GPU dequantizes at a time
+ON_A_GPU = 1 << 26    # weights that a GPU dequantizes at a time: launching a kernel costs more than its memory
 SHORT = 16            # inputs: a loop over so few costs more than one over a whole row
 
 

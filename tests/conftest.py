@@ -1,4 +1,5 @@
 import os
+import signal
 
 import threads  # noqa: F401  before torch
 
@@ -23,6 +24,13 @@ torch.manual_seed(0)
 # derandomize: the same examples on every machine and in every run. No deadline: CI machines are noisy.
 settings.register_profile("project", derandomize=True, deadline=None, max_examples=60)
 settings.load_profile("project")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def signals_as_in_a_terminal():
+    """`pytest &` in a script, and nohup, ignore SIGINT and SIGHUP. The commands then leave them ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)

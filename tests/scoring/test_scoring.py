@@ -22,6 +22,7 @@ from scoring.score_run import read_by
 from scoring.scores import TAKEN_UP
 from tasks.banking77 import Banking77
 from tasks.generative import CUT_GOLD, EMPTY, TRUNCATED
+from tasks.labels import NO_LABEL
 from tasks.perplexity import Perplexity, Text
 from tasks.piqa import Piqa
 from tasks.task import Asking, Example
@@ -317,8 +318,8 @@ def test_generation_stops_at_the_stop_text_and_what_is_before_it_counts(tokenize
 
 
 def test_a_stop_text_ends_the_generation_of_tokens(model, tokenizer, monkeypatch):
-    passes, forward = [], model.forward
-    monkeypatch.setattr(model, "forward", lambda *rest, **more: passes.append(1) or forward(*rest, **more))
+    passes, hidden = [], model.hidden
+    monkeypatch.setattr(model, "hidden", lambda *rest, **more: passes.append(1) or hidden(*rest, **more))
 
     class AtOnce(Banking77):
         stop_texts = ("",)  # in every text
@@ -331,7 +332,8 @@ def test_cut_prompts_and_empty_answers_are_flagged_and_counted(model, tokenizer)
         stop_texts = ("",)
     rows = [Example("short", "x"), Example("card " * 400, "x")]
     lines = dict(Nothing().answers(model, rows, Asking(tokenizer, (2,), 12, 2)))
-    assert lines[0]["flags"] == [EMPTY, CUT_GOLD] and lines[1]["flags"] == [TRUNCATED, EMPTY, CUT_GOLD]
+    assert lines[0]["flags"] == [EMPTY, CUT_GOLD, NO_LABEL] and lines[1]["flags"] == [
+        TRUNCATED, EMPTY, CUT_GOLD, NO_LABEL]
 
 
 # ---- without the base ---------------------------------------------------------------------------------------------
