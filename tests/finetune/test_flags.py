@@ -295,7 +295,9 @@ def test_the_seed_decides_the_order_of_the_same_rows(command):
     data, order = command(stop="rows").data, []
     settings = command(stop="rows").config.training
     for seed in (0, 1):
-        trainer = Trainer(torch.nn.Linear(2, 2), {"p": torch.nn.Parameter(torch.zeros(2, 2))}, settings, seed,
+        model = torch.nn.Linear(2, 2)
+        model.device = torch.device("cpu")
+        trainer = Trainer(model, {"p": torch.nn.Parameter(torch.zeros(2, 2))}, settings, seed,
                           data.train, data.validation, Path("state"), lambda: None, lambda record: None)
         seen = []
 

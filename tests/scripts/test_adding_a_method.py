@@ -30,7 +30,7 @@ from tests.cli import call, few, rows_of
 
 ROOT = Path(__file__).parents[2]
 PARTS = ("quant", "adapters", "model", "tasks", "finetune", "scoring", "interop", "judging", "tests", "pyproject.toml",
-         "train.py", "eval.py", "sample.py", "export.py", "judge.py")
+         "train.py", "eval.py", "sample.py", "export.py", "judge.py", "threads.py")
 pytestmark = pytest.mark.usefixtures("elsewhere", "toy")
 TOKENS = torch.randint(3, 4000, (2, 9), generator=torch.Generator().manual_seed(0))
 

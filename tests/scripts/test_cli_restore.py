@@ -49,7 +49,7 @@ def trained(base, name, *flags, out="x"):
 def restored(path, bits, **asked):
     """The model and the rows of one restoration, by the functions that eval.py calls."""
     restoration = Restoration((bits,), **asked)
-    prepared = eval_script.prepare_run(path, {}, restoration)
+    prepared = eval_script.prepare_run(path, {}, restoration, None)
     run, config = prepared.run, prepared.config
     seen = {}
     original = restore.score_state
