@@ -56,8 +56,8 @@ def restored(path, bits, **asked):
     try:
         restore.score_state = lambda state, model, *rest: seen.setdefault("model",
                                                                           model) and original(state, model, *rest)
-        rows = restore.restored_states(run, config, Scoring(prepared.data, config.evaluation.eval_batch_size),
-                                       restoration)
+        scoring = Scoring(prepared.data, config.evaluation.eval_batch_size, models=run)
+        rows = restore.restored_states(run, config, scoring, restoration)
     finally:
         restore.score_state = original
     return seen["model"], rows
