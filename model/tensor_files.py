@@ -11,6 +11,7 @@ does not flush, leaves behind when it is killed, and gives the mode 0600. The by
 (https://github.com/huggingface/safetensors#format), except that several keys of the metadata keep their order: the
 library shuffles them, and equal runs should give equal bytes.
 """
+import errno
 import hashlib
 import json
 from collections.abc import Mapping
@@ -29,6 +30,7 @@ TYPES = {torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.i
          torch.float16: "F16", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"}
 RANK = {dtype: place for place, dtype in enumerate(TYPES)}
 SHA256 = "sha256"
+NOT_THE_FILE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # the process lacks something; the file may be whole
 
 
 # ---- writing --------------------------------------------------------------------------------------------------------
@@ -94,6 +96,8 @@ class TensorFile:
         except PermissionError:
             raise
         except (SafetensorError, OSError) as error:
+            if getattr(error, "errno", None) in NOT_THE_FILE:
+                raise
             raise Damaged(f"{path}: damaged, or not a safetensors file ({error})") from None
         self._sums = self._stated_sums()
 

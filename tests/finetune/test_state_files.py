@@ -1,4 +1,5 @@
 """The newest state and the one before it: a damaged newest one costs some steps, not the run."""
+import errno
 import json
 from pathlib import Path
 
@@ -182,3 +183,16 @@ def test_a_record_that_was_changed_on_purpose_is_read_once_its_checksum_is_gone(
     assert read_json(tmp_path / "config.json")["lr"] == 2e-4
     write_json(tmp_path / "older.json", {"lr": 1})
     assert read_json(tmp_path / "older.json") == {"lr": 1}
+
+
+def test_a_process_without_descriptors_does_not_cost_the_newest_state(tmp_path, monkeypatch):
+    files = StateFiles(tmp_path / "state.safetensors")
+    for step in (1, 2):
+        files.save({"a": torch.full((3,), float(step))}, {})
+
+    def refused(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+    monkeypatch.setattr("model.tensor_files.safe_open", refused)
+    with pytest.raises(OSError, match="Too many open files"):
+        files.load(lambda file: None)
+    assert files.newest.is_file() and files.previous.is_file()
