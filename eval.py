@@ -22,6 +22,7 @@ import finetune.startup  # noqa: F401 (first, for what goes wrong in the imports
 # isort: split
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from adapters.peft_in import read_peft
@@ -53,6 +54,7 @@ from scoring.table import print_table, save_table
 from scoring.tradeoff import check_scores, points_of
 
 
+@cache
 def eval_parser() -> Parser:
     parser = Parser(__doc__)
     parser.add_argument("run", type=Path, nargs="*", default=[], help="score these run directories")

@@ -14,6 +14,7 @@ import finetune.startup  # noqa: F401 (first, for what goes wrong in the imports
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 
 from adapters.held import dense_weights
@@ -39,6 +40,7 @@ BATCH = 128       # prompts at a time
 SAMPLING = ("temperature", "top_p")
 
 
+@cache
 def sample_parser() -> Parser:
     parser = Parser(__doc__)
     parser.add_argument("run", type=Path, nargs="?", default=None, help="the run whose model completes the prompts")

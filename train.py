@@ -51,6 +51,7 @@ from model.files import sha256_of, write_record
 from model.finite import check_weights
 from model.hub import pinned
 from model.llama import Llama
+from model.tensor_files import name_of
 from model.tokenizer import copy_tokenizer, travelling_files
 from scoring.destination import Destination
 from scoring.score_run import evaluate_run
@@ -240,7 +241,7 @@ def full(run: Run, config: RunConfig) -> Prepared:
         model = Source(config.base.model).load(compute.torch_dtype, compute.device)
         stored_as = model.model.embed_tokens.weight.dtype
         model.float().requires_grad_(True)
-    add_facts(run.kept_file, stored_as=str(stored_as).removeprefix("torch."))
+    add_facts(run.kept_file, stored_as=name_of(stored_as))
     kept = DTYPES[config.training.save_dtype] if config.training.save_dtype else stored_as
     source = None if config.base.from_scratch or why_no_base(run, config.base) else Source(config.base.model)
     return model, dict(model.named_parameters()), lambda: save_trained(model, run, source, kept)

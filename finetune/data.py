@@ -16,7 +16,7 @@ from tasks.batching import split_list
 from tasks.generative import before, spelled
 from tasks.hub_data import data_file, pinned_data
 from tasks.rows import read_prose
-from tasks.task import Asking, Encoded, Example, Task, begin_ids, same_row
+from tasks.task import Asking, Encoded, Example, Splits, Task, begin_ids, same_row
 
 LONGEST = 2048  # tokens of a training row, or of a window of text, unless --max-length says otherwise
 TOO_LONG = "longer than --max-length"
@@ -78,18 +78,8 @@ def prepare_data(source: Source, config: ScoringConfig, calibrate: bool) -> Prep
     note_stops(task, splits.train + splits.validation)
     tokenizer, end_ids, positions = source.tokenizer, source.stop_ids(), source.config.max_position_embeddings
     longest = asked.max_length or min(LONGEST, positions)
-    parts = [task.encode(part, tokenizer, end_ids[0]) for part in (splits.train, splits.validation)]
-    train, validation = ([e for e in part if len(e.tokens) <= longest + 1] for part in parts)
-    too_long = sum(map(len, parts)) - len(train) - len(validation)
-    if task.trains:
-        if not train or not validation:
-            raise ValueError(f"--task {asked.task}: {len(train)} rows to train on and {len(validation)} to validate on "
-                             f"are left ({too_long} are longer than {longest} tokens, see --max-length); both need at "
-                             "least one")
-        check_ids([e.tokens for e in train + validation], source)
-    longest_answer = max((len(e.tokens) - e.prompt_length for e in train + validation), default=NEW_TOKENS)
-    usual = min(task.new_tokens, positions // 2) if task.new_tokens else min(longest_answer, positions - 1)
-    max_new_tokens = asked.max_new_tokens or usual
+    train, validation, too_long = encoded_rows(task, splits, source, longest)
+    max_new_tokens = asked.max_new_tokens or usual_new_tokens(task, train + validation, positions)
     if max(longest, max_new_tokens + 1) > positions:
         raise ValueError(f"{source.path} has {positions} positions: too few for --max-length {longest} or "
                          f"--max-new-tokens {max_new_tokens} and a prompt")
@@ -108,6 +98,30 @@ def prepare_data(source: Source, config: ScoringConfig, calibrate: bool) -> Prep
     left_out = {**splits.left_out, TOO_LONG: too_long}
     return PreparedData(task, tokenizer, end_ids, train, validation, test, left_out, empty, max_new_tokens,
                         splits.fingerprints(), calibration, frozenset(chain.from_iterable(read)))
+
+
+def encoded_rows(task: Task, splits: Splits, source: Source, longest: int) -> tuple[list[Encoded], list[Encoded], int]:
+    """Rows to train on and to validate on, and how many are left out as longer than `longest` tokens. Raises ValueError
+    if a task that trains has none of either."""
+    end = source.stop_ids()[0]
+    parts = [task.encode(part, source.tokenizer, end) for part in (splits.train, splits.validation)]
+    train, validation = ([e for e in part if len(e.tokens) <= longest + 1] for part in parts)
+    too_long = sum(map(len, parts)) - len(train) - len(validation)
+    if task.trains:
+        if not train or not validation:
+            raise ValueError(f"--task {task.name}: {len(train)} rows to train on and {len(validation)} to validate on "
+                             f"are left ({too_long} are longer than {longest} tokens, see --max-length); both need at "
+                             "least one")
+        check_ids([e.tokens for e in train + validation], source)
+    return train, validation, too_long
+
+
+def usual_new_tokens(task: Task, rows: Sequence[Encoded], positions: int) -> int:
+    """The limit of an answer without --max-new-tokens: the protocol's, or the longest answer that was trained on."""
+    if task.new_tokens:
+        return min(task.new_tokens, positions // 2)
+    longest_answer = max((len(e.tokens) - e.prompt_length for e in rows), default=NEW_TOKENS)
+    return min(longest_answer, positions - 1)
 
 
 def note_stops(task: Task, rows: Sequence[Example]) -> None:

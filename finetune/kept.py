@@ -7,10 +7,10 @@ Training replaces what it has kept whenever the validation loss is lower. Whoeve
 reads one version of the file, and records that version's sha256.
 """
 import hashlib
-import os
 from functools import cached_property
 from pathlib import Path
 
+from model.durable import is_still_there
 from model.files import read_json, sha256_of, write_record
 from model.tensor_files import TensorFile, open_safetensors
 
@@ -33,7 +33,7 @@ class Kept:
                     raise
 
     def is_still_there(self) -> bool:
-        return self.file.is_file() and os.path.samestat(os.fstat(self._held.fileno()), self.file.stat())
+        return is_still_there(self._held.fileno(), self.file)
 
     @cached_property
     def sha256(self) -> str:

@@ -13,6 +13,7 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
+from model.durable import is_still_there
 from model.files import say_once
 
 LOCK = ".lock"
@@ -77,11 +78,8 @@ def _is_open(file: Path) -> bool:
     """Whether this process has the lock file open that is there now. Closes one that is there no more."""
     if file not in _open:
         return False
-    try:
-        if os.path.samestat(os.fstat(_open[file]), file.stat()):
-            return True
-    except FileNotFoundError:
-        pass
+    if is_still_there(_open[file], file):
+        return True
     os.close(_open.pop(file))
     return False
 

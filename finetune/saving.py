@@ -12,21 +12,20 @@ from finetune.source import Source
 from model.checkpoint import save_model
 from model.files import read_json, write_json
 from model.llama import Llama
+from model.tensor_files import name_of
 
 
 def save_trained(model: Llama, run: Run, source: Source | None, kept: torch.dtype) -> None:
     """Writes the run's model.safetensors in the type `kept`, and what that lost into saving.json. `source` is the base;
-    None for random weights and for a base that
-    has gone: beside those, nothing is measured."""
+    None for random weights and for a base that has gone: beside those, nothing is measured."""
     save_model(model, run.model_file, kept)
     rounds = source is not None and kept != torch.float32
     try:
         lost = lost_in_saving(model, source, kept) if rounds else TrainingLost()
     except (OSError, ValueError) as error:  # the base has gone while the run trained
-        print(f"what is lost by saving in {str(kept).removeprefix('torch.')} is not known: {error}")
+        print(f"what is lost by saving in {name_of(kept)} is not known: {error}")
         lost = TrainingLost()
-    write_json(run.saving_file, {"type": str(kept).removeprefix("torch."), "training_lost": lost.share,
-                                 "most_lost_in": lost.worst})
+    write_json(run.saving_file, {"type": name_of(kept), "training_lost": lost.share, "most_lost_in": lost.worst})
 
 
 @torch.no_grad()

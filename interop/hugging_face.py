@@ -21,7 +21,7 @@ from model.config_json import config_to_json
 from model.durable import copy_file
 from model.files import write_json
 from model.llama import Llama
-from model.tensor_files import write_safetensors
+from model.tensor_files import name_of, write_safetensors
 from model.tokenizer import copy_tokenizer
 
 # copied from the base for runs of earlier versions, which did not keep them
@@ -47,10 +47,6 @@ class SafetensorsExport:
 
     def reread(self, place: Path) -> Llama:
         return read_model(self.trained, place)
-
-
-def name_of(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def write_model(trained: Trained, model: Llama, dtype: torch.dtype, directory: Path) -> None:

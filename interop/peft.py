@@ -32,13 +32,13 @@ from adapters.peft_in import attach_peft, read_peft
 from finetune.config import DTYPES
 from finetune.run import is_run
 from finetune.source import load_run_base
-from interop.hugging_face import name_of, read_model, write_model
+from interop.hugging_face import read_model, write_model
 from interop.trained import Trained
 from model.checksums import write_sums
 from model.files import write_json
 from model.hub import HubModel
 from model.llama import Llama
-from model.tensor_files import write_safetensors
+from model.tensor_files import name_of, write_safetensors
 
 PRODUCTS = 1e-4  # of a tensor's largest value: B A and the run's own delta_W are rounded differently
 CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "base"

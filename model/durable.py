@@ -170,6 +170,14 @@ def flush_tree(path: Path) -> None:
 
 # ---- temporary names and their locks ------------------------------------------------------------------------------
 
+def is_still_there(descriptor: int, path: Path) -> bool:
+    """Whether `path` names the file that is open, and not another one, or none."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 def temporary_name(path: Path) -> Path:
     return path.with_name(f".{_short(path.name)}.{secrets.token_hex(8)}.part")
 

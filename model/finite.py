@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from model.llama import Llama
+from model.tensor_files import name_of
 
 EMBEDDINGS = "model.embed_tokens.weight"
 
@@ -65,7 +66,7 @@ def why_not_finite(model: Llama, tokens: list[int]) -> str:
     finally:
         for handle in handles:
             handle.remove()
-    named = str(model.dtype).removeprefix("torch.")
+    named = name_of(model.dtype)
     if not first and logits.isfinite().all():
         return f"alone, in {named}, this row is finite; in its batch it is not"
     wider = "" if model.dtype in (torch.float32, torch.float64) else f": it overflows {named}; try --dtype float32"

@@ -33,6 +33,11 @@ SHA256 = "sha256"
 NOT_THE_FILE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # the process lacks something; the file may be whole
 
 
+def name_of(dtype: torch.dtype) -> str:
+    """`name_of(torch.float16) == "float16"`, as flags and messages name a type."""
+    return str(dtype).removeprefix("torch.")
+
+
 # ---- writing --------------------------------------------------------------------------------------------------------
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None,

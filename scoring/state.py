@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
+from model.tensor_files import name_of
+
 TITLES = {"quantized": "quantized base", "trained": "as trained"}
 
 
@@ -45,7 +47,7 @@ BASE, QUANTIZED, TRAINED = State("base"), State("quantized"), State("trained")
 def merged_state(bits: Sequence[int], storage: torch.dtype) -> State:
     """bits: of the codes that the adapter went into; none if it went into weights of type `storage`."""
     if not bits:
-        return State("merged", 16, note=str(storage).removeprefix("torch."))
+        return State("merged", 16, note=name_of(storage))
     return State("merged", max(bits), note="" if len(bits) == 1 else f"layers of {' and '.join(map(str, bits))} bits")
 
 
