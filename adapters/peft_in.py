@@ -1,8 +1,8 @@
 """PEFT's LoRA adapters, attached to a model here: `python eval.py --model DIR --adapter PEFT_DIR`.
 
 Plain LoRA is read: y = base(x) + scaling * B A x, with scaling = lora_alpha / r, or lora_alpha / sqrt(r) with
-use_rslora. rank_pattern and alpha_pattern set r and lora_alpha of single layers. Any other PEFT feature is refused by
-name. exclude_modules and eva_config only say which layers got an adapter and how it began, so they are not needed.
+use_rslora. rank_pattern and alpha_pattern set r and lora_alpha of single layers. Any other entry is refused by name,
+unless it is empty or known to change nothing. The layers that the configuration names must be those with tensors.
 """
 import math
 import re
@@ -30,9 +30,15 @@ PLAIN: dict[str, tuple] = {
     "modules_to_save": (), "trainable_token_indices": (), "target_parameters": (), "megatron_config": (),
     "layer_replication": (), "alora_invocation_tokens": (), "corda_config": (),
     "arrow_config": (), "use_bdlora": (), "velora_config": (), "kasa_config": (), "monteclora_config": (),
-    "lora_ga_config": (), "loftq_config": (),
+    "lora_ga_config": (), "loftq_config": (), "ensure_weight_tying": (False,), "task_type": ("CAUSAL_LM",),
     # pissa, olora, corda, loftq and others change the base too: the adapter beside the original base is another model
     "init_lora_weights": (True, "gaussian", "orthogonal", "eva")}
+READ = ("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules",
+        "exclude_modules", "layers_to_transform", "layers_pattern")
+# They say where the adapter came from or how it was trained. megatron_core and qalora_group_size are always written,
+# and have no effect without megatron_config and use_qalora.
+WITHOUT_EFFECT = ("base_model_name_or_path", "revision", "inference_mode", "lora_dropout", "peft_version",
+                  "auto_mapping", "runtime_config", "eva_config", "megatron_core", "qalora_group_size")
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,7 @@ def read_peft(directory: Path, config: LlamaConfig) -> PEFTAdapter:
         check_shapes(directory / WEIGHTS, model, layer, lora.rank, shapes)
     if not layers:
         raise ValueError(f"{directory / WEIGHTS}: holds no adapter")
+    check_targets(directory, stated, model, set(layers))
     return PEFTAdapter(directory, layers)
 
 
@@ -92,9 +99,10 @@ def read_config(directory: Path) -> dict:
     stated = read_json(path)
     if stated.get("peft_type") != "LORA":
         raise ValueError(f"{path}: peft_type {stated.get('peft_type')!r} is not read; LORA is")
-    for name, allowed in PLAIN.items():
-        if stated.get(name) and stated[name] not in allowed:
-            raise ValueError(f"{path}: {name} {stated[name]!r} is not plain LoRA, and not read")
+    for name, value in stated.items():
+        plain = value in (None, False, "", [], {}) and not isinstance(value, float) or value in PLAIN.get(name, ())
+        if not plain and name not in (*READ, *WITHOUT_EFFECT):
+            raise ValueError(f"{path}: {name[:60]} {repr(value)[:60]} is not plain LoRA, and not read")
     if not isinstance(stated.get("use_rslora") or False, bool):
         raise ValueError(f"{path}: use_rslora is {stated['use_rslora']!r}, but must be true or false")
     check_factor(path, "r", stated.get("r"))
@@ -106,6 +114,7 @@ def read_config(directory: Path) -> dict:
         for pattern, value in patterns.items():
             check_pattern(path, name, pattern)
             check_factor(path, f"{name} {pattern!r}", value, what)
+    check_target_entries(path, stated)
     return stated
 
 
@@ -119,18 +128,71 @@ def check_factor(path: Path, name: str, value: object, what: str | None = None) 
         raise ValueError(f"{path}: {name} is {str(value)[:60]}, not {words} above 0, up to {LARGEST_FACTOR:.0f}")
 
 
-def check_pattern(path: Path, name: str, pattern: str) -> None:
+def check_pattern(path: Path, name: str, pattern: str, most: int = 2) -> None:
     """Raises ValueError for a regular expression that is wrong, or that may take very long to match.
 
-    Names of layers are short. Without a repeated group, and with at most two repetitions, matching stays fast."""
-    slow = re.search(r"\)\s*[*+{]|\(\?(?!:)|\\[1-9]", pattern) or len(re.findall(r"[*+{]", pattern)) > 2
-    if slow or len(pattern) > 256:
+    Names of layers are short. Without a repeated group, and with few repetitions, matching stays fast."""
+    slow = re.search(r"\)\s*[*+{]|\(\?(?!:)|\\[1-9]", pattern)
+    repeated = re.findall(r"[*+{]|(?<![(*+}])\?", pattern)
+    if slow or len(repeated) > most or len(pattern) > 256:
         raise ValueError(f"{path}: {name} holds {pattern[:60]!r}, which may take very long to match: write the names "
-                         f"of the layers, with at most two of * + {{ and none after a group")
+                         f"of the layers, with at most {most} of * + ? {{ and none of * + {{ after a group")
     try:
         compiled_pattern(pattern)
     except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f"{path}: {name} holds {pattern[:60]!r}, which is no regular expression ({error})") from None
+
+
+def check_target_entries(path: Path, stated: dict) -> None:
+    """Raises ValueError unless the entries that name layers are texts, lists of texts, or numbers of layers."""
+    for name in ("target_modules", "exclude_modules", "layers_pattern"):
+        value = stated.get(name)
+        if isinstance(value, str) and name != "layers_pattern":
+            check_pattern(path, name, value, 4)
+        names = [value] if isinstance(value, str) else value or []
+        if not isinstance(names, list) or not all(isinstance(text, str) for text in names):
+            raise ValueError(f"{path}: {name} is {str(value)[:60]}, but must be a text or a list of texts")
+        if name == "layers_pattern" and not all(re.fullmatch("[A-Za-z0-9_]*", text) for text in names):
+            raise ValueError(f"{path}: layers_pattern is {str(value)[:60]}, but must be names of modules")
+    numbers = stated.get("layers_to_transform")
+    for number in numbers if isinstance(numbers, list) else [numbers]:
+        if number is not None and type(number) is not int:
+            raise ValueError(f"{path}: layers_to_transform is {str(numbers)[:60]}, but must be integers")
+
+
+def check_targets(directory: Path, stated: dict, model: Llama, layers: set[str]) -> None:
+    """Raises ValueError unless the layers with tensors are those that the configuration names, as PEFT reads it."""
+    if stated.get("layers_to_transform") in (None, []) and not stated.get("target_modules"):
+        return
+    stated = {**stated, "target_modules": stated.get("target_modules") or [name.rpartition(".")[2] for name in layers]}
+    named = {name for name, module in model.named_modules()
+             if isinstance(module, Linear | nn.Embedding) and is_target(stated, name)}
+    entries = "target_modules, exclude_modules and layers_to_transform"
+    if missing := sorted(named - layers):
+        raise ValueError(f"{directory / WEIGHTS}: holds nothing for {len(missing)} layers, {missing[0]} the first, "
+                         f"that {CONFIG} names ({entries})")
+    if extra := sorted(layers - named):
+        raise ValueError(f"{directory / WEIGHTS}: holds an adapter for {extra[0]}, which {CONFIG} does not name "
+                         f"({entries})")
+
+
+def is_target(stated: dict, name: str) -> bool:
+    """Whether PEFT would put an adapter beside the layer. A text is a regular expression for the whole name; a list
+    holds ends of names, and only such layers are selected by their number."""
+    def among(wanted: str | list[str]) -> bool:
+        if isinstance(wanted, str):
+            return re.fullmatch(wanted, name) is not None
+        return any(name == end or name.endswith(f".{end}") for end in wanted)
+    targets, numbers = stated["target_modules"], stated.get("layers_to_transform")
+    if (excluded := stated.get("exclude_modules")) and among(excluded):
+        return False
+    if isinstance(targets, str) and targets.lower() == "all-linear":
+        return name.startswith("model.layers.")
+    if isinstance(targets, str) or name in targets or numbers in (None, []):
+        return among(targets)
+    pattern = stated.get("layers_pattern") or "[^.]*"
+    place = re.match(rf".*?\.(?:{pattern if isinstance(pattern, str) else '|'.join(pattern)})\.(\d+)\.", name)
+    return among(targets) and bool(place) and int(place[1]) in (numbers if isinstance(numbers, list) else [numbers])
 
 
 @cache

@@ -32,7 +32,7 @@ from model.config import LlamaConfig
 from model.files import read_json, say_once, sha256_of
 from model.hub import directory_of
 from model.llama import Llama
-from model.tokenizer import Tokenizer, end_ids, load_tokenizer
+from model.tokenizer import Tokenizer, end_ids, load_tokenizer, note_begin
 
 Change = Callable[[str, nn.Module], nn.Module]  # (name, layer) -> the layer that takes its place
 
@@ -83,6 +83,7 @@ class Source:
 
     def stop_ids(self) -> tuple[int, ...]:
         """End tokens; training teaches the first. Raises ValueError if the model names none, or names differ."""
+        note_begin(self.config, self.tokenizer, self.path)
         return end_ids(self.config, self.tokenizer, self.path)
 
     def open(self, dtype: torch.dtype, device: str) -> tuple[Llama, Callable[[str], None]]:

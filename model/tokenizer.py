@@ -402,6 +402,22 @@ def end_ids(config: LlamaConfig, tokenizer: Tokenizer, where: Path) -> tuple[int
     return ids
 
 
+def note_begin(config: LlamaConfig, tokenizer: Tokenizer, where: Path) -> None:
+    """Says where config.json or generation_config.json names another begin token than the tokenizer puts first.
+
+    It is no error: DeepSeek-R1-Distill-Qwen is published so. A tokenizer that puts none first, such as Qwen2's,
+    disagrees with nobody."""
+    generation = where / "generation_config.json"
+    stated = {"config.json": config.bos_token_id,
+              generation.name: read_json(generation).get("bos_token_id") if generation.is_file() else None}
+    for name, other in stated.items():
+        if tokenizer.begin and other is not None and other != tokenizer.begin[0]:
+            own = tokenizer.begin[0]
+            say_once(f"{where}: the begin token is {str(other)[:40]} in {name} (bos_token_id), but the tokenizer puts "
+                     f"{own} ({tokenizer.token(own)!r}) before every text: {own} is used. If that is wrong, correct "
+                     f"the tokenizer; else set bos_token_id to {own}")
+
+
 def continuation(tokenizer: Tokenizer, prompt: list[int], answer: list[int]) -> str:
     """The text that the answer adds to the prompt's text.
 

@@ -41,7 +41,7 @@ def test_patterns_in_use_are_read(tmp_path, pattern):
 
 @pytest.mark.parametrize("pattern", [
     "(a+)+$", "(a|a)*b", "(.*)*x", "(.*.*)+x", "([a-z]+)*_proj", "(q_proj){1,99999}", ".*.*.*.*.*.*.*x", "(a*)*(a*)*b",
-    "(?:(?:a+)+)+b", r"(.)\1\1\1", "(?=(a+))a*b", "x" * 300])
+    "(?:(?:a+)+)+b", r"(.)\1\1\1", "(?=(a+))a*b", "x" * 300, ".?" * 60 + "!"])
 @pytest.mark.parametrize("name", ["rank_pattern", "alpha_pattern"])
 def test_patterns_that_may_take_for_ever_are_refused_at_once(tmp_path, pattern, name):
     started = time.monotonic()
@@ -81,3 +81,49 @@ def test_a_tensor_with_a_very_long_name_is_refused_at_once(tmp_path):
     with pytest.raises(ValueError, match="is no factor of a linear layer's LoRA") as error:
         read_peft(tmp_path, TINY)
     assert time.monotonic() - started < 1 and len(str(error.value)) < 1000
+
+
+# What PEFT 0.21.2 writes for LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj"], task_type="CAUSAL_LM").
+WRITTEN = {
+    "alora_invocation_tokens": None, "alpha_pattern": {}, "arrow_config": None, "auto_mapping": None,
+    "base_model_name_or_path": "org/base", "bias": "none", "corda_config": None, "ensure_weight_tying": False,
+    "eva_config": None, "exclude_modules": None, "fan_in_fan_out": False, "inference_mode": True,
+    "init_lora_weights": True, "kasa_config": None, "layer_replication": None, "layers_pattern": None,
+    "layers_to_transform": None, "loftq_config": {}, "lora_alpha": 4, "lora_bias": False, "lora_dropout": 0.05,
+    "lora_ga_config": None, "megatron_config": None, "megatron_core": "megatron.core", "modules_to_save": None,
+    "monteclora_config": None, "peft_type": "LORA", "peft_version": "0.21.2", "qalora_group_size": 16, "r": 2,
+    "rank_pattern": {}, "revision": None, "target_modules": ["q_proj"], "target_parameters": None,
+    "task_type": "CAUSAL_LM", "trainable_token_indices": None, "use_bdlora": None, "use_dora": False,
+    "use_qalora": False, "use_rslora": False, "velora_config": None}
+
+
+@pytest.mark.parametrize("stated", [
+    {}, {"a_later_feature": None}, {"a_later_feature": False}, {"a_later_feature": []}, {"a_later_feature": {}},
+    {"target_modules": r"model\.layers\.\d+\.self_attn\.q_proj"}, {"layers_to_transform": [0, 1]},
+    {"target_modules": ["q_proj", "v_proj"], "exclude_modules": ["v_proj"]},
+    {"target_modules": "all-linear", "exclude_modules": r".*([kvo]|gate|up|down)_proj"},
+    {"layers_to_transform": [1, 0], "layers_pattern": "layers"}, {"layers_to_transform": []}])
+def test_what_peft_writes_is_read(tmp_path, stated):
+    assert len(read_peft(adapter(tmp_path, **{**WRITTEN, **stated}), TINY).layers) == 2
+
+
+@pytest.mark.parametrize("stated,message", [
+    ({"use_newthing": True}, "use_newthing True is not plain LoRA"), ({"newthing": 0.0}, "newthing 0.0 is not plain"),
+    ({"ensure_weight_tying": True}, "ensure_weight_tying True"), ({"task_type": "SEQ_CLS"}, "task_type 'SEQ_CLS'"),
+    ({"target_modules": ["q_proj", "v_proj", "k_proj"]}, "nothing for 4 layers, model.layers.0.self_attn.k_proj the"),
+    ({"target_modules": "all-linear"}, "nothing for 12 layers"),
+    ({"target_modules": ".*[qv]_proj"}, "nothing for 2 layers, model.layers.0.self_attn.v_proj"),
+    ({"target_modules": ["v_proj"], "exclude_modules": ["v_proj"]}, "layers.0.self_attn.q_proj, which .* not name"),
+    ({"target_modules": ["proj"]}, "layers.0.self_attn.q_proj, which .* does not name"),
+    ({"target_modules": ["embed_tokens", "q_proj"]}, "nothing for 1 layers, model.embed_tokens"),
+    ({"layers_to_transform": [1]}, "layers.0.self_attn.q_proj, which .* does not name"),
+    ({"layers_to_transform": 1, "target_modules": None}, "layers.0.self_attn.q_proj, which .* does not name"),
+    ({"layers_to_transform": [0, 1], "layers_pattern": ["h"]}, "layers.0.self_attn.q_proj, which .* does not name"),
+    ({"layers_to_transform": [True]}, "layers_to_transform is .True., but must be integers"),
+    ({"layers_pattern": "(a+)+"}, "layers_pattern is .* must be names of modules"),
+    ({"target_modules": [1]}, "target_modules is .1., but must be a text or a list of texts"),
+    ({"target_modules": "(a+)+$"}, "target_modules holds .*which may take very long")])
+def test_what_the_entries_say_and_the_tensors_do_not_is_refused(tmp_path, stated, message):
+    with pytest.raises(ValueError, match=message) as error:
+        read_peft(adapter(tmp_path, **{**WRITTEN, **stated}), TINY)
+    assert str(tmp_path) in str(error.value) and CONFIG in str(error.value)

@@ -9,6 +9,7 @@ import tokenizers
 import torch
 from safetensors.torch import load_file, save_file
 
+from finetune.source import Source
 from model.checkpoint import INDEX, load_config, load_model, open_weights, weight_files
 from model.config_json import config_from_json, config_to_json
 from model.files import write_json
@@ -221,6 +222,23 @@ def test_end_tokens_that_disagree_are_refused(tmp_path, config, generation, stat
     (1, None, {"eos_token": EOS, "bos_token": BOS, "add_bos_token": True}, (1,))])
 def test_end_tokens_that_agree_are_those_of_the_config(tmp_path, config, generation, stated, expected):
     assert ends(tmp_path, config, generation, **stated) == expected
+
+
+@pytest.mark.parametrize("config,generation,adds,named", [
+    (5, None, True, ["config.json"]), (0, 7, True, ["generation_config.json"]),
+    (5, 7, True, ["config.json", "generation_config.json"]), (None, 7, True, ["generation_config.json"]),
+    (0, 0, True, []), (None, None, True, []),
+    (5, 7, False, [])])                                      # Qwen2, SmolLM2: named, but never put first
+def test_a_begin_token_that_the_tokenizer_does_not_put_first_is_said(tmp_path, capsys, config, generation, adds, named):
+    json_tokenizer(tmp_path, adds, bos_token=BOS, eos_token=EOS)
+    write_json(tmp_path / "config.json", {**config_to_json(replace(TINY, vocab_size=300)), "bos_token_id": config,
+                                          "eos_token_id": 1})
+    write_json(tmp_path / "generation_config.json", {"bos_token_id": generation})
+    assert Source(tmp_path).stop_ids() == (1,)
+    said = capsys.readouterr().err
+    for name, value in (("config.json", config), ("generation_config.json", generation)):
+        words = f"the begin token is {value} in {name} (bos_token_id), but the tokenizer puts 0 ('<bos>') before every"
+        assert (words in said) == (name in named)
 
 
 @pytest.mark.parametrize("name,file,value", [
