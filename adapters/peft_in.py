@@ -192,7 +192,8 @@ def is_target(stated: dict, name: str) -> bool:
         return among(targets)
     pattern = stated.get("layers_pattern") or "[^.]*"
     place = re.match(rf".*?\.(?:{pattern if isinstance(pattern, str) else '|'.join(pattern)})\.(\d+)\.", name)
-    return among(targets) and bool(place) and int(place[1]) in (numbers if isinstance(numbers, list) else [numbers])
+    chosen = numbers if isinstance(numbers, list) else [numbers]
+    return among(targets) and place is not None and int(place[1]) in chosen
 
 
 @cache

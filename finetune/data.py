@@ -78,7 +78,7 @@ def prepare_data(source: Source, config: ScoringConfig, calibrate: bool) -> Prep
     note_stops(task, splits.train + splits.validation)
     tokenizer, end_ids, positions = source.tokenizer, source.stop_ids(), source.config.max_position_embeddings
     longest = asked.max_length or min(LONGEST, positions)
-    train, validation, too_long = encoded_rows(task, splits, source, longest)
+    train, validation, too_long = encoded_rows(asked, task, splits, source, longest)
     max_new_tokens = asked.max_new_tokens or usual_new_tokens(task, train + validation, positions)
     if max(longest, max_new_tokens + 1) > positions:
         raise ValueError(f"{source.path} has {positions} positions: too few for --max-length {longest} or "
@@ -100,7 +100,8 @@ def prepare_data(source: Source, config: ScoringConfig, calibrate: bool) -> Prep
                         splits.fingerprints(), calibration, frozenset(chain.from_iterable(read)))
 
 
-def encoded_rows(task: Task, splits: Splits, source: Source, longest: int) -> tuple[list[Encoded], list[Encoded], int]:
+def encoded_rows(asked: DataConfig, task: Task, splits: Splits, source: Source,
+                 longest: int) -> tuple[list[Encoded], list[Encoded], int]:
     """Rows to train on and to validate on, and how many are left out as longer than `longest` tokens. Raises ValueError
     if a task that trains has none of either."""
     end = source.stop_ids()[0]
@@ -109,9 +110,9 @@ def encoded_rows(task: Task, splits: Splits, source: Source, longest: int) -> tu
     too_long = sum(map(len, parts)) - len(train) - len(validation)
     if task.trains:
         if not train or not validation:
-            raise ValueError(f"--task {task.name}: {len(train)} rows to train on and {len(validation)} to validate on "
-                             f"are left ({too_long} are longer than {longest} tokens, see --max-length); both need at "
-                             "least one")
+            raise ValueError(f"--task {task.name}, --data {asked.data}: {len(train)} rows to train on and "
+                             f"{len(validation)} to validate on are left ({too_long} are longer than {longest} tokens, "
+                             f"see --max-length); both need at least one, so the file needs at least 2")
         check_ids([e.tokens for e in train + validation], source)
     return train, validation, too_long
 
@@ -142,8 +143,8 @@ def note_tokens(named: str, rows: Sequence[Example], tokenizer: Tokenizer, eos_i
         if not held:
             continue
         if tokenizer.encode(text)[len(begin):][:1] == [begin[0] if what == "begin" else eos_id]:
-            made = ("it is read once at the start" if what == "begin" else
-                    "it is dropped at the end of a prompt, and learned once at the end of an answer")
+            made = ("at the start it is read once" if what == "begin" else
+                    "at the end of a prompt it is dropped, at the end of an answer learned once, elsewhere kept")
             say(f"{named}: {len(held)} rows bring the {what} token {text} with them: {made}")
         else:
             say(f"{named}: {len(held)} rows hold the text {text}, which this tokenizer reads as letters, not as the "

@@ -1,4 +1,5 @@
 """A base quantized while it loads: each layer rounded as it comes, or by GPTQ, one decoder layer at a time."""
+import math
 from collections.abc import Callable
 
 import torch
@@ -26,7 +27,11 @@ class WeightErrors:
 
     def add(self, name: str, weight: Tensor, quantized: QuantizedWeight) -> None:
         error = weight.float() - quantized.dequantize()
-        self.squares[name] = error.square().sum().item(), weight.float().square().sum().item()
+        squares = error.square().sum().item(), weight.float().square().sum().item()
+        if not all(map(math.isfinite, squares)):
+            raise ValueError(f"{name}: ||W - W_hat||^2 is {squares[0]:g} and ||W||^2 is {squares[1]:g}, which must be "
+                             f"finite: weights or factors are no numbers, or too large to be squared in float32")
+        self.squares[name] = squares
 
     def overall(self) -> float:
         errors, sizes = zip(*self.squares.values(), strict=True)

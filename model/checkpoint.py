@@ -130,7 +130,10 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def _other_formats(directory: Path) -> str:
-    """What a directory holds instead of safetensors, as the end of an error."""
+    """What a directory holds instead of a model in safetensors, as the end of an error."""
+    if (directory / "adapter_config.json").is_file():
+        return (f". The directory holds an adapter of PEFT, without its base: give the base as --model, and "
+                f"--adapter {directory}")
     found = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for path in directory.glob(pattern))
     if not found:
         return ""
@@ -149,7 +152,7 @@ def load_config(directory: Path) -> LlamaConfig:
         return gguf_config(read_gguf(directory))
     path = directory / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{directory}: no model there; needs a config.json")
+        raise FileNotFoundError(f"{directory}: no model there; needs a config.json{_other_formats(directory)}")
     check_sums([path, directory / "generation_config.json"])
     raw = read_json(path)
     config = config_from_json(raw.get("model_config", raw), str(path))

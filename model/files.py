@@ -1,4 +1,5 @@
 """Text and JSON files, in and out. Writing goes through durable.py: a file is whole or absent."""
+import codecs
 import hashlib
 import json
 import re
@@ -11,10 +12,27 @@ from pathlib import Path
 from model.durable import replace_file
 
 LARGEST_JSON = 1 << 28  # bytes; the largest published tokenizer.json has 35 MB
+# The marks that a text may begin with. UTF-32's little-endian mark begins with UTF-16's, so it is looked for first.
+MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16",
+         codecs.BOM_UTF16_BE: "UTF-16"}
 
 
 class Damaged(ValueError):
     """A file is not what was written. The message names the file, and the tensor if it is known."""
+
+
+def read_utf8(path: Path) -> str:
+    """The text of a UTF-8 file, line breaks unchanged. A byte order mark is dropped: it is no part of the text.
+
+    Raises ValueError, naming the file, for another encoding."""
+    raw = path.read_bytes()
+    if named := next((name for mark, name in MARKS.items() if raw.startswith(mark)), None):
+        raise ValueError(f"{path}: not UTF-8 text but {named}, as its first bytes say; convert it first, e.g. "
+                         f"iconv -f {named} -t UTF-8")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text ({error})") from None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -56,8 +74,9 @@ def read_json(path: Path) -> dict:
 def _read_json(path: Path) -> dict:
     if (size := path.stat().st_size) > LARGEST_JSON:
         raise ValueError(f"{path}: {size} bytes are too many for a JSON file; at most {LARGEST_JSON} are read")
+    text = read_utf8(path)
     try:
-        return parse_json(path.read_text(encoding="utf-8"))
+        return parse_json(text)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 

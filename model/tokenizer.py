@@ -262,6 +262,9 @@ class JsonTokenizer:
         self.eos_id = self._id(stated.eos)
         bos_id = self._id(stated.bos)
         self.begin, behind = self._around()
+        if len(set(self.begin)) < len(self.begin):
+            raise ValueError(f"{where}: puts {' '.join(map(self.token, self.begin))} before every text "
+                             f"(post_processor): name each begin token once")
         if behind:
             say_once(f"{where}: puts {self.token(behind[0])!r} behind every text; here no prompt ends with it")
         if self.begin and stated.adds_begin is False:
@@ -389,7 +392,9 @@ def end_ids(config: LlamaConfig, tokenizer: Tokenizer, where: Path) -> tuple[int
                          f"has no such token: correct the name, or add the token to {ADDED} with its id")
     ids = config.eos_token_ids or (() if own is None else (own,))
     if not ids:
-        raise ValueError(f"{where}: neither config.json nor the tokenizer names an end-of-sequence token")
+        places = ("tokenizer.ggml.eos_token_id is not there" if is_gguf(where) else
+                  "neither config.json (eos_token_id) nor the tokenizer names one")
+        raise ValueError(f"{where}: no end-of-sequence token, so that no answer would end: {places}")
     if own is not None and own not in ids:
         named = ", ".join(f"{i} ({tokenizer.token(i)!r})" for i in ids)
         raise ValueError(f"{where}: the end token is {named} in config.json and generation_config.json, but {own} "
@@ -405,7 +410,7 @@ def end_ids(config: LlamaConfig, tokenizer: Tokenizer, where: Path) -> tuple[int
 def note_begin(config: LlamaConfig, tokenizer: Tokenizer, where: Path) -> None:
     """Says where config.json or generation_config.json names another begin token than the tokenizer puts first.
 
-    It is no error: DeepSeek-R1-Distill-Qwen is published so. A tokenizer that puts none first, such as Qwen2's,
+    It is no error: the tokenizer decides, as in transformers. A tokenizer that puts none first, such as Qwen2's,
     disagrees with nobody."""
     generation = where / "generation_config.json"
     stated = {"config.json": config.bos_token_id,

@@ -122,9 +122,11 @@ def unusual(row: Question) -> list[str]:
 
 
 def holds_itself(row: Question) -> bool:
-    """Whether a shot asks the question itself, case and white space apart: its answer then stands in the prompt."""
-    contexts, shots = ([" ".join(text.lower().split()) for text in texts] for texts in (row.contexts, row.shots))
-    return any(shot.startswith(context) for shot in shots for context in contexts)
+    """Whether a shot begins with the words of the question itself: its answer then stands in the prompt.
+
+    Case, white space and the order of the words do not count, so that the choices may stand in another order."""
+    contexts, shots = ([text.lower().split() for text in texts] for texts in (row.contexts, row.shots))
+    return any(sorted(shot[:len(context)]) == sorted(context) for shot in shots for context in contexts)
 
 
 def not_numbers(task: str, model: Llama, row: Question, values: Sequence[float], pairs: Sequence[Pair]) -> NotFinite:

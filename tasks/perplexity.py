@@ -50,6 +50,7 @@ class Perplexity(Task):
             raise ValueError(f"--data {data}: --task {self.name} takes no --data; give the text file as --test-data")
         if not test_data.is_file():
             raise FileNotFoundError(f"{test_data}: no such text file")
+        self.file = test_data
         return Splits(test=[Text(read_prose(test_data))])
 
     def test_rows(self, test: Sequence[Text], tokenizer: Tokenizer, longest: int) -> list[Window]:
@@ -58,7 +59,8 @@ class Perplexity(Task):
         Raises ValueError for a text or a window of fewer than two tokens: nothing in it could be scored."""
         tokens = tokenizer.encode(test[0].text)
         if len(tokens) < 2:
-            raise ValueError(f"--test-data: the text has {len(tokens)} tokens; a perplexity needs at least 2")
+            raise ValueError(f"--test-data {self.file}: the text has {len(tokens)} tokens; a perplexity needs at "
+                             f"least 2")
         if longest < 2:
             raise ValueError(f"--max-length {longest}: a window needs at least 2 tokens, as the first is only read")
         self.protocol = type(self).protocol.format(min(longest, len(tokens)))

@@ -7,7 +7,6 @@ The kind of a field is written as an example of its data: `str`, `int`, `bool`, 
 and lists and objects in JSON are parsed from that text. An integer may be text in any file, because copies of one
 data set differ in how they store labels.
 """
-import codecs
 import csv
 import importlib
 import io
@@ -16,14 +15,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from model.files import read_utf8
+
 Kind = type | list | dict
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 TRUTH = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
-
-
-# The marks that a text may begin with. UTF-32's little-endian mark begins with UTF-16's, so it is looked for first.
-MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16",
-         codecs.BOM_UTF16_BE: "UTF-16"}
 HALF = re.compile("[\ud800-\udfff]")
 
 
@@ -59,17 +55,9 @@ def placed_rows(path: Path, fields: Sequence[str] | Mapping[str, Kind],
 
 
 def read_text(path: Path) -> str:
-    """The text of a file, line breaks unchanged. A UTF-8 byte order mark is dropped: it is no part of the text.
-
-    Raises ValueError, naming the file, for another encoding, and with the line for a NUL."""
-    raw = path.read_bytes()
-    if named := next((name for mark, name in MARKS.items() if raw.startswith(mark)), None):
-        raise ValueError(f"{path}: not UTF-8 text but {named}, as its first bytes say; convert it first, e.g. "
-                         f"iconv -f {named} -t UTF-8")
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text ({error})") from None
+    """The text of a UTF-8 file, line breaks unchanged. Raises ValueError, naming the file, for another encoding, and
+    with the line for a NUL."""
+    text = read_utf8(path)
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise ValueError(f"{path}, line {line}: holds a NUL character; if every second byte is one, the file is "

@@ -140,6 +140,16 @@ def test_the_report_is_worst_first_and_names_layers_above_rounding(capsys):
     assert printed.startswith("gptq, calibrated on these rows: 40 rows; worst layers")
 
 
+@pytest.mark.parametrize("value", [float("nan"), 1e20])
+def test_an_error_that_is_no_number_is_refused_by_its_layer(value):
+    weight = torch.randn(8, 16)
+    quantized, errors = QuantSpec.of("minmax", 4, Block(8, 1)).new_quantizer().quantize(weight, "up"), WeightErrors()
+    errors.add("up", weight, quantized)  # control
+    quantized.grid.offset.view(-1)[0] = value
+    with pytest.raises(ValueError, match=r"up: \|\|W - W_hat\|\|\^2 is (nan|inf) .* must be finite"):
+        errors.add("up", weight, quantized)
+
+
 def test_the_report_that_a_run_keeps_says_what_gptq_was_calibrated_on(capsys):
     model, errors = model_of(), WeightErrors()
     spec = QuantSpec.of("gptq", 2, Block(8, 1))

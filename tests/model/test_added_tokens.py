@@ -111,7 +111,7 @@ def test_an_id_that_the_library_would_change_in_silence_is_refused(tmp_path, con
 # ---- an end token that the tokenizer appends ----------------------------------------------------------------------
 
 @pytest.mark.parametrize("template,begin", [(f"{BOS} $A {EOS}", [0]), (f"$A {EOS}", []), (f"{BOS} $A", [0]), ("$A", []),
-                                            (f"{BOS} {BOS} $A {EOS} {EOS}", [0, 0])])
+                                            (f"{BOS} $A {EOS} {EOS}", [0])])
 def test_a_prompt_never_ends_with_the_end_token(tmp_path, capsys, template, begin):
     json_tokenizer(tmp_path, False, eos_token=EOS, add_eos_token=True)
     tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
@@ -125,6 +125,15 @@ def test_a_prompt_never_ends_with_the_end_token(tmp_path, capsys, template, begi
     assert (said in capsys.readouterr().err) == (EOS in template)
     whole, prompt = ours.encode("card card"), ours.encode("card")
     assert whole[:len(prompt)] == prompt
+
+
+def test_a_tokenizer_that_puts_its_begin_token_twice_is_refused(tmp_path):
+    json_tokenizer(tmp_path, False)
+    tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} {BOS} $A", special_tokens=[(BOS, 0)])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match=r"tokenizer.json: puts <bos> <bos> before every text \(post_processor\)"):
+        load_tokenizer(tmp_path)
 
 
 def test_an_end_token_in_the_text_itself_stays(tmp_path):

@@ -203,7 +203,7 @@ def ends(tmp_path, config, generation=None, adds_begin=False, **stated):
 @pytest.mark.parametrize("config,generation,stated,message", [
     (5, None, {"eos_token": EOS}, r"the end token is 5 \('.'\) in config.json .* but 1 \('<eos>'\) in the tokenizer"),
     (5, [6, 7], {"eos_token": EOS}, "name all end tokens in generation_config.json"),
-    (None, None, {}, "neither config.json nor the tokenizer names"),
+    (None, None, {}, r"neither config.json \(eos_token_id\) nor the tokenizer names"),
     (5, None, {"eos_token": "<|im_end|>"}, "names the end token '<|im_end|>', but the tokenizer has no such token"),
     (0, None, {"bos_token": BOS, "add_bos_token": True},
      r"token 0 \('<bos>'\) begins every prompt, but is also an end"),

@@ -161,12 +161,15 @@ def test_a_header_of_quantized_layers_is_checked(tmp_path, header):
      "The directory holds pytorch_model.bin, which are pickled, and pickled files are never read"),
     (["pytorch_model-1.bin", "pytorch_model-2.bin"], "pytorch_model-1.bin, pytorch_model-2.bin, which are pickled"),
     (["consolidated.00.pth"], "consolidated.00.pth, which are pickled"), (["x.gguf"], "give the path of the GGUF file"),
+    (["adapter_config.json"], "an adapter of PEFT, without its base: give the base as --model, and --adapter"),
     ([], "no such weight file$")])
 def test_a_directory_with_weights_in_another_format_is_told_so(tmp_path, names, message):
     for name in names:
         (tmp_path / name).touch()
     with pytest.raises(FileNotFoundError, match=message):
         weight_files(tmp_path)
+    with pytest.raises(FileNotFoundError, match=message if names else "needs a config.json$"):
+        load_config(tmp_path)
 
 
 # ---- JSON ---------------------------------------------------------------------------------------------------------
@@ -176,11 +179,22 @@ def test_a_directory_with_weights_in_another_format_is_told_so(tmp_path, names, 
     ('{"x": {"b": 1, "b": 1}}', '"b" twice'),
     ('{"a": ' + "[" * 200000 + "]" * 200000 + "}", "nested too deeply"),
     ('{"a": ' + "9" * 5000 + "}", "not valid JSON"),
-    ("", "not valid JSON"), ("[1]", "not an object"), ('{"a": 1', "not valid JSON"), ("\ufeff{}", "not valid JSON")])
+    ("", "not valid JSON"), ("[1]", "not an object"), ('{"a": 1', "not valid JSON")])
 def test_json_that_is_wrong_is_named_with_its_file(tmp_path, text, message):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match=f"config.json: .*{message}"):
         read_json(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize("encoding,message", [
+    ("utf-16", "not UTF-8 text but UTF-16, .* iconv -f UTF-16"), ("utf-32", "not UTF-8 text but UTF-32"), ("utf-8-sig", None)])
+def test_the_encoding_of_a_json_file_is_named_and_a_mark_of_utf_8_is_no_content(tmp_path, encoding, message):
+    (tmp_path / "config.json").write_bytes('{"a": "é"}'.encode(encoding))
+    if message is None:
+        assert read_json(tmp_path / "config.json") == {"a": "é"}
+    else:
+        with pytest.raises(ValueError, match=f"config.json: {message}"):
+            read_json(tmp_path / "config.json")
 
 
 def test_equal_keys_in_different_objects_are_fine():

@@ -270,6 +270,7 @@ def test_mmlu_counts_prompts_that_hold_their_own_answer(small_base, tmp_path, el
 def test_another_question_that_begins_alike_is_not_the_same():
     shot = "What is it?\nA. a\nB. b\nAnswer: A\n\n"
     assert holds_itself(Question(("what is it?\nA. a\nB. b\nAnswer:",), ("A", "B"), 0, (shot,)))
+    assert holds_itself(Question(("What is it?\nA. b\nB. a\nAnswer:",), ("A", "B"), 0, (shot,)))
     assert not holds_itself(Question(("What is it?\nA. a\nB. c\nAnswer:",), ("A", "B"), 0, (shot,)))
 
 

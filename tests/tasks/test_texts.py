@@ -97,6 +97,15 @@ def test_another_encoding_is_named(small_base, tmp_path, elsewhere, flags, encod
     assert flags[-1] in message and OTHERS[encoding] in message and "UTF-8" in message
 
 
+def test_files_with_too_little_in_them_are_named(small_base, tmp_path, elsewhere):
+    (tmp_path / "empty.txt").touch()
+    assert "--test-data empty.txt: the text has 1 tokens" in call(
+        eval_script, "--model", small_base, "--task", "perplexity", "--test-data", "empty.txt")
+    (tmp_path / "one.jsonl").write_text('{"question": "a", "context": "CREATE TABLE t (a INT)", "answer": "c"}\n')
+    assert "one.jsonl: 0 rows to train on and 1 to validate on" in call(
+        train_script, "--model", small_base, "--method", "lora", "--task", "sql-create-context", "--data", "one.jsonl")
+
+
 def test_a_nul_in_a_text_is_refused_with_its_line(tmp_path):
     (tmp_path / "x.txt").write_text("one\ntwo\0\n")
     with pytest.raises(ValueError, match="x.txt, line 2: holds a NUL character"):
