@@ -187,7 +187,8 @@ def test_json_that_is_wrong_is_named_with_its_file(tmp_path, text, message):
 
 
 @pytest.mark.parametrize("encoding,message", [
-    ("utf-16", "not UTF-8 text but UTF-16, .* iconv -f UTF-16"), ("utf-32", "not UTF-8 text but UTF-32"), ("utf-8-sig", None)])
+    ("utf-16", "not UTF-8 text but UTF-16, .* iconv -f UTF-16"), ("utf-32", "not UTF-8 text but UTF-32"),
+    ("utf-8-sig", None)])
 def test_the_encoding_of_a_json_file_is_named_and_a_mark_of_utf_8_is_no_content(tmp_path, encoding, message):
     (tmp_path / "config.json").write_bytes('{"a": "é"}'.encode(encoding))
     if message is None:
