@@ -1,10 +1,11 @@
-"""Hand the model that was trained to other tools: a dense model directory, a PEFT adapter, or a GGUF file.
+"""Hand the model that was trained to other tools: a model directory, a PEFT adapter, or a GGUF file.
 
     python export.py runs/x --format safetensors --to DIR                    # merged; transformers and vLLM load it
     python export.py runs/x --format safetensors --dtype float32 --to DIR
     python export.py runs/x --format peft --to DIR                           # the adapter as a plain LoRA
     python export.py runs/x --format gguf --to x.gguf                        # the k-bit model: codes as they are
     python export.py runs/x --format gguf --dtype float16 --to x.gguf        # dense
+    python export.py runs/x --format mlx --to DIR                            # the k-bit model, for mlx-lm
     python export.py runs/x/merged --format gguf --to x.gguf                 # a model directory that is a result itself
 
 The export is read again and compared with the run before it gets its name. The figures are printed and kept in
@@ -26,9 +27,10 @@ from interop.gguf_writer import GGUFExport
 from interop.hand_over import check_target, hand_over
 from interop.hugging_face import SafetensorsExport
 from interop.peft import PEFTExport
+from interop.stored_format import MLXExport
 from interop.trained import Trained
 
-FORMATS = {export.name: export for export in (SafetensorsExport, PEFTExport, GGUFExport)}
+FORMATS = {export.name: export for export in (SafetensorsExport, PEFTExport, GGUFExport, MLXExport)}
 
 
 def export_parser() -> Parser:
@@ -40,7 +42,7 @@ def export_parser() -> Parser:
         help="write to this new directory; for gguf, a new file NAME.gguf")
     add("--dtype", choices=DTYPES,
         help="store dense weights in this type (default: safetensors, the base's type, or bfloat16 if that is float32; "
-             "gguf, codes stay codes; peft, float32 for the base in PLACE/base)")
+             "gguf and mlx, codes stay codes; peft, float32 for the base in PLACE/base)")
     add("--allow-loss", action="store_true",
         help="export even if rounding takes most of what was trained; without it, such an export is refused")
     return parser

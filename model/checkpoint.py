@@ -22,6 +22,7 @@ from model.config_json import config_from_json, token_ids
 from model.files import parse_json, read_json, say_once
 from model.gguf_reader import GGUFWeights, gguf_config, is_gguf, read_gguf
 from model.llama import Linear, Llama
+from model.stored_checkpoint import StoredWeights, stored_format
 from model.tensor_files import open_safetensors, write_safetensors
 from quant.factors import OUTER_BLOCK, DoubleQuantized, ZeroPoints
 from quant.grid import Block, Grid
@@ -89,9 +90,12 @@ def _quantized_header(metadata: dict[str, str], path: Path) -> dict[str, dict]:
         raise ValueError(f"{path}: damaged header: its list of quantized layers is not JSON ({error})") from None
 
 
-def open_checkpoint(files: list[Path]) -> Weights | GGUFWeights:
-    """Two classes with the same interface. The rest of this file mentions only `Weights`."""
-    return GGUFWeights(*files) if is_gguf(files[0]) else Weights(files)
+def open_checkpoint(files: list[Path]) -> Weights | GGUFWeights | StoredWeights:
+    """Three classes with the same interface. The rest of this file mentions only `Weights`."""
+    if is_gguf(files[0]):
+        return GGUFWeights(*files)
+    stored = stored_format(files[0])
+    return StoredWeights(files, stored) if stored else Weights(files)
 
 
 def shard_names(directory: Path) -> list[str]:
@@ -120,7 +124,7 @@ def weight_files(directory: Path) -> list[Path]:
                                                     if directory.is_file() else "no such model directory"))
     single, shards = directory / SINGLE, [directory / name for name in shard_names(directory)]
     if single.is_file():
-        if shards and all(path.is_file() for path in shards):
+        if shards not in ([], [single]) and all(path.is_file() for path in shards):
             say_once(f"{directory}: holds {SINGLE} and {len(shards)} shards of {INDEX}; {SINGLE} is read, as in "
                      f"transformers. Delete the one that is not the model")
         return [single]
@@ -279,6 +283,8 @@ def check_head(weights: Weights) -> None:
     shape, other = (weights.shapes.get(name) for name in (HEAD, EMBEDDINGS))
     if other is None:
         return  # check_names names what is missing
+    if isinstance(weights, StoredWeights) and EMBEDDINGS not in weights.dense:
+        raise ValueError(f"{_where(weights)}: {HEAD} is dense and {EMBEDDINGS} codes, but {TIED}")
     with open_safetensors(weights.file_of[HEAD]) as a, open_safetensors(weights.file_of[EMBEDDINGS]) as b:
         head, embeddings = a.get_slice(HEAD), b.get_slice(EMBEDDINGS)
         starts = range(0, shape[0], ROWS) if shape == other and shape else ()

@@ -7,6 +7,7 @@ published defaults: LLaMA-1 files, for example, have no `rope_theta` and no `num
 """
 from model.config import LlamaConfig
 from model.families import FAMILIES, FULL, WINDOWED
+from quant.formats import FORMATS, format_of
 
 REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 # Fields that have the same name in every family's config.json.
@@ -44,9 +45,10 @@ def config_from_json(raw: object, where: str) -> LlamaConfig:
 
 
 def _config(raw: dict) -> LlamaConfig:
-    if stated := quantized_by(raw):
-        raise ValueError(f"quantized by {stated}: weights in this format are not read; give the model that it was made "
-                         f"from, in 16 bits")
+    if format_of(raw) is None and (stated := quantized_by(raw)):
+        raise ValueError(f"quantized by {stated}: weights in this format are not read, those of "
+                         f"{', '.join(kind.name for kind in FORMATS)} are; give the model that it was made from, in 16 "
+                         f"bits")
     model_type = raw.get("model_type", "llama")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ValueError(f"model_type {_short(model_type)} is not supported; supported: {', '.join(FAMILIES)}")

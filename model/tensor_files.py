@@ -26,8 +26,9 @@ from model.durable import replace_file
 from model.files import Damaged, parse_json
 
 # The types in the library's order: the largest first, so that every tensor is aligned.
-TYPES = {torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.int32: "I32", torch.bfloat16: "BF16",
-         torch.float16: "F16", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"}
+TYPES = {torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.uint32: "U32", torch.int32: "I32",
+         torch.bfloat16: "BF16", torch.float16: "F16", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
+         torch.bool: "BOOL"}
 RANK = {dtype: place for place, dtype in enumerate(TYPES)}
 SHA256 = "sha256"
 NOT_THE_FILE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # the process lacks something; the file may be whole

@@ -1,0 +1,109 @@
+"""safetensors files whose quantized layers are in the format of another tool (quant/formats)."""
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import Tensor
+
+from model.files import read_json
+from model.gguf_layout import LINEAR
+from model.tensor_files import open_safetensors
+from quant.formats import format_of
+from quant.formats.stored import FLOATS, Stated, StoredFormat, levels_of
+
+
+def stored_format(file: Path) -> StoredFormat | None:
+    """The format that the config.json beside a weight file states; None for dense weights and for our own codes."""
+    config = file.with_name("config.json")
+    try:
+        return format_of(read_json(config)) if config.is_file() else None
+    except ValueError as error:
+        raise ValueError(f"{config}: {error}") from None
+
+
+class StoredWeights:
+    """The tensors of such files, with the interface of `model.checkpoint.Weights`.
+
+    Linear layers are codes. Embeddings are a look-up table: they are dequantized, to float32. Raises ValueError for
+    tensors of a wrong type or shape, and for a layer that lacks a part."""
+
+    def __init__(self, files: list[Path], stored: StoredFormat):
+        self.files, self.format = files, stored
+        self.file_of: dict[str, Path] = {}    # of the files' own names
+        self.stated: dict[str, Stated] = {}   # layers that are stored as codes
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.quantized: dict[str, dict] = {}
+        found: dict[str, tuple[str, tuple[int, ...]]] = {}
+        for path in files:
+            with open_safetensors(path) as file:
+                for name in file.keys():
+                    if name in found:
+                        raise ValueError(f"{path}: {name} is also in {self.file_of[name]}; a model holds each tensor "
+                                         f"once")
+                    part = file.get_slice(name)
+                    self.file_of[name], found[name] = path, (part.get_dtype(), tuple(part.get_shape()))
+        for layer in self._layers(found):
+            self._list(layer, found)
+        for name, (kind, shape) in found.items():
+            if kind not in FLOATS:
+                raise ValueError(f"{self.file_of[name]}: {name} is of type {kind}, but must be {' or '.join(FLOATS)}, "
+                                 f"or a part of a layer in the format {stored.name}")
+            self.shapes[name] = shape
+        self.dense = list(found)
+
+    def _layers(self, found: dict) -> list[str]:
+        """The layers whose first part has the type that only codes have."""
+        first, types = next(iter(self.format.parts.items()))
+        return [name.removesuffix(f".{first}") for name, (kind, _) in found.items()
+                if name.endswith(f".{first}") and kind in types]
+
+    def _list(self, layer: str, found: dict) -> None:
+        """Moves the parts of a layer from `found` to what it is here."""
+        shapes = {}
+        for part, types in self.format.parts.items():
+            name = f"{layer}.{part}"
+            if name not in found:
+                raise ValueError(f"{self.files[0].parent}: {layer} holds codes in the format {self.format.name}, but "
+                                 f"{name} is missing")
+            kind, shapes[part] = found.pop(name)
+            if kind not in types:
+                raise ValueError(f"{self.file_of[name]}: {name} is of type {kind}, but must be {' or '.join(types)}")
+        try:
+            stated = self.stated[layer] = self.format.stated(layer, shapes)
+            own = stated.shapes()
+        except ValueError as error:
+            raise ValueError(f"{self.files[0].parent}: {error}") from None
+        if layer.endswith(LINEAR):
+            self.quantized[layer] = {"bits": stated.bits, "block": str(stated.block)}
+            self.shapes.update({f"{layer}.{leaf}": shape for leaf, shape in own.items()})
+        else:
+            self.shapes[f"{layer}.weight"] = stated.D_out, stated.D_in
+
+    def forget(self, name: str) -> None:
+        """Ignore this tensor of the files."""
+        self.dense.remove(name)
+        del self.shapes[name]
+
+    def levels(self, layer: str) -> Tensor:
+        """The values that the codes of a quantized layer stand for."""
+        return levels_of(self.stated[layer].bits)
+
+    def tensors(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+        """Every tensor of the model whose name begins with `prefix`, one layer at a time in memory."""
+        for layer in self.stated:
+            if f"{layer}.".startswith(prefix):
+                yield from self._load(layer)
+        yield from ((name, self.read(name)) for name in self.dense if name.startswith(prefix))
+
+    def _load(self, layer: str) -> Iterator[tuple[str, Tensor]]:
+        linear = self.format.read(self.stated[layer],
+                                  {part: self.read(f"{layer}.{part}") for part in self.format.parts})
+        if layer in self.quantized:
+            for part, tensor in linear.state_dict().items():
+                yield f"{layer}.{part}", tensor
+        else:
+            yield f"{layer}.weight", linear.dequantize()
+
+    def read(self, name: str) -> Tensor:
+        """A tensor as the file holds it."""
+        with open_safetensors(self.file_of[name]) as file:
+            return file.get_tensor(name)
