@@ -112,8 +112,8 @@ def test_a_quantized_model_is_refused_by_the_name_of_its_quantizer(tmp_path, sta
 
 
 def test_mlx_is_named_and_a_quantization_that_is_off_is_none(tmp_path):
-    with pytest.raises(ValueError, match="quantized by mlx 4 bits, group_size 64 .quantization."):
-        config_from_json({**LEAST, "quantization": {"bits": 4, "group_size": 64}}, "here")
+    with pytest.raises(ValueError, match="here: quantization: mode is 'mxfp4', and only affine is read"):
+        config_from_json({**LEAST, "quantization": {"bits": 4, "group_size": 64, "mode": "mxfp4"}}, "here")
     for off in (None, {}, {"load_in_4bit": False, "load_in_8bit": False, "quant_method": "bitsandbytes"}):
         assert config_from_json({**LEAST, "quantization_config": off}, "here")
 
