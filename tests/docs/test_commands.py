@@ -47,12 +47,13 @@ def main_of(module: str) -> str:
 
 
 def choices() -> dict[str, set[str]]:
+    from export import FORMATS
     from finetune.methods import METHODS, TARGETS
     from quant import QUANTIZERS
     from tasks import TASKS
     return {"--method": set(METHODS), "--task": set(TASKS), "--targets": set(TARGETS),
             "--quantizer": {"none", "gptq", *QUANTIZERS}, "--bits": {"2", "3", "4", "8"},
-            "--format": {"safetensors", "peft", "gguf"}}
+            "--format": set(FORMATS)}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
