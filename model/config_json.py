@@ -5,6 +5,8 @@ Two spellings are read. The classic one has `rope_theta`, `rope_scaling` and `to
 published defaults: LLaMA-1 files, for example, have no `rope_theta` and no `num_key_value_heads`. An absent
 `model_type` means `llama`.
 """
+import re
+
 from model.config import LlamaConfig
 from model.families import FAMILIES, FULL, WINDOWED
 from quant.formats import FORMATS, format_of
@@ -53,6 +55,7 @@ def _config(raw: dict) -> LlamaConfig:
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ValueError(f"model_type {_short(model_type)} is not supported; supported: {', '.join(FAMILIES)}")
     family = FAMILIES[model_type]
+    check_architectures(raw, model_type)
     raw = {**family.defaults, **raw}
     _check(raw, family.activation)
     heads = raw["num_attention_heads"]
@@ -98,6 +101,21 @@ def _check(raw: dict, activation: tuple[str, str]) -> None:
     key, usual = activation
     if (raw.get(key) or usual) != usual:
         raise ValueError(f"{key} {_short(raw[key])} is not supported; this family uses {usual!r}")
+
+
+def check_architectures(raw: dict, model_type: str) -> None:
+    """Raises ValueError if `architectures` names a class of another family than `model_type`.
+
+    A family is the word before a class's purpose, case apart: `LLaMAForCausalLM` and `LlamaModel` are Llamas."""
+    def family_in(name: str) -> str:
+        return re.split(r"For[A-Z]|Model|LMHead", name)[0].lower()
+    stated = raw.get("architectures") or []
+    if not (isinstance(stated, list) and all(isinstance(name, str) for name in stated)):
+        raise ValueError(f"architectures is {_short(stated)}, but must be a list of names")
+    for name in stated:
+        if family_in(name) != family_in(FAMILIES[model_type].architecture):
+            source = "model_type is" if "model_type" in raw else "no model_type is there, which means"
+            raise ValueError(f"architectures names {_short(name)}, but {source} {model_type!r}: make the two agree")
 
 
 def is_int(value: object) -> bool:

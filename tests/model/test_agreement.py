@@ -68,7 +68,13 @@ def refused(**changes) -> str:
     ({"model_type": "qwen2", "num_key_value_heads": 8, "layer_types": [F, F, S]},
      ["layer 2", "use_sliding_window is False"]),
     ({"model_type": "gemma2", "sliding_window": None, "layer_types": [S, F, S], "num_key_value_heads": 4},
-     ["layer 0", "sliding_window is null"])])
+     ["layer 0", "sliding_window is null"]),
+    ({"model_type": "llama", "architectures": ["MistralForCausalLM"]}, ["MistralForCausalLM", "model_type is 'llama'"]),
+    ({"architectures": ["Qwen2ForCausalLM"]}, ["Qwen2ForCausalLM", "no model_type is there, which means 'llama'"]),
+    ({"model_type": "mistral", "architectures": ["MixtralForCausalLM"]}, ["MixtralForCausalLM", "'mistral'"]),
+    ({"model_type": "gemma2", "architectures": ["Gemma2ForCausalLM", "GemmaModel"], "num_key_value_heads": 4},
+     ["'GemmaModel'", "'gemma2'"]),
+    ({"architectures": "LlamaForCausalLM"}, ["must be a list of names"])])
 def test_two_keys_that_disagree_are_both_named(changes, named):
     message = refused(**changes)
     assert all(part in message for part in named), message
@@ -90,8 +96,11 @@ def test_two_keys_that_agree_are_read(changes, theta, scaling):
 @pytest.mark.parametrize("changes,windowed", [
     ({"model_type": "mistral", "sliding_window": 4, "layer_types": [S, S, S]}, (0, 1, 2)),
     ({"model_type": "mistral", "sliding_window": None, "layer_types": [F, F, F]}, ()),
-    ({"model_type": "llama", "layer_types": [F, F, F]}, ()), ({"model_type": "llama", "layer_types": None}, ())])
-def test_layer_types_that_say_the_same_are_read(changes, windowed):
+    ({"model_type": "llama", "layer_types": [F, F, F]}, ()), ({"model_type": "llama", "layer_types": None}, ()),
+    *(({"architectures": names}, ()) for names in ([], None, ["LLaMAForCausalLM"], ["LlamaModel"],
+                                                   ["LlamaForSequenceClassification"])),
+    ({"model_type": "mistral", "architectures": ["MistralModel"], "sliding_window": 4}, (0, 1, 2))])
+def test_keys_that_say_the_same_are_read(changes, windowed):
     assert read(**changes).windowed_layers == windowed
 
 
