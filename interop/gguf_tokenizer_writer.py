@@ -14,6 +14,7 @@ from tokenizers import pre_tokenizers
 from interop.comparison import TEXTS
 from model.config import LlamaConfig
 from model.files import read_json, say_once
+from model.gguf_layout import END_KEYS, END_TEXTS
 from model.gguf_reader import GGUFFile
 from model.gguf_tokenizer_reader import (
     BYTE,
@@ -43,7 +44,7 @@ def tokenizer_keys(directory: Path, config: LlamaConfig, eos_ids: tuple[int, ...
         raise ValueError(f"{path} puts {len(begin)} tokens around every prompt; a GGUF file can only name one, "
                          f"the begin token")
     bos = begin[0] if begin else config.bos_token_id
-    ends = dict(zip(("eos", "eot"), eos_ids, strict=False))  # there are keys for two
+    ends = dict(zip(END_KEYS, eos_ids, strict=False))
     missing = config.vocab_size - len(keys["tokens"])
     if missing < 0:
         raise ValueError(f"{path} has {-missing} tokens more than the model's vocab_size {config.vocab_size}")
@@ -54,6 +55,9 @@ def tokenizer_keys(directory: Path, config: LlamaConfig, eos_ids: tuple[int, ...
     found |= chat_templates(directory)
     again = check_ids(path, found, tokenizer, [*TEXTS, *texts_of_user_defined(keys)])
     note_added(path, tokenizer, again, added)
+    if more := [keys["tokens"][i] for i in eos_ids[len(END_KEYS):] if keys["tokens"][i] not in END_TEXTS]:
+        say_once(f"{path}: a GGUF file has keys for {len(END_KEYS)} end tokens, and the model has {len(eos_ids)}: "
+                 f"{', '.join(map(repr, more))} will not end an answer in llama.cpp")
     return found
 
 

@@ -40,6 +40,13 @@ CONFIG_KEYS = {
     "max_position_embeddings": "context_length"}
 OPTIONAL_KEYS = {"num_key_value_heads": "attention.head_count_kv", "head_dim": "attention.key_length",
                  "rope_theta": "rope.freq_base"}
+# tokenizer.ggml.NAME_token_id: the keys of end tokens.
+END_KEYS = ("eos", "eot", "eom")
+# Tokens that end an answer in llama.cpp by their text alone, whatever the keys say. Its own list has a few more, of
+# models and prompts (fill-in-the-middle) that are not supported here.
+END_TEXTS = frozenset(("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>",
+                       "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<eos>", "<end_of_utterance>",
+                       "<\uff5cend\u2581of\u2581sentence\uff5c>"))
 # Tensor of a GGUF file -> module of a model directory.
 TENSORS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 LAYER_TENSORS = {

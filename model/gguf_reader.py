@@ -20,6 +20,8 @@ from model.gguf_layout import (
     ARCHITECTURES,
     CODE_TYPES,
     CONFIG_KEYS,
+    END_KEYS,
+    END_TEXTS,
     LINEAR,
     LLAMA_3_ROPE,
     OPTIONAL_KEYS,
@@ -57,7 +59,6 @@ def gguf_config(file: GGUFFile) -> LlamaConfig:
     name, metadata = file.architecture, file.metadata
     keys = {**CONFIG_KEYS, **{ours: key for ours, key in OPTIONAL_KEYS.items() if f"{name}.{key}" in metadata}}
     raw = {ours: shortest(file.get(f"{name}.{key}")) for ours, key in keys.items()}
-    ends = (metadata.get(f"tokenizer.ggml.{end}_token_id") for end in ("eos", "eot"))
     tokens = file.metadata.get("tokenizer.ggml.tokens")
     size = metadata.get(f"{name}.vocab_size") or len(file.list_of("tokenizer.ggml.tokens", str))
     if isinstance(tokens, list) and len(tokens) != size:
@@ -69,12 +70,25 @@ def gguf_config(file: GGUFFile) -> LlamaConfig:
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "attention_bias": "blk.0.attn_q.bias" in file.tensors, "mlp_bias": "blk.0.ffn_gate.bias" in file.tensors,
         "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": list({repr(end): end for end in ends if end is not None}.values())}, str(file.path))
+        "eos_token_id": stated_ends(file)}, str(file.path))
+    if metadata.get(f"{name}.attention.causal", True) is not True:
+        raise ValueError(f"{file.path}: {name}.attention.causal is not true, but this decoder only looks back")
     for key in ("rope.dimension_count", "attention.key_length", "attention.value_length"):
         if (size := metadata.get(f"{name}.{key}", config.head_dim)) != config.head_dim:
             raise ValueError(f"{file.path}: {name}.{key} is {str(size)[:40]}, but a head has {config.head_dim} "
                              f"dimensions, and all of them must rotate")
     return with_divisors(config, file) if ROPE_DIVISORS in file.tensors else config
+
+
+def stated_ends(file: GGUFFile) -> list:
+    """The end tokens as llama.cpp has them: those that keys name, then those whose text says it. A chat model whose
+    file names </s> alone ends its turn by <|im_end|> all the same. The begin token is none of them."""
+    stated = (file.metadata.get(f"tokenizer.ggml.{end}_token_id") for end in END_KEYS)
+    found = list({repr(end): end for end in stated if end is not None}.values())
+    tokens = file.metadata.get("tokenizer.ggml.tokens")
+    known = (*found, file.metadata.get("tokenizer.ggml.bos_token_id"))
+    texts = enumerate(tokens if found and isinstance(tokens, list) else ())
+    return found + [i for i, text in texts if isinstance(text, str) and text in END_TEXTS and i not in known]
 
 
 def shortest(value):

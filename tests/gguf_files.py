@@ -77,7 +77,8 @@ def write_gguf(path: Path, model: Llama, kind: str = "F32", arch: str = "llama",
             "context_length": config.max_position_embeddings, "vocab_size": config.vocab_size}
     for key, value in {**{f"{arch}.{key}": value for key, value in keys.items()}, **(metadata or {})}.items():
         if value is not None:
-            {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)](key, value)
+            {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string,
+             bool: writer.add_bool}[type(value)](key, value)
     for name, value in {**stored, **(tensors or {})}.items():
         if value is not None:
             add_tensor(writer, name, *value)

@@ -62,12 +62,14 @@ def test_the_splitting_is_told_by_what_it_does(tmp_path, pre):
     assert all(len(merge.split(" ")) == 2 for merge in keys["merges"])
 
 
-def test_begin_token_ends_and_chat_template_go_along(tmp_path):
+def test_begin_token_ends_and_chat_template_go_along(tmp_path, capsys):
     tokenizer = trained_bpe(SPLITTINGS["smollm"].steps())
     tokenizer.post_processor = processors.TemplateProcessing(single=[SPECIAL[0], "$A"],
                                                              special_tokens=[(SPECIAL[0], 0)])
-    keys = keys_of(saved(tokenizer, tmp_path, chat_template="{{ x }}"), tokenizer.get_vocab_size(), eos=(1, 2, 5))
-    assert (keys["add_bos_token"], keys["bos_token_id"], keys["eos_token_id"], keys["eot_token_id"]) == (True, 0, 1, 2)
+    keys = keys_of(saved(tokenizer, tmp_path, chat_template="{{ x }}"), tokenizer.get_vocab_size(), eos=(1, 2, 5, 6))
+    assert (keys["add_bos_token"], keys["bos_token_id"]) == (True, 0)
+    assert [keys[f"{end}_token_id"] for end in ("eos", "eot", "eom")] == [1, 2, 5]
+    assert "keys for 3 end tokens, and the model has 4" in capsys.readouterr().err  # the fourth is lost, and said
     assert keys["tokenizer.chat_template"] == "{{ x }}"
 
 

@@ -10,9 +10,10 @@ from model.checkpoint import load_config, load_model, open_weights, quantized_la
 from model.config_json import config_from_json, config_to_json
 from model.gguf_file import TENSOR_TYPES
 from model.gguf_layout import gguf_package, half_split, our_name
-from model.gguf_reader import GGUFWeights
+from model.gguf_reader import GGUFWeights, gguf_config, read_gguf
 from model.llama import llama3_frequencies, rotary_frequencies
 from quant.linear import QuantLinear
+from tests.cli import SMALL
 from tests.gguf_files import ODD_HEADS, gguf, interleaved, strong_model, write_gguf, write_k_types
 
 TOKENS = torch.randint(3, 4096, (2, 11), generator=torch.Generator().manual_seed(0))
@@ -229,6 +230,7 @@ def test_divisors_of_no_published_scaling_are_refused(tmp_path):
     ({"llama.rope.dimension_count": 8}, "llama.rope.dimension_count is 8, but a head has 16 dimensions"),
     ({"llama.attention.value_length": 32}, "llama.attention.value_length is 32, but a head has 16"),
     ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}, "rotary scaling 'yarn' is not supported"),
+    ({"llama.attention.causal": False}, "llama.attention.causal is not true"),
     ({"llama.vocab_size": 100}, "llama.vocab_size is 100, but tokenizer.ggml.tokens holds 4096 tokens")])
 def test_metadata_that_do_not_fit_are_refused_by_name(tmp_path, metadata, message):
     assert message in refused(write_gguf(tmp_path / "x.gguf", strong_model(), metadata=metadata))
@@ -310,3 +312,25 @@ def test_a_file_that_changed_is_read_again(tmp_path):
     assert load_config(path).rope_theta == 500000
     write_gguf(path, strong_model(), metadata={"llama.rope.freq_base": 1234.5})
     assert load_config(path).rope_theta == 1234.5
+
+
+def ends_of(path, tokens: dict[int, str], **ends) -> tuple[int, ...]:
+    """The end tokens of a file with these tokens and keys."""
+    def tokenizer(writer):
+        names = {i: f"<t{i}>" for i in range(SMALL.vocab_size)} | tokens
+        writer.add_tokenizer_model("llama")
+        writer.add_token_list([names[i] for i in range(SMALL.vocab_size)])
+    keys = {f"tokenizer.ggml.{name}_token_id": i for name, i in ends.items()}
+    file = write_gguf(path, strong_model(SMALL), tokenizer=tokenizer, metadata=keys)
+    return gguf_config(read_gguf(file)).eos_token_ids
+
+
+@pytest.mark.parametrize("tokens,keys,ends", [
+    ({2: "</s>", 7: "<|im_end|>", 9: "<|im_start|>"}, {"bos": 1, "eos": 2}, (2, 7)),
+    ({7: "<|eot_id|>", 8: "<|eom_id|>", 5: "<|end_of_text|>"}, {"eos": 5, "bos": 4}, (5, 7, 8)),
+    ({0: "<|endoftext|>", 2: "<|im_end|>"}, {"bos": 0, "eos": 2}, (2,)),  # it begins every prompt
+    ({2: "</s>", 7: "im_end"}, {"bos": 1, "eos": 2, "eot": 4, "eom": 5}, (2, 4, 5)),
+    ({7: "<|im_end|>"}, {"bos": 1}, ())])  # no end token at all is an error of its own
+def test_a_token_ends_an_answer_by_its_text_as_in_llama_cpp(tmp_path, tokens, keys, ends):
+    """llama.cpp 0.3.36 said so of each of these texts (llama_vocab_is_eog)."""
+    assert ends_of(tmp_path / "x.gguf", tokens, **keys) == ends
