@@ -18,7 +18,7 @@ from pathlib import Path
 
 from finetune.command import Given, Work, run_command
 from finetune.command_line import Parser, typed
-from finetune.config import ComputeConfig, model_place, positive, seed
+from finetune.config import ComputeConfig, flag, model_place, positive, seed
 from finetune.lock import hold
 from finetune.resolve import part
 from finetune.source import Source
@@ -97,6 +97,10 @@ def judge_of(given: Given, compared: Compared) -> Judge:
     if ("judge" in given) == ("judge_model" in given):
         raise ValueError("give one judge: --judge NAME, a model of the endpoint at OPENAI_BASE_URL, or --judge-model "
                          "DIR; --dry-run needs none")
+    others = ("batch_size", "dtype", "device") if "judge" in given else ("seed",)
+    if unused := [flag(name) for name in others if name in given]:
+        raise ValueError(f"{', '.join(unused)} is for {'a local judge' if 'judge' in given else 'an endpoint'}: leave "
+                         f"it out")
     if "judge" in given:
         return Endpoint.from_environment(given["judge"], given.get("seed", 0))
     compute = part(ComputeConfig, given)
