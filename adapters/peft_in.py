@@ -60,8 +60,8 @@ class PEFTAdapter:
 
 
 def read_peft(directory: Path, config: LlamaConfig) -> PEFTAdapter:
-    """The adapter's layers. All checks run on file headers. Raises FileNotFoundError; ValueError if it is not plain
-    LoRA, or its tensors do not fit the model."""
+    """The adapter's layers. Raises FileNotFoundError; ValueError if it is not plain LoRA, if its tensors do not fit the
+    model, or if one holds NaN or infinity, which only damaged weights do."""
     stated = read_config(directory)
     if not (directory / WEIGHTS).is_file():
         raise FileNotFoundError(f"{directory / WEIGHTS}: no such file (adapters in .bin files are pickled, and not "
@@ -88,7 +88,16 @@ def read_peft(directory: Path, config: LlamaConfig) -> PEFTAdapter:
     if not layers:
         raise ValueError(f"{directory / WEIGHTS}: holds no adapter")
     check_targets(directory, stated, model, set(layers))
+    check_finite(directory / WEIGHTS)
     return PEFTAdapter(directory, layers)
+
+
+def check_finite(path: Path) -> None:
+    with open_safetensors(path) as file:
+        for name in file.keys():
+            if wrong := int((~file.get_tensor(name).isfinite()).sum()):
+                raise ValueError(f"{path}: {name} holds {wrong} values that are not finite: the adapter is damaged, or "
+                                 f"its training diverged")
 
 
 def read_config(directory: Path) -> dict:

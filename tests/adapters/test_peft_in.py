@@ -3,7 +3,7 @@ import time
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from adapters.peft_in import CONFIG, WEIGHTS, read_peft
 from model.files import write_json
@@ -127,3 +127,14 @@ def test_what_the_entries_say_and_the_tensors_do_not_is_refused(tmp_path, stated
     with pytest.raises(ValueError, match=message) as error:
         read_peft(adapter(tmp_path, **{**WRITTEN, **stated}), TINY)
     assert str(tmp_path) in str(error.value) and CONFIG in str(error.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_value_that_is_no_number_is_named_by_file_and_tensor(tmp_path, value):
+    adapter(tmp_path)
+    tensors = load_file(tmp_path / WEIGHTS)
+    name = sorted(tensors)[1]
+    tensors[name][0, 0] = value
+    save_file(tensors, tmp_path / WEIGHTS)
+    with pytest.raises(ValueError, match=rf"{WEIGHTS}: {name} holds 1 values that are not finite"):
+        read_peft(tmp_path, TINY)
