@@ -50,13 +50,14 @@ class Stated:
     adds_begin: bool | None = None
     legacy: bool = True          # sentencepiece puts a space before the text after an added token, too
     added: dict[int, Added] | None = None
+    adds_end: bool | None = None
 
 
 def stated_beside(directory: Path) -> Stated:
     """Raises ValueError, naming the files, for values of a wrong type, and for two files that disagree."""
     config, special = (read_json(directory / name) if (directory / name).is_file() else {} for name in (CONFIG, MAP))
     where = directory / CONFIG
-    flags = {key: config.get(key) for key in ("add_bos_token", "legacy")}
+    flags = {key: config.get(key) for key in ("add_bos_token", "add_eos_token", "legacy")}
     for key, value in flags.items():
         if not isinstance(value, bool | None):
             raise ValueError(f"{where}: {key} is {value!r}, but must be true or false")
@@ -71,7 +72,7 @@ def stated_beside(directory: Path) -> Stated:
         names[key] = next(iter(found.values()), None)
     added = _added_tokens(directory, config, {*names.values(), *_other_special(config), *_other_special(special)})
     legacy = True if flags["legacy"] is None else flags["legacy"]
-    return Stated(names["eos_token"], names["bos_token"], flags["add_bos_token"], legacy, added)
+    return Stated(names["eos_token"], names["bos_token"], flags["add_bos_token"], legacy, added, flags["add_eos_token"])
 
 
 def _shown(value: object) -> str:
@@ -159,6 +160,8 @@ class SentencePieceTokenizer:
         if bos_id is None and stated.bos is not None and stated.adds_begin is not False:
             raise unknown_begin(where, stated.bos)
         self.begin = [bos_id] if bos_id is not None and stated.adds_begin in (True, None) else []
+        if stated.adds_end:
+            say_end_is_dropped(where, f"add_eos_token in {CONFIG}")
 
     def _check_added(self, added: dict[int, Added]) -> dict[int, Added]:
         """Raises ValueError if tokenizer.model has another token at one of the ids, or the token at another id."""
@@ -236,6 +239,10 @@ def sentencepiece_processor(model: bytes, where: Path) -> sentencepiece.Sentence
         raise ValueError(f"{where}: not a sentencepiece model ({error})") from None
 
 
+def say_end_is_dropped(where: Path, stated: str, token: str = "an end token") -> None:
+    say_once(f"{where}: puts {token} behind every text ({stated}); here no prompt ends with it")
+
+
 def unknown_begin(where: Path, text: str) -> ValueError:
     return ValueError(f"{where}: {CONFIG} or {MAP} names the begin token {text!r}, but the tokenizer has no such "
                       f"token: correct the name, add the token to {ADDED} with its id, or set add_bos_token to false")
@@ -265,8 +272,9 @@ class JsonTokenizer:
         if len(set(self.begin)) < len(self.begin):
             raise ValueError(f"{where}: puts {' '.join(map(self.token, self.begin))} before every text "
                              f"(post_processor): name each begin token once")
-        if behind:
-            say_once(f"{where}: puts {self.token(behind[0])!r} behind every text; here no prompt ends with it")
+        if behind or stated.adds_end:
+            say_end_is_dropped(where, "post_processor" if behind else f"add_eos_token in {CONFIG}",
+                               repr(self.token(behind[0])) if behind else "an end token")
         if self.begin and stated.adds_begin is False:
             raise ValueError(f"{where}: puts {self.token(self.begin[0])!r} before every text (post_processor), but "
                              f"add_bos_token is false in {CONFIG}: make the two agree")

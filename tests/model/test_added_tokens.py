@@ -121,8 +121,8 @@ def test_a_prompt_never_ends_with_the_end_token(tmp_path, capsys, template, begi
     ours = load_tokenizer(tmp_path)
     assert ours.encode("card") == begin + LETTERS and ours.encode("") == ours.begin == begin
     assert tokenizer.encode("card").ids[-1:] == ([1] if EOS in template else LETTERS[-1:])  # control: the file's own
-    said = f"puts {EOS!r} behind every text; here no prompt ends with it"
-    assert (said in capsys.readouterr().err) == (EOS in template)
+    said = f"puts {EOS!r} behind every text (post_processor)" if EOS in template else "(add_eos_token in tokenizer_"
+    assert said in capsys.readouterr().err.splitlines()[-1]
     whole, prompt = ours.encode("card card"), ours.encode("card")
     assert whole[:len(prompt)] == prompt
 
@@ -140,13 +140,16 @@ def test_an_end_token_in_the_text_itself_stays(tmp_path):
     assert json_tokenizer(tmp_path, True).encode(f"card{EOS}") == [0, *LETTERS, 1]
 
 
-def test_sentencepiece_does_not_append_an_end_token_either(tmp_path):
-    assert beside(tmp_path, None, add_eos_token=True).encode("a")[-1] != 2
+@pytest.mark.parametrize("adds", [True, False, None])
+def test_sentencepiece_does_not_append_an_end_token_either_and_says_so(tmp_path, capsys, adds):
+    assert beside(tmp_path, None, add_eos_token=adds).encode("a")[-1] != 2
+    assert ("no prompt ends with it" in capsys.readouterr().err) == bool(adds)
 
 
 # ---- what is wrong beside a tokenizer -----------------------------------------------------------------------------
 
 @pytest.mark.parametrize("name,content,message", [
+    ("tokenizer_config.json", {"add_eos_token": "yes"}, "add_eos_token is 'yes', but must be true or false"),
     ("tokenizer_config.json", {"eos_token": 5}, "eos_token is 5, but must be a text"),
     ("tokenizer_config.json", {"bos_token": {"content": 3}}, "bos_token is .*must be a text"),
     ("tokenizer_config.json", {"add_bos_token": "yes"}, "add_bos_token is 'yes', but must be true or false"),
