@@ -242,6 +242,9 @@ def score_model(given: Given, work: Work) -> None:
     config = resolve_scoring(of_configuration(given))
     if "without_base" in given and not config.base.quantization:
         raise ValueError("--without-base leaves nothing to score: no --quantizer is named")
+    if "seed" in given and not task_of(config.data).trains:
+        raise ValueError(f"--seed {given['seed']} is for training rows, and --task {config.data.task} has none: leave "
+                         f"it out")
     config = replace(config, base=replace(config.base, model=pinned(config.base.model)))
     source = Source(config.base.model)
     planned_base(source, config.base)

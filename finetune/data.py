@@ -13,7 +13,7 @@ from finetune.source import Source
 from model.tokenizer import Tokenizer
 from tasks import TASKS
 from tasks.batching import split_list
-from tasks.generative import before, spelled
+from tasks.generative import GenerativeTask, before, spelled
 from tasks.hub_data import data_file, pinned_data
 from tasks.rows import read_prose
 from tasks.task import Asking, Encoded, Example, Splits, Task, begin_ids, same_row
@@ -163,13 +163,17 @@ def task_of(asked: DataConfig) -> Task:
 
 
 def check_needs(task: Task, asked: DataConfig) -> None:
-    """Raises ValueError for a file that the task needs and no flag names, and for --limit without training rows."""
+    """Raises ValueError for a file that the task needs and no flag names, for --limit without training rows, and for
+    --max-new-tokens without written answers."""
     for name, needed in (("data", task.needs_data), ("test_data", task.needs_test_data)):
         if needed and getattr(asked, name) is None:
             raise ValueError(f"--task {asked.task} needs {flag(name)}")
     if asked.limit and not task.trains:
         raise ValueError(f"--limit {asked.limit} is for training rows, and --task {asked.task} has none: "
                          f"use --test-limit for test rows")
+    if asked.max_new_tokens and not isinstance(task, GenerativeTask):
+        raise ValueError(f"--max-new-tokens {asked.max_new_tokens} is for written answers, and --task {asked.task} has "
+                         f"none: leave it out")
 
 
 def calibration_of(config: ScoringConfig, tokenizer: Tokenizer, train: list[Encoded], longest: int) -> Calibration:
@@ -193,7 +197,7 @@ def calibration_of(config: ScoringConfig, tokenizer: Tokenizer, train: list[Enco
 
 def check_ids(rows: list[list[int]], source: Source) -> None:
     """Raises ValueError if the tokenizer gives ids beyond the model's vocabulary."""
-    largest = max(map(max, rows), default=0)
+    largest = max(chain.from_iterable(rows), default=0)
     if largest >= source.config.vocab_size:
         raise ValueError(f"{source.path}: its tokenizer gives token id {largest}, but config.json says "
                          f"vocab_size {source.config.vocab_size}")

@@ -57,6 +57,8 @@ def resolve_run(given: Given) -> RunConfig:
     requantize = requantization_of(given, base.bits)
     check_gptq_fields(given, base.by_gptq or bool(requantize and requantize.by_gptq))
     data = part(DataConfig, given)
+    if "steps" in given and "epochs" in given:
+        raise ValueError(f"--steps {given['steps']} is instead of --epochs {given['epochs']}: give one of the two")
     rows = given.get("batch_size", TrainingConfig.batch_size)
     training = part(TrainingConfig, given, lr=given.get("lr", method.lr),
                     micro_batch=min(given.get("micro_batch", rows), rows))

@@ -272,3 +272,8 @@ def test_a_percent_sign_and_a_default_that_depends_are_written_out(monkeypatch):
     assert "(default: the method's)" in shown["--lr"]
     assert "(default: cuda if there is one, else cpu)" in shown["--device"]
     assert "None" not in " ".join(shown.values()) and "%%" not in " ".join(shown.values())
+
+
+def test_steps_and_epochs_are_not_both_given():
+    with pytest.raises(ValueError, match="--steps 4 is instead of --epochs 3: give one of the two"):
+        resolve_run(train_parser().given(["--steps", "4", "--epochs", "3"]))

@@ -1,5 +1,6 @@
 """What cannot score, scores too well, or was cut is counted; special tokens are looked at before they are dropped."""
 import json
+import shutil
 import statistics
 
 import pytest
@@ -305,6 +306,16 @@ def test_ids_beyond_the_vocabulary_in_test_rows_are_refused_before_training(tmp_
     assert f"gives token id {len(WORDS)}, but config.json says vocab_size {len(WORDS)}" in message
     assert not (tmp_path / "bad").exists()
     assert call(train_script, *asked, "--test-data", good, "--out", "good") is None  # control
+
+
+def test_a_piece_of_text_without_tokens_is_no_fault(small_base, tmp_path, elsewhere):
+    """A question may be empty, and a tokenizer may put no begin token before it."""
+    directory = tmp_path / "model"
+    shutil.copytree(small_base, directory)
+    write_json(directory / "tokenizer_config.json", {"add_bos_token": False})
+    rows = write(tmp_path / "test.jsonl", [{"question_stem": "", "choices": {"text": ["a", "b"], "label": ["A", "B"]},
+                                            "answerKey": "A"}])
+    assert call(eval_script, "--model", directory, "--task", "openbookqa", "--test-data", rows) is None
 
 
 def test_show_example_names_every_token_and_what_is_learned(small_base, tmp_path, elsewhere, capsys):
