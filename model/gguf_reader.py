@@ -35,7 +35,7 @@ from quant.linear import QuantLinear
 
 
 def is_gguf(path: Path) -> bool:
-    return path.suffix == ".gguf" and not path.is_dir()
+    return path.suffix.lower() == ".gguf" and not path.is_dir()
 
 
 def read_gguf(path: Path) -> GGUFFile:

@@ -288,6 +288,10 @@ def test_one_of_several_parts_is_refused(tmp_path):
     assert "one of 3 parts; join them first" in refused(path)
 
 
+def test_a_name_in_capitals_is_a_gguf_file_too(tmp_path):
+    assert load_config(write_gguf(tmp_path / "X.GGUF", strong_model(SMALL))).vocab_size == SMALL.vocab_size
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere.gguf: no such GGUF file"):
         load_config(tmp_path / "nowhere.gguf")
