@@ -386,7 +386,29 @@ def load_tokenizer(directory: Path) -> Tokenizer:
 def _load(directory: Path, where: Path) -> Tokenizer:
     path = tokenizer_file(directory)
     kind = JsonTokenizer if path.suffix == ".json" else SentencePieceTokenizer
-    return kind(content_of(path), stated_beside(directory), where)
+    tokenizer = kind(content_of(path), stated_beside(directory), where)
+    if kind is JsonTokenizer:
+        note_other_tokens(tokenizer, directory / FILES[0])
+    return tokenizer
+
+
+def note_other_tokens(tokenizer: Tokenizer, other: Path) -> None:
+    """Says so if a tokenizer.model beside tokenizer.json has other tokens: an older file, or another model's. A file of
+    another kind, such as tiktoken's, is left alone. About 1,000 pieces are looked at."""
+    if not other.is_file():
+        return
+    try:
+        pieces = sentencepiece_processor(content_of(other), other)
+    except ValueError:
+        return
+    size = pieces.vocab_size()
+    for i in range(0, size, max(1, size // 1000)):
+        plain = not (pieces.is_control(i) or pieces.is_unused(i) or pieces.is_unknown(i))
+        own, its = tokenizer.token(i), pieces.id_to_piece(i)
+        if plain and own != its:
+            say_once(f"{tokenizer.where}: token {i} is {_shown(own)!r}, but {_shown(its)!r} in {other}: "
+                     f"{tokenizer.where.name} is read, as in transformers. Delete the one that is not the model's")
+            return
 
 
 def end_ids(config: LlamaConfig, tokenizer: Tokenizer, where: Path) -> tuple[int, ...]:

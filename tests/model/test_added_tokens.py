@@ -3,7 +3,7 @@
 import pytest
 import sentencepiece
 import tokenizers
-from tokenizers import processors
+from tokenizers import models, processors
 
 from model.files import read_json, write_json
 from model.hub import SMALL
@@ -144,6 +144,25 @@ def test_an_end_token_in_the_text_itself_stays(tmp_path):
 def test_sentencepiece_does_not_append_an_end_token_either_and_says_so(tmp_path, capsys, adds):
     assert beside(tmp_path, None, add_eos_token=adds).encode("a")[-1] != 2
     assert ("no prompt ends with it" in capsys.readouterr().err) == bool(adds)
+
+
+# ---- two tokenizers -------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_tokenizer_model_with_other_tokens_than_the_json_is_said(tmp_path, capsys, same):
+    (tmp_path / "tokenizer.model").write_bytes(small_sentencepiece())
+    own = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    vocabulary = {own.id_to_piece(i): i for i in range(own.vocab_size())}
+    if same:
+        tokenizers.Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>")).save(str(tmp_path / "tokenizer.json"))
+        load_tokenizer(tmp_path)
+    else:
+        json_tokenizer(tmp_path, True)
+    said = capsys.readouterr().err
+    assert ("tokenizer.json is read" in said and str(tmp_path / "tokenizer.model") in said) != same
+    (tmp_path / "tokenizer.model").write_bytes(b"IQ== 0\n")  # control: tiktoken's format, as beside Llama 3
+    load_tokenizer(tmp_path)
+    assert capsys.readouterr().err == ""
 
 
 # ---- what is wrong beside a tokenizer -----------------------------------------------------------------------------
