@@ -42,6 +42,7 @@ from finetune.pictures import check_picture
 from finetune.resolve import GPTQ_FIELDS, check_gptq_fields, rescored, resolve_scoring
 from finetune.run import Run, open_run
 from finetune.source import Source, check_fingerprint, check_trained
+from model.files import say_once
 from model.hub import pinned
 from quant.spec import QuantSpec, whole
 from scoring.destination import Destination
@@ -243,8 +244,7 @@ def score_model(given: Given, work: Work) -> None:
     if "without_base" in given and not config.base.quantization:
         raise ValueError("--without-base leaves nothing to score: no --quantizer is named")
     if "seed" in given and not task_of(config.data).trains:
-        raise ValueError(f"--seed {given['seed']} is for training rows, and --task {config.data.task} has none: leave "
-                         f"it out")
+        say_once(f"--seed {given['seed']} has no effect: --task {config.data.task} has no training rows to draw")
     config = replace(config, base=replace(config.base, model=pinned(config.base.model)))
     source = Source(config.base.model)
     planned_base(source, config.base)

@@ -25,7 +25,7 @@ from finetune.source import Source
 from judging.endpoint import Endpoint, JudgeFailed
 from judging.judgements import Compared, Judge, Outcome, judge_all, outcome_of, results_of
 from judging.local import LocalJudge
-from model.files import write_record
+from model.files import say_once, write_record
 from scoring.predictions import check_same_rows, note_differences, note_unfinished, read_predictions
 from scoring.table import print_columns
 
@@ -99,8 +99,8 @@ def judge_of(given: Given, compared: Compared) -> Judge:
                          "DIR; --dry-run needs none")
     others = ("batch_size", "dtype", "device") if "judge" in given else ("seed",)
     if unused := [flag(name) for name in others if name in given]:
-        raise ValueError(f"{', '.join(unused)} is for {'a local judge' if 'judge' in given else 'an endpoint'}: leave "
-                         f"it out")
+        who = "a local judge" if "judge" in given else "an endpoint"
+        say_once(f"{', '.join(unused)}: no effect, as it is for {who}")
     if "judge" in given:
         return Endpoint.from_environment(given["judge"], given.get("seed", 0))
     compute = part(ComputeConfig, given)

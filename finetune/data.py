@@ -10,6 +10,7 @@ from typing import TypeVar
 from finetune.config import DataConfig, ScoringConfig, flag
 from finetune.run import Run
 from finetune.source import Source
+from model.files import say_once
 from model.tokenizer import Tokenizer
 from tasks import TASKS
 from tasks.batching import split_list
@@ -163,8 +164,8 @@ def task_of(asked: DataConfig) -> Task:
 
 
 def check_needs(task: Task, asked: DataConfig) -> None:
-    """Raises ValueError for a file that the task needs and no flag names, for --limit without training rows, and for
-    --max-new-tokens without written answers."""
+    """Raises ValueError for a file that the task needs and no flag names, for --limit without training rows. Says that
+    --max-new-tokens has no effect on a task without written answers."""
     for name, needed in (("data", task.needs_data), ("test_data", task.needs_test_data)):
         if needed and getattr(asked, name) is None:
             raise ValueError(f"--task {asked.task} needs {flag(name)}")
@@ -172,8 +173,7 @@ def check_needs(task: Task, asked: DataConfig) -> None:
         raise ValueError(f"--limit {asked.limit} is for training rows, and --task {asked.task} has none: "
                          f"use --test-limit for test rows")
     if asked.max_new_tokens and not isinstance(task, GenerativeTask):
-        raise ValueError(f"--max-new-tokens {asked.max_new_tokens} is for written answers, and --task {asked.task} has "
-                         f"none: leave it out")
+        say_once(f"--max-new-tokens {asked.max_new_tokens} has no effect: --task {asked.task} has no written answers")
 
 
 def calibration_of(config: ScoringConfig, tokenizer: Tokenizer, train: list[Encoded], longest: int) -> Calibration:

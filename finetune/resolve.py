@@ -20,6 +20,7 @@ from finetune.config import (
     flat,
 )
 from finetune.methods import METHODS, TARGETS, Method
+from model.files import say_once
 from quant.grid import Block
 from quant.spec import DEFAULT_BITS, GPTQ, QuantSpec
 
@@ -58,7 +59,7 @@ def resolve_run(given: Given) -> RunConfig:
     check_gptq_fields(given, base.by_gptq or bool(requantize and requantize.by_gptq))
     data = part(DataConfig, given)
     if "steps" in given and "epochs" in given:
-        raise ValueError(f"--steps {given['steps']} is instead of --epochs {given['epochs']}: give one of the two")
+        say_once(f"--epochs {given['epochs']} has no effect: --steps {given['steps']} goes before it")
     rows = given.get("batch_size", TrainingConfig.batch_size)
     training = part(TrainingConfig, given, lr=given.get("lr", method.lr),
                     micro_batch=min(given.get("micro_batch", rows), rows))

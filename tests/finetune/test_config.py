@@ -274,6 +274,6 @@ def test_a_percent_sign_and_a_default_that_depends_are_written_out(monkeypatch):
     assert "None" not in " ".join(shown.values()) and "%%" not in " ".join(shown.values())
 
 
-def test_steps_and_epochs_are_not_both_given():
-    with pytest.raises(ValueError, match="--steps 4 is instead of --epochs 3: give one of the two"):
-        resolve_run(train_parser().given(["--steps", "4", "--epochs", "3"]))
+def test_steps_go_before_epochs_and_it_is_said(capsys):
+    assert resolve_run(train_parser().given(["--steps", "4", "--epochs", "3"])).training.steps == 4
+    assert "--epochs 3 has no effect: --steps 4 goes before it" in capsys.readouterr().err

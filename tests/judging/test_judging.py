@@ -355,8 +355,6 @@ def test_runs_of_other_rows_are_not_judged(runs, tmp_path):
     (["--judge", "x"], {"OPENAI_BASE_URL": "http://me:pw@host/v1"}, "OPENAI_BASE_URL is not of the form"),
     (["--judge", "x"], {"OPENAI_BASE_URL": "localhost"}, "not of the form"),
     (["--judge", "x"], {"OPENAI_API_KEY": "sk\nx"}, "OPENAI_API_KEY has characters that are not printable ASCII"),
-    (["--judge", "x", "--batch-size", "2", "--dtype", "float32"], {}, "--batch-size, --dtype is for a local judge"),
-    (["--judge-model", "a", "--seed", "3"], {}, "--seed is for an endpoint"),
     (["--limit", "0", "--judge", "x"], {}, "0 is not above 0")])
 def test_what_cannot_be_a_judge_is_one_line(runs, tmp_path, monkeypatch, flags, environment, message):
     for name, value in environment.items():

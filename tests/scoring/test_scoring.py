@@ -78,6 +78,14 @@ def test_perplexity_is_its_definition(small_base, model, tokenizer, text_file, t
     assert abs(other - expected) > 1e-3 * expected  # control: another window is another number
 
 
+def test_flags_without_an_effect_are_said(small_base, text_file, elsewhere, capsys):
+    assert call(eval_script, "--model", small_base, "--task", "perplexity", "--test-data", text_file, "--seed", "3",
+                "--max-new-tokens", "5", "--out", "e") is None
+    said = capsys.readouterr().err
+    assert "--seed 3 has no effect: --task perplexity has no training rows" in said
+    assert "--max-new-tokens 5 has no effect: --task perplexity has no written answers" in said
+
+
 def test_windows_do_not_overlap_and_the_rest_is_left_out(tokenizer):
     text = "a bank card " * 30
     tokens = tokenizer.encode(text)
@@ -101,11 +109,7 @@ def test_windows_do_not_overlap_and_the_rest_is_left_out(tokenizer):
     (["--task", "perplexity", "--test-data", "text.txt", "--data", "text.txt"],
      "text.txt: --task perplexity takes no --data"),
     (["--task", "perplexity", "--test-data", "text.txt", "--limit", "3"],
-     "--limit 3 is for training rows, and --task perplexity has none"),
-    (["--task", "perplexity", "--test-data", "text.txt", "--seed", "3"],
-     "--seed 3 is for training rows, and --task perplexity has none"),
-    (["--task", "perplexity", "--test-data", "text.txt", "--max-new-tokens", "3"],
-     "--max-new-tokens 3 is for written answers, and --task perplexity has none")])
+     "--limit 3 is for training rows, and --task perplexity has none")])
 def test_what_perplexity_cannot_be_is_said_before_a_weight_is_read(small_base, text_file, tmp_path, elsewhere,
                                                                    monkeypatch, arguments, message):
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\xe9")
@@ -254,10 +258,9 @@ def test_whatever_decides_an_answer_is_in_the_key_and_nothing_else(run, small_ba
 
     def asked(*flags, data=text_file):
         assert call(eval_script, "x", "--task", "perplexity", "--test-data", data, *flags).startswith("SIGINT")
-    for flags in ([], ["--eval-batch-size", "2"], ["--test-limit", "2"], ["--max-length", "30"], ["--restore", "8"]):
+    for flags in ([], ["--eval-batch-size", "2"], ["--test-limit", "2"], ["--max-length", "30"],
+                  ["--max-new-tokens", "4"], ["--restore", "8"]):
         asked(*flags)
-    for flags in ([], ["--max-new-tokens", "4"]):  # of the run's own task, which is answered in writing
-        assert call(eval_script, "x", *flags).startswith("SIGINT")
     asked(data="other.txt")
     shutil.copy("other.txt", text_file)
     asked()
