@@ -44,6 +44,7 @@ from finetune.run import Run, open_run
 from finetune.source import Source, check_fingerprint, check_trained
 from model.files import say_once
 from model.hub import pinned
+from model.tokenizer import note_other_tokenizer
 from quant.spec import QuantSpec, whole
 from scoring.destination import Destination
 from scoring.predictions import check_predictions, compare
@@ -250,6 +251,8 @@ def score_model(given: Given, work: Work) -> None:
     planned_base(source, config.base)
     config = with_pinned_data(config)
     adapter = read_peft(given["adapter"], source.config) if "adapter" in given else None
+    if adapter:
+        note_other_tokenizer(adapter.path, source.tokenizer)
     name = source.place.name.removesuffix(".gguf") + (f"-{given['adapter'].resolve().name}" if adapter else "")
     place = Run(given.get("out") or Path("evals") / f"{name}-{task_of(config.data).name}")
     begin_scoring(work, place.path)

@@ -87,7 +87,12 @@ def prepare_data(source: Source, config: ScoringConfig, calibrate: bool) -> Prep
     test = task.test_rows(splits.test, tokenizer, longest)[:asked.test_limit]
     written = splits.train + splits.validation + [row for row in test if isinstance(row, Example)]
     note_tokens(f"--task {task.name}", written, tokenizer, end_ids[0])
-    task.trained_on = frozenset(same_row(row.prompt, row.answer) for row in splits.train + splits.validation)
+    parts = splits.train, splits.validation
+    learned, held_out = (frozenset(same_row(row.prompt, row.answer) for row in part) for part in parts)
+    task.trained_on = learned | held_out
+    if again := len(learned & held_out):
+        print(f"--task {asked.task}: {again} of {len(held_out)} different validation rows are training rows too: their "
+              f"loss is too low")
     asking = Asking(tokenizer, end_ids, max_new_tokens, 1)
     for unusual, rows in Counter(chain.from_iterable(task.row_flags(row, asking) for row in test)).items():
         print(f"--task {asked.task}: {rows} of {len(test)} test rows with {unusual}")

@@ -84,7 +84,11 @@ class Source:
     def stop_ids(self) -> tuple[int, ...]:
         """End tokens; training teaches the first. Raises ValueError if the model names none, or names differ."""
         note_begin(self.config, self.tokenizer, self.path)
-        return end_ids(self.config, self.tokenizer, self.path)
+        ids = end_ids(self.config, self.tokenizer, self.path)
+        if self.tokenizer.decode([ids[0]]):
+            say_once(f"{self.path}: the end token {ids[0]} ({self.tokenizer.token(ids[0])!r}) is no special token: "
+                     f"an answer that holds this text ends there. If that is wrong, correct eos_token_id")
+        return ids
 
     def open(self, dtype: torch.dtype, device: str) -> tuple[Llama, Callable[[str], None]]:
         """The model without its weights, and a function that loads those whose names begin with a prefix. A run with an

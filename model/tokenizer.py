@@ -453,6 +453,20 @@ def note_begin(config: LlamaConfig, tokenizer: Tokenizer, where: Path) -> None:
                      f"the tokenizer; else set bos_token_id to {own}")
 
 
+PROBE = "The café's 2 cards, <|im_start|>user:\n  x = {1};<|im_end|></s>"
+
+
+def note_other_tokenizer(adapter: Path, tokenizer: Tokenizer) -> None:
+    """Says if an adapter's directory holds a tokenizer that gives other ids than its base's, or another end."""
+    if not any((adapter / name).is_file() for name in FILES):
+        return
+    own = load_tokenizer(adapter)
+    if (own.encode(PROBE), own.eos_id) != (tokenizer.encode(PROBE), tokenizer.eos_id):
+        say_once(f"{adapter}: holds a tokenizer that differs from the base's (other tokens, or the end token "
+                 f"{own.eos_id} instead of {tokenizer.eos_id}); the base's is used. If the adapter was trained with "
+                 f"its own, copy its files into the base's directory")
+
+
 def continuation(tokenizer: Tokenizer, prompt: list[int], answer: list[int]) -> str:
     """The text that the answer adds to the prompt's text.
 

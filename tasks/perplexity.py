@@ -16,12 +16,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from model.files import say_once
 from model.finite import NotFinite, why_not_finite
 from model.likelihood import token_log_probabilities
 from model.llama import Llama
 from model.tokenizer import Tokenizer
 from tasks.batching import split_list
-from tasks.rows import read_prose
+from tasks.rows import SUFFIXES, read_prose
 from tasks.task import Asking, Splits, Task
 
 
@@ -51,6 +52,8 @@ class Perplexity(Task):
         if not test_data.is_file():
             raise FileNotFoundError(f"{test_data}: no such text file")
         self.file = test_data
+        if test_data.suffix.lower() in SUFFIXES:
+            say_once(f"--test-data {test_data}: read as one text, with its brackets, quotes and field names")
         return Splits(test=[Text(read_prose(test_data))])
 
     def test_rows(self, test: Sequence[Text], tokenizer: Tokenizer, longest: int) -> list[Window]:

@@ -13,7 +13,7 @@ from finetune.source import Source
 from model.checkpoint import INDEX, load_config, load_model, open_weights, weight_files
 from model.config_json import config_from_json, config_to_json
 from model.files import write_json
-from model.tokenizer import end_ids, load_tokenizer
+from model.tokenizer import end_ids, load_tokenizer, note_other_tokenizer
 from tests.gguf_files import strong_model, write_gguf
 from tests.model.test_model import FIXTURES, TINY
 from tests.model.test_tokenizer import BOS, EOS, json_tokenizer, small_sentencepiece
@@ -382,3 +382,21 @@ def test_what_a_gguf_file_says_of_rotary_scaling_and_is_not_understood_is_refuse
     with pytest.raises(ValueError, match=message) as error:
         load_config(path)
     assert str(path) in str(error.value)
+
+
+def test_an_end_token_that_is_ordinary_text_is_said(tmp_path, capsys):
+    json_tokenizer(tmp_path, False)
+    write_json(tmp_path / "config.json", {**config_to_json(replace(TINY, vocab_size=300)), "eos_token_id": 5})
+    assert Source(tmp_path).stop_ids() == (5,)
+    assert "the end token 5 ('$') is no special token" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("end,said", [(EOS, False), (BOS, True)])
+def test_a_tokenizer_of_an_adapter_that_differs_is_said(tmp_path, capsys, end, said):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "none").mkdir()
+    json_tokenizer(tmp_path / "adapter", False, eos_token=end)
+    base = json_tokenizer(tmp_path, False, eos_token=EOS)
+    note_other_tokenizer(tmp_path / "adapter", base)
+    note_other_tokenizer(tmp_path / "none", base)
+    assert ("holds a tokenizer that differs from the base's" in capsys.readouterr().err) == said

@@ -357,3 +357,14 @@ def test_mmlu_prints_pooled_errors_of_all_and_of_categories():
     stem = [i for i, row in enumerate(rows) if row.subject != "sociology"]
     assert errors["STEM"] == pooled_error([marks[i] for i in stem], [rows[i].subject for i in stem])
     assert scores["acc"] == pytest.approx(statistics.fmean(marks)) and "other" not in errors
+
+
+def test_validation_rows_that_are_trained_on_are_counted(small_base, tmp_path, elsewhere, capsys):
+    rows = [{"text": f"lost card {i % 20}", "category": "age_limit"} for i in range(60)]
+    path = write(tmp_path / "rows.jsonl", rows)
+    flags = ["--model", small_base, "--method", "lora", "--show-example", "--data"]
+    assert call(train_script, *flags, path) is None
+    assert "different validation rows are training rows too" in capsys.readouterr().out
+    distinct = write(tmp_path / "other.jsonl", [{**row, "text": f"row {i}"} for i, row in enumerate(rows)])
+    assert call(train_script, *flags, distinct) is None
+    assert "are training rows too" not in capsys.readouterr().out

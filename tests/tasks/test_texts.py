@@ -151,3 +151,10 @@ def test_alpaca_rows_without_input_are_those_with_an_empty_one(tmp_path, more):
         Alpaca().splits(tmp_path / "x.json", None, None, 0)
 
 
+
+
+def test_what_is_probably_not_meant_is_said(small_base, tmp_path, elsewhere, capsys):
+    (tmp_path / "x.jsonl").write_text('{"text": "some words that are long enough"}\n')
+    flags = ["--task", "perplexity", "--test-data", "x.jsonl", "--out", "e"]
+    assert call(eval_script, "--model", small_base, *flags) is None
+    assert "x.jsonl: read as one text, with its brackets" in capsys.readouterr().err
