@@ -10,6 +10,7 @@ that a few recordings serve a whole run. Each is made when its shape comes first
 steps.
 """
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ WIDTH = 64
 class RecordedDecoder:
     """tokens (B, T) -> outputs of the last decoder layer, and back: one recording each way."""
 
-    def __init__(self, model: Llama, totals: dict[nn.Parameter, Tensor], shape: tuple[int, int], pool):
+    def __init__(self, model: Llama, totals: dict[nn.Parameter, Tensor], shape: tuple[int, ...], pool: Any):
         self.model, self.totals, device = model, totals, model.device
         self.tokens = torch.zeros(shape, dtype=torch.long, device=device)
         self.grad = torch.zeros(*shape, model.config.hidden_size, dtype=model.dtype, device=device)
@@ -65,11 +66,12 @@ class RecordedSteps:
         rows = decoder.forward().detach().flatten(0, 1)[batch.places].requires_grad_()
         loss = summed_loss_of(self.model, rows, batch.targets)
         (loss / n_targets).backward()
+        assert rows.grad is not None
         decoder.grad.zero_().flatten(0, 1).index_copy_(0, batch.places, rows.grad)
         decoder.backward()
         return loss.detach()
 
-    def _decoder(self, shape: tuple[int, int]) -> RecordedDecoder:
+    def _decoder(self, shape: tuple[int, ...]) -> RecordedDecoder:
         if shape not in self.decoders:
             self.decoders[shape] = RecordedDecoder(self.model, self.totals, shape, self.pool)
         return self.decoders[shape]
