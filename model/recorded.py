@@ -25,6 +25,7 @@ class Recorded(Generic[Result]):
             self.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.graph, pool=pool):
                 self.result = work()
+            del self.work  # whose owner holds this recording: its memory is free as soon as nobody holds the owner
 
     def __call__(self) -> Result:
         if self.graph is None:

@@ -8,6 +8,7 @@ and reads them in between. Compiled, it reads the codes and writes the weights.
 One compilation serves all layers of a model that have the same kind of block, because the number of blocks is a
 variable. Blocks of several outputs need the number of inputs as a constant: one compilation for each D_in.
 """
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,9 +23,7 @@ from quant.packing import unpack_plainly, word_shape
 
 COMPILED_FROM = 1 << 18  # weights: smaller layers are dequantized before a compiler has started
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
-# Codes stay inside the table, so no index is checked on the GPU. The compiler works in this process: for a few small
-# kernels, starting other processes takes longer.
-OPTIONS: dict[str, str | int | bool | Callable] = {"assert_indirect_indexing": False, "compile_threads": 1}
+OPTIONS: dict[str, str | int | bool | Callable] = {"assert_indirect_indexing": False}  # codes stay inside the table
 
 _failed: list[str] = []  # why nothing is compiled in this process
 
@@ -77,7 +76,10 @@ def plain_pass(units: Units, dtype: torch.dtype) -> Callable[..., Tensor]:
 
 @cache
 def compiled_pass(units: Units, dtype: torch.dtype) -> Callable[..., Tensor]:
-    """As `plain_pass`. Each has a code object of its own: torch.compile allows so many compilations for each."""
+    """As `plain_pass`. Each has a code object of its own: torch.compile allows so many compilations for each.
+
+    The compiler works in this process: for a few small kernels, starting others takes longer."""
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     plain = plain_pass(units, dtype)
     assert isinstance(plain, FunctionType)
     name = f"dequantize_{units}_{dtype}".replace("torch.", "")
