@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
-# The tests marked cuda, the losses of every method against the CPU's, and benchmarks (a), (b), (d), on a GPU, in at most
+# Benchmarks (a), (b), (d), the tests marked cuda, and the losses of every method against the CPU's, on a GPU, in at most
 # 8 minutes. Every stage has its own limit and fails alone. Afterwards DIR holds gpu.json and one log a stage.
 #
-#     benchmarks/gpu.sh [--stage all|tests|parity|bench|step|quant|gen] [--out DIR] [--device cuda] [--shapes "1B 7B"]
+#     benchmarks/gpu.sh [--stage STAGE] [--out DIR] [--device cuda] [--shapes "1B 7B"] [--scale 1]
+#
+# Stages: recorded (tests of what is compiled and recorded), step, quant, gen; speed (these four, 330 s); tests (all that
+# are marked cuda); parity; all.
 #
 # Packages that the machine lacks are found in .gpu/ (ignored by git). bitsandbytes with its library for CUDA 13 only:
 #     pip download --no-deps --only-binary=:all: --python-version 3.12 --platform manylinux_2_24_x86_64 bitsandbytes
@@ -42,12 +45,14 @@ trap 'python3 -m benchmarks.summary "$out" 2>&1 | tee "$out/summary.txt"' EXIT
 
 { nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader; } 2>/dev/null
 python3 -c 'import torch; print("torch", torch.__version__, torch.cuda.is_available() and torch.cuda.get_device_name())'
-if asked tests; then
-    workers=$(python3 -c 'import xdist; print("-n 6 --dist worksteal")' 2>/dev/null)
-    REPORT="$out/tests.json" OMP_NUM_THREADS=2 run tests "$(limit 130)" \
-        python3 -m pytest -p benchmarks.pytest_json -p no:cacheprovider -m cuda tests/cuda $workers --tb=short -rf
-fi
-if asked parity; then bench parity 70; fi
-if asked bench quant; then bench quantization 35; fi
-if asked bench step; then bench training_step 115 --shapes $shapes; fi
-if asked bench gen; then bench generation 65 --shapes $shapes; fi
+workers=$(python3 -c 'import xdist; print("-n 6 --dist worksteal")' 2>/dev/null)
+cuda_tests() {  # NAME SECONDS PATHS...
+    REPORT="$out/$1.json" OMP_NUM_THREADS=2 run "$1" "$(limit "$2")" \
+        python3 -m pytest -p benchmarks.pytest_json -p no:cacheprovider -m cuda "${@:3}" $workers --tb=short -rf
+}
+if asked speed recorded; then cuda_tests recorded 60 tests/cuda/test_recorded.py; fi
+if asked speed step; then bench training_step 165 --shapes $shapes; fi
+if asked speed quant; then bench quantization 25; fi
+if asked speed gen; then bench generation 60 --shapes $shapes; fi
+if asked tests; then cuda_tests tests 90 tests/cuda --ignore tests/cuda/test_recorded.py; fi
+if asked parity; then bench parity 55; fi

@@ -3,16 +3,20 @@
     python -m benchmarks.gpu_quantization --out b.json
 
 A dequantization must read the codes and the factors and write 16 bits a weight; the share is of the time that a copy of
-so many bytes takes."""
+so many bytes takes, and is that of ten calls launched as one. `same_bits`: bfloat16 and float32 beside the plain
+equation."""
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from benchmarks.measure import Report, arguments, forget_memory, limits, peak_megabytes, timed
+import quant.one_pass as one_pass
+from benchmarks.measure import Report, arguments, forget_memory, limits, peak_megabytes, seconds_of, timed
 from benchmarks.peers import missing, versions
+from model.recorded import Recorded, warm_up
 from quant import QUANTIZERS
 from quant.gptq import Hessian, quantize_by_gptq
+from quant.grid import dequantize
 from quant.linear import QuantLinear, stored_bytes
 from quant.quantizer import Quantizer
 from quant.spec import QuantSpec
@@ -29,17 +33,48 @@ def ours(quantizer: Quantizer, weight: Tensor, device: str, bandwidth: float) ->
     peak = peak_megabytes(device)
     layer = QuantLinear.from_weight(quantizer.quantize(weight))
     forget_memory(device)
+    first = seconds_of(device, lambda: layer.dequantize(torch.bfloat16))
     row = figures(lambda: layer.dequantize(torch.bfloat16), stored_bytes([layer]), weight, device, bandwidth)
+    row |= {"first_call_seconds": first, **in_several_passes(layer, device)}
     error = ((layer.dequantize() - weight.float()).norm() / weight.float().norm()).item()
     return {"quantize_weights_per_second": weight.numel() / quantized["seconds"], "quantize_seconds":
             quantized["seconds"], "quantize_peak_mb": peak, **row, "weight_error": error}
 
 
-def figures(dequantize: Callable[[], Tensor], stored: int, weight: Tensor, device: str, bandwidth: float) -> dict:
-    time = timed(device, dequantize, seconds=0.4, most=50)
-    moved = stored + 2 * weight.numel()
-    return {**time, "dequantize_weights_per_second": weight.numel() / time["seconds"], "bytes_moved_at_least": moved,
-            "share_of_copy_bandwidth": moved / time["seconds"] / bandwidth,
+def in_several_passes(layer: QuantLinear, device: str) -> dict:
+    """What the compiled pass replaces, and whether its bits are those of the plain equation."""
+    compiled = [layer.dequantize(dtype) for dtype in (torch.bfloat16, torch.float32)]
+    failed = list(one_pass._failed)
+    one_pass._failed[:] = ["switched off to be compared"]
+    try:
+        time = timed(device, lambda: layer.dequantize(torch.bfloat16), seconds=0.2, most=20)
+    finally:
+        one_pass._failed[:] = failed
+    weight = layer.quantized_weight()
+    plain = [dequantize(weight.codes, weight.grid, dtype) for dtype in (torch.bfloat16, torch.float32)]
+    return {"several_passes_seconds": time["seconds"], "compiled": not failed, "why_not": failed,
+            "same_bits": [torch.equal(a, b) for a, b in zip(compiled, plain, strict=True)]}
+
+
+def in_a_recording(work: Callable[[], Tensor], device: str) -> dict:
+    """Without the processor's part: ten calls, launched as one."""
+    if not device.startswith("cuda"):
+        return {}
+    try:
+        warm_up(work, torch.device(device))
+        ten = Recorded(lambda: [work() for _ in range(10)][0], torch.device(device))
+        return {"recorded_seconds": timed(device, ten, seconds=0.2)["seconds"] / 10}
+    except Exception as error:
+        return {"recorded_error": f"{type(error).__name__}: {error}"[:200]}
+
+
+def figures(work: Callable[[], Tensor], stored: int, weight: Tensor, device: str, bandwidth: float) -> dict:
+    time = timed(device, work, seconds=0.4, most=50)
+    moved, alone = stored + 2 * weight.numel(), in_a_recording(work, device)
+    best = alone.get("recorded_seconds", time["seconds"])
+    return {**time, **alone, "dequantize_weights_per_second": weight.numel() / time["seconds"],
+            "recorded_weights_per_second": weight.numel() / best, "bytes_moved_at_least": moved,
+            "share_of_copy_bandwidth": moved / best / bandwidth,
             "dequantize_peak_mb": peak_megabytes(device)}
 
 

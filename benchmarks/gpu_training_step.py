@@ -2,30 +2,44 @@
 
     python -m benchmarks.gpu_training_step --out a.json --shapes 135M 1B 7B
 
-Ours is the step of `Trainer`, with what it logs; theirs PEFT on transformers (and bitsandbytes for QLoRA), with fused
-AdamW and clipping. The first loss of both must agree: the adapters start at zero, and the weights are the same."""
+Ours is the step of `Trainer`, with what it logs, without and with --cuda-graphs; theirs PEFT on transformers (and
+bitsandbytes for QLoRA), with fused AdamW and clipping. They take turns. The first losses must agree: the adapters start
+at zero, and the weights are the same."""
 import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from benchmarks.measure import Report, arguments, forget_memory, limits, median_of, peak_megabytes, timed, wait
+from benchmarks.measure import (
+    Report,
+    allocated,
+    arguments,
+    forget_memory,
+    in_turns,
+    limits,
+    median_of,
+    peak_megabytes,
+    seconds_of,
+)
 from benchmarks.peers import missing, peft_model, versions
 from benchmarks.shapes import SHAPES, adapted_model, run_config, step_operations
 from finetune.loop import Trainer
 from tasks.task import Encoded
 
 ROWS, LENGTH = 4, 512  # 2,048 tokens a step
-METHODS = {"tiny": ("lora", "qlora", "qblora", "qalora", "qablora", "irqlora", "peqa"),
-           "135M": ("qlora", "qablora", "lora", "qblora", "qalora", "peqa"),
-           "1B": ("qlora", "qablora", "lora", "qblora", "peqa"), "7B": ("qlora", "qablora")}
+ORDER = (("1B", "qlora"), ("7B", "qlora"), ("1B", "qablora"), ("1B", "lora"), ("7B", "qablora"), ("135M", "qlora"),
+         ("1B", "peqa"), ("135M", "lora"), ("1B", "qblora"), ("135M", "qablora"), ("135M", "peqa"), ("135M", "qblora"),
+         *(("tiny", method) for method in ("qlora", "lora", "qblora", "qalora", "qablora", "irqlora", "peqa")))
 PEERS = {"lora": (), "qlora": ("bitsandbytes",)}  # method -> what the peer needs beside PEFT
 AGREE = 0.02  # of the first loss; both round to bfloat16, in other places
+OURS, RECORDED, PEFT = "ours", "ours, --cuda-graphs", "PEFT"
+Step = Callable[[], None]
 
 
 def examples(vocab_size: int) -> list[Encoded]:
@@ -33,17 +47,30 @@ def examples(vocab_size: int) -> list[Encoded]:
     return [Encoded(row, 1) for row in tokens]
 
 
-def our_step(shape: str, method: str, device: str) -> tuple[nn.Module, Callable[[], None], list[dict]]:
-    run, logged = run_config(method, device, ROWS), []
+def our_steps(shape: str, method: str, device: str) -> tuple[nn.Module, dict[str, Step], dict[str, list[dict]]]:
+    """One model, two trainers. The recorded one starts from the same adapters, and its gradients stay in place."""
+    run = run_config(method, device, ROWS)
     model, parameters = adapted_model(SHAPES[shape], run)
-    rows = examples(SHAPES[shape].vocab_size)
-    trainer = Trainer(model, parameters, run.training, 0, rows, rows, Path(tempfile.gettempdir()) / "unused",
-                      lambda: None, logged.append)
-    bar = tqdm(disable=True)
-    return model, lambda: trainer._one_step(rows, bar), logged
+    rows, initial = examples(SHAPES[shape].vocab_size), {n: p.detach().clone() for n, p in parameters.items()}
+    logged: dict[str, list[dict]] = {OURS: [], RECORDED: []}
+    trainers: dict[str, Trainer] = {}
+
+    def step(name: str) -> None:
+        if name not in trainers:
+            with torch.no_grad():
+                for n, p in parameters.items():
+                    p.copy_(initial[n])
+            settings = replace(run.training, cuda_graphs=name == RECORDED)
+            trainers[name] = Trainer(model, parameters, settings, 0, rows, rows, Path(tempfile.gettempdir()) / "unused",
+                                     lambda: None, logged[name].append)
+        in_place = trainers[name].recorded
+        for p in parameters.values():
+            p.grad = in_place.totals[p] if in_place else None
+        trainers[name]._one_step(rows, tqdm(disable=True))
+    return model, {name: lambda name=name: step(name) for name in (OURS, RECORDED)}, logged
 
 
-def their_step(shape: str, method: str, device: str) -> tuple[nn.Module, Callable[[], None], list[dict]]:
+def their_step(shape: str, method: str, device: str) -> tuple[nn.Module, Step, list[dict]]:
     model, logged = peft_model(SHAPES[shape], method == "qlora", 16, device), []
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=5e-3, weight_decay=0.0, fused=device.startswith("cuda"))
@@ -59,27 +86,71 @@ def their_step(shape: str, method: str, device: str) -> tuple[nn.Module, Callabl
     return model, step, logged
 
 
-def measured(make: Callable, shape: str, method: str, device: str, machine: dict, more: bool) -> dict:
+def first_step(step: Step, device: str, before: float) -> dict:
+    """Its seconds, compiler and recording included, and the peak memory, above what lived before it was made."""
     forget_memory(device)
-    model, step, logged = make(shape, method, device)
-    wait(device)
-    made = peak_megabytes(device)
-    forget_memory(device)
+    seconds = seconds_of(device, step)
     step()
+    peak = peak_megabytes(device)
+    return {"first_step_seconds": seconds, "peak_mb": None if peak is None else round(peak - before, 1)}
+
+
+def rows_of(report: Report, shape: str, method: str, machine: dict, device: str) -> None:
+    """All rows of a shape and a method. What fails or is not installed gets a row that says so."""
+    named, steps, facts, logged = {"shape": shape, "method": method}, {}, {}, {}
+
+    def prepare(who: str, step: Step, log: list[dict], before: float) -> None:
+        try:
+            facts[who] = first_step(step, device, before)
+            steps[who], logged[who] = step, log
+        except Exception as error:
+            report.attempt(lambda error=error: raised(error), **named, who=who)
+    forget_memory(device)
+    before = allocated(device)
+    model, ours, logs = our_steps(shape, method, device)
     trains = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    time = timed(device, step, seconds=2.0)
+    for who, step in ours.items():
+        prepare(who, step, logs[who], before)
+    if method in PEERS and not (reason := missing("transformers", "peft", *PEERS[method])):
+        before = allocated(device)
+        _, step, log = their_step(shape, method, device)
+        prepare(PEFT, step, log, before)
+    elif method in PEERS:
+        report.attempt(lambda: {"not_installed": reason}, **named, who=PEFT)
+    times = in_turns(device, steps)
     operations = step_operations(SHAPES[shape], ROWS * LENGTH, LENGTH)
-    row = {**time, "tokens_per_second": ROWS * LENGTH / time["seconds"], "peak_mb": peak_megabytes(device),
-           "peak_mb_while_made": made, "trains": trains, "first_loss": logged[0]["loss"],
-           "last_loss": logged[-1]["loss"], "rate": operations / time["seconds"],
-           "share_of_matrix_rate": operations / time["seconds"] / machine["matrix_rate"],
-           "share_of_rate_at_these_shapes": operations / time["seconds"] / machine[f"rate_{shape}"]}
-    if more and device.startswith("cuda"):
-        row |= {"waits": waits_of(step), "kernels": kernels_of(step)}
-    return row
+    for who, time in times.items():
+        rate = operations / time["seconds"]
+        more = profiled(steps[who], device) if method in ("qlora", "peqa") else {}
+        report.attempt(lambda who=who, time=time, rate=rate, more=more: {
+            **time, "tokens_per_second": ROWS * LENGTH / time["seconds"], **facts[who], "trains": trains,
+            "first_loss": logged[who][0]["loss"], "last_loss": logged[who][-1]["loss"], "rate": rate,
+            "share_of_matrix_rate": rate / machine["matrix_rate"],
+            "share_of_rate_at_these_shapes": rate / machine[f"rate_{shape}"], **more}, late=True, **named, who=who)
+    for a, b in ((OURS, PEFT), (RECORDED, PEFT), (RECORDED, OURS)):
+        if a in times and b in times:
+            report.attempt(lambda a=a, b=b: compared(a, b, times, facts, logged), late=True, **named,
+                           who=f"{a} / {b}")
 
 
-def waits_of(step: Callable[[], None]) -> dict[str, int]:
+def raised(error: Exception) -> dict:
+    raise error
+
+
+def compared(a: str, b: str, times: dict, facts: dict, logged: dict) -> dict:
+    off = abs(logged[a][0]["loss"] / logged[b][0]["loss"] - 1)
+    memory = [facts[who]["peak_mb"] for who in (a, b)]
+    return {"losses_agree": off < AGREE, "first_losses_differ_by": off,
+            "times_faster": times[b]["seconds"] / times[a]["seconds"],
+            "times_faster_at_best": times[b]["least"] / times[a]["least"],
+            "share_of_memory": memory[0] / memory[1] if memory[0] and memory[1] else None}
+
+
+def profiled(step: Step, device: str) -> dict:
+    return {"waits": waits_of(step), "kernels": kernels_of(step)} if device.startswith("cuda") else {}
+
+
+def waits_of(step: Step) -> dict[str, int]:
     """Where in a step the processor waits for the GPU: place -> times."""
     torch.cuda.set_sync_debug_mode("warn")
     try:
@@ -92,16 +163,20 @@ def waits_of(step: Callable[[], None]) -> dict[str, int]:
                         if "synchronizing" in str(w.message)))
 
 
-def kernels_of(step: Callable[[], None]) -> list[dict] | str:
+def kernels_of(step: Step) -> list[dict] | str:
     """The kernels that take most of a step: name, milliseconds, calls."""
     try:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU,
                                                 torch.profiler.ProfilerActivity.CUDA]) as profile:
             step()
             torch.cuda.synchronize()
-        events = sorted(profile.key_averages(), key=lambda e: e.self_device_time_total, reverse=True)
-        return [{"name": e.key[:90], "ms": round(e.self_device_time_total / 1e3, 3), "calls": e.count}
-                for e in events[:16]]
+        averages = profile.key_averages()
+        on_gpu = [e for e in averages if "CUDA" in str(getattr(e, "device_type", ""))]
+        events = sorted(on_gpu or averages, key=lambda e: e.self_device_time_total, reverse=True)
+        total = {"name": "all", "ms": round(sum(e.self_device_time_total for e in events) / 1e3, 3),
+                 "calls": sum(e.count for e in events)}
+        return [total, *({"name": e.key[:90], "ms": round(e.self_device_time_total / 1e3, 3), "calls": e.count}
+                         for e in events[:16])]
     except Exception as error:  # a machine without a profiler still has figures
         return f"{type(error).__name__}: {error}"
 
@@ -120,24 +195,16 @@ def main() -> None:
     machine = {**limits(device), **{f"rate_{shape}": rate_at(shape, device) for shape in given.shapes}}
     report = Report(given.out, given.seconds, question="training step", rows_a_step=ROWS, length=LENGTH,
                     machine=machine, versions=versions("transformers", "peft", "bitsandbytes"))
-    for shape in given.shapes:
-        for method in METHODS[shape]:
-            ours = report.attempt(lambda s=shape, m=method: measured(our_step, s, m, device, machine, True),
-                                  shape=shape, method=method, who="ours")
-            if method not in PEERS:
-                continue
-            if reason := missing("transformers", "peft", *PEERS[method]):
-                report.attempt(lambda r=reason: {"not_installed": r}, shape=shape, method=method, who="PEFT")
-                continue
-            theirs = report.attempt(lambda s=shape, m=method: measured(their_step, s, m, device, machine, m == "qlora"),
-                                    shape=shape, method=method, who="PEFT")
-            if "seconds" in ours and "seconds" in theirs:
-                off = abs(ours["first_loss"] / theirs["first_loss"] - 1)
-                report.attempt(lambda o=ours, t=theirs, off=off: {
-                    "losses_agree": off < AGREE, "first_losses_differ_by": off,
-                    "times_faster": t["seconds"] / o["seconds"],
-                    "share_of_memory": o["peak_mb"] and o["peak_mb"] / t["peak_mb"]},
-                    shape=shape, method=method, who="ours / PEFT")
+    for shape, method in ORDER:
+        if shape not in given.shapes:
+            continue
+        if report.late():
+            report.attempt(dict, shape=shape, method=method, who="all")
+            continue
+        try:
+            rows_of(report, shape, method, machine, device)
+        except Exception as error:
+            report.attempt(lambda error=error: raised(error), late=True, shape=shape, method=method, who="all")
     forget_memory(device)
     report.finish()
 

@@ -35,6 +35,40 @@ def timed(device: str, work: Callable[[], Any], seconds: float = 1.5, warmup: in
     return {"seconds": statistics.median(taken), "least": min(taken), "most": max(taken), "calls": len(taken)}
 
 
+def in_turns(device: str, works: dict[str, Callable[[], Any]], rounds: int = 3, seconds: float = 0.6,
+             least: int = 2, warmup: int = 1) -> dict[str, dict]:
+    """As `timed`, for several works that take turns: a machine that others use too slows all of them alike."""
+    taken: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds):
+        for name, work in works.items():
+            for _ in range(warmup):
+                work()
+            own: list[float] = []
+            while len(own) < least or sum(own) < seconds and len(own) < 20:
+                wait(device)
+                start = time.perf_counter()
+                work()
+                wait(device)
+                own.append(time.perf_counter() - start)
+            taken[name] += own
+    return {name: {"seconds": statistics.median(all_), "least": min(all_), "most": max(all_), "calls": len(all_)}
+            for name, all_ in taken.items()}
+
+
+def seconds_of(device: str, work: Callable[[], Any]) -> float:
+    """Of one call, the first as a rule: compilers and recordings included."""
+    wait(device)
+    start = time.perf_counter()
+    work()
+    wait(device)
+    return time.perf_counter() - start
+
+
+def allocated(device: str) -> float:
+    """Megabytes of tensors that live on a GPU now."""
+    return torch.cuda.memory_allocated(device) / 1e6 if device.startswith("cuda") else 0.0
+
+
 def median_of(device: str, work: Callable[[], Any], **how) -> float:
     return timed(device, work, **how)["seconds"]
 
@@ -74,10 +108,13 @@ class Report:
         self.content: dict[str, Any] = {**facts, "finished": False, "rows": []}
         self.save()
 
+    def late(self) -> bool:
+        return time.monotonic() > self.end
+
     def attempt(self, work: Callable[[], dict], late: bool = False, **named) -> dict:
         """A row: what it is, and its figures; or why there are none. `late`: even if the time is over."""
         start = time.monotonic()
-        if start > self.end and not late:
+        if self.late() and not late:
             row = {**named, "skipped": "out of time"}
         else:
             try:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from benchmarks.measure import line_of
 
-STAGES = ("tests", "parity", "training_step", "quantization", "generation")
-LEFT_OUT = ("runs", "calls", "least", "most", "trains", "last_loss", "rate", "bytes_moved_at_least",
-            "peak_mb_while_made", "dequantize_peak_mb", "quantize_peak_mb")
+STAGES = ("recorded", "tests", "parity", "training_step", "quantization", "generation")
+LEFT_OUT = ("runs", "calls", "most", "trains", "last_loss", "rate", "bytes_moved_at_least",
+            "dequantize_peak_mb", "quantize_peak_mb")
 
 
 def read(path: Path) -> dict:
@@ -21,7 +21,7 @@ def read(path: Path) -> dict:
 
 def lines_of(name: str, stage: dict) -> list[str]:
     lines = [f"== {name}: {'finished' if stage.get('finished') else 'NOT FINISHED'}  {stage.get('error', '')}"]
-    if name == "tests":
+    if name in ("recorded", "tests"):
         lines.append(f"{stage.get('outcomes')}  {stage.get('seconds')} s  skipped {stage.get('skipped')}")
         return lines + [f"FAILED {f['test']}: {f['text'].strip().splitlines()[-1][:200] if f['text'].strip() else ''}"
                         for f in stage.get("failures", [])]

@@ -276,6 +276,10 @@ class TrainingConfig:
         False, setting=False,
         help="keep only the inputs of decoder layers and compute the rest again for the gradients: less memory, more "
              "time, the same numbers")
+    cuda_graphs: bool = option(
+        False, setting=False,
+        help="record the decoder's forward and backward pass on the GPU and launch each as a whole: faster, and rows "
+             "are padded to multiples of 64 tokens")
     epochs: int = option(2, parse=positive(int), help="train this many epochs")
     steps: int | None = option(None, parse=positive(int), shown="what --epochs makes", help="train this many steps "
                                                                                             "instead")

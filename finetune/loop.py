@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from finetune.config import TrainingConfig
+from finetune.graphs import RecordedSteps
 from finetune.state_files import StateFiles
 from finetune.stop import STOP, Stopped
 from model.files import Damaged
@@ -91,6 +92,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
             lr=settings.lr, betas=(0.9, settings.beta2), fused=self.fused)
+        self.recorded = RecordedSteps(model, list(parameters.values())) if settings.cuda_graphs else None
         self.per_epoch = math.ceil(len(train) / settings.batch_size)
         self.total_steps = settings.steps or settings.epochs * self.per_epoch
         self.step, self.best, self.tokens, self.seconds = 0, math.inf, 0, 0.0
@@ -151,9 +153,7 @@ class Trainer:
         n_targets = sum(len(e.tokens) - e.prompt_length for e in examples)
         losses = []
         for part in split_list(examples, self.settings.micro_batch):
-            loss, _ = summed_loss(self.model, part)
-            (loss / n_targets).backward()
-            losses.append(loss.detach())
+            losses.append(self._add_gradients(part, n_targets))
         gradient_norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip)
         *losses, norm = torch.stack((*losses, gradient_norm)).tolist()  # the one wait for a GPU in a step
         total = sum(losses)
@@ -161,7 +161,7 @@ class Trainer:
             raise TrainingDiverged(f"step {self.step + 1}: the gradient is not finite (loss {total / n_targets}): "
                                    f"{self._to_blame(examples, total)}{self._keep_last_good()}")
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=not self.recorded)
         self.step += 1
         self.tokens += sum(len(e.tokens) - 1 for e in examples)
         self.seconds += time.perf_counter() - start
@@ -169,6 +169,14 @@ class Trainer:
         bar.set_postfix(loss=f"{total / n_targets:.3f}", lr=f"{lr:.1e}", tokens_per_s=round(self.tokens / self.seconds))
         self.log({"step": self.step, "loss": total / n_targets, "lr": lr, "gradient_norm": norm,
                   "tokens": self.tokens, "seconds": round(self.seconds, 3)})
+
+    def _add_gradients(self, part: list[Encoded], n_targets: int) -> Tensor:
+        """Of a micro-batch; returns its summed loss."""
+        if self.recorded:
+            return self.recorded(part, n_targets)
+        loss, _ = summed_loss(self.model, part)
+        (loss / n_targets).backward()
+        return loss.detach()
 
     def _end_of_epoch(self, epoch: int) -> None:
         self.model.eval()

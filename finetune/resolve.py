@@ -63,8 +63,18 @@ def resolve_run(given: Given) -> RunConfig:
     rows = given.get("batch_size", TrainingConfig.batch_size)
     training = part(TrainingConfig, given, lr=given.get("lr", method.lr),
                     micro_batch=min(given.get("micro_batch", rows), rows))
-    return RunConfig(base, data, part(EvaluationConfig, given, requantize=requantize), part(ComputeConfig, given),
-                     name, adapter, training)
+    compute = part(ComputeConfig, given)
+    check_graphs(training, compute)
+    return RunConfig(base, data, part(EvaluationConfig, given, requantize=requantize), compute, name, adapter, training)
+
+
+def check_graphs(training: TrainingConfig, compute: ComputeConfig) -> None:
+    if training.cuda_graphs and not compute.device.startswith("cuda"):
+        raise ValueError(f"--cuda-graphs goes with --device cuda only, and the device is {compute.device}: leave it "
+                         f"out")
+    if training.cuda_graphs and training.gradient_checkpointing:
+        raise ValueError("--cuda-graphs does not go with --gradient-checkpointing, whose second forward pass cannot be "
+                         "recorded: give one of the two")
 
 
 def refuse_useless(given: Given, name: str) -> None:

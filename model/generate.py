@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from model.finite import NotFinite, why_not_finite
 from model.llama import Llama
+from model.recorded_decoding import Caches, next_logits
 
 # Logits (n, vocab_size) and the index of each row's prompt -> one token per row, (n,).
 Choose = Callable[[Tensor, list[int]], Tensor]
@@ -37,24 +38,25 @@ def generate_each(model: Llama, prompts: Sequence[Sequence[int]], max_new_tokens
                          f"{model.config.max_position_embeddings} positions; ask for fewer")
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     choose = Sampler(sampling, len(prompts)) if sampling else most_likely
+    caches = Caches(model, max_new_tokens)
     with tqdm(total=len(prompts), desc=desc, unit="row", disable=None, leave=False) as bar:
         for start in range(0, len(order), batch_size):
             rows = order[start:start + batch_size]
             parts = [list(prompts[i])[-room:] for i in rows]
-            yield from _generate_batch(model, rows, parts, max_new_tokens, set(stop_ids), choose, stopped).items()
+            yield from _generate_batch(caches, rows, parts, max_new_tokens, set(stop_ids), choose, stopped).items()
             bar.update(len(rows))
 
 
-def _generate_batch(model: Llama, rows: list[int], prompts: list[list[int]], max_new_tokens: int, stop_ids: set[int],
+def _generate_batch(caches: Caches, rows: list[int], prompts: list[list[int]], max_new_tokens: int, stop_ids: set[int],
                     choose: Choose, stopped: Callable[[list[int]], bool]) -> dict[int, list[int]]:
     """The answer of each of `rows`. A sequence that has ended leaves the batch."""
-    answers: dict[int, list[int]] = {row: [] for row in rows}
+    model, answers = caches.model, {row: list[int]() for row in rows}
     longest, read = max(map(len, prompts)), dict(zip(rows, prompts, strict=True))
     tokens = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=model.device)
     mask = torch.tensor([[False] * (longest - len(p)) + [True] * len(p) for p in prompts], device=model.device)
-    cache = model.new_cache(len(prompts), longest + max_new_tokens)
+    cache = caches.new(len(prompts), longest + max_new_tokens)
     for _ in range(max_new_tokens):
-        logits = model.logits(model.hidden(tokens, mask, cache)[:, -1])
+        logits = next_logits(model, tokens, mask, cache)
         if not (finite := logits.isfinite().all(-1)).all():
             row = rows[finite.tolist().index(False)]
             raise NotFinite(f"the logits of the token after {len(read[row]) + len(answers[row])} others are not "

@@ -309,8 +309,12 @@ class Llama(nn.Module):
         cos, sin = rotary_angles(self.frequencies(tokens.device), positions, self.dtype)
         windows = {self.config.window(layer) for layer in range(self.config.num_hidden_layers)}
         allowed = {window: allowed_keys(mask, cached, T, window, tokens.device) for window in windows}
+        return self.vectors(tokens), cos, sin, allowed
+
+    def vectors(self, tokens: Tensor) -> Tensor:
+        """Scaled embeddings, (B, T, hidden_size)."""
         scale = torch.tensor(self.config.embedding_scale, dtype=self.dtype)
-        return self.model.embed_tokens(tokens).to(self.dtype) * scale, cos, sin, allowed
+        return self.model.embed_tokens(tokens).to(self.dtype) * scale
 
 
 def token_positions(mask: Tensor | None, cached: int, T: int, device: torch.device) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from quant.factors import DoubleQuantized, ZeroPoints
+from quant.one_pass import blockwise, dequantize_in_one_pass
 from quant.packing import LookUp, word_shape
 
 
@@ -113,10 +114,8 @@ def dequantize(codes: Tensor, grid: Grid, dtype: torch.dtype = torch.float32) ->
     wide = torch.promote_types(dtype, torch.float32)
     scale, offset = (per_block(factor.to(wide)) for factor in grid.factors())
     values = split_blocks(grid.levels.to(wide).index_select(0, codes.flatten().int()).view(codes.shape), grid.block)
-    weight, zero = torch.addcmul(offset, scale, values), inexact_zeros(grid)
-    if zero is not None:
-        weight.masked_fill_(values == per_block(zero), 0)
-    return join_blocks(weight).to(dtype)
+    zero = inexact_zeros(grid)
+    return join_blocks(blockwise(values, scale, offset, None if zero is None else per_block(zero))).to(dtype)
 
 
 def inexact_zeros(grid: Grid) -> Tensor | None:
@@ -141,6 +140,11 @@ def dequantize_packed(packed: Tensor, bits: int, shape: tuple[int, ...], grid: G
 
     Memory beyond the result is that of some rows and of a table. `bits` may be more than grid.bits: unpacked codes are
     codes of 8 bits. The result has no gradient."""
+    if packed.is_cuda:
+        factors = *grid.factors(), inexact_zeros(grid)
+        weight = dequantize_in_one_pass(packed, bits, shape, grid.block.n_out, grid.levels, *factors, dtype)
+        if weight is not None:
+            return weight
     D_out, D_in = shape
     wide, (n_bytes, n_codes) = torch.promote_types(dtype, torch.float32), word_shape(bits)
     affine = Affine.of(grid, D_in, wide)

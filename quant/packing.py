@@ -17,7 +17,7 @@ def word_shape(bits: int) -> tuple[int, int]:
     Raises ValueError for other bits than `SUPPORTED_BITS`."""
     if bits not in SUPPORTED_BITS:
         raise ValueError(f"bits={bits} is not one of {', '.join(map(str, SUPPORTED_BITS))}")
-    n_bytes = math.lcm(bits, 8) // 8
+    n_bytes = 3 if bits == 3 else 1
     return n_bytes, n_bytes * 8 // bits
 
 
@@ -43,6 +43,8 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 def unpack(packed: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
     """The inverse of `pack`: uint8 codes of `shape`."""
+    if not packed.is_cpu:
+        return unpack_plainly(packed, bits)[:math.prod(shape)].to(torch.uint8).view(shape)
     n_bytes, n_codes = word_shape(bits)
     every_code = LookUp(torch.arange(2 ** bits, dtype=torch.uint8, device=packed.device), bits)
     codes = torch.empty(len(packed) * 8 // bits, dtype=torch.uint8, device=packed.device)
@@ -50,6 +52,17 @@ def unpack(packed: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
     for part, out in zip(packed.split(UNPACKED * n_bytes), codes.split(UNPACKED * n_codes), strict=True):
         every_code(part, index, out)
     return codes[:math.prod(shape)].view(shape)
+
+
+def unpack_plainly(packed: Tensor, bits: int) -> Tensor:
+    """All codes by shifts and masks, int32: code i of a word is (word >> bits * i) % 2^bits. (..., bytes) -> (...,
+    codes), for whole words."""
+    n_bytes, n_codes = word_shape(bits)
+    word, *others = packed.unflatten(-1, (-1, n_bytes)).int().unbind(-1)
+    for i, byte in enumerate(others, 1):
+        word = word | byte << 8 * i
+    shifts = bits * torch.arange(n_codes, dtype=torch.int32, device=packed.device)
+    return ((word[..., None] >> shifts) & (2 ** bits - 1)).flatten(-2)
 
 
 # ---- table[codes], without codes ----------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from model.padding import pad_right
@@ -21,9 +22,12 @@ class Batch:
     targets: Tensor  # (n,): those next tokens, n = at.sum()
 
 
-def collate(examples: Sequence[Encoded], device: torch.device | str = "cpu") -> Batch:
-    """T = longest - 1, because the last token of an example is only a target and the first is only an input."""
+def collate(examples: Sequence[Encoded], device: torch.device | str = "cpu", multiple: int = 1) -> Batch:
+    """T = longest - 1, because the last token of an example is only a target and the first is only an input. Rounded up
+    to a multiple of `multiple`."""
     tokens, at = pad_right([e.tokens[:-1] for e in examples])
+    if more := -tokens.shape[1] % multiple:
+        tokens, at = (F.pad(t, (0, more)) for t in (tokens, at))
     for row, e in enumerate(examples):
         at[row, :e.prompt_length - 1] = False
     targets = torch.tensor([t for e in examples for t in e.tokens[e.prompt_length:]])

@@ -52,6 +52,7 @@ class Outcome:
     base: dict[str, torch.Tensor] = field(default_factory=dict)      # base.safetensors
     calibrated: int = 0
     recomputed: bool = False                                         # whether backward computes layers again
+    recorded: bool = False                                           # whether the decoder's passes are recorded
     rows_at_a_time: list[int] = field(default_factory=list)          # of each step's parts
     saved_at: list[int] = field(default_factory=list)                # steps at which a state was saved
     steps: list[dict] = field(default_factory=list)                  # lines of metrics.jsonl
@@ -121,7 +122,7 @@ def watch(patch: pytest.MonkeyPatch, found: Outcome, stop: str) -> None:
 
     def started(self):
         found.initial = {name: p.detach().clone() for name, p in self.parameters.items()}
-        found.recomputed = self.model.checkpointing
+        found.recomputed, found.recorded = self.model.checkpointing, self.recorded is not None
         if stop == "training":
             train(self)
         else:
@@ -233,6 +234,7 @@ PROOFS: dict[str, Proof | str] = {
         torch.allclose(a.trained[n], b.trained[n], atol=1e-4) for n in a.trained), LORA, "--micro-batch", "4"),
     "gradient_checkpointing": shown("training", lambda a, b: not differ(a.trained, b.trained) and (
         a.recomputed, b.recomputed) == (False, True), LORA, "--gradient-checkpointing"),
+    "cuda_graphs": "test_cuda_graphs_are_asked_for",
     "epochs": shown("training", lambda a, b: (a.steps[-1]["epoch"], b.steps[-1]["epoch"]) == (1, 4),
                     (*LORA, "--epochs", "1"), "--epochs", "4"),
     "steps": shown("training", lambda a, b: (a.steps[-1]["step"], b.steps[-1]["step"]) == (3, 5), LORA, "--steps", "5"),
@@ -358,6 +360,16 @@ def test_the_device_is_where_the_weights_are_read_to(command, monkeypatch):
     for device in ("cpu", "meta"):
         with pytest.raises(Asked, match=device):
             command(*LORA, "--device", device, "--save-every", "77", stop="base")
+
+
+def test_cuda_graphs_are_asked_for(command, monkeypatch):
+    """Here there is no GPU: the recorded passes are computed anew, padded."""
+    with pytest.raises(ValueError, match="--cuda-graphs goes with --device cuda only, and the device is cpu"):
+        command(*LORA, "--cuda-graphs", stop="rows")
+    monkeypatch.setattr("finetune.resolve.check_graphs", lambda training, compute: None)
+    plain, recorded = command(*LORA), command(*LORA, "--cuda-graphs")
+    assert (plain.recorded, recorded.recorded) == (False, True)
+    assert all(torch.allclose(p, recorded.trained[n], atol=1e-4) for n, p in plain.trained.items())
 
 
 def test_a_protocol_is_refused_by_every_task_that_trains(command):
