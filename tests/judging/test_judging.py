@@ -395,6 +395,9 @@ def raw(send):
                         connection.settimeout(5)
                         connection.recv(1 << 16)
                         send(partial(unless_left, connection))
+                        connection.shutdown(socket.SHUT_WR)
+                        while connection.recv(1 << 16):  # closing with unread bytes would reset the connection
+                            pass
         thread = threading.Thread(target=answer, daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
