@@ -26,6 +26,7 @@ from finetune.config import DTYPES
 from finetune.source import Source
 from interop.gguf_metadata_writer import Metadata, architecture_of, kept_metadata, new_metadata
 from interop.hugging_face import in_type
+from interop.modelfile import modelfile, modelfile_file
 from interop.trained import Trained, dense_tensor, tensor_names
 from model.checkpoint import empty_model, stored_grids
 from model.config import LlamaConfig
@@ -120,6 +121,10 @@ class GGUFExport:
         heads = heads_of(self.architecture, model.config).get(layer.rpartition(".")[2])
         rows = interleaved(rows, heads) if heads else rows
         return torch.atleast_2d(rows.contiguous()).view(torch.uint8)
+
+    def beside(self, to: Path) -> dict[Path, str]:
+        run = (self.trained.run_of_result or self.trained).run
+        return {modelfile_file(to): modelfile(self.metadata, to, run.config.data.task if run else None)}
 
     # ---- reading again
 
