@@ -71,7 +71,7 @@ def export(given: Given, work: Work) -> None:
         release(to.parent, lock, remove=True)
     if destination:
         work.begins("pushing", safe=f"the export is complete in {to}",
-                    go_on=f"push it by hand: hf upload {destination.repo} {to}")
+                    go_on=f"to push it by hand: hf upload {destination.repo} {to}")
         destination.push(to, f"{kind.name} of {trained.name}")
         print(f"pushed to {destination.url}")
 

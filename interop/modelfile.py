@@ -63,7 +63,8 @@ def modelfile(metadata: Metadata, file: Path, task: str | None) -> str:
     """The text of the Modelfile for a GGUF file with these metadata. task: what it was trained on, for a remark."""
     source = metadata[TEMPLATE_KEY][0] if TEMPLATE_KEY in metadata else None
     ends, lines = end_texts(metadata), [f"FROM ./{file.name}"]
-    found = known_format(str(source), token(metadata, "bos") or "", adds_begin(metadata)) if source else None
+    names = {f"{kind}_token": token(metadata, kind) or "" for kind in ("bos", "eos")}
+    found = known_format(str(source), names, adds_begin(metadata)) if source else None
     if found:
         form, system, begin = found
         lines.append(f"# the model's chat template is {form.name}")
@@ -82,26 +83,27 @@ def modelfile(metadata: Metadata, file: Path, task: str | None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def known_format(template: str, bos: str, begins: bool) -> tuple[Format, str, str] | None:
+def known_format(template: str, names: dict[str, str], begins: bool) -> tuple[Format, str, str] | None:
     """The format in which this chat template writes every conversation, the system turn that it adds on its own, and
     the begin token if the TEMPLATE must write it. None: it is none of FORMATS, or not certain.
 
-    llama.cpp adds the begin token if the file says so (`begins`): the TEMPLATE then leaves it out."""
-    begin = "" if begins else bos
+    names: `bos_token` and `eos_token`, which templates write. llama.cpp adds the begin token if the file says so
+    (`begins`): the TEMPLATE then leaves it out."""
+    begin = "" if begins else names["bos_token"]
     for form in FORMATS:
-        for first in dict.fromkeys((bos, "")):
-            system = added_system(template, bos, form, first)
+        for first in dict.fromkeys((names["bos_token"], "")):
+            system = added_system(template, names, form, first)
             if system is not None and '"""' not in system:
                 return form, system, begin if first else ""
     return None
 
 
-def added_system(template: str, bos: str, form: Format, first: str) -> str | None:
+def added_system(template: str, names: dict[str, str], form: Format, first: str) -> str | None:
     """The content of the system turn that the template adds where there is none; "" if it adds none. None if it writes
     one of the conversations in another way than `form` behind `first`."""
     before, after = form.turns.get("system", ("", ""))
     try:
-        alone = written(template, bos, ASKED)
+        alone = written(template, names, ASKED)
         system = alone.removeprefix(first + before).removesuffix(after + form.text(ASKED)) \
             if alone != first + form.text(ASKED) else ""
         default = [{"role": "system", "content": system}] if system else []
@@ -110,15 +112,15 @@ def added_system(template: str, bos: str, form: Format, first: str) -> str | Non
             pairs += [(turns, turns) for turns in ([*SYSTEM, *ASKED], [*SYSTEM, *ANSWERED])]
         elif default:
             return None
-        same = all(written(template, bos, turns) == first + form.text(whole) for turns, whole in pairs)
+        same = all(written(template, names, turns) == first + form.text(whole) for turns, whole in pairs)
     except ValueError:
         return None
     return system if same else None
 
 
-def written(template: str, bos: str, turns: list[Turn]) -> str:
+def written(template: str, names: dict[str, str], turns: list[Turn]) -> str:
     """What the chat template writes before an answer. Raises ValueError if it fails, or writes the day."""
-    texts = {rendered(compiled(template, day), {"messages": turns, "add_generation_prompt": True, "bos_token": bos,
+    texts = {rendered(compiled(template, day), {**names, "messages": turns, "add_generation_prompt": True,
                                                 "tools": None, "documents": None}) for day in DAYS}
     if len(texts) > 1:
         raise ValueError("the chat template writes the day")

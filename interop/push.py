@@ -5,6 +5,7 @@ export is made, and its files go up. Files that name directories of this machine
 stays here, and adapter_config.json names its base without them.
 """
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -40,22 +41,19 @@ class Destination:
         if not huggingface_hub.get_token():
             raise ValueError(f"--push {repo}: there is no token for {constants.ENDPOINT}: {LOGIN}")
         api = huggingface_hub.HfApi()
-        try:
-            check_role(repo, api.whoami())
-            made = api.create_repo(repo, private=not public, exist_ok=True)
-        except Exception as error:  # also those of the network library, which depends on huggingface_hub's version
-            raise refusal(repo, error) from None
-        return cls(repo, str(made))
+        check_role(repo, tried(repo, api.whoami))
+        return cls(repo, str(tried(repo, api.create_repo, repo, private=not public, exist_ok=True)))
 
     def push(self, to: Path, message: str) -> None:
-        """One commit with all files of the export. Raises ValueError or NotReached; the export stays as it is."""
+        """One commit with all files of the export. Raises ValueError, which says where the export is."""
         add = huggingface_hub.CommitOperationAdd
         operations = [add(name, content if isinstance(content, bytes) else str(content))
                       for name, content in files_to_push(to).items()]
         try:
-            huggingface_hub.HfApi().create_commit(self.repo, operations, commit_message=message)
-        except Exception as error:
-            raise refusal(self.repo, error) from None
+            tried(self.repo, huggingface_hub.HfApi().create_commit, self.repo, operations, commit_message=message)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{error}. The export is complete in {to}; to push it by hand: hf upload {self.repo} "
+                             f"{to}") from None
 
 
 class NotReached(OSError):
@@ -79,20 +77,26 @@ def check_role(repo: str, who: dict[str, Any]) -> None:
         raise ValueError(f"--push {repo}: the token of {who.get('name')} may only read: {LOGIN}")
 
 
+def tried(repo: str, call: Callable, *args: Any, **more: Any) -> Any:
+    """What the call returns. Raises `refusal`."""
+    try:
+        return call(*args, **more)
+    except Exception as error:  # also those of the network library, which depends on huggingface_hub's version
+        raise refusal(repo, error) from None
+
+
 def refusal(repo: str, error: Exception) -> Exception:
     """The failure in one line. It holds no token."""
     from huggingface_hub import constants, errors
     site = constants.ENDPOINT
     said = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     status = getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(error, ValueError) and status is None:
-        return error
     if status == 401:
         return ValueError(f"--push {repo}: {site} does not accept the token ({said}): {LOGIN}")
     if isinstance(error, errors.RepositoryNotFoundError) or status in (403, 404):
         return ValueError(f"--push {repo}: {site} does not let this token write there ({said}): check the "
                           f"organisation's name, and {LOGIN}")
-    if status is not None and status < 500:
+    if isinstance(error, ValueError) or status is not None and status < 500:
         return ValueError(f"--push {repo}: {site} refuses it ({said})")
     return NotReached(f"--push {repo}: {site} was not reached ({said})")
 
@@ -123,8 +127,7 @@ def config_to_push(path: Path) -> bytes:
 
 
 def sums_to_push(to: Path, sums: str, pushed: dict[str, Path | bytes]) -> bytes:
-    """A SHA256SUMS of what is pushed: without export.json, and with the other bytes of adapter_config.json. The sums of
-    DIR/base were written before those of DIR, which count them, and name no file that changes."""
+    """A SHA256SUMS of what is pushed: without export.json, and with the other bytes of adapter_config.json."""
     lines = []
     for line in (to / sums).read_text(encoding="utf-8").splitlines():
         stated, _, name = line.partition("  ")
