@@ -41,6 +41,7 @@ from quant.linear import QuantLinear
 # general.file_type, by the type of most layers
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}
 PLAIN_NAMES = {dtype: name for name, dtype in PLAIN_TYPES.items()}
+NEAR = {"Q4_K": "Q4_1", "Q5_K": "Q5_1"}  # of the same bits and blocks, with a real offset
 INSTEAD = ("Train with --quantizer minmax --bits 4 --block 32x1 and an adapter that merges into its offsets (--method "
            "qablora --lam 32x8, or qalora), or export a dense file with --dtype bfloat16")
 
@@ -174,8 +175,9 @@ def check_offsets_fit(kind: str) -> None:
     if kind in SUPERBLOCK_TYPES:
         stored = "and its offset as dmin * m, for small integers s, m. A merged scale or offset is no such product" \
             if SUPERBLOCK_TYPES[kind].has_offset else "for a small integer s, and no offset. A merged layer has one"
-        raise ValueError(f"{kind} stores a block's scale as d * s {stored}. RUN/merged, which train.py writes, holds "
-                         "the merged model exactly")
+        near = f"; exported, its layers become {NEAR[kind]}, which rounds d and m to float16" if kind in NEAR else ""
+        raise ValueError(f"{kind} stores a block's scale as d * s {stored}. RUN/merged, which train.py writes if every "
+                         f"adapter merges into k bits, holds the merged model exactly{near}")
 
 
 def merged_codes(model: Llama, layer: str) -> QuantizedWeight:

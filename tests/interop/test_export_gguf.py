@@ -12,6 +12,7 @@ from finetune.adapted_model import merge_best, save_beside
 from finetune.config import SaveEvery
 from finetune.run import open_run
 from interop.gguf_metadata_writer import model_keys
+from interop.gguf_writer import NEAR
 from model.checkpoint import load_config, load_model, random_model, save_model, weight_files
 from model.config_json import config_to_json
 from model.files import write_json
@@ -158,6 +159,11 @@ def test_a_k_type_trains_and_merges_exactly_and_is_refused_in_gguf(tmp_path, kin
     merged = as_trained(run)
     merge_best(merged, torch.float16)
     assert difference(merged, as_trained(run)) < 1e-4
+    if kind in NEAR:
+        assert f"its layers become {NEAR[kind]}, which rounds d and m to float16" in message
+        save_beside(merged, open_run(run), run / "merged")
+        export(run / "merged", "gguf", tmp_path / "out.gguf")
+        assert read(tmp_path / "out.gguf")[0]["blk.1.ffn_up.weight"].tensor_type.name == NEAR[kind]
     base, layer = loaded(path), merged.get_submodule("model.layers.1.mlp.up_proj")
     assert torch.equal(layer.codes, base.get_submodule("model.layers.1.mlp.up_proj").codes)
 
