@@ -32,15 +32,19 @@ class BaseFacts:
 
 
 def base_facts(trained: Trained) -> BaseFacts | None:
-    """Of the model at the start of the chain of runs. None if that began with random weights."""
+    """Of the model at the start of the chain of runs. None if that began with random weights. A base that cannot be
+    read any more has a name only."""
     run = (trained.run_of_result or trained).run
     place: Place = run.config.base.model if run else trained.path
-    while run:
-        if run.config.base.from_scratch:
-            return None
-        run = open_run(place) if isinstance(place, Path) and place.is_dir() and is_run(place) else None
-        place = run.config.base.model if run else place
-    return facts_of_place(place)
+    try:
+        while run:
+            if run.config.base.from_scratch:
+                return None
+            run = open_run(place) if isinstance(place, Path) and place.is_dir() and is_run(place) else None
+            place = run.config.base.model if run else place
+        return facts_of_place(place)
+    except (ValueError, OSError):
+        return BaseFacts(place.resolve().name if isinstance(place, Path) else str(place))
 
 
 def facts_of_place(place: Place) -> BaseFacts:

@@ -115,31 +115,38 @@ def training_lines(run: Run) -> list[str]:
 
 def progress(run: Run) -> str:
     """Steps and tokens. A run that has not ended says so."""
-    kept = read_json(run.kept_file) if run.kept_file.is_file() else {}
-    done = read_json(run.training_file) if run.training_file.is_file() else {}
+    kept, done = read_if_whole(run.kept_file), read_if_whole(run.training_file)
     parts = [f"step {kept['step']} of {kept['steps']} was kept"] if kept.get("steps") else []
     if kept.get("validation_loss") is not None:
         parts.append(f"with a validation loss of {kept['validation_loss']:.4f}")
-    if done:
+    if "tokens" in done and "trainable_parameters" in done:
         parts.append(f"{done['trainable_parameters']:,} trained parameters, {done['tokens']:,} tokens")
     return "; ".join([" ".join(parts[:2]), *parts[2:]] if len(parts) > 1 else parts) or "training has not ended"
 
 
 def scores_of(run: Run) -> str:
-    """The table that train.py ended with, or the last one of eval.py."""
+    """The table that train.py ended with, or the last one of eval.py. Earlier versions wrote less into it."""
     file = next((file for file in (run.results_file, run.eval_file) if file.is_file()), None)
-    rows = read_json(file)["rows"] if file else []
+    stated = read_if_whole(file) if file else {}
+    rows = [row for row in stated.get("rows", []) if isinstance(row, dict) and row.get("scores")]
     if not rows:
         return section("Scores", ["None: the run was not scored."])
-    stated = read_json(file)
-    task = TASKS.get(stated["task"], TASKS[run.config.data.task])
+    formats = TASKS[run.config.data.task].formats
     names = list(dict.fromkeys(name for row in rows for name in row["scores"]))
     head = ["model", *names, "validation loss"]
-    table = [[row["title"], *(score(row, name, task.formats.get(name)) for name in names),
-              "-" if row["validation_loss"] is None else f"{row['validation_loss']:.4f}"] for row in rows]
-    lines = [f"{stated['test_rows']} test rows; protocol: {stated['protocol']}\n", *("| " + " | ".join(cells) + " |"
-             for cells in (head, ["---"] * len(head), *table))]
+    table = [[str(row.get("title", row.get("state"))), *(score(row, name, formats.get(name)) for name in names),
+              "-" if (loss := row.get("validation_loss")) is None else f"{loss:.4f}"] for row in rows]
+    lines = [f"{stated.get('test_rows', 'all')} test rows; protocol: {stated.get('protocol', 'not recorded')}\n",
+             *("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *table))]
     return section("Scores", lines)
+
+
+def read_if_whole(file: Path) -> dict[str, Any]:
+    """A damaged record must not cost an export, which does not need it. Whoever reads it for its scores is told."""
+    try:
+        return read_json(file) if file.is_file() else {}
+    except (ValueError, OSError):
+        return {}
 
 
 def score(row: dict, name: str, how: str | None) -> str:
@@ -168,9 +175,17 @@ def without_directories(text: str, places: list[Path]) -> str:
     return ABSOLUTE.sub("", text)
 
 
+def command_of(run: Run) -> str:
+    """Of a run of an earlier version, whose flags would be refused today, only the method."""
+    try:
+        return train_command(run.config)
+    except ValueError:
+        return f"python train.py --method {run.config.method} ..."
+
+
 def commands(trained: Trained, form: str, to: Path, options: tuple[str, ...]) -> list[str]:
     run, name = (trained.run_of_result or trained).run, trained.name
-    lines = [f"    {train_command(run.config)} --out {name.partition('/')[0]}"] if run else []
+    lines = [f"    {command_of(run)} --out {name.partition('/')[0]}"] if run else []
     lines.append(f"    {' '.join(['python export.py', name, '--format', form, *options, '--to', to.name])}")
     versions = run.saved.get("versions") if run else None
     if versions:

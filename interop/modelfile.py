@@ -10,6 +10,7 @@ from datetime import date
 from pathlib import Path
 
 from interop.gguf_metadata_writer import Metadata
+from model.gguf_tokenizer_reader import SPLITTINGS
 from model.template_sandbox import compiled, rendered
 
 TEMPLATE_KEY = "tokenizer.chat_template"
@@ -138,9 +139,11 @@ def token(metadata: Metadata, kind: str) -> str | None:
 
 
 def adds_begin(metadata: Metadata) -> bool:
-    """As llama.cpp decides it: sentencepiece's tokenizers do unless the file says no, others only if it says so."""
-    stated, kind = metadata.get("tokenizer.ggml.add_bos_token"), metadata.get("tokenizer.ggml.model")
-    return bool(stated[0]) if stated else bool(kind) and kind[0] == "llama"
+    """As llama.cpp decides it, and the reader of GGUF files here."""
+    if stated := metadata.get("tokenizer.ggml.add_bos_token"):
+        return bool(stated[0])
+    kind, pre = (str(metadata.get(f"tokenizer.ggml.{key}", ("",))[0]) for key in ("model", "pre"))
+    return kind == "llama" or pre in SPLITTINGS and SPLITTINGS[pre].begin
 
 
 def end_texts(metadata: Metadata) -> list[str]:

@@ -47,6 +47,7 @@ TASKS = ("tests/tasks",)
 SCORING = ("tests/scoring",)
 EXPORT = ("tests/interop/test_export.py",)
 PEFT = ("tests/interop/test_export_peft.py",)
+CARD = ("tests/interop/test_model_card.py", "tests/interop/test_modelfile.py", "tests/interop/test_push.py")
 GGUF = ("tests/interop/test_export_gguf.py", "tests/quant/test_gguf_blocks.py")
 TOKENIZER = ("tests/model/test_added_tokens.py", "tests/interop/test_export.py", "tests/model/test_hub.py",
              "tests/interop/test_export_tokenizer.py")
@@ -382,6 +383,13 @@ MUTANTS = [
     M("gguf-heads-of-k-are-those-of-q", "model/gguf_layout.py", '"k_proj": config.num_key_value_heads}',
       '"k_proj": config.num_attention_heads}',
       ("tests/interop/test_export_gguf.py", "tests/model/test_gguf_reader.py")),
+    M("card-tells-directories", "interop/model_card.py", 'return ABSOLUTE.sub("", text)', "return text", CARD),
+    M("card-forgets-the-licence", "interop/model_card.py", "dict(base.license) if base else {}", "{}", CARD),
+    M("modelfile-doubles-the-begin-token", "interop/modelfile.py", 'begin = "" if begins else names["bos_token"]',
+      'begin = names["bos_token"]', CARD),
+    M("modelfile-tries-no-system-turn", "interop/modelfile.py", 'if "system" in form.turns:', "if False:", CARD),
+    M("push-is-public", "interop/push.py", "private=not public", "private=public", CARD),
+    M("push-names-the-whole-base", "interop/push.py", '= base.name\n', "= str(base)\n", CARD),
     M("gguf-template-left-out", "interop/gguf_tokenizer_writer.py", 'return {"tokenizer.chat_template": stated}',
       "return {}", TOKENIZER),
     M("template-file-left-behind", "model/tokenizer.py", ', "chat_template.jinja", "generation_config.json")',

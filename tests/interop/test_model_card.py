@@ -129,6 +129,16 @@ def test_a_model_of_the_hub_is_named_with_its_commit_also_without_the_cache():
     assert facts_of_place(EMBEDDED_BASE).repo is None
 
 
+def test_damaged_records_and_a_base_that_is_gone_do_not_cost_the_export(small_base, tmp_path):
+    run = made_run(tmp_path / "run", shutil.copytree(small_base, tmp_path / "base"), "--method", "full")
+    (run / "results.json").write_text('{"rows": [')
+    (run / "training.json").write_text("{}")
+    shutil.rmtree(tmp_path / "base")
+    export(run, "safetensors", tmp_path / "out")
+    _, text = card_of(tmp_path / "out")
+    assert "None: the run was not scored" in text and "Its base is `base`" in text
+
+
 def test_a_card_beside_a_gguf_file_is_in_the_way_before_any_work(small_base, tmp_path):
     pytest.importorskip("gguf")
     run = made_run(tmp_path / "run", small_base, "--method", "lora")
