@@ -22,7 +22,9 @@ from tasks import TASKS
 from tasks.hub_data import HubData
 
 CARD = "README.md"
-LIBRARIES = {"safetensors": "transformers", "peft": "peft"}  # what loads a format
+LIBRARIES = {"safetensors": "transformers", "peft": "peft", "mlx": "mlx"}  # what loads a format
+WHAT = {"safetensors": "the merged model", "peft": "the adapter, as a plain LoRA", "gguf": "for llama.cpp",
+        "mlx": "for mlx-lm"}
 ABSOLUTE = re.compile(r"(?<![\w:/.<])/(?:[^\s/'\"`()|]+/)+")  # the directories of an absolute path
 
 
@@ -54,7 +56,7 @@ def front_of(run: Run | None, base: BaseFacts | None, form: str, facts: dict) ->
     config = run.config if run else None
     found: dict[str, Any] = dict(base.license) if base else {}
     if base and base.repo:
-        holds_codes = form == "gguf" and "Q" in facts.get("tensors", "")
+        holds_codes = "layers_of_codes" in facts or "Q" in facts.get("tensors", "")
         relation = "adapter" if form == "peft" else "quantized" if holds_codes else "finetune"
         found |= {"base_model": base.repo, "base_model_relation": relation}
     if form in LIBRARIES:
@@ -74,7 +76,7 @@ def places_of_data(config: RunConfig) -> list[object]:
 
 def about(trained: Trained, base: BaseFacts | None, form: str) -> str:
     run = (trained.run_of_result or trained).run
-    what = {"safetensors": "the merged model", "peft": "the adapter, as a plain LoRA", "gguf": "for llama.cpp"}[form]
+    what = WHAT.get(form, f"in the format {form}")
     if base is None:
         origin = "It was trained from random weights."
     else:

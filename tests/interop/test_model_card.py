@@ -84,6 +84,15 @@ def test_it_tells_no_directory_of_this_machine(small_base, tmp_path):
     assert json.loads((tmp_path / "out/export.json").read_text())["source"] == "run"
 
 
+def test_a_directory_of_codes_has_a_card_too(small_base, tmp_path):
+    flags = ("--method", "qablora", "--bits", "5", "--block", "32x1", "--lam", "32x8")
+    run = made_run(tmp_path / "run", small_base, *flags)
+    export(run, "mlx", tmp_path / "out")
+    front, text = card_of(tmp_path / "out")
+    assert front["library_name"] == "mlx" and front["tags"] == ["mlx", "qablora", "banking77", "5-bit"]
+    assert "for mlx-lm" in text and "layers of codes: 7" in text
+
+
 def test_directories_go_and_addresses_stay(tmp_path):
     text = f"in {tmp_path}/a/b.txt, '/home/me/x y', (/srv/data/c.jsonl): https://huggingface.co/org/name and 1/2/3 a/b"
     assert without_directories(text, [tmp_path / "out"]) == \
