@@ -7,9 +7,10 @@
     python export.py runs/x --format gguf --dtype float16 --to x.gguf        # dense
     python export.py runs/x --format mlx --to DIR                            # the k-bit model, for mlx-lm
     python export.py runs/x/merged --format gguf --to x.gguf                 # a model directory that is a result itself
+    python export.py runs/x --format gguf --to x.gguf --push org/name        # and to the Hugging Face hub, private
 
 The export is read again and compared with the run before it gets its name. The figures are printed and kept in
-export.json.
+export.json. A model card goes with every export, and an Ollama Modelfile with a GGUF file.
 """
 import threads  # noqa: F401  before torch
 
@@ -27,6 +28,7 @@ from interop.gguf_writer import GGUFExport
 from interop.hand_over import check_target, hand_over
 from interop.hugging_face import SafetensorsExport
 from interop.peft import PEFTExport
+from interop.push import Destination
 from interop.stored_format import MLXExport
 from interop.trained import Trained
 
@@ -45,6 +47,9 @@ def export_parser() -> Parser:
              "gguf and mlx, codes stay codes; peft, float32 for the base in PLACE/base)")
     add("--allow-loss", action="store_true",
         help="export even if rounding takes most of what was trained; without it, such an export is refused")
+    add("--push", metavar="ORG/NAME",
+        help="also push the export to this repository of the Hugging Face hub; a new one is private")
+    add("--public", action="store_true", help="--push: make a new repository public")
     return parser
 
 
@@ -54,13 +59,27 @@ def export(given: Given, work: Work) -> None:
     check_target(to, kind.is_directory)
     trained = Trained.at(given["run"])
     exported = kind(trained, to, given.get("dtype"))
+    if "public" in given and "push" not in given:
+        raise ValueError("--public goes with --push only")
+    destination = Destination.prepared(given["push"], "public" in given) if "push" in given else None
     lock = f".{to.name}.lock"
     hold(to.parent, lock)
     try:
         check_target(to, kind.is_directory)  # another export may have come first
-        hand_over(trained, exported, to, "allow_loss" in given)
+        hand_over(trained, exported, to, "allow_loss" in given, options_of(given))
     finally:
         release(to.parent, lock, remove=True)
+    if destination:
+        work.begins("pushing", safe=f"the export is complete in {to}",
+                    go_on=f"to push it by hand: hf upload {destination.repo} {to}")
+        destination.push(to, f"{kind.name} of {trained.name}")
+        print(f"pushed to {destination.url}")
+
+
+def options_of(given: Given) -> tuple[str, ...]:
+    """The flags that change what is written, as they were typed."""
+    dtype = (f"--dtype {given['dtype']}",) if "dtype" in given else ()
+    return (*dtype, "--allow-loss") if "allow_loss" in given else dtype
 
 
 def main() -> None:

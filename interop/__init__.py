@@ -4,7 +4,7 @@
 |---|---|---|---|
 | safetensors | `hugging_face.py` | a dense model directory with Hugging Face names | transformers, vLLM |
 | peft | `peft.py` | the adapter as the plain LoRA that it equals, and its base if that holds codes | PEFT |
-| gguf | `gguf_writer.py` | one file: codes as Q4_1, Q4_0 or Q8_0, or dense weights | llama.cpp |
+| gguf | `gguf_writer.py` | one file: codes as Q4_1, Q5_1, Q4_0, Q5_0 or Q8_0, or dense weights | llama.cpp |
 
 Each format has a class with three steps. Its constructor reads headers and refuses what the format cannot hold. `write`
 writes the run's model. `reread` loads what was written. `hand_over.py` calls the steps in turn, and `comparison.py`

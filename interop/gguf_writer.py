@@ -2,10 +2,10 @@
 
     weight = d * code + m    d and m in float16, for each block of 32 inputs x 1 output
 
-A layer with whole-number levels whose blocks are 32x1, or divide into such blocks, fits Q4_1, Q4_0 or Q8_0 as it is
-(quant/gguf_blocks.py). An adapter that merges into the offsets changes each block's m and nothing else: codes and d are
-the base's own. Only m is rounded, to float16. If the base is a GGUF file, everything that was not trained is copied
-byte for byte: embeddings, norms, metadata, tokenizer.
+A layer with whole-number levels whose blocks are 32x1, or divide into such blocks, fits Q4_1, Q5_1, Q4_0, Q5_0 or Q8_0
+as it is (quant/gguf_blocks.py). An adapter that merges into the offsets changes each block's m and nothing else: codes
+and d are the base's own. Only m is rounded, to float16. If the base is a GGUF file, everything that was not trained is
+copied byte for byte: embeddings, norms, metadata, tokenizer.
 
 Needs the `gguf` package (requirements-extra.txt).
 """
@@ -26,6 +26,7 @@ from finetune.config import DTYPES
 from finetune.source import Source
 from interop.gguf_metadata_writer import Metadata, architecture_of, kept_metadata, new_metadata
 from interop.hugging_face import in_type
+from interop.modelfile import modelfile, modelfile_file
 from interop.trained import Trained, dense_tensor, tensor_names
 from model.checkpoint import empty_model, stored_grids
 from model.config import LlamaConfig
@@ -38,8 +39,9 @@ from quant.grid import QuantizedWeight
 from quant.linear import QuantLinear
 
 # general.file_type, by the type of most layers
-FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "BF16": 32}
+FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}
 PLAIN_NAMES = {dtype: name for name, dtype in PLAIN_TYPES.items()}
+NEAR = {"Q4_K": "Q4_1", "Q5_K": "Q5_1"}  # of the same bits and blocks, with a real offset
 INSTEAD = ("Train with --quantizer minmax --bits 4 --block 32x1 and an adapter that merges into its offsets (--method "
            "qablora --lam 32x8, or qalora), or export a dense file with --dtype bfloat16")
 
@@ -121,6 +123,10 @@ class GGUFExport:
         rows = interleaved(rows, heads) if heads else rows
         return torch.atleast_2d(rows.contiguous()).view(torch.uint8)
 
+    def beside(self, to: Path) -> dict[Path, str]:
+        run = (self.trained.run_of_result or self.trained).run
+        return {modelfile_file(to): modelfile(self.metadata, to, run.config.data.task if run else None)}
+
     # ---- reading again
 
     def reread(self, place: Path) -> Llama:
@@ -167,9 +173,11 @@ def types_of_codes(trained: Trained) -> dict[str, str]:
 def check_offsets_fit(kind: str) -> None:
     """Raises ValueError for a K type: what an adapter changes has no place in its superblocks."""
     if kind in SUPERBLOCK_TYPES:
-        raise ValueError(f"{kind} stores a block's scale as d * s and its offset as dmin * m, for small integers s, m. "
-                         "A merged scale or offset is no such product. RUN/merged, which train.py writes, holds the "
-                         "merged model exactly")
+        stored = "and its offset as dmin * m, for small integers s, m. A merged scale or offset is no such product" \
+            if SUPERBLOCK_TYPES[kind].has_offset else "for a small integer s, and no offset. A merged layer has one"
+        near = f"; exported, its layers become {NEAR[kind]}, which rounds d and m to float16" if kind in NEAR else ""
+        raise ValueError(f"{kind} stores a block's scale as d * s {stored}. RUN/merged, which train.py writes if every "
+                         f"adapter merges into k bits, holds the merged model exactly{near}")
 
 
 def merged_codes(model: Llama, layer: str) -> QuantizedWeight:

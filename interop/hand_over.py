@@ -7,10 +7,12 @@ from torch import Tensor
 
 from interop.comparison import Difference, compare, files_of, token_rows
 from interop.lost import Lost, what_is_lost
+from interop.model_card import card_file, model_card
+from interop.modelfile import modelfile_file
 from interop.trained import Trained
 from model.checksums import sum_file, write_sums
 from model.durable import make_directory, publish, scratch_directory
-from model.files import write_record
+from model.files import write_record, write_text
 from model.llama import Llama
 
 REPORT = "export.json"
@@ -29,6 +31,9 @@ class Export(Protocol):
     def reread(self, place: Path) -> Llama:
         """Loads what was written."""
 
+    def beside(self, to: Path) -> dict[Path, str]:
+        """Texts that go with the export, by their place. After `write`."""
+
     def expected(self, model: Llama, name: str) -> Tensor | None:
         """What the file must hold for a tensor of the run; None if that is not known exactly."""
 
@@ -39,7 +44,7 @@ def check_target(to: Path, is_directory: bool) -> None:
         raise ValueError(f"--to {to} is not the name of a GGUF file: give one that ends in .gguf")
     if is_directory and to.suffix == ".gguf":
         raise ValueError(f"--to {to} looks like a GGUF file, but this format writes a directory: give another name")
-    taken = [to] if is_directory else [to, report_file(to), sum_file(to)]
+    taken = [to] if is_directory else [to, report_file(to), sum_file(to), card_file(to), modelfile_file(to)]
     for path in taken:
         if path.exists() and not (is_directory and path.is_dir() and not any(path.iterdir())):
             raise FileExistsError(f"--to {to}: {path} exists already; give another place")
@@ -50,9 +55,12 @@ def report_file(to: Path) -> Path:
     return to.with_suffix(f".{REPORT}")
 
 
-def hand_over(trained: Trained, export: Export, to: Path, allow_loss: bool = False) -> None:
+def hand_over(trained: Trained, export: Export, to: Path, allow_loss: bool = False,
+              options: tuple[str, ...] = ()) -> None:
     """Exports to `to`, which in the end is complete or absent. Raises ValueError if the export, read again, is not what
-    it should be, or if rounding has taken most of what was trained and `allow_loss` is False."""
+    it should be, or if rounding has taken most of what was trained and `allow_loss` is False.
+
+    options: the command's other flags, which the model card names."""
     rows = token_rows(trained)
     with scratch_directory(to) as scratch:
         made = scratch / to.name
@@ -66,26 +74,32 @@ def hand_over(trained: Trained, export: Export, to: Path, allow_loss: bool = Fal
         warning = lost.check(allow_loss)
         files = files_of(made)
         report = report_json(trained, export.name, facts, difference, lost, files)
+        card = model_card(trained, export.name, to, facts, difference, lost, options)
+        texts = {card_file(to): card, **export.beside(to)}
         if export.is_directory:
+            for path, text in texts.items():
+                write_text(made / path.relative_to(to), text)
             write_record(made / REPORT, report)
             write_sums(made)
             publish(made, to)
         else:
-            publish_file(made, to, report)
+            publish_file(made, to, report, texts)
     print("\n".join(report_lines(f"{to}: {export.name} of {trained.path}", facts, difference, lost, files)))
     if warning:
         print(f"WARNING: {warning}")
 
 
-def publish_file(made: Path, to: Path, report: dict) -> None:
-    """The report and the checksum come first: an export with its name is complete. Without it, they do not stay."""
+def publish_file(made: Path, to: Path, report: dict, texts: dict[Path, str]) -> None:
+    """What stands beside the file comes first: an export with its name is complete. Without it, nothing stays."""
     write_sums(made)
     try:
         write_record(report_file(to), report)
+        for path, text in texts.items():
+            write_text(path, text)
         publish(sum_file(made), sum_file(to))
         publish(made, to)
     except BaseException:
-        for beside in (report_file(to), sum_file(to)):
+        for beside in (report_file(to), sum_file(to), *texts):
             beside.unlink(missing_ok=True)
         raise
 
@@ -105,5 +119,5 @@ def report_json(trained: Trained, form: str, facts: dict, difference: Difference
                 files: dict[str, dict]) -> dict:
     method = trained.run.config.method if trained.run else None
     read = trained.run.keep_still().to_json() if trained.run else None
-    return {"format": form, "source": str(trained.path), "method": method, "trained": read, **facts,
+    return {"format": form, "source": trained.name, "method": method, "trained": read, **facts,
             **asdict(difference), **lost.to_json(), "files": files}

@@ -42,6 +42,9 @@ class SafetensorsExport:
         write_model(self.trained, model, self.dtype, place)
         return {"type": name_of(self.dtype)}
 
+    def beside(self, to: Path) -> dict[Path, str]:
+        return {}
+
     def expected(self, model: Llama, name: str) -> Tensor:
         return dense_tensor(model, name).to(self.dtype)
 

@@ -112,6 +112,9 @@ class PEFTExport:
         attach_peft(model, read_peft(place, self.trained.config))
         return model
 
+    def beside(self, to: Path) -> dict[Path, str]:
+        return {}
+
     def expected(self, model: Llama, name: str) -> Tensor | None:
         """None: B A is rounded differently from the run's own delta_W, so no exact value is known."""
         return None

@@ -91,6 +91,9 @@ class StoredFormatExport:
     def reread(self, place: Path) -> Llama:
         return read_model(self.trained, place)
 
+    def beside(self, to: Path) -> dict[Path, str]:
+        return {}
+
     def expected(self, model: Llama, name: str) -> Tensor:
         """Codes with their factors as they were written; dense tensors in their type."""
         layer, _, leaf = name.rpartition(".")

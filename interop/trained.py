@@ -43,6 +43,12 @@ class Trained:
         open_weights(weight_files(path), config, torch.float32)
         return cls(path)
 
+    @property
+    def name(self) -> str:
+        """Without the directories of this machine: `x` for runs/x, `x/merged` for runs/x/merged."""
+        path = self.path.resolve()
+        return f"{path.parent.name}/{path.name}" if self.run_of_result else path.name
+
     @cached_property
     def config(self) -> LlamaConfig:
         return load_config(self.path)

@@ -18,10 +18,9 @@ CODE_TYPES: dict[str, BlockType | SuperBlockType] = {**BLOCK_TYPES, **SUPERBLOCK
 # Types that the gguf package dequantizes, with the weights and the bytes of a block. They are read, and never written
 # but as a copy.
 PACKAGE_TYPES = {
-    "Q5_0": (32, 22), "Q5_1": (32, 24), "IQ4_NL": (32, 18), "MXFP4": (32, 17), "Q3_K": (256, 110), "Q5_K": (256, 176),
-    "Q6_K": (256, 210), "IQ4_XS": (256, 136), "IQ3_S": (256, 110), "IQ3_XXS": (256, 98), "IQ2_S": (256, 82),
-    "IQ2_XS": (256, 74), "IQ2_XXS": (256, 66), "IQ1_M": (256, 56), "IQ1_S": (256, 50), "TQ1_0": (256, 54),
-    "TQ2_0": (256, 66)}
+    "IQ4_NL": (32, 18), "MXFP4": (32, 17), "IQ4_XS": (256, 136), "IQ3_S": (256, 110), "IQ3_XXS": (256, 98),
+    "IQ2_S": (256, 82), "IQ2_XS": (256, 74), "IQ2_XXS": (256, 66), "IQ1_M": (256, 56), "IQ1_S": (256, 50),
+    "TQ1_0": (256, 54), "TQ2_0": (256, 66)}
 
 
 @dataclass(frozen=True)

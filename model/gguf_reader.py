@@ -1,8 +1,8 @@
 """GGUF files in. Metadata give the configuration, and tensors the weights, as config.json and safetensors do elsewhere.
 
-Linear layers of type Q4_1, Q4_0, Q8_0, Q4_K and Q2_K stay codes (quant/gguf_blocks.py, quant/gguf_superblocks.py).
-Embeddings of these types, and tensors of all other block types, are dequantized to float32. Plain tensors keep the type
-that the file has. Tensors are read one at a time. gguf_file.py reads the file's layout.
+Linear layers of type Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 and Q2_K to Q6_K stay codes (quant/gguf_blocks.py,
+quant/gguf_superblocks.py). Embeddings of these types, and tensors of all other block types, are dequantized to float32.
+Plain tensors keep the type that the file has. Tensors are read one at a time. gguf_file.py reads the file's layout.
 """
 from collections.abc import Iterator
 from functools import cache

@@ -13,7 +13,8 @@ import huggingface_hub  # its functions are imported when they are first used: w
 from model.checkpoint import INDEX, SINGLE, load_config, shard_names, weight_files
 from model.tokenizer import FILES, TRAVELLING, tokenizer_file
 
-SMALL = ("config.json", "adapter_config.json", *FILES, *TRAVELLING, INDEX)
+CARD = ("README.md", "LICENSE", "LICENSE.txt", "LICENSE.md")  # they state the licence, for the card of an export
+SMALL = ("config.json", "adapter_config.json", *FILES, *TRAVELLING, INDEX, *CARD)
 
 
 @dataclass(frozen=True)

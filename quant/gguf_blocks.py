@@ -4,6 +4,8 @@
 |---|---|---|---|---|
 | Q4_1 | 0 .. 15 | d | m | d, m, and 16 bytes: weight i in the low half of byte i, weight 16 + i in the high half |
 | Q4_0 | -8 .. 7 | d, which may be negative | 0 | d, and 16 bytes as above |
+| Q5_1 | 0 .. 31 | d | m | d, m, 4 bytes of high bits (bit i for weight i), and 16 bytes of low halves as above |
+| Q5_0 | -16 .. 15 | d, which may be negative | 0 | d, 4 bytes of high bits, and 16 bytes as above |
 | Q8_0 | -128 .. 127 | d | 0 | d, and 32 signed bytes |
 
 d and m are float16. d * level has at most 19 significant bits: float32 holds it exactly, and only the sum is rounded.
@@ -22,6 +24,7 @@ from quant.quantizer import check_underflow
 SIZE = 32      # weights of a block
 BLOCK = Block(SIZE, 1)
 HALF = 2       # bytes of a float16
+HIGH = 4       # bytes of the high bits of 32 codes
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,12 @@ class BlockType:
         blocks = rows.unflatten(1, (-1, self.bytes))
         offset = float16_at(blocks, HALF) if self.has_offset else torch.zeros(1, 1, dtype=torch.float16)
         stored = blocks[..., HALF * (1 + self.has_offset):]
-        codes = codes_of_halves(stored) if self.bits == 4 else codes_of_signed(stored)
+        codes = CODES[self.bits](stored)
         return QuantizedWeight(codes.flatten(1), Grid(self.levels(), float16_at(blocks, 0), offset, BLOCK, self.bits))
 
 
-BLOCK_TYPES = {"Q4_0": BlockType(4, -8, False), "Q4_1": BlockType(4, 0, True), "Q8_0": BlockType(8, -128, False)}
+BLOCK_TYPES = {"Q4_0": BlockType(4, -8, False), "Q4_1": BlockType(4, 0, True), "Q5_0": BlockType(5, -16, False),
+               "Q5_1": BlockType(5, 0, True), "Q8_0": BlockType(8, -128, False)}
 
 
 def float16_at(blocks: Tensor, place: int) -> Tensor:
@@ -69,9 +73,19 @@ def codes_of_halves(stored: Tensor) -> Tensor:
     return torch.cat((stored & 0xF, stored >> 4), dim=-1)
 
 
+def codes_of_bits_and_halves(stored: Tensor) -> Tensor:
+    """(..., 4 + 16) bytes -> (..., 32) codes of 5 bits: their high bits, then their low halves."""
+    bits, halves = stored.split((HIGH, stored.shape[-1] - HIGH), dim=-1)
+    high = bits[..., None] >> torch.arange(8, dtype=torch.uint8, device=stored.device) & 1
+    return codes_of_halves(halves) | high.flatten(-2) << 4
+
+
 def codes_of_signed(stored: Tensor) -> Tensor:
     """Signed bytes -> codes, counted from the lowest level: `[-128, 0, 127]`, viewed as uint8, `-> [0, 128, 255]`."""
     return stored ^ 0x80
+
+
+CODES = {4: codes_of_halves, 5: codes_of_bits_and_halves, 8: codes_of_signed}  # by bits
 
 
 # ---- writing ------------------------------------------------------------------------------------------------------
@@ -83,9 +97,9 @@ def fitting_type(levels: Tensor, bits: int, block: Block, has_offset: bool) -> s
 
         scale * (low + code) + offset = d * code + m,   d = scale,   m = offset + scale * low
 
-    So 4 bits with an offset are Q4_1 for any `low`. Without an offset, 4 bits are Q4_0 if the levels lie in -8 .. 7,
-    and 8 bits are Q8_0. A larger block becomes several of 32x1 with the same scale. Raises ValueError with what does
-    not fit."""
+    So 4 and 5 bits with an offset are Q4_1 and Q5_1 for any `low`. Without an offset they are Q4_0 and Q5_0 if the
+    levels lie in -8 .. 7 and -16 .. 15, and 8 bits are Q8_0. A larger block becomes several of 32x1 with the same
+    scale. Raises ValueError with what does not fit."""
     if block.n_in is None or block.n_in % SIZE:
         raise ValueError(f"blocks of {block} (n_in x n_out) do not fall into GGUF's, which are {BLOCK}")
     low = int(levels[0])
@@ -97,7 +111,7 @@ def fitting_type(levels: Tensor, bits: int, block: Block, has_offset: bool) -> s
         if kind.bits == bits and (kind.has_offset or (inside and not has_offset)):
             return name
     raise ValueError(f"{bits} bits {'with' if has_offset else 'without'} an offset are none of GGUF's types here: "
-                     f"Q4_1 is 4 bits with or without an offset, Q8_0 is 8 bits without")
+                     f"Q4_1 and Q5_1 are 4 and 5 bits with or without an offset, Q8_0 is 8 bits without")
 
 
 def in_file_blocks(weight: QuantizedWeight, kind: BlockType) -> QuantizedWeight:
@@ -136,7 +150,7 @@ def stored_rows(weight: QuantizedWeight, kind: BlockType) -> Tensor:
     blocks = weight.codes.unflatten(1, (-1, SIZE))
     scale, offset = weight.grid.factors()
     factors = [scale, offset] if kind.has_offset else [scale]
-    stored = halves_of_codes(blocks) if kind.bits == 4 else codes_of_signed(blocks)  # its own inverse
+    stored = STORED[kind.bits](blocks)
     stored_factors = [factor.contiguous()[..., None].view(torch.uint8) for factor in factors]
     return torch.cat([*stored_factors, stored], dim=-1).flatten(1)
 
@@ -145,3 +159,12 @@ def halves_of_codes(codes: Tensor) -> Tensor:
     """(..., 32) codes -> (..., 16) bytes: `[1, 3, 2, 4] -> [0x21, 0x43]`."""
     low, high = codes.chunk(2, dim=-1)
     return low | high << 4
+
+
+def bits_and_halves_of_codes(codes: Tensor) -> Tensor:
+    """The inverse of `codes_of_bits_and_halves`."""
+    high = (codes >> 4).unflatten(-1, (HIGH, 8)) << torch.arange(8, dtype=torch.uint8, device=codes.device)
+    return torch.cat((high.sum(-1, dtype=torch.uint8), halves_of_codes(codes & 0xF)), dim=-1)
+
+
+STORED = {4: halves_of_codes, 5: bits_and_halves_of_codes, 8: codes_of_signed}  # the last is its own inverse

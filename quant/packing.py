@@ -1,6 +1,7 @@
 """N-bit codes <-> bytes. The first code takes the lowest bits, and no bit is wasted.
 
-A byte holds four 2-bit codes or two 4-bit codes. Three bytes hold eight 3-bit codes.
+A byte holds four 2-bit codes or two 4-bit codes. Three bytes hold eight 3-bit codes or four 6-bit codes. Five bytes
+hold eight 5-bit codes.
 """
 import math
 from functools import cache
@@ -8,7 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-SUPPORTED_BITS = (2, 3, 4, 8)
+SUPPORTED_BITS = (2, 3, 4, 5, 6, 8)
 
 
 def word_shape(bits: int) -> tuple[int, int]:
@@ -17,7 +18,7 @@ def word_shape(bits: int) -> tuple[int, int]:
     Raises ValueError for other bits than `SUPPORTED_BITS`."""
     if bits not in SUPPORTED_BITS:
         raise ValueError(f"bits={bits} is not one of {', '.join(map(str, SUPPORTED_BITS))}")
-    n_bytes = 3 if bits == 3 else 1
+    n_bytes = {3: 3, 5: 5, 6: 3}.get(bits, 1)
     return n_bytes, n_bytes * 8 // bits
 
 
@@ -35,9 +36,10 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     flat = codes.flatten()
     if flat.numel() and int(flat.max()) >= 2 ** bits:
         raise ValueError(f"code {int(flat.max())} does not fit in {bits} bits")
-    flat = torch.nn.functional.pad(flat, (0, -len(flat) % n_codes)).unflatten(0, (-1, n_codes)).int()
-    words = (flat << (bits * torch.arange(n_codes, dtype=torch.int32, device=codes.device))).sum(1, dtype=torch.int32)
-    shifts = 8 * torch.arange(n_bytes, dtype=torch.int32, device=codes.device)
+    number = torch.int32 if n_bytes < 4 else torch.int64  # that holds a word
+    flat = torch.nn.functional.pad(flat, (0, -len(flat) % n_codes)).unflatten(0, (-1, n_codes)).to(number)
+    words = (flat << (bits * torch.arange(n_codes, dtype=number, device=codes.device))).sum(1, dtype=number)
+    shifts = 8 * torch.arange(n_bytes, dtype=number, device=codes.device)
     return ((words[:, None] >> shifts) & 0xFF).to(torch.uint8).flatten()
 
 
@@ -58,17 +60,19 @@ def unpack_plainly(packed: Tensor, bits: int) -> Tensor:
     """All codes by shifts and masks, int32: code i of a word is (word >> bits * i) % 2^bits. (..., bytes) -> (...,
     codes), for whole words."""
     n_bytes, n_codes = word_shape(bits)
-    word, *others = packed.unflatten(-1, (-1, n_bytes)).int().unbind(-1)
+    number = torch.int32 if n_bytes < 4 else torch.int64  # that holds a word
+    word, *others = packed.unflatten(-1, (-1, n_bytes)).to(number).unbind(-1)
     for i, byte in enumerate(others, 1):
         word = word | byte << 8 * i
-    shifts = bits * torch.arange(n_codes, dtype=torch.int32, device=packed.device)
-    return ((word[..., None] >> shifts) & (2 ** bits - 1)).flatten(-2)
+    shifts = bits * torch.arange(n_codes, dtype=number, device=packed.device)
+    return ((word[..., None] >> shifts) & (2 ** bits - 1)).flatten(-2).int()
 
 
 # ---- table[codes], without codes ----------------------------------------------------------------------------------
 
 UNPACKED = 1 << 16   # words at a time
-CODES_OF_INDEX = {2: 4, 3: 4, 4: 2, 8: 1}  # codes that one index stands for: all of a byte, or half of a 3-byte word
+# codes that one index stands for: all of a byte, half of a word of three bytes, or a quarter of one of five
+CODES_OF_INDEX = {2: 4, 3: 4, 4: 2, 5: 2, 6: 2, 8: 1}
 ONE_NUMBER = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}  # by bytes
 LINES = 8            # gather runs its lines in parallel
 
@@ -121,10 +125,15 @@ def codes_of_indices(bits: int, device: torch.device) -> Tensor:
 
 
 def fill_index(index: Tensor, packed: Tensor) -> Tensor:
-    """A byte is an index. But three bytes of 3-bit codes are two indices of 12 bits: `[0x21, 0x43, 0x65] -> [0x321,
-    0x654]`."""
+    """A byte is an index. But three bytes of 3-bit or 6-bit codes are two indices of 12 bits: `[0x21, 0x43, 0x65] ->
+    [0x321, 0x654]`. Five bytes of 5-bit codes are four indices of 10 bits."""
     if len(index) == len(packed):
         return index.copy_(packed)
+    if 5 * len(index) == 4 * len(packed):
+        words = [column.int() for column in packed.view(-1, 5).unbind(1)]
+        for i, (low, high) in enumerate(zip(words, words[1:], strict=False)):  # index i begins at bit 2 i of byte i
+            index[i::4] = low >> 2 * i | (high & (4 << 2 * i) - 1) << 8 - 2 * i
+        return index
     first, middle, last = (column.int() for column in packed.view(-1, 3).unbind(1))
     index[0::2] = first | (middle & 0xF) << 8
     index[1::2] = middle >> 4 | last << 4

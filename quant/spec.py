@@ -37,7 +37,7 @@ class QuantSpec:
         help="quantize the base this way; none keeps the base as it is"))
     bits: int = field(metadata=dict(
         parse=whole, metavar="N", shown=f"{DEFAULT_BITS} if the base is quantized",
-        help="store a weight in this many bits: 2, 3, 4 or 8 (nf and icq: 2, 3, 4)"))
+        help="store a weight in this many bits: 2, 3, 4, 5, 6 or 8 (nf and icq: 2, 3, 4)"))
     block: Block = field(metadata=dict(
         parse=Block.parse, metavar="BLOCK", shown="the method's or the quantizer's",
         help="let n_in inputs x n_out outputs share a scale and an offset: 4x8, or rowx1 for whole rows"))

@@ -89,23 +89,25 @@ def write_gguf(path: Path, model: Llama, kind: str = "F32", arch: str = "llama",
     return path
 
 
-def write_k_types(path: Path, kind: str, of: str = "_proj.weight") -> tuple[Llama, Path]:
-    """A file whose linear layers, or those with such a name, have a K type, and the model of its values. The gguf
-    package reads K types and does not write them, so the bytes are made here."""
+def write_k_types(path: Path, kind: str, of: str = "_proj.weight", others: str = "F32",
+                  metadata: dict | None = None) -> tuple[Llama, Path]:
+    """A file whose linear layers, or those with such a name, have a type of superblocks, and the model of its values,
+    if `others` is F32. The gguf package reads these types and does not write them, so the bytes are made here."""
     model = strong_model(replace(ODD_HEADS, hidden_size=256, intermediate_size=256, head_dim=64))
     raw = {}
     for i, (name, p) in enumerate(model.named_parameters()):
         if name.endswith(of):
             raw[name] = raw_bytes(kind, tuple(p.shape), i), kind
             p.copy_(torch.from_numpy(gguf.quants.dequantize(raw[name][0], gguf.GGMLQuantizationType[kind])))
-    return model, write_gguf(path, model, raw=raw)
+    return model, write_gguf(path, model, others, raw=raw, metadata=metadata)
 
 
 def raw_bytes(kind: str, shape: tuple[int, int], seed: int) -> numpy.ndarray:
     """Rows of a K type whose weights are like a model's: random codes, and d and dmin of one size."""
     n_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]][1]
     raw = numpy.random.default_rng(seed).integers(0, 256, (shape[0], shape[1] // 256, n_bytes), dtype=numpy.uint8)
-    for place in {"Q4_K": (0, 2), "Q2_K": (80, 82), "Q6_K": (208,)}[kind]:
+    for place in {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
+                  "IQ4_XS": (0,)}[kind]:
         raw[..., place:place + 2] = numpy.float16([0.001]).view(numpy.uint8)
     return raw.reshape(shape[0], -1)
 

@@ -47,6 +47,7 @@ TASKS = ("tests/tasks",)
 SCORING = ("tests/scoring",)
 EXPORT = ("tests/interop/test_export.py",)
 PEFT = ("tests/interop/test_export_peft.py",)
+CARD = ("tests/interop/test_model_card.py", "tests/interop/test_modelfile.py", "tests/interop/test_push.py")
 GGUF = ("tests/interop/test_export_gguf.py", "tests/quant/test_gguf_blocks.py")
 TOKENIZER = ("tests/model/test_added_tokens.py", "tests/interop/test_export.py", "tests/model/test_hub.py",
              "tests/interop/test_export_tokenizer.py")
@@ -167,6 +168,8 @@ MUTANTS = [
     M("rounding-ties-up", "quant/rounding.py", ".eq_(-0.5)", ".eq_(0.5)", QUANT),
     M("halves-of-3-bit-words-swapped", "quant/packing.py", "index[1::2] = middle >> 4 | last << 4",
       "index[1::2] = middle & 0xF | last << 4", QUANT),
+    M("five-bit-index-one-bit-off", "quant/packing.py", "(high & (4 << 2 * i) - 1) << 8 - 2 * i",
+      "(high & (4 << 2 * i) - 1) << 7 - 2 * i", QUANT),
     M("gptq-no-damping", "quant/gptq.py", "DAMPING = (0.01, 0.1, 1.0)", "DAMPING = (0.0, 0.1, 1.0)", QUANT),
     M("act-order-not-undone", "quant/gptq.py", "codes[order.argsort()]", "codes", QUANT),
     M("hessian-without-factor-of-tokens", "quant/gptq.py", "* (2 / self.tokens)\n", "* 2\n", QUANT),
@@ -380,6 +383,13 @@ MUTANTS = [
     M("gguf-heads-of-k-are-those-of-q", "model/gguf_layout.py", '"k_proj": config.num_key_value_heads}',
       '"k_proj": config.num_attention_heads}',
       ("tests/interop/test_export_gguf.py", "tests/model/test_gguf_reader.py")),
+    M("card-tells-directories", "interop/model_card.py", 'return ABSOLUTE.sub("", text)', "return text", CARD),
+    M("card-forgets-the-licence", "interop/model_card.py", "dict(base.license) if base else {}", "{}", CARD),
+    M("modelfile-doubles-the-begin-token", "interop/modelfile.py", 'begin = "" if begins else names["bos_token"]',
+      'begin = names["bos_token"]', CARD),
+    M("modelfile-tries-no-system-turn", "interop/modelfile.py", 'if "system" in form.turns:', "if False:", CARD),
+    M("push-is-public", "interop/push.py", "private=not public", "private=public", CARD),
+    M("push-names-the-whole-base", "interop/push.py", '= base.name\n', "= str(base)\n", CARD),
     M("gguf-template-left-out", "interop/gguf_tokenizer_writer.py", 'return {"tokenizer.chat_template": stated}',
       "return {}", TOKENIZER),
     M("template-file-left-behind", "model/tokenizer.py", ', "chat_template.jinja", "generation_config.json")',
@@ -404,6 +414,10 @@ MUTANTS = [
     M("outputs-tiled-not-repeated", "adapters/lam.py", "y.repeat_interleave(lam_out, dim=-1)",
       "torch.cat([y] * lam_out, -1)", ADAPTERS),
     M("gguf-halves-swapped", "quant/gguf_blocks.py", "return low | high << 4", "return high | low << 4", GGUF),
+    M("gguf-high-bits-from-the-top", "quant/gguf_blocks.py", "bits[..., None] >> torch.arange(8,",
+      "bits[..., None] >> 7 - torch.arange(8,", GGUF),
+    M("gguf-q5-k-high-bits-left-out", "quant/gguf_superblocks.py", "(halves(stored[..., 48:]) | high << 4)",
+      "halves(stored[..., 48:])", ("tests/quant/test_gguf_superblocks.py",)),
     M("nf-outermost-not-rounded", "quant/normal_float.py", "round(1 - (1 / 30 + 1 / 32) / 2, 7)",
       "1 - (1 / 30 + 1 / 32) / 2", QUANT),
     M("absmax-of-the-paper", "quant/absmax.py", "block_absmax(blocks) / top,",

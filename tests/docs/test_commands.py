@@ -52,7 +52,7 @@ def choices() -> dict[str, set[str]]:
     from quant import QUANTIZERS
     from tasks import TASKS
     return {"--method": set(METHODS), "--task": set(TASKS), "--targets": set(TARGETS),
-            "--quantizer": {"none", "gptq", *QUANTIZERS}, "--bits": {"2", "3", "4", "8"},
+            "--quantizer": {"none", "gptq", *QUANTIZERS}, "--bits": {"2", "3", "4", "5", "6", "8"},
             "--format": set(FORMATS)}
 
 

@@ -135,7 +135,7 @@ def test_the_report_names_every_file_by_its_sha256(small_base, tmp_path, capsys)
     run = made_run(tmp_path / "run", small_base, "--method", "lora")
     (tmp_path / "out").mkdir()  # an empty directory may be exported to
     report = export(run, "safetensors", tmp_path / "out")
-    there = {path.name for path in (tmp_path / "out").iterdir()} - {"export.json", "SHA256SUMS"}
+    there = {path.name for path in (tmp_path / "out").iterdir()} - {"export.json", "README.md", "SHA256SUMS"}
     assert set(report["files"]) == there == {"config.json", "model.safetensors", "tokenizer.model",
                                              "tokenizer_config.json"}
     printed = capsys.readouterr().out

@@ -12,6 +12,7 @@ from finetune.adapted_model import merge_best, save_beside
 from finetune.config import SaveEvery
 from finetune.run import open_run
 from interop.gguf_metadata_writer import model_keys
+from interop.gguf_writer import NEAR
 from model.checkpoint import load_config, load_model, random_model, save_model, weight_files
 from model.config_json import config_to_json
 from model.files import write_json
@@ -123,21 +124,33 @@ def test_a_base_without_offsets_gets_them_where_something_merged_and_keeps_its_t
 
 def test_tensors_of_types_that_are_only_read_are_copied_byte_for_byte(tmp_path):
     """A file as on the hub: codes, and some layers of another type. Those with an adapter are codes."""
-    other = "mlp.down_proj.weight"
-    model = strong_model()
-    number = gguf.GGMLQuantizationType.Q5_1
-    raw = {name: (gguf.quants.quantize(p.numpy(), number), "Q5_1")
-           for name, p in model.named_parameters() if name.endswith(other)}
-    path = write_gguf(tmp_path / "base.gguf", model, "Q4_1", raw=raw, metadata={"general.file_type": 3})
+    _, path = write_k_types(tmp_path / "base.gguf", "IQ4_XS", "down_proj.weight", "Q4_1", {"general.file_type": 3})
     run = made_run(tmp_path / "run", path, "--quantizer", "none", *QABLORA, "--targets", "attention")
     export(run, "gguf", tmp_path / "out.gguf")
     (before, keys), (after, new_keys) = read(path), read(tmp_path / "out.gguf")
     changed = {name for name in before if before[name].data.tobytes() != after[name].data.tobytes()}
     assert keys == new_keys and changed == {name for name in before if ".attn_" in name and "norm" not in name}
-    assert after["blk.0.ffn_down.weight"].tensor_type.name == "Q5_1"
+    assert after["blk.0.ffn_down.weight"].tensor_type.name == "IQ4_XS"
 
 
-@pytest.mark.parametrize("kind,lam", [("Q4_K", "32x8"), ("Q2_K", "16x8")])
+@pytest.mark.parametrize("kind", ["Q5_1", "Q5_0"])
+def test_five_bits_leave_as_q5_1_with_the_codes_and_the_scales_of_the_base(tmp_path, kind):
+    path = write_gguf(tmp_path / "base.gguf", strong_model(), kind)
+    run = made_run(tmp_path / "run", path, "--quantizer", "none", *QABLORA, "--targets", "mlp")
+    report = export(run, "gguf", tmp_path / "out.gguf")
+    before, after = read(path)[0], read(tmp_path / "out.gguf")[0]
+    assert {t.tensor_type.name for name, t in after.items() if "ffn" in name and "norm" not in name} == {"Q5_1"}
+    assert before["blk.0.attn_q.weight"].data.tobytes() == after["blk.0.attn_q.weight"].data.tobytes()
+    offset = 4 if kind == "Q5_1" else 2
+    codes = before["blk.1.ffn_up.weight"].data.reshape(-1, 20 + offset)[:, offset:]
+    assert (codes == after["blk.1.ffn_up.weight"].data.reshape(-1, 24)[:, 4:]).all()
+    assert report["merged_layers_with_the_scales_of_the_base"] == report["merged_layers"] == 6
+    assert difference(as_trained(run), loaded(tmp_path / "out.gguf")) < 0.2 < 1 < difference(as_trained(run),
+                                                                                            loaded(path))
+
+
+@pytest.mark.parametrize("kind,lam", [("Q2_K", "16x8"), ("Q3_K", "16x1"), ("Q4_K", "32x8"), ("Q5_K", "32x8"),
+                                      ("Q6_K", "32x8")])
 def test_a_k_type_trains_and_merges_exactly_and_is_refused_in_gguf(tmp_path, kind, lam):
     _, path = write_k_types(tmp_path / "base.gguf", kind)
     run = made_run(tmp_path / "run", path, "--quantizer", "none", "--method", "qablora", "--lam", lam)
@@ -146,6 +159,11 @@ def test_a_k_type_trains_and_merges_exactly_and_is_refused_in_gguf(tmp_path, kin
     merged = as_trained(run)
     merge_best(merged, torch.float16)
     assert difference(merged, as_trained(run)) < 1e-4
+    if kind in NEAR:
+        assert f"its layers become {NEAR[kind]}, which rounds d and m to float16" in message
+        save_beside(merged, open_run(run), run / "merged")
+        export(run / "merged", "gguf", tmp_path / "out.gguf")
+        assert read(tmp_path / "out.gguf")[0]["blk.1.ffn_up.weight"].tensor_type.name == NEAR[kind]
     base, layer = loaded(path), merged.get_submodule("model.layers.1.mlp.up_proj")
     assert torch.equal(layer.codes, base.get_submodule("model.layers.1.mlp.up_proj").codes)
 
@@ -386,7 +404,8 @@ def test_any_bytes_at_all_come_back_as_they_were(kind):
 
 @pytest.mark.parametrize("quantizer,kind,exact", [
     (MinMax(4, Block(32, 1)), "Q4_1", True), (MinMax(4, Block(64, 2)), "Q4_1", True),
-    (AbsMax(4, Block(32, 1)), "Q4_0", True),
+    (AbsMax(4, Block(32, 1)), "Q4_0", True), (MinMax(5, Block(32, 2)), "Q5_1", True),
+    (AbsMax(5, Block(64, 1)), "Q5_0", True),
     (AbsMax(8, Block(None, 1)), "Q8_0", True), (IntegerMinMax(4, Block(96, 4)), "Q4_1", False)],
     ids=lambda value: getattr(value, "name", value))
 def test_what_the_gguf_package_reads_is_the_grids_own_weight(quantizer, kind, exact):
@@ -402,7 +421,8 @@ def test_what_the_gguf_package_reads_is_the_grids_own_weight(quantizer, kind, ex
 @pytest.mark.parametrize("quantizer,message", [
     (MinMax(4, Block(16, 1)), "blocks of 16x1"), (NormalFloat(4, Block(32, 1)), "no whole numbers"),
     (MinMax(2, Block(32, 1)), "2 bits with"),
-    (AbsMax(3, Block(32, 1)), "3 bits without"), (MinMax(8, Block(32, 1)), "8 bits with")])
+    (AbsMax(3, Block(32, 1)), "3 bits without"),
+    (AbsMax(6, Block(32, 1)), "6 bits without"), (MinMax(8, Block(32, 1)), "8 bits with")])
 def test_grids_that_no_type_holds(quantizer, message):
     grid = quantizer.fit(torch.randn(8, 64))
     with pytest.raises(ValueError, match=message):

@@ -25,7 +25,7 @@ from tests.cli import FEW, SMALL, call, few, rows_of
 pytestmark = pytest.mark.usefixtures("elsewhere")
 FIRST, SECOND = "1" * 40, "2" * 40  # commits
 UNWANTED = ("pytorch_model.bin", "model.fp16.safetensors", "consolidated.safetensors", "original/consolidated.00.pth",
-            "original/config.json", "onnx/model.onnx", "README.md", "onnx/model.safetensors")
+            "original/config.json", "onnx/model.onnx", "onnx/README.md", "onnx/model.safetensors")
 FEWER = ["--limit", "40", "--test-limit", "2", "--max-new-tokens", "1"]
 
 
@@ -35,7 +35,9 @@ class FakeHub:
     def __init__(self, cache: Path):
         self.cache, self.folders, self.revisions, self.asked, self.fails = cache, {}, {None: FIRST}, [], None
 
-    def snapshot_download(self, repo, revision=None, allow_patterns=None):
+    def snapshot_download(self, repo, revision=None, allow_patterns=None, local_files_only=False):
+        if local_files_only and not (self.cache / f"models--{repo.replace('/', '--')}").is_dir():
+            raise errors.LocalEntryNotFoundError("not in the cache")
         self.asked.append((repo, revision))
         if self.fails:
             raise self.fails
@@ -57,6 +59,7 @@ def fake(small_base, tmp_path_factory, monkeypatch) -> FakeHub:
     folder = tmp_path_factory.mktemp("hub") / "small"
     shutil.copytree(small_base, folder)
     (folder / "generation_config.json").write_text("{}")
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
     for name in UNWANTED:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("large")
@@ -83,7 +86,8 @@ def commit_other_weights(fake: FakeHub, commit: str) -> None:
 
 def test_only_the_files_that_are_needed_are_fetched_and_they_are_used_where_the_cache_has_them(fake):
     source = Source(HubModel("org/small"))
-    assert files_in(source.path) == {"config.json", "generation_config.json", "tokenizer.model", "model.safetensors"}
+    assert files_in(source.path) == {"config.json", "generation_config.json", "tokenizer.model", "model.safetensors",
+                                     "README.md"}
     assert source.path.is_relative_to(fake.cache)
     assert files_in(fake.folders["org/small", FIRST]) >= set(UNWANTED)  # control: they were there to be fetched
     assert source.fingerprint == sha256_of(fake.folders["org/small", FIRST] / "model.safetensors")

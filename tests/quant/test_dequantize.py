@@ -23,9 +23,9 @@ portions = st.sampled_from([1, 100, 1 << 18])  # weights at a time
 def plain_unpack(packed, bits, shape):
     """Shifts and masks: the oracle of `unpack`."""
     n_bytes, n_codes = word_shape(bits)
-    shifts = 8 * torch.arange(n_bytes, dtype=torch.int32)
-    words = (packed.unflatten(0, (-1, n_bytes)).int() << shifts).sum(1, dtype=torch.int32)[:, None]
-    codes = (words >> bits * torch.arange(n_codes, dtype=torch.int32)) & (2 ** bits - 1)
+    shifts = 8 * torch.arange(n_bytes)
+    words = (packed.unflatten(0, (-1, n_bytes)).long() << shifts).sum(1)[:, None]
+    codes = (words >> bits * torch.arange(n_codes)) & (2 ** bits - 1)
     return codes.to(torch.uint8).flatten()[:shape[0] * shape[1]].view(shape)
 
 
@@ -104,7 +104,7 @@ def test_another_scale_is_used_instead_of_the_layers():
     assert not torch.equal(layer.dequantize(scale=other), layer.dequantize())
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6])
 def test_a_code_without_a_level_is_not_a_number(bits):
     codes = torch.full((1, 8), 2 ** bits - 1, dtype=torch.uint8)
     grid = Grid(torch.arange(2 ** bits - 1.0), torch.ones(1, 1), torch.zeros(1, 1), Block(8, 1), bits)

@@ -7,6 +7,7 @@ from model.gguf_file import dense_rows
 from quant.factors import ZeroPoints
 from quant.gguf_blocks import (
     BLOCK_TYPES,
+    codes_of_bits_and_halves,
     codes_of_halves,
     codes_of_signed,
     in_file_blocks,
@@ -16,7 +17,7 @@ from quant.linear import QuantLinear
 from tests.gguf_files import gguf
 from tests.strategies import random
 
-KINDS = ["Q4_0", "Q4_1", "Q8_0"]
+KINDS = list(BLOCK_TYPES)
 
 
 def rows_of(kind: str, D_out=40, D_in=96) -> tuple[torch.Tensor, gguf.GGMLQuantizationType]:
@@ -35,7 +36,7 @@ def test_dequantized_values_are_those_of_the_gguf_package_exactly(kind):
     assert torch.equal(weight.dequantize(), expected)
     assert torch.equal(dense_rows(rows, kind, "x"), expected)
     assert torch.equal(QuantLinear.from_weight(weight).dequantize(), expected)
-    if kind == "Q4_0":
+    if kind in ("Q4_0", "Q5_0"):
         assert (weight.grid.scale < 0).any()  # the sign of the largest weight
 
 
@@ -44,7 +45,8 @@ def test_any_bytes_at_all_dequantize_as_in_the_gguf_package():
     for kind in KINDS:
         raw = numpy.random.default_rng(0).integers(0, 256, (64, 3 * BLOCK_TYPES[kind].bytes), dtype=numpy.uint8)
         raw[:, 1::BLOCK_TYPES[kind].bytes] &= 0xBF  # the float16 d is finite,
-        raw[:, 3::BLOCK_TYPES[kind].bytes] &= 0xBF  # and m
+        if BLOCK_TYPES[kind].has_offset:
+            raw[:, 3::BLOCK_TYPES[kind].bytes] &= 0xBF  # and m
         expected = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[kind])
         weight = BLOCK_TYPES[kind].quantized_weight(torch.from_numpy(raw))
         assert torch.equal(weight.dequantize(), torch.from_numpy(expected)), kind
@@ -56,10 +58,13 @@ def test_nothing_is_rounded_again(kind):
     rows, _ = rows_of(kind)
     weight = BLOCK_TYPES[kind].quantized_weight(rows)
     codes = weight.codes.unflatten(1, (-1, 32))
-    stored = codes[..., :16] | codes[..., 16:] << 4
+    stored = codes[..., :16] & 15 | codes[..., 16:] << 4
     if kind == "Q8_0":
         stored = (codes.int() - 128).to(torch.int8).view(torch.uint8)
-    factors = [weight.grid.scale] + ([weight.grid.offset] if kind == "Q4_1" else [])
+    if kind.startswith("Q5"):
+        high = numpy.packbits(codes.numpy() >> 4, axis=-1, bitorder="little")
+        stored = torch.cat((torch.from_numpy(high), stored), dim=-1)
+    factors = [weight.grid.scale] + ([weight.grid.offset] if kind.endswith("_1") else [])
     halves = [factor.contiguous().view(torch.uint8).unflatten(1, (-1, 2)) for factor in factors]
     assert torch.equal(torch.cat([*halves, stored], dim=-1).flatten(1), rows)
 
@@ -74,6 +79,8 @@ def test_the_stated_shapes_and_bytes_are_those_of_the_layer(kind):
 
 def test_the_examples_of_the_docstrings():
     assert codes_of_halves(torch.tensor([0x21, 0x43], dtype=torch.uint8)).tolist() == [1, 3, 2, 4]
+    first_and_last = torch.tensor([1, 0, 0, 0x80, *[0] * 15, 0x21], dtype=torch.uint8)
+    assert codes_of_bits_and_halves(first_and_last).tolist() == [16, *[0] * 14, 1, *[0] * 15, 18]
     assert codes_of_signed(torch.tensor([-128, 0, 127], dtype=torch.int8).view(torch.uint8)).tolist() == [0, 128, 255]
 
 

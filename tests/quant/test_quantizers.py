@@ -45,7 +45,7 @@ def test_minmax_in_float16_errs_by_half_a_step_and_the_rounding_of_its_two_facto
         + (stored.grid.offset.double() - exact.grid.offset).abs()
     bound = element_scale(stored) / 2 + join_blocks(per_block(moved).expand_as(split_blocks(weight, block)))
     error = (stored.dequantize(torch.float64) - weight.double()).abs()
-    assert (error <= bound + 1e-6 * weight.abs().max()).all()
+    assert (error <= bound + 1e-6 * weight.abs().max() + 1e-44).all()  # 1e-44: seven of the smallest float32
 
 
 @given(st.data(), bits, blocks)

@@ -12,7 +12,7 @@ from quant.spec import DEFAULT_BITS, FORM, GPTQ, GPTQ_BLOCK, QuantSpec
 from tests.strategies import bits as any_bits
 
 GRIDS = [(name, bits, double) for name, kind in QUANTIZERS.items()
-         for bits in ((2, 3, 4) if name in ("nf", "icq") else (2, 3, 4, 8))
+         for bits in ((2, 3, 4) if name in ("nf", "icq") else (2, 3, 4, 5, 6, 8))
          for double in ((False, True) if kind.usual_storage == torch.float32 else (False,))]
 blocks = st.builds(Block, st.sampled_from([None, 1, 4, 32, 64]), st.sampled_from([1, 8]))
 
@@ -63,7 +63,7 @@ def test_text_of_another_form_is_refused_with_the_form(text):
 
 @pytest.mark.parametrize("text,message", [
     ("nf-8bit", "bits=8 is not possible with quantizer nf; allowed: 2, 3, 4"),
-    ("minmax-5bit", "bits=5 is not possible"),
+    ("minmax-7bit", "bits=7 is not possible"), ("nf-5bit", "bits=5 is not possible"),
     ("minmax+double-quant", "use nf or icq"), ("minmax+act-order", "--act-order is for gptq only"),
     ("minmax@five", "block 'five' is not of the form"), ("gptq:minmax+double-quant", "use nf or icq")])
 def test_values_that_do_not_go_together_are_refused(text, message):

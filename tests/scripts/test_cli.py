@@ -112,7 +112,7 @@ def test_an_interrupted_run_is_resumed_by_name(small_base, tmp_path, monkeypatch
 
 BAD = [
     (["--method", "qlra"], "argument --method: invalid choice: 'qlra'"),
-    (["--bits", "5"], "bits=5 is not possible with quantizer minmax; allowed: 2, 3, 4, 8"),
+    (["--bits", "7"], "bits=7 is not possible with quantizer minmax; allowed: 2, 3, 4, 5, 6, 8"),
     (["--method", "qlora", "--bits", "8"], "bits=8 is not possible with quantizer nf; allowed: 2, 3, 4"),
     (["--method", "lora", "--bits", "4"], "use --method qlora"),
     (["--method", "full", "--lam", "2"], "--lam does not go with --method full, which has no adapter"),
