@@ -41,7 +41,7 @@ from finetune.data import (
 from finetune.pictures import check_picture
 from finetune.resolve import GPTQ_FIELDS, check_gptq_fields, rescored, resolve_scoring
 from finetune.run import Run, open_run
-from finetune.source import Source, check_fingerprint, check_trained
+from finetune.source import Source, check_fingerprint, check_trained, note_another
 from model.files import say_once
 from model.hub import pinned
 from model.tokenizer import note_other_tokenizer
@@ -200,6 +200,7 @@ def check_outputs(given: Given, restoration: Restoration | None, several: bool) 
 def prepare_run(path: Path, given: Given, restoration: Restoration | None, out: Path | None) -> Prepared:
     run = open_run(path)
     check_trained(run)
+    note_another(run)
     own = run.config
     config = rescored(own, given)
     other_task = config.data.task != own.data.task

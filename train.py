@@ -31,9 +31,9 @@ from finetune.command_line import train_parser
 from finetune.config import DTYPES, RunConfig, flag
 from finetune.config_json import FORMAT, config_json
 from finetune.data import PreparedData, check_calibration, check_data, prepare_data, with_pinned_data
-from finetune.kept import add_facts, facts_of
+from finetune.kept import add_facts, facts_of, keep_anew
 from finetune.lock import hold
-from finetune.loop import Trainer, TrainingDiverged, saved_step
+from finetune.loop import Trainer, TrainingDiverged
 from finetune.memory import report_memory
 from finetune.pictures import plot_losses
 from finetune.quantize import load_base
@@ -116,12 +116,8 @@ def discarded_if_useless(run: Run, work: Work) -> Iterator[None]:
 # ---- what the last line says ----------------------------------------------------------------------------------------
 
 def goes_on(work: Work, run: Run) -> None:
-    work.begins("preparing the data", safe=lambda: what_stands(run),
+    work.begins("preparing the data", safe=run.states.stand,
                 go_on=f"go on with: python train.py --resume {run.path}")
-
-
-def what_stands(run: Run) -> str:
-    return f"saved at step {saved_step(run.state_file)}" if run.state_file.is_file() else "no step is saved yet"
 
 
 def how_to_get_out(run: Run) -> str:
@@ -200,12 +196,10 @@ def train(run: Run, config: RunConfig, data: PreparedData, work: Work | None = N
     model.checkpointing = config.training.gradient_checkpointing
 
     def keep() -> None:
-        save()
         best = trainer.best if trainer.best < math.inf else None
-        add_facts(run.kept_file, sha256=sha256_of(run.trained_file), step=trainer.step, steps=trainer.total_steps,
-                  validation_loss=best)
+        keep_anew(run.trained_file, run.kept_file, save, trainer.step, steps=trainer.total_steps, validation_loss=best)
     trainer = Trainer(model, parameters, config.training, config.data.seed, data.train, data.validation,
-                      run.state_file, keep, run.metrics.append, run.metrics.flush)
+                      run.states.newest, keep, run.metrics.append, run.metrics.flush)
     print_plan(run.path, config, model, parameters, data, trainer.total_steps)
     if run.has_state():
         trainer.load_state()

@@ -16,9 +16,9 @@ from finetune.run import Run
 from model.checkpoint import save_model
 from model.checksums import write_sums
 from model.config_json import config_to_json
-from model.durable import publish, scratch_directory
 from model.files import write_json
 from model.llama import Llama
+from model.published import publish, scratch_directory
 from model.tensor_files import open_safetensors, write_safetensors
 from model.tokenizer import copy_tokenizer
 from quant.grid import Block

@@ -35,7 +35,8 @@ REFUSED = {errno.ENOSPC: ("no space left on the disk", "free some space"),
            errno.EFBIG: ("the file is larger than is allowed here", "free some space"),
            errno.EACCES: ("permission denied", "change its permissions"),
            errno.EPERM: ("permission denied", "change its permissions"),
-           errno.EROFS: ("the file system is read-only", "name another place")}
+           errno.EROFS: ("the file system is read-only", "name another place"),
+           errno.EIO: ("input/output error", "look after the disk")}
 NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory", re.IGNORECASE)
 TRIED = re.compile(r"tried to allocate ([\d.]+ ?\w+)", re.IGNORECASE)
 

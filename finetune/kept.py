@@ -1,12 +1,14 @@
 """What a run has kept of its training, and at which step it was kept.
 
-    RUN/kept.json   sha256 of the adapter or model, its step, steps of the whole training, validation loss; for method
-                    full, the type in which the base stores its weights
+    RUN/kept.json   sha256 of the adapter or model, its step, steps of the whole training, validation loss; `writing`,
+                    the step of the last one that was begun to be written; for method full, the type in which the base
+                    stores its weights
 
 Training replaces what it has kept whenever the validation loss is lower. Whoever scores or exports a run meanwhile
 reads one version of the file, and records that version's sha256.
 """
 import hashlib
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
@@ -20,7 +22,7 @@ class Kept:
 
     def __init__(self, file: Path, record: Path, ended: bool):
         """Reads the header. `ended`: whether training has. Raises FileNotFoundError, ValueError for a damaged file."""
-        self.file, self.ended = file, ended
+        self.file, self.record, self.ended = file, record, ended
         self.tensors: TensorFile
         while True:
             self._held = open(file, "rb")
@@ -63,6 +65,24 @@ class Kept:
 def facts_of(record: Path) -> dict:
     """Empty before anything is kept, and for a run of an earlier version."""
     return read_json(record) if record.is_file() else {}
+
+
+def keep_anew(file: Path, record: Path, save: Callable[[], None], step: int, **facts) -> None:
+    """`save` writes the file. The record says before that it comes, and afterwards which it is. So a file that is not
+    the recorded one is known to be another's, unless a kill came between."""
+    add_facts(record, writing=step)
+    save()
+    add_facts(record, sha256=sha256_of(file), step=step, **facts)
+
+
+def is_another(kept: Kept) -> str:
+    """How a file differs from the one that was kept; nothing if it is that one, or if nobody can tell: it was just
+    being written, or an earlier version did not record it."""
+    stated = facts_of(kept.record)
+    if "sha256" not in stated or stated["sha256"] == kept.sha256 or stated.get("writing") != stated["step"]:
+        return ""
+    return (f"{kept.file} is not what training kept: its sha256 is {kept.sha256}, but {kept.record} states "
+            f"{stated['sha256']}")
 
 
 def add_facts(record: Path, **facts) -> None:

@@ -4,7 +4,6 @@ The kernel releases the lock when the process ends, however it ends, so no lock 
 it. A process that only reads needs no lock.
 """
 import errno
-import fcntl
 import json
 import os
 import shlex
@@ -13,12 +12,11 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
-from model.durable import is_still_there
+from model.durable import is_still_there, lock
 from model.files import say_once
 
 LOCK = ".lock"
 SHOWN = 200  # characters of the holder's command
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _open: dict[Path, int] = {}  # the lock files that this process holds, and their descriptors
 
 
@@ -85,14 +83,11 @@ def _is_open(file: Path) -> bool:
 
 
 def _lock(descriptor: int, file: Path, directory: Path, shared: bool) -> None:
-    try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise Held(f"{directory}: {holder(file)} writes there now") from None
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
-        say_once(f"{directory}: this file system has no locks ({error.strerror}): let nothing else write there")
+    ours = lock(descriptor, shared)
+    if ours is False:
+        raise Held(f"{directory}: {holder(file)} writes there now")
+    if ours is None:
+        say_once(f"{directory}: this file system has no locks (flock): let nothing else write there")
 
 
 def _say_who(descriptor: int) -> None:

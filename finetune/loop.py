@@ -12,11 +12,10 @@ from tqdm import tqdm
 
 from finetune.config import TrainingConfig
 from finetune.graphs import RecordedSteps
-from finetune.state_files import StateFiles
+from finetune.state_files import StateFiles, place_of
 from finetune.stop import STOP, Stopped
-from model.files import Damaged
 from model.finite import NotFinite, why_not_finite
-from model.tensor_files import TensorFile, open_safetensors
+from model.tensor_files import TensorFile
 from model.token_loss import summed_loss_of
 from tasks.batching import collate, epoch_batches, split_list
 from tasks.task import Encoded
@@ -24,12 +23,6 @@ from tasks.task import Encoded
 
 class TrainingDiverged(RuntimeError):
     """A gradient or the validation loss is not finite."""
-
-
-def saved_step(state_file: Path) -> int:
-    """How many steps a saved state has behind it."""
-    with open_safetensors(state_file) as file:
-        return json.loads(file.metadata()["place"])["step"]
 
 
 def learning_rate(step: int, total: int, settings: TrainingConfig) -> float:
@@ -247,10 +240,7 @@ class Trainer:
 
     @torch.no_grad()
     def _read_state(self, file: TensorFile) -> None:
-        try:
-            place = json.loads(file.metadata()["place"])
-        except (KeyError, ValueError) as error:
-            raise Damaged(f"{file.path}: damaged header: it does not say at which step the run was ({error})") from None
+        place = place_of(file)
         for name, p in self.parameters.items():
             p.copy_(file.get_tensor(f"parameter.{name}"))
             self.optimizer.state[p] = {

@@ -2,7 +2,7 @@
 import math
 from collections.abc import Callable
 
-from finetune.kept import Kept, facts_of
+from finetune.kept import Kept, facts_of, is_another
 from finetune.run import Run
 from model.checkpoint import load_config
 from model.config_json import config_to_json
@@ -29,21 +29,24 @@ def check_kept(run: Run, step: int, best: float, keep: Callable[[], None]) -> No
         return
     try:
         return read_whole(run)
-    except (ValueError, OSError) as error:
+    except (ValueError, FileNotFoundError) as error:
         kept_at = facts_of(run.kept_file).get("step")
         if kept_at != step:
             at = f" It was kept at step {kept_at}, and the state is of step {step}." if kept_at else ""
-            raise ValueError(f"{error}.{at} Put a copy of it back; or delete {run.state_file.parent}, and --resume "
+            raise ValueError(f"{error}.{at} Put a copy of it back; or delete {run.states.newest.parent}, and --resume "
                              f"trains again from the first step") from None
-    print(f"{run.trained_file} is missing or damaged: written again from the state, which is of the same step")
+        print(f"{error}. Written again from the state, which is of the same step")
     keep()
 
 
 def read_whole(run: Run) -> None:
-    """Raises FileNotFoundError, and ValueError with the tensor that is not what was written."""
+    """Raises FileNotFoundError, and ValueError with the tensor that is not what was written, or for another file."""
     if not run.trained_file.is_file():
         raise FileNotFoundError(f"{run.trained_file} is missing")
-    Kept(run.trained_file, run.kept_file, ended=False).tensors.check()
+    kept = Kept(run.trained_file, run.kept_file, ended=False)
+    kept.tensors.check()
+    if another := is_another(kept):
+        raise ValueError(another)
 
 
 def keep_base_of_gptq(run: Run) -> str:

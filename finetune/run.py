@@ -45,7 +45,7 @@ class Run:
         self.metrics = Journal(self.metrics_file)
         self.results_file = path / "results.json"
         self.eval_file = path / "eval.json"
-        self.state_file = path / "state" / "state.safetensors"
+        self.states = StateFiles(path / "state" / "state.safetensors")
         self.model_file = path / "model.safetensors"
         self.adapter_file = path / "adapter.safetensors"
         self.base_file = path / "base.safetensors"
@@ -100,7 +100,7 @@ class Run:
         return self.has_state() or self.metrics_file.is_file() or by_gptq
 
     def has_state(self) -> bool:
-        return StateFiles(self.state_file).exist()
+        return self.states.exist()
 
     def discard(self) -> None:
         """Remove a run that failed before it made anything worth keeping, so that its name is free again."""

@@ -17,7 +17,7 @@ from finetune.adapted_model import (
     sixteen_bit_type,
 )
 from finetune.config import BaseConfig, Place, RunConfig
-from finetune.kept import Kept
+from finetune.kept import Kept, is_another
 from finetune.run import Run, open_run
 from model.checkpoint import (
     empty_model,
@@ -122,6 +122,13 @@ def check_trained(run: Run) -> None:
         raise FileNotFoundError(f"{run.path} holds no {run.trained_file.name} yet: go on with python train.py --resume "
                                 f"{run.path}")
     Kept(run.trained_file, run.kept_file, run.has_ended)
+
+
+def note_another(run: Run) -> None:
+    """Says that the file which stands for what was trained is not the one that training kept. While it trains, nobody
+    can tell."""
+    if run.has_ended and (another := is_another(run.keep_still())):
+        say_once(f"WARNING: {another}. What follows is of the file as it is")
 
 
 def run_fingerprint(run: Run) -> str:

@@ -11,9 +11,10 @@ from interop.model_card import card_file, model_card
 from interop.modelfile import modelfile_file
 from interop.trained import Trained
 from model.checksums import sum_file, write_sums
-from model.durable import make_directory, publish, scratch_directory
+from model.durable import make_directory
 from model.files import write_record, write_text
 from model.llama import Llama
+from model.published import publish, scratch_directory
 
 REPORT = "export.json"
 

@@ -13,7 +13,7 @@ from finetune.adapted_model import linear_names
 from finetune.checks import planned_run
 from finetune.config import Place
 from finetune.run import Run, is_run, open_run
-from finetune.source import Source, check_fingerprint, check_trained, load_trained
+from finetune.source import Source, check_fingerprint, check_trained, load_trained, note_another
 from model.checkpoint import empty_model, load_config, open_weights, quantized_layers, weight_files
 from model.config import LlamaConfig
 from model.gguf_reader import is_gguf
@@ -35,6 +35,7 @@ class Trained:
         if is_run(path):
             run = open_run(path)
             check_trained(run)
+            note_another(run)
             trained = cls(path, run)
             if trained.adapter_name and not run.base_file.is_file() and not run.config.base.quantization:
                 check_fingerprint(trained.base, run)

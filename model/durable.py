@@ -6,9 +6,12 @@ The temporary name is `.NAME.RANDOM.part`. It is unpredictable, and it is opened
 somebody planted is never followed. Its writer holds a lock (flock) on it. A temporary file whose lock is free is the
 leftover of a dead process: the next write of the same target removes it.
 
-The system calls that decide stand in `create`, `open_to_append`, `flush`, `rename`, `link` and `flush_directory`, so
-that a test can trace or replace them. Modes follow the umask.
+Directories that appear as a whole are made in the same way (published.py).
+
+The system calls that decide stand in `create`, `open_to_append`, `append`, `flush`, `rename`, `exchange`, `link`,
+`flush_directory` and `lock`, so that a test can trace or replace them. Modes follow the umask.
 """
+import ctypes
 import errno
 import fcntl
 import os
@@ -16,10 +19,12 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 LONGEST = 180  # bytes of a target's name in its temporary name: most file systems allow 255 in all
 
 
@@ -35,6 +40,21 @@ def open_to_append(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
 
+def append(descriptor: int, content: bytes) -> None:
+    """All of it, or nothing: a system may write less than it was given, as a disk does that is about to be full. A
+    part of a line would stand before the next one."""
+    before, left = os.fstat(descriptor).st_size, memoryview(content)
+    try:
+        while left:
+            if not (n := os.write(descriptor, left)):
+                raise OSError(errno.EIO, "nothing was written, and no error given")
+            left = left[n:]
+    except BaseException:
+        with suppress(OSError):
+            os.ftruncate(descriptor, before)
+        raise
+
+
 def flush(descriptor: int) -> None:
     """What was written to a file is on the disk, not only in the memory of the system."""
     os.fsync(descriptor)
@@ -42,6 +62,19 @@ def flush(descriptor: int) -> None:
 
 def rename(source: Path, target: Path) -> None:
     os.replace(source, target)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Each gets the name of the other, at one instant. False if the system or the file system cannot do that."""
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # Linux; in musl since 1.2.6
+    if call is None:
+        return False
+    if call(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EXDEV):
+        return False
+    raise OSError(number, os.strerror(number), str(other))
 
 
 def link(source: Path, target: Path) -> None:
@@ -122,52 +155,6 @@ def make_directory(path: Path) -> None:
         flush_directory(one.parent)
 
 
-# ---- a directory that is published as a whole -----------------------------------------------------------------------
-
-@contextmanager
-def scratch_directory(target: Path) -> Iterator[Path]:
-    """A new directory beside `target`, in which files are made that `publish` moves to their names. It is removed at
-    the end with all that is left in it."""
-    with naming(target):
-        make_directory(target.parent)
-        sweep(target)
-        place, descriptor = reserve(target, create_directory)
-    try:
-        yield place
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
-        os.close(descriptor)
-
-
-def create_directory(path: Path) -> int:
-    os.mkdir(path)
-    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-
-
-def publish(made: Path, target: Path) -> None:
-    """Moves a file or a directory out of its scratch directory to its name, flushed. A directory that stood there goes
-    to the scratch directory. Raises OSError, naming `target`."""
-    with naming(target):
-        flush_tree(made)
-        if target.is_dir() and not target.is_symlink() and any(target.iterdir()):
-            rename(target, made.with_name(f"{made.name}.old"))
-        rename(made, target)
-        flush_directory(target.parent)
-
-
-def flush_tree(path: Path) -> None:
-    """Every file and every directory below. Libraries that write by themselves do not flush."""
-    if path.is_dir():
-        for inside in path.iterdir():
-            flush_tree(inside)
-        return flush_directory(path)
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        flush(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 # ---- temporary names and their locks ------------------------------------------------------------------------------
 
 def is_still_there(descriptor: int, path: Path) -> bool:
@@ -179,11 +166,11 @@ def is_still_there(descriptor: int, path: Path) -> bool:
 
 
 def temporary_name(path: Path) -> Path:
-    return path.with_name(f".{_short(path.name)}.{secrets.token_hex(8)}.part")
+    return path.with_name(f".{short_name(path)}.{secrets.token_hex(8)}.part")
 
 
-def _short(name: str) -> str:
-    return os.fsencode(name)[:LONGEST].decode("utf-8", "ignore")
+def short_name(path: Path) -> str:
+    return os.fsencode(path.name)[:LONGEST].decode("utf-8", "ignore")
 
 
 def reserve(path: Path, make: Callable[[Path], int]) -> tuple[Path, int]:
@@ -191,25 +178,28 @@ def reserve(path: Path, make: Callable[[Path], int]) -> tuple[Path, int]:
     while True:
         beside = temporary_name(path)
         descriptor = make(beside)
-        if lock(descriptor, or_else=True) and beside.exists():
+        if lock(descriptor) is not False and beside.exists():
             return beside, descriptor
         os.close(descriptor)  # another process swept it before it was locked
 
 
-def lock(descriptor: int, or_else: bool) -> bool:
-    """Whether the lock is ours now. `or_else`: the answer on file systems that have no locks."""
+def lock(descriptor: int, shared: bool = False) -> bool | None:
+    """Whether the lock of a file is ours now; None on a file system that has no locks. The kernel releases it when the
+    process ends, however it ends. A shared lock goes beside other shared ones."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         return True
     except BlockingIOError:
         return False
-    except OSError:
-        return or_else
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return None
 
 
 def sweep(path: Path) -> None:
     """Removes what dead processes left of a target: temporary files and directories whose lock is free."""
-    left = re.compile(rf"\.{re.escape(_short(path.name))}\.[0-9a-f]+\.part")
+    left = re.compile(rf"\.{re.escape(short_name(path))}\.[0-9a-f]+\.part")
     for name in [entry.name for entry in os.scandir(path.parent) if left.fullmatch(entry.name)]:
         beside = path.with_name(name)
         access = os.O_RDONLY if beside.is_dir() else os.O_RDWR  # NFS locks only what is open for writing
@@ -218,7 +208,7 @@ def sweep(path: Path) -> None:
         except OSError:  # gone, not ours, or a link
             continue
         try:
-            if lock(descriptor, or_else=False):
+            if lock(descriptor):
                 shutil.rmtree(beside) if beside.is_dir() else beside.unlink(missing_ok=True)
         except OSError:  # what cannot be removed does no harm
             pass

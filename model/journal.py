@@ -32,8 +32,10 @@ class Journal:
         with naming(self.path):
             make_directory(self.path.parent)
             descriptor = durable.open_to_append(self.path)
-            with os.fdopen(descriptor, "ab") as file:
-                file.write(b"".join(map(line_of, records)))
+            try:
+                durable.append(descriptor, b"".join(map(line_of, records)))
+            finally:
+                os.close(descriptor)
 
     def flush(self) -> None:
         """All lines so far are on the disk."""

@@ -11,9 +11,11 @@ does not flush, leaves behind when it is killed, and gives the mode 0600. The by
 (https://github.com/huggingface/safetensors#format), except that several keys of the metadata keep their order: the
 library shuffles them, and equal runs should give equal bytes.
 """
-import errno
 import hashlib
 import json
+import os
+import re
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,7 +24,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from model.durable import replace_file
+from model.durable import is_still_there, naming, replace_file
 from model.files import Damaged, parse_json
 
 # The types in the library's order: the largest first, so that every tensor is aligned.
@@ -31,7 +33,9 @@ TYPES = {torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.u
          torch.bool: "BOOL"}
 RANK = {dtype: place for place, dtype in enumerate(TYPES)}
 SHA256 = "sha256"
-NOT_THE_FILE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # the process lacks something; the file may be whole
+LONGEST_HEADER = 100_000_000  # bytes; the library refuses longer ones
+PART = 1 << 20  # bytes that are read and hashed at a time
+OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def name_of(dtype: torch.dtype) -> str:
@@ -93,25 +97,31 @@ def sum_of_header(header: dict[str, Any]) -> str:
 class TensorFile:
     """An open safetensors file, as the library's `safe_open`. Tensors are checked as they are read.
 
-    Raises Damaged for a file that cannot be opened, or whose header is not what was written."""
+    Raises Damaged for a file whose header is not what was written, and OSError, naming the file, for one that cannot be
+    opened or read: the library calls every failure to open "No such file", and an input/output error in its memory map
+    ends the process (SIGBUS). So the header, and each tensor with a checksum, is first read as any other file is."""
 
     def __init__(self, path: Path):
         self.path = path
-        try:
-            self._file = safe_open(path, "pt")
-        except PermissionError:
-            raise
-        except (SafetensorError, OSError) as error:
-            if getattr(error, "errno", None) in NOT_THE_FILE:
-                raise
-            raise Damaged(f"{path}: damaged, or not a safetensors file ({error})") from None
-        self._sums = self._stated_sums()
+        while True:
+            with naming(path):
+                opened = open(path, "rb", buffering=0)
+                self._close = weakref.finalize(self, opened.close)
+                self._descriptor, self._size = opened.fileno(), os.fstat(opened.fileno()).st_size
+                header = self._header_bytes()
+            self._file = self._mapped()
+            if is_still_there(self._descriptor, path):
+                break  # else another version came between the two openings
+            self._close()
+        self._begin = 8 + len(header)
+        self._header, self._sums = self._stated_sums(header) if SHA256 in self.metadata() else ({}, None)
 
     def __enter__(self) -> "TensorFile":
         return self
 
     def __exit__(self, *exception) -> None:
         self._file.__exit__(*exception)
+        self._close()
 
     def metadata(self) -> dict[str, str]:
         return self._file.metadata() or {}
@@ -125,40 +135,58 @@ class TensorFile:
 
     def get_tensor(self, name: str) -> Tensor:
         """Raises Damaged if the tensor is missing, or is not what was written."""
+        if self._sums is not None and name in self._header:
+            found = self._sum_of(*self._header[name]["data_offsets"])
+            if found != self._sums.get(name):
+                raise Damaged(f"{self.path}: tensor {name} is damaged: its sha256 is {found}, but the file was written "
+                              f"with {self._sums.get(name)}")
         try:
-            tensor = self._file.get_tensor(name)
+            return self._file.get_tensor(name)
         except SafetensorError as error:
             raise Damaged(f"{self.path}: tensor {name} cannot be read ({error})") from None
-        if self._sums is not None and (found := hashlib.sha256(bytes_of(tensor)).hexdigest()) != self._sums.get(name):
-            raise Damaged(f"{self.path}: tensor {name} is damaged: its sha256 is {found}, but the file was written "
-                          f"with {self._sums.get(name)}")
-        return tensor
 
     def check(self) -> None:
         """Reads every tensor. Raises Damaged, naming the first that is not what was written."""
         for name in self.keys():
             self.get_tensor(name)
 
-    def _stated_sums(self) -> dict[str, str] | None:
-        """Name -> sha256; None for a file from elsewhere or of an older version."""
-        if SHA256 not in self.metadata():
-            return None
+    def _header_bytes(self) -> bytes:
+        """Empty for a length that no header has; the library says what is wrong."""
+        length = int.from_bytes(os.pread(self._descriptor, 8, 0), "little") if self._size > 8 else 0
+        return os.pread(self._descriptor, length, 8) if length <= min(LONGEST_HEADER, self._size) else b""
+
+    def _mapped(self) -> Any:
+        try:
+            return safe_open(self.path, "pt")
+        except SafetensorError as error:
+            raise Damaged(f"{self.path}: damaged, or not a safetensors file ({error})") from None
+        except OSError as error:  # of the memory map: `Cannot allocate memory (os error 12)`
+            number = OS_ERROR.search(str(error))
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(self.path)) if number else error from None
+
+    def _sum_of(self, start: int, end: int) -> str:
+        digest, buffer, place = hashlib.sha256(), memoryview(bytearray(min(PART, end - start))), self._begin + start
+        with naming(self.path):
+            while left := self._begin + end - place:
+                n = os.preadv(self._descriptor, [buffer[:left]], place)
+                if not n:
+                    raise Damaged(f"{self.path}: ends at byte {place}: it was cut off while it was read")
+                digest.update(buffer[:n])
+                place += n
+        return digest.hexdigest()
+
+    def _stated_sums(self, text: bytes) -> tuple[dict[str, Any], dict[str, str]]:
+        """The header, and tensor -> sha256. Files from elsewhere and of older versions state none."""
         try:
             stated = parse_json(self.metadata()[SHA256])
             whole, sums = stated["header"], dict(stated["tensors"])
         except (KeyError, TypeError, ValueError):
             raise Damaged(f"{self.path}: damaged header: its checksums cannot be read") from None
-        if (found := sum_of_header(read_header(self.path))) != whole:
+        header = json.loads(text)
+        if (found := sum_of_header(header)) != whole:
             raise Damaged(f"{self.path}: damaged header: its sha256 is {found}, but the file was written with {whole}")
-        return sums
+        return header, sums
 
 
 def open_safetensors(path: Path) -> TensorFile:
     return TensorFile(path)
-
-
-def read_header(path: Path) -> dict[str, Any]:
-    """The header of a file that `safe_open` has opened, so that its length is known to be right."""
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        return json.loads(file.read(length))

@@ -18,7 +18,7 @@ OF_MODULES = {("os", name) for name in ("open", "write", "replace", "rename", "r
 # What is used elsewhere, and why.
 ALLOWED = {
     ("model.durable", None): "this is the place",
-    ("model.journal", "fdopen"): "appends whole lines to what durable.open_to_append opened",
+    ("model.published", None): "directories as a whole, in the same way",
     ("interop.gguf_writer", "GGUFWriter"): "writes into a scratch directory, which hand_over publishes",
     ("experiments.shared", "open"): "the log of another process, as it grows",
     ("experiments.shared", "replace"): "that log, once the process is done",

@@ -87,6 +87,8 @@ def whole(bench, report, sections, every: int) -> None:
         stop_signals.twice(bench, report)
     if "disk" in sections and first:
         full_disks.at_every_event(bench, report, every)
+        full_disks.at_every_event(bench, report, 4 * every, errno.EIO)
+        full_disks.short_writes(bench, report, 2 * every)
         kills.commands_again(bench, report, "full disk", events.FULL, errno.ENOSPC, every)
         full_disks.small_tmpfs(bench, report, max(2, 24 // every))
     if "power" in sections:

@@ -21,8 +21,8 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { COUNT, KILL, TEAR, SIGNAL, FULL, LOG };
-enum { OPEN = 1, WRITE, LENGTH, FLUSH, RENAME, REMOVE, MKDIR, LINK };
+enum { COUNT, KILL, TEAR, SIGNAL, FULL, LOG, SHORT };
+enum { OPEN = 1, WRITE, LENGTH, FLUSH, RENAME, REMOVE, MKDIR, LINK, EXCHANGE };
 #define MOST_FILES 4096
 
 static char root[PATH_MAX];
@@ -85,7 +85,7 @@ static int event(int op, int takes_space) {
     }
     if (n != at) return 0;
     if (mode == KILL) { syscall(SYS_kill, getpid(), SIGKILL); for (;;) pause(); }
-    if (mode == TEAR) return 1;
+    if (mode == TEAR || mode == SHORT && op == WRITE) return 1;
     if (mode == SIGNAL) kill(getpid(), number);
     return 0;
 }
@@ -204,7 +204,7 @@ int renameat2(int a, const char *from, int b, const char *to, unsigned flags) {
         uint64_t inode = inode_of(full);
         if (event(RENAME, 0) < 0) return -1;
         int rc = syscall(SYS_renameat2, a, from, b, to, flags);
-        if (!rc) record(RENAME, full, other, inode, 0, NULL, 0);
+        if (!rc) record(flags & RENAME_EXCHANGE ? EXCHANGE : RENAME, full, other, inode, 0, NULL, 0);
         return rc;
     }
     return syscall(SYS_renameat2, a, from, b, to, flags);

@@ -9,8 +9,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-COUNT, KILL, TEAR, SIGNAL, FULL, LOG = range(6)
-NAMES = {1: "open", 2: "write", 3: "length", 4: "flush", 5: "rename", 6: "remove", 7: "mkdir", 8: "link"}
+COUNT, KILL, TEAR, SIGNAL, FULL, LOG, SHORT = range(7)
+NAMES = {1: "open", 2: "write", 3: "length", 4: "flush", 5: "rename", 6: "remove", 7: "mkdir", 8: "link",
+         9: "exchange"}
 HEAD = struct.Struct("<IIIIQqQQ")
 ENVIRONMENT = "TESTS_FAULTS"
 

@@ -6,9 +6,9 @@ import subprocess
 from pathlib import Path
 
 from tests.faults.bench import Bench
-from tests.faults.events import FULL, Fault
+from tests.faults.events import FULL, SHORT, Fault
 from tests.faults.kills import TAKES_SPACE, add, after_crash, told
-from tests.faults.report import LOST, SILENT, TRACEBACK, Report
+from tests.faults.report import LOST, SAME, SILENT, TRACEBACK, Report
 from tests.faults.trial import Ended
 
 
@@ -33,6 +33,17 @@ def at_every_event(bench: Bench, report: Report, every: int = 1, number: int = e
         add(report, "full disk", f"{errno.errorcode[number]} from each event on", found,
             f"{told(event, bench)}: {ended.sentence}", bench, cwd)
         report.rows[-1].extra["sentences_with_the_cause"] += int(named)
+
+
+def short_writes(bench: Bench, report: Report, every: int = 1) -> None:
+    """A write that does half of what it was asked for, without an error: the rest has to be written then."""
+    for event in [e for e in bench.events if e.op == "write" and e.size > 1][::every]:
+        cwd = bench.fresh()
+        ended = bench.train(cwd, fault=Fault(SHORT, event.number))
+        wrong = bench.wrong(cwd)
+        found = (TRACEBACK if ended.traceback else LOST if ended.status else SILENT if wrong else SAME,
+                 f"{ended.sentence} {wrong}")
+        add(report, "full disk", "a write that does half", found, told(event, bench), bench, cwd)
 
 
 def mounting_allowed(place: Path) -> bool:

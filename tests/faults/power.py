@@ -91,13 +91,20 @@ class Disk:
             case "flush":
                 self._flush(event)
             case "rename":
-                moved = {path: number for path, number in self.names.items()
-                         if path == event.path or path.startswith(event.path + "/")}
+                moved = self._below(event.path)
                 self._change([*moved], [(event.other + path[len(event.path):], n) for path, n in moved.items()])
+            case "exchange":
+                one, other = self._below(event.path), self._below(event.other)
+                self._change([*one, *other], [(event.other + path[len(event.path):], n) for path, n in one.items()]
+                             + [(event.path + path[len(event.other):], n) for path, n in other.items()])
             case "link":
                 self._change([], [(event.other, event.inode)])
             case "remove":
                 self._change([event.path], [])
+
+    def _below(self, place: str) -> dict[str, int]:
+        return {path: number for path, number in self.names.items()
+                if path == place or path.startswith(place + "/")}
 
     def _unseen_rename(self, event: Event) -> None:
         """safetensors renames by a call that is not seen: the inode then turns up under a name it did not have."""

@@ -74,6 +74,13 @@ def test_a_file_in_a_directory_that_was_not_flushed_is_gone():
     assert disk_after(*steps, FLUSH_DIRECTORY).tree("flushed", "all") == {"d": None, "d/file": b""}
 
 
+def test_two_directories_that_are_exchanged_take_their_files_along():
+    NUMBERS.update({"/r/d/a": 3, "/r/e": 4, "/r/e/b": 5})
+    steps = [("mkdir", "/r/d", "", 0, b""), ("open", "/r/d/a", "", 0, b""), ("mkdir", "/r/e", "", 0, b""),
+             ("open", "/r/e/b", "", 0, b""), ("exchange", "/r/d", "/r/e", 0, b"")]
+    assert disk_after(*steps).tree("all", "all") == {"d": None, "d/b": b"", "e": None, "e/a": b""}
+
+
 def test_a_rename_that_was_not_seen_is_found_by_the_inode():
     NUMBERS["/r/other"] = NUMBERS["/r/part"]
     disk = disk_after(CREATE, WRITE, ("rename", "/r/other", "/r/whole", 0, b""))

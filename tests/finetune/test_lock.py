@@ -102,7 +102,7 @@ def test_a_file_system_without_locks_is_said_and_used(monkeypatch, capsys):
     monkeypatch.setattr(fcntl, "flock", none)
     hold(X)
     said = capsys.readouterr().err
-    assert "x: this file system has no locks (No locks available): let nothing else write there" in said
+    assert "x: this file system has no locks (flock): let nothing else write there" in said
 
 
 def test_what_a_start_leaves_that_was_cut_off_is_no_run(tmp_path):

@@ -1,6 +1,7 @@
 """Files are whole or absent, flushed in the right order, and no planted link is followed."""
 import errno
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -9,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from model import durable
-from model.durable import copy_file, make_directory, publish, replace_file, scratch_directory
+from model.durable import copy_file, make_directory, replace_file
 from model.files import write_json, write_text
+from model.published import publish, scratch_directory
 
 FSYNC = os.fsync  # before tests/conftest.py replaces it
 
@@ -41,6 +43,7 @@ def traced(monkeypatch) -> list[str]:
     trace("create", kind)
     trace("flush", lambda descriptor: kind(Path(os.readlink(f"/proc/self/fd/{descriptor}"))))
     trace("rename", lambda source, target: f"{kind(source)} to {kind(target)}")
+    trace("exchange", lambda one, other: f"{kind(one)} and {kind(other)}")
     trace("link", lambda source, target: f"{kind(source)} to {kind(target)}")
     return calls
 
@@ -137,7 +140,8 @@ def test_leftovers_of_dead_processes_are_swept(tmp_path, name):
 WRITER = """
 import sys, time
 from pathlib import Path
-from model.durable import replace_file, scratch_directory
+from model.durable import replace_file
+from model.published import scratch_directory
 def write(file):
     file.write(b"half")
     file.flush()
@@ -243,7 +247,106 @@ def test_a_directory_is_published_whole_with_every_file_in_it_flushed_first(tmp_
     assert calls[-5:] == ["flush file", "flush inner", "flush merged", "rename merged to merged",
                           f"flush {tmp_path.name}"]
     made_in(tmp_path / "merged", "2")
+    assert calls[-2:] == ["exchange merged and merged", f"flush {tmp_path.name}"]
     assert (tmp_path / "merged" / "inner" / "file").read_text() == "2" and names(tmp_path) == ["merged"]
+
+
+def killed_at(call: int, target: Path, text: str) -> bool:
+    """Another process makes `target` anew, and is killed just before its `call`-th renaming. Whether it was."""
+    if not (pid := os.fork()):
+        try:
+            calls = [0]
+
+            def counted(original):
+                def call_or_die(*arguments):
+                    calls[0] += 1
+                    if calls[0] == call:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    return original(*arguments)
+                return call_or_die
+            durable.rename, durable.exchange = counted(durable.rename), counted(durable.exchange)
+            made_in(target, text)
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+
+
+def test_a_kill_while_a_directory_is_replaced_leaves_the_old_or_the_new_one(tmp_path, capfd):
+    target = tmp_path / "merged"
+    made_in(target, "1")
+    call = 1
+    while killed_at(call, target, "2"):
+        assert (target / "inner" / "file").read_text() in "12"
+        call += 1
+    assert call > 1 and (target / "inner" / "file").read_text() == "2"
+    made_in(target, "3")
+    assert names(tmp_path) == ["merged"] and capfd.readouterr().err == ""
+
+
+def test_without_an_exchange_the_old_directory_is_found_again_after_a_kill(tmp_path, capfd, monkeypatch):
+    target = tmp_path / "merged"
+    monkeypatch.setattr(durable, "exchange", lambda one, other: False)
+    made_in(target, "1")
+    gone, call = 0, 2  # 1 is the exchange
+    while killed_at(call, target, "2"):
+        gone += not target.exists()
+        with pytest.raises(ValueError, match="no"), scratch_directory(target):
+            raise ValueError("no")  # whoever comes next does not end either
+        assert (target / "inner" / "file").read_text() in "12" and names(tmp_path) == ["merged"]
+        call += 1
+    assert gone == 1 and capfd.readouterr().err.count("the one before it is there again") == 1
+    assert (target / "inner" / "file").read_text() == "2" and names(tmp_path) == ["merged"]
+
+
+def test_a_new_directory_that_cannot_get_its_name_leaves_the_old_one(tmp_path, monkeypatch):
+    target, original = tmp_path / "merged", durable.rename
+    made_in(target, "1")
+
+    def refused(source, to):
+        if to == target and ".old" not in source.name:
+            raise OSError(errno.EIO, "Input/output error", str(source))
+        return original(source, to)
+    monkeypatch.setattr(durable, "exchange", lambda one, other: False)
+    monkeypatch.setattr(durable, "rename", refused)
+    with pytest.raises(OSError, match="Input/output error"):
+        made_in(target, "2")
+    assert (target / "inner" / "file").read_text() == "1" and names(tmp_path) == ["merged"]
+
+
+def test_an_exchange_that_the_file_system_does_not_know_is_no_error(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    assert durable.exchange(tmp_path / "a", tmp_path / "b") and names(tmp_path / "a") == ["b"]
+    with pytest.raises(FileNotFoundError) as error:
+        durable.exchange(tmp_path / "a", tmp_path / "missing")
+    assert error.value.filename == str(tmp_path / "missing")
+    proc = Path("/proc/self")
+    assert not durable.exchange(tmp_path / "a", proc / "fd")  # of another file system
+
+
+# ---- what is appended -----------------------------------------------------------------------------------------------
+
+def test_a_short_write_is_gone_on_with_and_a_failed_one_leaves_nothing(tmp_path, monkeypatch):
+    write, sizes = os.write, []
+
+    def short(descriptor, content):
+        sizes.append(len(content))
+        if len(sizes) == full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(descriptor, content[:2])
+    monkeypatch.setattr("os.write", short)
+    full, descriptor = 0, durable.open_to_append(tmp_path / "x")
+    durable.append(descriptor, b"12345")
+    assert sizes == [5, 3, 1] and (tmp_path / "x").read_bytes() == b"12345"
+    full = 5
+    with pytest.raises(OSError, match="No space"):
+        durable.append(descriptor, b"6789")
+    assert len(sizes) == 5 and (tmp_path / "x").read_bytes() == b"12345"
+    monkeypatch.setattr("os.write", lambda descriptor, content: 0)
+    with pytest.raises(OSError, match="nothing was written"):
+        durable.append(descriptor, b"6")
+    os.close(descriptor)
 
 
 def test_a_directory_that_fails_leaves_the_old_one_and_nothing_else(tmp_path):
