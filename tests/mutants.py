@@ -54,6 +54,7 @@ TOKENIZER = ("tests/model/test_added_tokens.py", "tests/interop/test_export.py",
 HUB = ("tests/model/test_hub.py",)
 LOST = ("tests/interop/test_lost.py",)
 JUDGING = ("tests/judging",)
+STANDS = ("tests/scripts/test_a_run_stands_alone.py",)
 DURABLE = ("tests/model/test_durable.py",)
 CHECKSUMS = ("tests/model/test_tensor_files.py", "tests/model/test_journal.py", "tests/model/test_checksums.py",
              "tests/finetune/test_state_files.py")
@@ -434,8 +435,19 @@ MUTANTS = [
       "        except", DURABLE),
     M("temporary-file-follows-a-link", "model/durable.py", "os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW",
       "os.O_RDWR | os.O_CREAT", DURABLE),
-    M("file-of-a-live-writer-swept", "model/durable.py", "if lock(descriptor, or_else=False):", "if True:", DURABLE),
-    M("leftovers-stay", "model/durable.py", "if lock(descriptor, or_else=False):", "if False:", DURABLE),
+    M("file-of-a-live-writer-swept", "model/durable.py", "            if lock(descriptor):", "            if True:", DURABLE),
+    M("leftovers-stay", "model/durable.py", "            if lock(descriptor):", "            if False:", DURABLE),
+    M("short-write-taken-for-whole", "model/durable.py", "            left = left[n:]\n", "            break\n", DURABLE),
+    M("part-of-a-line-stays", "model/durable.py", "            os.ftruncate(descriptor, before)\n", "            pass\n",
+      DURABLE),
+    M("directory-replaced-in-two-steps", "model/published.py", "elif not durable.exchange(made, target):", "else:",
+      DURABLE),
+    M("old-directory-not-found-again", "model/published.py", "        recover(target)\n", "", DURABLE),
+    M("unreadable-state-replaced", "finetune/state_files.py", "            if error.errno in UNREADABLE:",
+      "            return str(error)\n            if error.errno in UNREADABLE:", CHECKSUMS),
+    M("damaged-state-not-set-aside", "finetune/state_files.py", "move_file(self.newest, self.damaged)",
+      "self.newest.unlink()", CHECKSUMS),
+    M("another-adapter-taken", "finetune/resuming.py", "        raise ValueError(another)\n", "        pass\n", STANDS),
     M("damaged-tensor-read", "model/tensor_files.py", "!= self._sums.get(name):", "!= found:", CHECKSUMS),
     M("damaged-header-read", "model/tensor_files.py", "!= whole:", "!= found:", CHECKSUMS),
     M("damaged-line-read", "model/journal.py", "!= stated:", "!= found:", CHECKSUMS),

@@ -1,6 +1,7 @@
 """The newest state and the one before it: a damaged newest one costs some steps, not the run."""
 import errno
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -57,11 +58,17 @@ def test_the_newest_state_is_loaded_and_the_one_before_it_stays(tmp_path):
                                     lambda path: path.write_bytes(b"")])
 def test_a_damaged_newest_state_gives_way_to_the_one_before_it(tmp_path, damage, capsys):
     states = saved(tmp_path, 1, 2)
+    assert states.stand() == "saved at step 2"
     damage(states.newest)
+    bad = states.newest.read_bytes() if states.newest.exists() else None
+    assert states.stand().startswith(f"saved at step 1, in {states.previous} ({states.newest}")
     assert loaded(states) == 1
     said = capsys.readouterr().out
     assert str(states.newest) in said and f"Going on from the state before it, {states.previous}" in said
+    assert (f"{states.newest} is missing. Going on" in said) == (bad is None) != ("is kept as" in said)
     assert loaded(states) == 1 and not states.previous.exists()  # the damaged one is never kept as the previous one
+    assert bad == (states.damaged.read_bytes() if states.damaged.exists() else None)
+    assert states.stand() == "saved at step 1"
     states.save({"x": torch.tensor([9.0])}, {"place": "{}"})
     assert loaded(states) == 9 and states.previous.is_file()
 
@@ -73,7 +80,10 @@ def test_two_damaged_states_are_an_error_that_says_what_to_do(tmp_path):
     with pytest.raises(Damaged, match=r"state.previous.safetensors: tensor x is damaged: .* Restore the file"):
         states.load(lambda file: file.check())
     assert states.newest.is_file() and states.previous.is_file()
+    assert re.fullmatch(r"no saved state is whole \(.*state.safetensors: .*; .*previous.*\): restore one from a copy "
+                        "first", states.stand())
     states.previous.unlink()
+    assert "no saved state is whole" in states.stand() and "previous.safetensors is missing" in states.stand()
     with pytest.raises(Damaged, match=r"state.safetensors: tensor x is damaged: .* No other state is there"):
         states.load(lambda file: file.check())
 
@@ -190,9 +200,29 @@ def test_a_process_without_descriptors_does_not_cost_the_newest_state(tmp_path, 
     for step in (1, 2):
         files.save({"a": torch.full((3,), float(step))}, {})
 
-    def refused(*_):
+    def refused(*_, **__):
         raise OSError(errno.EMFILE, "Too many open files")
-    monkeypatch.setattr("model.tensor_files.safe_open", refused)
-    with pytest.raises(OSError, match="Too many open files"):
-        files.load(lambda file: None)
+    for opening in ("model.tensor_files.safe_open", "model.tensor_files.open"):
+        with monkeypatch.context() as inside:
+            inside.setattr(opening, refused, raising=False)
+            with pytest.raises(OSError, match="Too many open files"):
+                files.load(lambda file: None)
     assert files.newest.is_file() and files.previous.is_file()
+
+
+@pytest.mark.parametrize("call", ["os.pread", "os.preadv"])
+def test_an_input_output_error_leaves_every_state_as_it_is(tmp_path, monkeypatch, call):
+    """Of the header, or of a tensor: another attempt may read it."""
+    files = saved(tmp_path, 1, 2)
+    with monkeypatch.context() as inside:
+        def broken(descriptor, *rest):
+            raise OSError(errno.EIO, "Input/output error")
+        inside.setattr(call, broken)
+        message = r"state.safetensors cannot be read \(Input/output error\). It was left as it is: .* or move this file"
+        with pytest.raises(OSError, match=message):
+            files.load(lambda file: file.check())
+        with pytest.raises(OSError, match=message):  # Work.stands says that it cannot be read
+            files.stand()
+    assert loaded(files) == 2 and len(list(files.newest.parent.iterdir())) == 2
+    files.newest.rename(tmp_path / "away")  # what the message says
+    assert loaded(files) == 1

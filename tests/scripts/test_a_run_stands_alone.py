@@ -1,4 +1,5 @@
 """A run needs its base only for what it does not hold itself; what is missing is said before training goes on."""
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -12,9 +13,11 @@ import export as export_script
 import sample as sample_script
 import train as train_script
 from finetune import sessions
+from finetune.kept import add_facts
 from finetune.loop import TrainingDiverged
 from finetune.run import Run, new_run
 from model.files import read_json
+from model.tensor_files import write_safetensors
 from model.tokenizer import copy_tokenizer
 from tests.cli import call, interrupted_after, rows_of
 from tests.processes import another_process
@@ -124,8 +127,56 @@ def test_an_adapter_that_was_lost_is_written_again_from_a_state_of_its_step(base
     (X / "adapter.safetensors").write_bytes(b"nothing")
     with interrupted_after(3, monkeypatch):
         call(train_script, "--resume", "x")
-    assert "written again from the state, which is of the same step" in capsys.readouterr().out
+    assert "Written again from the state, which is of the same step" in capsys.readouterr().out
     assert trained(X) == kept
+
+
+def test_another_adapter_in_its_place_is_refused_and_one_that_was_just_being_written_is_not(base, monkeypatch, capsys):
+    """Kept at step 3, and the state is of step 4."""
+    cut_after(5, monkeypatch, base, *ROUNDED)
+    kept, record = load_file(X / "adapter.safetensors"), (X / "kept.json").read_bytes()
+    write_safetensors(X / "adapter.safetensors", {name: tensor + 1 for name, tensor in kept.items()})
+    said = call(train_script, "--resume", "x")
+    assert "x/adapter.safetensors is not what training kept: its sha256 is " in said and "x/kept.json states" in said
+    assert "It was kept at step 3, and the state is of step 4. Put a copy of it back" in said
+    add_facts(X / "kept.json", writing=6)  # killed between the adapter of step 6 and its record
+    assert call(train_script, "--resume", "x") is None
+    assert json.loads(record)["writing"] == 3 and Run(X).keep_still().step in (3, 6, 9)
+    capsys.readouterr()
+    for another in (False, True):
+        if another:
+            write_safetensors(X / "adapter.safetensors", kept)
+        assert call(eval_script, "x", "--without-base") is None
+        assert ("WARNING: x/adapter.safetensors is not what training kept" in capsys.readouterr().err) == another
+
+
+def test_an_adapter_that_cannot_be_read_is_not_written_again(base, monkeypatch):
+    cut_after(3, monkeypatch, base, *ROUNDED)
+    kept = trained(X)
+
+    def broken(self):
+        if self.path.name == "adapter.safetensors":
+            raise OSError(errno.EIO, "Input/output error", str(self.path))
+    with monkeypatch.context() as inside:
+        inside.setattr("model.tensor_files.TensorFile.check", broken)
+        said = call(train_script, "--resume", "x")
+    assert said.startswith("error: x/adapter.safetensors: input/output error, while loading the base; saved at step")
+    assert said.endswith("; look after the disk, then go on with: python train.py --resume x") and trained(X) == kept
+
+
+def test_the_last_line_tells_of_the_state_that_resume_would_take(base, monkeypatch):
+    cut_after(5, monkeypatch, base, *ROUNDED)
+
+    def interrupt(*rest):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(train_script, "prepare_data", interrupt)
+    for damage, says in ((lambda: None, "saved at step 4; go on"),
+                         (lambda: flip(X / "state/state.safetensors"), "saved at step 3, in x/state/state.previous."),
+                         ((X / "state/state.safetensors").unlink, "state.safetensors is missing); go on with"),
+                         (lambda: flip(X / "state/state.previous.safetensors"), "no saved state is whole (x/state/st"),
+                         ((X / "state/state.previous.safetensors").unlink, "no step is saved yet; go on with")):
+        damage()
+        assert says in call(train_script, "--resume", "x")
 
 
 def test_training_begins_again_on_the_same_base_without_its_state(base, monkeypatch):
