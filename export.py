@@ -23,7 +23,7 @@ from pathlib import Path
 from finetune.command import Given, Work, run_command
 from finetune.command_line import Parser
 from finetune.config import DTYPES
-from finetune.lock import hold, release
+from finetune.lock import hold, release, sweep_locks
 from interop.gguf_writer import GGUFExport
 from interop.hand_over import check_target, hand_over
 from interop.hugging_face import SafetensorsExport
@@ -56,13 +56,14 @@ def export_parser() -> Parser:
 def export(given: Given, work: Work) -> None:
     work.begins("exporting", safe="nothing was exported")
     kind, to = FORMATS[given["format"]], given["to"]
+    lock = f".{to.name}.lock"
+    sweep_locks(to.parent, lock)
     check_target(to, kind.is_directory)
     trained = Trained.at(given["run"])
     exported = kind(trained, to, given.get("dtype"))
     if "public" in given and "push" not in given:
         raise ValueError("--public goes with --push only")
     destination = Destination.prepared(given["push"], "public" in given) if "push" in given else None
-    lock = f".{to.name}.lock"
     hold(to.parent, lock)
     try:
         check_target(to, kind.is_directory)  # another export may have come first

@@ -6,9 +6,11 @@ it. A process that only reads needs no lock.
 import errno
 import json
 import os
+import re
 import shlex
 import socket
 import sys
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -66,6 +68,24 @@ def release(directory: Path, name: str = LOCK, remove: bool = False) -> None:
         os.close(_open.pop(file))
 
 
+def sweep_locks(directory: Path, name: str) -> None:
+    """Removes the lock file `name`, and the others that processes left which were killed just before they removed
+    them: `.NAME.lock`, not locked, and telling who held it. Whoever opens one meanwhile notices that it is gone."""
+    try:
+        files = [file for file in directory.iterdir() if re.fullmatch(r"\..+\.lock", file.name)]
+    except OSError:
+        return
+    for file in files:
+        with suppress(OSError):
+            descriptor = os.open(file, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                ours = file.name == name and not os.fstat(descriptor).st_size or tells_who(file)
+                if ours and lock(descriptor):
+                    file.unlink()
+            finally:
+                os.close(descriptor)
+
+
 def release_all() -> None:
     """As the end of the process does."""
     while _open:
@@ -99,9 +119,14 @@ def _say_who(descriptor: int) -> None:
 
 def holder(file: Path) -> str:
     """`process 4242 on host7 (python train.py --resume runs/x, since 2026-11-27 03:12:11+00:00)`"""
+    return tells_who(file) or "another process"
+
+
+def tells_who(file: Path) -> str:
+    """What a lock file says of its holder; nothing for any other file."""
     try:
         who = json.loads(file.read_text(encoding="utf-8"))
         said = f"on {who['host']} ({who['command'][:SHOWN]}, since {who['since']})"
         return f"process {int(who['pid'])} " + "".join(c if c.isprintable() else "?" for c in said)
     except (OSError, ValueError, KeyError, TypeError):
-        return "another process"
+        return ""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.lock import LOCK, Held, ReadOnly, hold, release, release_all
+from finetune.lock import LOCK, Held, ReadOnly, hold, release, release_all, sweep_locks
 from finetune.run import check_out, new_run
 from tests.processes import another_holds, another_process, read_only, said_by
 
@@ -69,6 +69,25 @@ def test_a_directory_that_was_removed_and_made_again_is_locked_anew():
     shutil.rmtree(X)
     with another_holds(X), pytest.raises(Held):
         hold(X)
+
+
+def test_lock_files_of_killed_processes_are_swept_and_no_others(tmp_path):
+    said = '{"pid": 1, "host": "h", "command": "python export.py", "since": "now"}'
+    for name, text in ((".a.lock", said), (".b.lock", ""), (".empty.lock", ""), (".json.lock", "{}"), ("c.lock", said),
+                       (".lock", said)):
+        Path(name).write_text(text)
+    Path(".link.lock").symlink_to("c.lock")
+    with another_process(lambda: hold(Path(), ".held.lock")):
+        sweep_locks(Path(), ".b.lock")
+        assert sorted(path.name for path in Path().iterdir()) == [
+            ".empty.lock", ".held.lock", ".json.lock", ".link.lock", ".lock", "c.lock"]
+    hold(Path(), ".held.lock")
+    sweep_locks(Path(), ".held.lock")  # our own
+    assert Path(".held.lock").exists()
+    release_all()
+    sweep_locks(Path(), ".d.lock")
+    assert not Path(".held.lock").exists()
+    sweep_locks(Path("nowhere"), ".d.lock")
 
 
 def test_a_damaged_lock_file_still_locks_and_its_text_is_made_printable():
