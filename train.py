@@ -173,6 +173,8 @@ def data_of(run: Run) -> PreparedData:
 def describe(run: Run, source: Source, config: RunConfig, data: PreparedData) -> None:
     """Writes the run's config.json. The tokenizer is copied, so that the run is a model of its own."""
     copy_tokenizer(source.path, run.path)
+    if not (config.base.from_scratch or source.is_adapter_run):
+        write_record(run.base_sums_file, source.sums.marks)
     write_record(run.config_file, {
         "format": FORMAT,
         "config": config_json(config),

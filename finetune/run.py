@@ -5,6 +5,7 @@
     model.safetensors     what was trained (method full), or
     saving.json           what the type of model.safetensors took of what was trained (method full)
     adapter.safetensors   what was trained (all other methods)
+    base_sums.json        checksums of the base's weight files, tensor by tensor (model/weight_sums.py)
     base.safetensors      the quantized base: codes, scale, offset, levels, and all that was not quantized
     quantization.json     how GPTQ made the base: calibration rows, damping and errors of each layer
     training.json         trainable parameters, tokens, seconds, peak memory
@@ -36,6 +37,8 @@ from model.files import read_json, say_once
 from model.journal import Journal
 from model.tokenizer import FILES, TRAVELLING
 
+BASE_SUMS = "base_sums.json"
+
 
 class Run:
     def __init__(self, path: Path):
@@ -49,6 +52,7 @@ class Run:
         self.model_file = path / "model.safetensors"
         self.adapter_file = path / "adapter.safetensors"
         self.base_file = path / "base.safetensors"
+        self.base_sums_file = path / BASE_SUMS
         self.quantization_file = path / "quantization.json"
         self.saving_file = path / "saving.json"
         self.training_file = path / "training.json"
@@ -140,9 +144,10 @@ def check_out(out: Path | None) -> None:
 
 
 def is_left_over(directory: Path) -> bool:
-    """Whether nothing is there, or the lock of a start with no more than its tokenizer and temporary files."""
+    """Whether nothing is there, or the lock of a start with no more than its tokenizer, its base's checksums
+    and temporary files."""
     names = {path.name for path in directory.iterdir()}
-    usual = {LOCK, *FILES, *TRAVELLING}
+    usual = {LOCK, BASE_SUMS, *FILES, *TRAVELLING}
     return not names or LOCK in names and all(name in usual or name.startswith(".") and name.endswith(".part")
                                               for name in names)
 

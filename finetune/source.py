@@ -33,6 +33,7 @@ from model.files import read_json, say_once, sha256_of
 from model.hub import directory_of
 from model.llama import Llama
 from model.tokenizer import Tokenizer, end_ids, load_tokenizer, note_begin
+from model.weight_sums import WeightSums, weight_sums
 
 Change = Callable[[str, nn.Module], nn.Module]  # (name, layer) -> the layer that takes its place
 
@@ -63,7 +64,12 @@ class Source:
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of the weights. For a run with an adapter: of its base, its adapter and its codes."""
-        return run_fingerprint(Run(self.path)) if self.is_adapter_run else sha256_of(*weight_files(self.path))
+        return run_fingerprint(Run(self.path)) if self.is_adapter_run else self.sums.whole
+
+    @property
+    def sums(self) -> WeightSums:
+        """Of a model that is not a run with an adapter."""
+        return weight_sums(*weight_files(self.path))
 
     @property
     def fingerprint_without_codes(self) -> str:
@@ -145,7 +151,16 @@ def check_fingerprint(source: Source, run: Run) -> None:
     expected = run.fingerprints["base"]
     if source.fingerprint != expected and not (source.is_adapter_run and source.fingerprint_without_codes == expected):
         raise ValueError(f"{source.path} is not what the run was trained from: its sha256 is {source.fingerprint}, "
-                         f"the run's base had {expected}")
+                         f"the run's base had {expected}{first_difference(source, run)}")
+
+
+def first_difference(source: Source, run: Run) -> str:
+    """The end of an error. Nothing for a run with an adapter, whose files have checksums of their own, and for a run of
+    an earlier version."""
+    if source.is_adapter_run or not run.base_sums_file.is_file():
+        return ""
+    where = source.sums.first_difference(read_json(run.base_sums_file))
+    return f". The first difference is in {where}" if where else ""
 
 
 def base_of(run: Run) -> Source:

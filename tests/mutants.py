@@ -446,6 +446,8 @@ MUTANTS = [
       "            return str(error)\n            if error.errno in UNREADABLE:", CHECKSUMS),
     M("damaged-state-not-set-aside", "finetune/state_files.py", "move_file(self.newest, self.damaged)",
       "self.newest.unlink()", CHECKSUMS),
+    M("tensor-of-the-base-not-found", "model/weight_sums.py", "if self.marks.get(file, {}).get(name) != digits:",
+      "if False:", ("tests/model/test_weight_sums.py",)),
     M("another-adapter-taken", "finetune/resuming.py", "        raise ValueError(another)\n", "        pass\n", STANDS),
     M("damaged-tensor-read", "model/tensor_files.py", "!= self._sums.get(name):", "!= found:", CHECKSUMS),
     M("damaged-header-read", "model/tensor_files.py", "!= whole:", "!= found:", CHECKSUMS),

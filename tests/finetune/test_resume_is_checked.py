@@ -53,6 +53,11 @@ def test_another_base_is_refused(monkeypatch, base):
     kept = (base / "model.safetensors").read_bytes()
     save_model(random_model(SMALL, torch.float32, seed=2), base / "model.safetensors", torch.float16)
     assert "is not what the run was trained from: its sha256 is" in call(train_script, "--resume", "x")
+    (base / "model.safetensors").write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))  # of the last tensor
+    assert call(train_script, "--resume", "x").endswith("The first difference is in tensor model.norm.weight of "
+                                                        "model.safetensors")
+    Path("x/base_sums.json").unlink()  # as in a run of an earlier version
+    assert " the run's base had " in (said := call(train_script, "--resume", "x")) and "difference" not in said
     (base / "model.safetensors").write_bytes(kept)
     assert call(train_script, "--resume", "x") is None
 
