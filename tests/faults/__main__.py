@@ -76,7 +76,7 @@ def load_product(tree: Path) -> None:
 
 
 def whole(bench, report, sections, every: int) -> None:
-    from tests.faults import damage, full_disks, kills, pairs, power, stop_signals
+    from tests.faults import bad_sectors, damage, full_disks, kills, pairs, power, stop_signals
     first = bench.method == "qablora"
     if "kill" in sections:
         kills.at_every_event(bench, report, every)
@@ -96,6 +96,7 @@ def whole(bench, report, sections, every: int) -> None:
         power.loop_device(bench, report, 2 * every)
     if "damage" in sections:
         damage.every_file(bench, report, 6 if every == 1 else 3)
+        bad_sectors.every_file(bench, report)
     if "pairs" in sections and first:
         pairs.every_pairing(bench, report, 5 if every == 1 else 3)
 
