@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from model.files import Damaged, read_json, sha256_of, write_text
+from model.files import Damaged, read_bytes, read_json, sha256_of, write_text
 
 SUMS = "SHA256SUMS"
 LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
@@ -44,7 +44,7 @@ def stated_sums(path: Path) -> Iterator[tuple[str, str]]:
     """(where it is stated, sha256) of a file."""
     for place in (path.with_name(SUMS), sum_file(path)):
         if place.is_file():
-            lines = filter(None, map(LINE.fullmatch, place.read_text(encoding="utf-8", errors="replace").splitlines()))
+            lines = filter(None, map(LINE.fullmatch, read_bytes(place).decode("utf-8", "replace").splitlines()))
             yield from ((str(place), line[1]) for line in lines if line[2] == path.name)
     config = path.with_name("config.json")
     if path != config and path.name in (stated := of_a_run(config)):

@@ -9,7 +9,7 @@ from functools import cache
 from itertools import islice
 from pathlib import Path
 
-from model.durable import replace_file
+from model.durable import naming, replace_file
 
 LARGEST_JSON = 1 << 28  # bytes; the largest published tokenizer.json has 35 MB
 # The marks that a text may begin with. UTF-32's little-endian mark begins with UTF-16's, so it is looked for first.
@@ -25,7 +25,7 @@ def read_utf8(path: Path) -> str:
     """The text of a UTF-8 file, line breaks unchanged. A byte order mark is dropped: it is no part of the text.
 
     Raises ValueError, naming the file, for another encoding."""
-    raw = path.read_bytes()
+    raw = read_bytes(path)
     if named := next((name for mark, name in MARKS.items() if raw.startswith(mark)), None):
         raise ValueError(f"{path}: not UTF-8 text but {named}, as its first bytes say; convert it first, e.g. "
                          f"iconv -f {named} -t UTF-8")
@@ -33,6 +33,12 @@ def read_utf8(path: Path) -> str:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text ({error})") from None
+
+
+def read_bytes(path: Path) -> bytes:
+    """Raises OSError with the file's name, which Python leaves out if the error comes while an open file is read."""
+    with naming(path):
+        return path.read_bytes()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -131,7 +137,7 @@ def sha256_of(*paths: Path) -> str:
 def _sha256(*files: tuple[Path, int, int]) -> str:
     digest = hashlib.sha256()
     for path, _, _ in files:
-        with open(path, "rb") as file:
+        with naming(path), open(path, "rb") as file:
             while chunk := file.read(1 << 24):
                 digest.update(chunk)
     return digest.hexdigest()

@@ -19,6 +19,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from model.durable import naming
 from model.gguf_layout import ARCHITECTURES, CODE_TYPES, PACKAGE_TYPES, PLAIN_TYPES, block_size, gguf_package
 
 # Type of a metadata value, by number -> its name, and how it is packed.
@@ -192,7 +193,7 @@ class Reader:
 def parse_gguf(path: Path) -> GGUFFile:
     """Metadata and the list of tensors; no tensor is read."""
     size = path.stat().st_size
-    with open(path, "rb") as file:
+    with naming(path), open(path, "rb") as file:
         try:
             return _parse(Reader(file, size), path)
         except ValueError as error:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from model import durable
 from model.durable import make_directory, naming
-from model.files import Damaged, parse_json, say_once, write_bytes
+from model.files import Damaged, parse_json, read_bytes, say_once, write_bytes
 
 CHECK = "check"
 
@@ -73,7 +73,7 @@ class Journal:
         return records
 
     def _content(self) -> bytes:
-        return self.path.read_bytes() if self.path.is_file() else b""
+        return read_bytes(self.path) if self.path.is_file() else b""
 
 
 def line_of(record: dict) -> bytes:

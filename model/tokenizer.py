@@ -20,7 +20,7 @@ import tokenizers
 from model.checksums import check_sums
 from model.config import LlamaConfig
 from model.durable import copy_file
-from model.files import read_json, say_once
+from model.files import read_bytes, read_json, say_once
 from model.gguf_reader import is_gguf, read_gguf
 from model.gguf_tokenizer_reader import extract_gguf_tokenizer, message
 
@@ -130,7 +130,7 @@ def content_of(path: Path) -> bytes:
     """The bytes of a tokenizer file. Raises ValueError for a file that is too large to be one."""
     if (size := path.stat().st_size) > LARGEST_FILE:
         raise ValueError(f"{path}: {size} bytes are too many for a tokenizer; at most {LARGEST_FILE} are read")
-    return path.read_bytes()
+    return read_bytes(path)
 
 
 # ---- the two kinds ------------------------------------------------------------------------------------------------

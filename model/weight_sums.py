@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from model.durable import naming
 from model.gguf_reader import is_gguf, read_gguf
 from model.tensor_files import LONGEST_HEADER
 
@@ -47,7 +48,7 @@ def _weight_sums(*files: tuple[Path, int, int]) -> WeightSums:
     digest, marks = hashlib.sha256(), Marks()
     for path, size, _ in files:
         found, place = marks.setdefault(path.name, {}), 0
-        with open(path, "rb") as file:
+        with naming(path), open(path, "rb") as file:
             for name, end in (*ends_of(path), (None, size)):
                 while chunk := file.read(max(0, min(PART, end - place))):
                     digest.update(chunk)
@@ -68,7 +69,7 @@ def ends_of(path: Path) -> list[tuple[str, int]]:
 
 
 def _safetensors_places(path: Path) -> Iterator[tuple[str, int]]:
-    with open(path, "rb") as file:
+    with naming(path), open(path, "rb") as file:
         begin = 8 + int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(begin - 8)) if begin <= min(LONGEST_HEADER, path.stat().st_size) else {}
     yield HEADER, begin
