@@ -71,7 +71,12 @@ def test_every_flag_of_a_part_is_in_the_variants():
     given = {name for words in VARIANTS for name in train_parser().given(list(map(str, words)))}
     settable = {f.name for f, _ in flat(RunConfig()) if f.metadata.get("flag",
                                                                        True)} | {f.name for f in fields(QuantSpec)}
-    assert settable == given
+    assert settable == given | {"cuda_graphs"}  # which needs a GPU: the next test
+
+
+def test_a_flag_for_gpus_is_read_back():
+    config = with_values(resolved("--method", "lora"), {"cuda_graphs": True})
+    assert read_back(config) == config and config.training.cuda_graphs
 
 
 def test_fields_that_a_run_is_older_than_take_their_defaults():

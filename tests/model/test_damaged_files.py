@@ -146,7 +146,7 @@ def test_tensors_of_the_usual_types_are_read(tmp_path, dtype):
                                     '{"lm_head": {"bits": 4.0, "block": "4x8"}}', '{"lm_head": {"bits": 4}}',
                                     '{"lm_head": 3}',
                                     '{"lm_head": {"bits": 4, "block": "rowx1"}}',
-                                    '{"lm_head": {"bits": 5, "block": "4x8"}}',
+                                    '{"lm_head": {"bits": 7, "block": "4x8"}}',
                                     '{"lm_head": {"bits": 4, "block": 48}}', '{"lm_head": {"bits": 4, "block": "7x8"}}',
                                     '{"lm_head": {"bits": 4, "block": "4x99999999999999999999"}}', '[1]', '"x"',
                                     "1" * 5000])

@@ -134,7 +134,7 @@ BAD = [
     ([*X, "--compare", "a"], "unrecognized arguments: --compare"),
     ([*X, "--restore", "8"], "unrecognized arguments: --restore"),
     ([*X, "--quantizer", "gptq"], "gptq needs calibration rows, and a prompt is none"),
-    ([*X, "--bits", "5"], "bits=5 is not possible"),
+    ([*X, "--bits", "7"], "bits=7 is not possible"),
     (["--prompt", "word " * 400], r"a prompt of \d{3,} tokens and any new ones do not fit the 160 positions"),
     ([*X, "--max-new-tokens", "160"], "tokens and 160 new ones do not fit the 160 positions"),
     ([*X, "--batch-size", "0"], "--batch-size: 0 is not above 0"), (["a", "b", *X], "unrecognized arguments: b"),
