@@ -45,6 +45,7 @@ from finetune.sessions import note_session
 from finetune.shown import print_plan, show_example
 from finetune.size import peak_memory
 from finetune.source import Source, base_of, load_run_base, why_no_base
+from model.chat_template import write_end_tokens
 from model.checkpoint import load_config, random_model, save_model
 from model.config_json import config_to_json
 from model.files import sha256_of, write_record
@@ -173,12 +174,17 @@ def data_of(run: Run) -> PreparedData:
 def describe(run: Run, source: Source, config: RunConfig, data: PreparedData) -> None:
     """Writes the run's config.json. The tokenizer is copied, so that the run is a model of its own."""
     copy_tokenizer(source.path, run.path)
+    data.task.leave_beside(run.path)
+    ends_more = data.end_ids != source.stop_ids()  # a chat template's end of turn
+    if ends_more:
+        write_end_tokens(run.path, data.end_ids)
+    model_config = replace(source.config, eos_token_ids=data.end_ids) if ends_more else source.config
     if not (config.base.from_scratch or source.is_adapter_run):
         write_record(run.base_sums_file, source.sums.marks)
     write_record(run.config_file, {
         "format": FORMAT,
         "config": config_json(config),
-        "model_config": config_to_json(source.config),
+        "model_config": config_to_json(model_config),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__,
                      "safetensors": safetensors.__version__},
         "fingerprints": {"base": None if config.base.from_scratch else source.fingerprint, "data": data.fingerprints,

@@ -92,7 +92,7 @@ OF_ANY_MODEL = {  # what differs where no method is named, and where a run bring
     "model": {"shown": "the run's own base, else the embedded base"},
     "dtype": {"shown": "the run's own, else bfloat16 if the machine multiplies it, else float32"},
     "device": {"shown": "the run's own, else cuda if there is one, else cpu"},
-    "task": {"help": "score on this task", "shown": "the run's own, else banking77"},
+    "task": {"help": "score on this task", "shown": "the run's own, else as in train.py"},
     "seed": {"help": "draw --limit rows by this seed", "shown": "the run's own, else 0"},
     "max_length": {"help": "leave out training rows with more tokens; perplexity: read windows of this many tokens"}}
 

@@ -241,7 +241,9 @@ class AdapterConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    task: str = option("banking77", choices=TASKS, rescore=True, metavar="TASK", help="train and score on this task")
+    task: str = option("banking77", choices=TASKS, rescore=True, metavar="TASK",
+                      shown="banking77, or with --data the task that the rows' fields name",
+                      help="train and score on this task")
     protocol: str | None = option(None, metavar="NAME", rescore=True, of_task=True, shown="lm-eval",
                                   help="mmlu only: score by lm-eval, or by hendrycks, the authors' own script")
     data: DataPlace | None = option(

@@ -16,6 +16,7 @@ from tasks import TASKS
 from tasks.batching import split_list
 from tasks.generative import GenerativeTask, before, spelled
 from tasks.hub_data import data_file, pinned_data
+from tasks.own_rows import AUTO, recognised
 from tasks.rows import read_prose
 from tasks.task import Asking, Encoded, Example, Splits, Task, begin_ids, same_row
 
@@ -57,11 +58,14 @@ class PreparedData:
 
 
 def with_pinned_data(config: Config) -> Config:
-    """Data sets of the hub by their commit, which does not move."""
+    """Data sets of the hub by their commit, which does not move; and the task, if the rows name it."""
     data = config.data
     check_needs(task_of(data), data)
-    return replace(config, data=replace(data, data=pinned_data(data.data, "train"),
-                                        test_data=pinned_data(data.test_data, "test")))
+    data = replace(data, data=pinned_data(data.data, "train"), test_data=pinned_data(data.test_data, "test"))
+    if data.task == AUTO:
+        data = replace(data, task=recognised(data_file(data.data, "train")))
+        check_needs(task_of(data), data)
+    return replace(config, data=data)
 
 
 def prepare_data(source: Source, config: ScoringConfig, calibrate: bool) -> PreparedData:
@@ -78,15 +82,17 @@ def prepare_data(source: Source, config: ScoringConfig, calibrate: bool) -> Prep
               "nothing")
     note_stops(task, splits.train + splits.validation)
     tokenizer, end_ids, positions = source.tokenizer, source.stop_ids(), source.config.max_position_embeddings
-    longest = asked.max_length or min(LONGEST, positions)
+    longest = asked.max_length or min(task.usual_length or LONGEST, positions)
+    end_ids = (*end_ids, *task.meet(source.path, tokenizer, end_ids[0], longest))
     train, validation, too_long = encoded_rows(asked, task, splits, source, longest)
     max_new_tokens = asked.max_new_tokens or usual_new_tokens(task, train + validation, positions)
     if max(longest, max_new_tokens + 1) > positions:
         raise ValueError(f"{source.path} has {positions} positions: too few for --max-length {longest} or "
                          f"--max-new-tokens {max_new_tokens} and a prompt")
     test = task.test_rows(splits.test, tokenizer, longest)[:asked.test_limit]
-    written = splits.train + splits.validation + [row for row in test if isinstance(row, Example)]
-    note_tokens(f"--task {task.name}", written, tokenizer, end_ids[0])
+    if task.encodes_tokens:
+        written = splits.train + splits.validation + [row for row in test if isinstance(row, Example)]
+        note_tokens(f"--task {task.name}", written, tokenizer, end_ids[0])
     parts = splits.train, splits.validation
     learned, held_out = (frozenset(same_row(row.prompt, row.answer) for row in part) for part in parts)
     task.trained_on = learned | held_out
@@ -127,7 +133,7 @@ def usual_new_tokens(task: Task, rows: Sequence[Encoded], positions: int) -> int
     """The limit of an answer without --max-new-tokens: the protocol's, or the longest answer that was trained on."""
     if task.new_tokens:
         return min(task.new_tokens, positions // 2)
-    longest_answer = max((len(e.tokens) - e.prompt_length for e in rows), default=NEW_TOKENS)
+    longest_answer = max((len(e.learned) for e in rows), default=NEW_TOKENS)
     return min(longest_answer, positions - 1)
 
 

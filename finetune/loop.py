@@ -143,7 +143,7 @@ class Trainer:
         lr = learning_rate(self.step, self.total_steps, self.settings)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        n_targets = sum(len(e.tokens) - e.prompt_length for e in examples)
+        n_targets = sum(len(e.learned) for e in examples)
         losses = []
         for part in split_list(examples, self.settings.micro_batch):
             losses.append(self._add_gradients(part, n_targets))

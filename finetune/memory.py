@@ -104,7 +104,7 @@ def of_training(model: nn.Module) -> Parts:
 
 def of_logits(model: Llama, rows: Sequence[Encoded]) -> float:
     """One part's logits and their gradient in the model's type, log-probabilities in float32; x and its gradient."""
-    targets, width = sum(len(e.tokens) - e.prompt_length for e in rows), model.dtype.itemsize
+    targets, width = sum(len(e.learned) for e in rows), model.dtype.itemsize
     at_once = min(targets * model.config.vocab_size, LOGITS_AT_ONCE)
     return at_once * (2.0 * width + 4) + 2.0 * targets * model.config.hidden_size * width
 

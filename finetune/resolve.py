@@ -23,6 +23,7 @@ from finetune.methods import METHODS, TARGETS, Method
 from model.files import say_once
 from quant.grid import Block
 from quant.spec import DEFAULT_BITS, GPTQ, QuantSpec
+from tasks.own_rows import AUTO
 
 Given = Mapping[str, Any]  # field -> value, as the command line says it
 Config = TypeVar("Config", bound=ScoringConfig)
@@ -37,6 +38,12 @@ def part(kind: type, given: Given, **more) -> Any:
 def absolute(given: Given) -> dict[str, Any]:
     """Paths become absolute, so that a run can be scored from any directory."""
     return {name: value.resolve() if isinstance(value, Path) else value for name, value in given.items()}
+
+
+def data_of(given: Given) -> DataConfig:
+    """Rows without a task are a user's own."""
+    own = "task" not in given and given.get("data") is not None
+    return part(DataConfig, given, **({"task": AUTO} if own else {}))
 
 
 # ---- a run ----------------------------------------------------------------------------------------------------------
@@ -57,7 +64,7 @@ def resolve_run(given: Given) -> RunConfig:
                          f"leaves in 16 bits: quantize them too, or adapt fewer")
     requantize = requantization_of(given, base.bits)
     check_gptq_fields(given, base.by_gptq or bool(requantize and requantize.by_gptq))
-    data = part(DataConfig, given)
+    data = data_of(given)
     if "steps" in given and "epochs" in given:
         say_once(f"--epochs {given['epochs']} has no effect: --steps {given['steps']} goes before it")
     rows = given.get("batch_size", TrainingConfig.batch_size)
@@ -160,7 +167,7 @@ def resolve_scoring(given: Given) -> ScoringConfig:
     quantization = quantization_of(given, "minmax" if asks_for_codes else "none")
     base = part(BaseConfig, given, quantization=quantization)
     check_gptq_fields(given, base.by_gptq)
-    return ScoringConfig(base, part(DataConfig, given), part(EvaluationConfig, given), part(ComputeConfig, given))
+    return ScoringConfig(base, data_of(given), part(EvaluationConfig, given), part(ComputeConfig, given))
 
 
 def rescored(config: RunConfig, given: Given) -> RunConfig:

@@ -12,8 +12,9 @@ from finetune.size import bits_per_weight
 from model.llama import Llama
 from model.tokenizer import Tokenizer, continuation
 from quant.linear import QuantLinear
-from tasks.generative import spelled
-from tasks.task import Encoded, prompt_ids
+from tasks.generative import GenerativeTask, spelled
+from tasks.messages import Messages
+from tasks.task import Asking, Encoded, prompt_ids
 
 
 def print_plan(path: Path, config: RunConfig, model: Llama, parameters: dict[str, nn.Parameter], data: PreparedData,
@@ -41,24 +42,32 @@ def show_example(data: PreparedData) -> None:
     """Prints the template's version, the first training row as its tokens read, every token of it, and the first test
     prompt, with their token counts."""
     first, tokenizer, task = data.train[0], data.tokenizer, data.task
-    prompt, answer = first.tokens[:first.prompt_length], first.tokens[first.prompt_length:]
-    print(f"--- {task.name}, template version {task.template_version}: the first of {len(data.train)} training rows, "
-          f"{len(first.tokens)} tokens; its prompt, {len(prompt)} tokens\n{tokenizer.decode(prompt)}")
-    print(f"--- what is learned after it, {len(answer)} tokens with the end token\n"
-          f"{continuation(tokenizer, prompt, answer[:-1])}")
+    head = (f"--- {task.name}, template version {task.template_version}: the first of {len(data.train)} training rows, "
+            f"{len(first.tokens)} tokens")
+    if isinstance(task, Messages):
+        print(f"{head}, with its special tokens\n{tokenizer.decode(first.tokens, special=True)}")
+        print(f"--- what is learned of it, {len(first.learned)} tokens in {len(first.read) + 1} turns\n"
+              f"{tokenizer.decode([first.tokens[place] for place in first.learned], special=True)}")
+    else:
+        prompt, answer = first.tokens[:first.prompt_length], first.tokens[first.prompt_length:]
+        print(f"{head}; its prompt, {len(prompt)} tokens\n{tokenizer.decode(prompt)}")
+        print(f"--- what is learned after it, {len(answer)} tokens with the end token\n"
+              f"{continuation(tokenizer, prompt, answer[:-1])}")
     print(f"--- every token: id, as the tokenizer's file spells it, what it is\n{token_list(first, tokenizer)}")
     if data.test and hasattr(data.test[0], "prompt"):
         text = data.test[0].prompt
-        ids = prompt_ids(text, tokenizer, data.end_ids[0])
+        asking = Asking(tokenizer, data.end_ids, data.max_new_tokens, 1)
+        ids = (task.prompt_of(data.test[0], asking) if isinstance(task, GenerativeTask)
+               else prompt_ids(text, tokenizer, data.end_ids[0]))
         print(f"--- the first of {len(data.test)} test prompts, {len(ids)} tokens; "
               f"at most {data.max_new_tokens} are written\n{text}")
 
 
 def token_list(row: Encoded, tokenizer: Tokenizer) -> str:
     """A line a token. A special one has no text of its own: decoding drops it, behind a letter too."""
-    lines, letter = [], tokenizer.encode("a")[-1:]
+    lines, letter, learned = [], tokenizer.encode("a")[-1:], set(row.learned)
     for place, token in enumerate(row.tokens):
         kind = ", special" if tokenizer.decode([*letter, token]) == tokenizer.decode(letter) else ""
-        role = "read" if place < row.prompt_length else "learned"
+        role = "learned" if place in learned else "read"
         lines.append(f"{token:>8}  {spelled(tokenizer, token)!r:<24} {role}{kind}")
     return "\n".join(lines)

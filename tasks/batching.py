@@ -30,7 +30,9 @@ def collate(examples: Sequence[Encoded], device: torch.device | str = "cpu", mul
         tokens, at = (F.pad(t, (0, more)) for t in (tokens, at))
     for row, e in enumerate(examples):
         at[row, :e.prompt_length - 1] = False
-    targets = torch.tensor([t for e in examples for t in e.tokens[e.prompt_length:]])
+        for start, end in e.read:
+            at[row, start - 1:end - 1] = False
+    targets = torch.tensor([e.tokens[place] for e in examples for place in e.learned])
     places = at.flatten().nonzero()[:, 0]
     return Batch(*(moved(t, device) for t in (tokens, at, places, targets)))
 

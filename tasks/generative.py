@@ -22,12 +22,22 @@ class GenerativeTask(Task):
         """The prompt without worked examples."""
         return row.prompt
 
+    def prompt_of(self, row: Example, asking: Asking) -> list[int]:
+        """The ids that a model answers to."""
+        return prompt_ids(row.prompt, asking.tokenizer, asking.end_ids[0])
+
     def row_flags(self, row: Example, asking: Asking) -> list[str]:
         gold = row.answer.strip()
         found = {EMPTY_GOLD: not gold, CUT_GOLD: before(gold, self.stop_texts).strip() != gold,
-                 LONG_GOLD: longer_than(row, asking.max_new_tokens, asking),
+                 LONG_GOLD: self.gold_tokens(row, asking) > asking.max_new_tokens,
                  ALSO_TRAINED: bool(self.trained_on) and same_row(self.question_of(row), gold) in self.trained_on}
         return [flag for flag, holds in found.items() if holds]
+
+    def gold_tokens(self, row: Example, asking: Asking) -> int:
+        """Of the right answer, the end token not counted. At most as many as its text has bytes: only a text that may
+        be too long is encoded."""
+        most = len(row.answer.encode())  # with its space: no token has less than a byte
+        return most if most < asking.max_new_tokens else tokens_of_answer(row, asking)
 
     def texts(self, row: Example) -> tuple[str, ...]:
         return (row.prompt,)
@@ -35,7 +45,7 @@ class GenerativeTask(Task):
     def answers(self, model: Llama, rows: Sequence[Example], asking: Asking) -> Iterator[tuple[int, dict]]:
         """A line holds prompt, gold and text. The batch that a row is in changes its answer by rounding only."""
         tokenizer, limit = asking.tokenizer, asking.max_new_tokens
-        prompts = [prompt_ids(row.prompt, tokenizer, asking.end_ids[0]) for row in rows]
+        prompts = [self.prompt_of(row, asking) for row in rows]
         room = model.config.max_position_embeddings - limit
 
         def stopped(ids: list[int]) -> bool:
@@ -52,12 +62,9 @@ class GenerativeTask(Task):
             raise NotFinite(f"--task {self.name}, prompt {rows[error.row].prompt[-60:]!r}: {error}") from None
 
 
-def longer_than(row: Example, limit: int, asking: Asking) -> bool:
-    """Whether the gold answer has more tokens than `limit`, the end token not counted."""
-    if len(row.answer.encode()) < limit:  # with its space: no token has less than a byte
-        return False
+def tokens_of_answer(row: Example, asking: Asking) -> int:
     tokenizer, end = asking.tokenizer, asking.end_ids[0]
-    return len(answer_ids(row, prompt_ids(row.prompt, tokenizer, end), tokenizer, end)) > limit
+    return len(answer_ids(row, prompt_ids(row.prompt, tokenizer, end), tokenizer, end))
 
 
 def spelled(tokenizer: Tokenizer, token_id: int) -> str:

@@ -1,4 +1,4 @@
-"""Rows of a data file: .jsonl (an object a line), .json, .csv, .parquet. Also: whole texts, such as --calibration.
+"""Rows of a data file: .jsonl (an object a line), .json, .csv, .tsv, .parquet. Also whole texts, such as --calibration.
 
 A .json file is a list of objects, an object a line, or one object that holds such a list, as in `{"data": [...]}`.
 
@@ -13,12 +13,14 @@ import io
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from model.files import read_utf8
 
 Kind = type | list | dict
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+CELLS = (".csv", ".tsv")  # every value is text
 TRUTH = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 HALF = re.compile("[\ud800-\udfff]")
 
@@ -39,7 +41,23 @@ def read_rows(path: Path, fields: Sequence[str] | Mapping[str, Kind], optional: 
 def placed_rows(path: Path, fields: Sequence[str] | Mapping[str, Kind],
                 optional: Sequence[str] = ()) -> list[tuple[str, dict]]:
     """(place, row) for each row of `read_rows`. A place reads `data/train.jsonl, line 4`; later checks name it."""
-    kinds = fields if isinstance(fields, Mapping) else dict.fromkeys(fields, str)
+    is_cells = path.suffix.lower() in CELLS
+    rows = [(place, checked_row(place, row, fields, optional, is_cells)) for place, row in _raw_rows(path)]
+    if not rows:
+        raise ValueError(f"{path}: holds no rows")
+    return rows
+
+
+def first_row(path: Path) -> tuple[str, object]:
+    """(place, row), the row unchecked. Lines behind it are not parsed."""
+    row = next(iter(_raw_rows(path)), None)
+    if row is None:
+        raise ValueError(f"{path}: holds no rows")
+    return row
+
+
+def _raw_rows(path: Path) -> Iterator[tuple[str, object]]:
+    """(place, row) for each row, unchecked."""
     if not path.is_file():
         problem = "is a directory, not a data file" if path.is_dir() else "no such data file"
         raise FileNotFoundError(f"{path}: {problem}")
@@ -47,11 +65,7 @@ def placed_rows(path: Path, fields: Sequence[str] | Mapping[str, Kind],
     if suffix not in SUFFIXES:
         raise ValueError(f"{path}: the name of a data file must end in one of {', '.join(SUFFIXES)}")
     raw = _parquet(path) if suffix == ".parquet" else READERS[suffix](path, read_text(path))
-    rows = [(f"{path}, {place}", _checked(f"{path}, {place}", row, kinds, optional, suffix == ".csv"))
-            for place, row in raw]
-    if not rows:
-        raise ValueError(f"{path}: holds no rows")
-    return rows
+    return ((f"{path}, {place}", row) for place, row in raw)
 
 
 def read_text(path: Path) -> str:
@@ -80,7 +94,10 @@ def check_text(text: str) -> str:
     return text
 
 
-def _checked(place: str, row: object, kinds: Mapping[str, Kind], optional: Sequence[str], is_csv: bool) -> dict:
+def checked_row(place: str, row: object, fields: Sequence[str] | Mapping[str, Kind], optional: Sequence[str] = (),
+                is_csv: bool = False) -> dict:
+    """The row, whose fields are of the kinds that `read_rows` describes. Raises ValueError, naming the place."""
+    kinds = fields if isinstance(fields, Mapping) else dict.fromkeys(fields, str)
     if not isinstance(row, dict):
         raise ValueError(f"{place}: expected a JSON object, found {type(row).__name__}")
     fitting = {}
@@ -187,9 +204,9 @@ def _list_in(whole: dict) -> list | None:
     return lists.get("data") or (next(iter(lists.values())) if len(lists) == 1 else None)
 
 
-def _csv(path: Path, text: str) -> Iterator[tuple[str, dict[str, str]]]:
+def _csv(path: Path, text: str, delimiter: str = ",") -> Iterator[tuple[str, dict[str, str]]]:
     """The first line that is not empty names the fields. A row is placed by the line on which it begins."""
-    reader, names, line = csv.reader(io.StringIO(text, newline=""), strict=True), None, 1
+    reader, names, line = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), None, 1
     while True:
         try:
             cells = next(reader, None)
@@ -230,4 +247,4 @@ def _distinct(names: list[str], place: str) -> list[str]:
 
 
 csv.field_size_limit(2 ** 31 - 1)  # by default, Python refuses cells of more than 131,072 characters
-READERS = {".jsonl": _json_lines, ".json": _json, ".csv": _csv}
+READERS = {".jsonl": _json_lines, ".json": _json, ".csv": _csv, ".tsv": partial(_csv, delimiter="\t")}

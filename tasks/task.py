@@ -4,9 +4,10 @@ import json
 import random
 import statistics
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, fields
 from itertools import dropwhile
 from pathlib import Path
+from typing import ClassVar
 
 from model.llama import Llama
 from model.tokenizer import Tokenizer, continuation
@@ -16,15 +17,26 @@ from model.tokenizer import Tokenizer, continuation
 class Example:
     prompt: str
     answer: str
+    seam: ClassVar[str] = " "  # what stands between the two
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """tokens[:prompt_length] is read, tokens[prompt_length:] is learned.
+    """tokens[:prompt_length] is read, tokens[prompt_length:] is learned, but for the places in `read`.
 
-    Masking uses this length, never a token's id: an id that pads or ends a sequence may also be part of a prompt."""
+    Masking uses places, never a token's id: an id that pads or ends a sequence may also be part of a prompt."""
     tokens: list[int]
     prompt_length: int
+    read: tuple[tuple[int, int], ...] = ()  # (from, before): only read, such as later questions
+
+    @property
+    def learned(self) -> Sequence[int]:
+        """The places of `tokens` that are learned, in order."""
+        if not self.read:
+            return range(self.prompt_length, len(self.tokens))
+        starts = (self.prompt_length, *(end for _, end in self.read))
+        ends = (*(start for start, _ in self.read), len(self.tokens))
+        return [place for part in map(range, starts, ends) for place in part]
 
 
 @dataclass
@@ -37,8 +49,13 @@ class Splits:
     def fingerprints(self) -> dict[str, str]:
         """sha256 over every row of each split, in order."""
         parts = {"train": self.train, "validation": self.validation, "test": self.test}
-        return {name: hashlib.sha256(json.dumps([astuple(e) for e in part]).encode()).hexdigest()
+        return {name: hashlib.sha256(json.dumps([compared(e) for e in part]).encode()).hexdigest()
                 for name, part in parts.items()}
+
+
+def compared(row) -> list:
+    """The fields of a test row that say what it is. Its place in a file, for example, does not."""
+    return [value for f, value in zip(fields(row), astuple(row), strict=True) if f.compare]
 
 
 def encode_example(example: Example, tokenizer: Tokenizer, eos_id: int) -> Encoded:
@@ -98,15 +115,16 @@ def answer_ids(example: Example, prompt: list[int], tokenizer: Tokenizer, eos_id
 
     def encode(text: str) -> list[int]:
         return without_end(with_one_begin(tokenizer.encode(text), begin), eos_id)
-    whole = encode(f"{example.prompt} {example.answer}")
+    seam = example.seam
+    whole = encode(f"{example.prompt}{seam}{example.answer}")
     if whole[:len(prompt)] == prompt:
         answer = list(dropwhile(lambda token: token == eos_id, whole[len(prompt):]))  # those ended the prompt's text
         return up_to_end(answer, tokenizer, eos_id)
-    alone = [encode(text)[len(begin):] for text in (f" {example.answer}", example.answer)]
+    alone = [encode(text)[len(begin):] for text in dict.fromkeys((f"{seam}{example.answer}", example.answer))]
     for exactly in (True, False):
         for ids in alone:
             read = continuation(tokenizer, prompt, ids)
-            if read == f" {example.answer}" if exactly else read.split() == example.answer.split():
+            if read == f"{seam}{example.answer}" if exactly else read.split() == example.answer.split():
                 return up_to_end(ids, tokenizer, eos_id)
     raise ValueError(f"the answer {example.answer[:60]!r} cannot be told from its prompt {example.prompt[-60:]!r}: the "
                      "tokenizer joins the two, and gives no ids for the answer alone")
@@ -141,14 +159,25 @@ class Task:
     template_version = 1       # of the prompts' wording, stored with every score; a new wording gets a new number
     new_tokens: int | None = None  # limit of an answer in the protocol; None: the longest training answer's
     formats: dict[str, str] = {}  # score -> print format, for scores that are not shares of 1
+    usual_length: int | None = None  # tokens of a training row, or a window, without --max-length; None: finetune's
     needs_data = False         # True if --data must be given
     needs_test_data = False    # True if --test-data must be given
+    encodes_tokens = True      # False if begin and end tokens in its rows are not treated as `encode_example` does
     embedded = False           # True if the repository holds the data set, which is used where no file is given
     trains = True              # False for a benchmark, which has test rows only
     trained_on: Collection[tuple[str, str]] = ()  # `same_row` of each training row, for tasks that look at it
 
     def splits(self, data: Path | None, test_data: Path | None, limit: int | None, seed: int) -> Splits:
         raise NotImplementedError
+
+    def meet(self, directory: Path, tokenizer: Tokenizer, end_id: int, longest: int) -> tuple[int, ...]:
+        """Called once, before rows are encoded, with what the rows are for. Returns further tokens that end an answer.
+
+        directory: the model's. longest: tokens of a training row, or of a window."""
+        return ()
+
+    def leave_beside(self, directory: Path) -> None:
+        """Writes into a run what a reader of its model has to know of the prompts."""
 
     def test_rows(self, test: Sequence, tokenizer: Tokenizer, longest: int) -> list:
         """The rows that `answers` gets. They may depend on the tokenizer and on `longest`, in tokens."""
