@@ -1,9 +1,10 @@
-"""Complete prompts by a run's model as trained, or by any other model.
+"""Complete prompts by a run's model as trained, or by any other model; or talk to it.
 
     python sample.py runs/x --prompt "..."                                # greedy
     python sample.py runs/x --prompt "..." --temperature 0.7 --top-p 0.9 --seed 1
     python sample.py --model DIR --bits 4 --prompt "..." --prompt "..."   # a model, here rounded to 4 bits
     python sample.py --model DIR --adapter PEFT_DIR --prompt "..."        # with PEFT's LoRA adapter
+    python sample.py --chat runs/x --system "Answer in one sentence."     # talk to it, in its chat template
 """
 import threads  # noqa: F401  before torch
 
@@ -12,7 +13,7 @@ import finetune.startup  # noqa: F401 (first, for what goes wrong in the imports
 
 # isort: split
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -28,14 +29,17 @@ from finetune.quantize import load_base
 from finetune.resolve import resolve_scoring
 from finetune.run import open_run
 from finetune.source import Source, check_trained, load_trained
+from model.chat_template import load_template
 from model.generate import Sampling, generate
 from model.llama import Llama
+from model.talk import Talk
 from model.tokenizer import continuation
 from quant.spec import GPTQ, QuantSpec
 from tasks.rows import NotText, check_text
 from tasks.task import Example, prompt_ids
 
 NEW_TOKENS = 128  # unless --max-new-tokens says otherwise
+ANSWER = 512      # the same in --chat
 BATCH = 128       # prompts at a time
 SAMPLING = ("temperature", "top_p")
 
@@ -49,8 +53,10 @@ def sample_parser() -> Parser:
     parser.groups["model"].add_argument("--adapter", type=Path, metavar="DIR",
                                         help="put PEFT's LoRA adapter beside --model")
     add = parser.groups["output"].add_argument
-    add("--prompt", action="append", required=True, metavar="TEXT",
-        help="complete this text; may be given several times")
+    add("--prompt", action="append", metavar="TEXT", help="complete this text; may be given several times")
+    add("--chat", action="store_true",
+        help="talk to the model in its chat template (without one: ChatML); from a pipe, every line is a turn")
+    add("--system", metavar="TEXT", help="with --chat: the system's turn, before the first of the user")
     add("--temperature", type=typed(positive(float)), metavar="T",
         help="draw tokens from softmax(logits / T), T above 0 "
              "(default: 1 with --top-p; without both, take the most likely token)")
@@ -58,7 +64,8 @@ def sample_parser() -> Parser:
         help="draw from the most likely tokens that hold this probability together (default: 1)")
     add("--seed", type=typed(seed), help="seed the draws (default: 0)")
     add("--max-new-tokens", type=typed(positive(int)), metavar="TOKENS",
-        help=f"write at most this many tokens (default: {NEW_TOKENS}, or the room that the model has)")
+        help=f"write at most this many tokens (default: {NEW_TOKENS}, of a --chat {ANSWER}, or the room that the model "
+             f"has)")
     add("--batch-size", type=typed(positive(int)), metavar="PROMPTS",
         help=f"complete this many prompts at a time (default: {BATCH})")
     return parser
@@ -72,14 +79,26 @@ def above_zero_to_one(text: str) -> float:
 
 
 def main() -> None:
-    run_command(sample_parser(), complete)
+    run_command(sample_parser(), sample)
 
 
-def complete(given: Given, work: Work) -> None:
+def sample(given: Given, work: Work) -> None:
+    if ("chat" in given) == ("prompt" in given):
+        raise ValueError("give --prompt TEXT to complete it, or --chat to talk" + (": not both" if "chat" in given
+                                                                                  else ""))
+    if unused := [name for name in ("batch_size", "system") if name in given and ("chat" in given) == (
+            name == "batch_size")]:
+        raise ValueError(f"{flag(unused[0])} goes with --{'prompt' if 'chat' in given else 'chat'} only")
+    source, load = run_as_trained(given) if given["run"] else model_as_asked(given)
+    (talk if "chat" in given else complete)(given, source, load, work)
+
+
+# ---- prompts --------------------------------------------------------------------------------------------------------
+
+def complete(given: Given, source: Source, load: Callable[[], Llama], work: Work) -> None:
     """Prints the completion of each prompt; under the prompt if there are several. All checks run before any weights
     are loaded."""
     sampling = sampling_of(given)
-    source, load = run_as_trained(given) if given["run"] else model_as_asked(given)
     texts = checked(given["prompt"])
     stop_ids = source.stop_ids()
     prompts = [prompt_ids(text, source.tokenizer, stop_ids[0]) for text in texts]
@@ -101,13 +120,70 @@ def complete(given: Given, work: Work) -> None:
                   f"(--max-new-tokens sets it)")
 
 
-def checked(prompts: Sequence[str]) -> Sequence[str]:
+# ---- turns ----------------------------------------------------------------------------------------------------------
+
+def talk(given: Given, source: Source, load: Callable[[], Llama], work: Work) -> None:
+    """Answers turns until the input ends. On a terminal, an answer is shown as it is written."""
+    sampling, chat = sampling_of(given), load_template(source.path, source.tokenizer)
+    end, positions = chat.end_of_turn, source.config.max_position_embeddings
+    max_new_tokens = given.get("max_new_tokens") or min(ANSWER, positions // 2)
+    if max_new_tokens >= positions:
+        raise ValueError(f"--max-new-tokens {max_new_tokens}: {source.path} has {positions} positions, a turn included")
+    to_stderr(f"{chat.where}: a turn ends with {end}" + ("" if chat.own else "; the model has no chat template of its "
+                                                                             "own, and may not know this one"))
+    system = checked([given["system"]], "--system")[0] if "system" in given else None
+    work.begins("loading the model")
+    model = load()
+    work.begins("talking")
+    here = sys.stdin.isatty() and sys.stdout.isatty()
+    with dense_weights(model):
+        conversation = Talk(model, chat, source.stop_ids(), max_new_tokens, sampling, system)
+        for turn in typed_turns() if here else sys.stdin:
+            if turn.strip():
+                say(conversation, turn.strip(), here)
+
+
+def typed_turns() -> Iterator[str]:
+    """Lines of a person, until Ctrl-D."""
+    to_stderr("Ctrl-D ends the conversation")
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            return print()
+
+
+def say(conversation: Talk, text: str, here: bool) -> None:
+    """Prints the answer to one turn. A turn that cannot be answered is said, and the conversation goes on."""
+    shown = ""
+
+    def show(so_far: str) -> None:
+        nonlocal shown
+        if here and so_far.startswith(shown) and not so_far.endswith("\ufffd"):  # half a character
+            print(so_far[len(shown):], end="", flush=True)
+            shown = so_far
+    forgotten = conversation.forgotten
+    try:
+        said = conversation.answer(checked([text], "the turn")[0], show)
+    except ValueError as error:
+        return to_stderr(f"error: {error}")
+    print(said[len(shown.strip()):] if here and said.startswith(shown.strip()) else said, flush=True)
+    if conversation.forgotten > forgotten:
+        to_stderr(f"the oldest {conversation.forgotten} turns are forgotten: the model has no room for them")
+    if conversation.cut:
+        to_stderr(f"the answer reached the limit of {conversation.max_new_tokens} new tokens before it ended "
+                  f"(--max-new-tokens sets it)")
+
+
+# ---- what is asked for ----------------------------------------------------------------------------------------------
+
+def checked(prompts: Sequence[str], named: str = "--prompt") -> Sequence[str]:
     """Raises ValueError for a prompt that is no text: bytes of a terminal that are not UTF-8 become half surrogates."""
     for i, prompt in enumerate(prompts, 1):
         try:
             check_text(prompt)
         except NotText as error:
-            raise ValueError(f"--prompt {i} of {len(prompts)} {error}") from None
+            raise ValueError(f"{named}{f' {i} of {len(prompts)}' if named == '--prompt' else ''} {error}") from None
     return prompts
 
 

@@ -191,7 +191,7 @@ def describe(run: Run, source: Source, config: RunConfig, data: PreparedData) ->
                          "calibration": data.calibration.fingerprint if config.base.by_gptq else None,
                          "tokenizer": {path.name: sha256_of(path) for path in travelling_files(run.path)}},
         "data": {"template_version": data.task.template_version, "left_out": data.left_out,
-                 "empty_answers": data.empty_answers},
+                 "empty_answers": data.empty_answers, **data.task.facts()},
     })
 
 

@@ -9,10 +9,11 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 
 from model.chat_template import FILE, ChatTemplate, Hidden, Turn, load_template
-from model.files import write_text
+from model.files import read_json, write_text
 from model.tokenizer import Tokenizer, continuation
 from tasks.measured import MeasuredTask
 from tasks.own_rows import LeftOut, own_rows, own_splits
@@ -69,12 +70,16 @@ class Messages(MeasuredTask):
 
     def meet(self, directory: Path, tokenizer: Tokenizer, end_id: int, longest: int) -> tuple[int, ...]:
         """Says which template is used. The token that ends a turn ends an answer, too."""
-        self.chat, self.longest = load_template(directory, tokenizer), longest
+        self.day = day_of(directory)
+        self.chat = load_template(directory, tokenizer, self.day)
         end = self.chat.end_of_turn
         print(f"{self.chat.where}: the model's own chat template; a turn ends with {end}" if self.chat.own else
               f"{directory}: the model has no chat template, so ChatML is used, and kept with the run; a turn ends "
               f"with {end}")
         return () if self.chat.end_id == end_id else (self.chat.end_id,)
+
+    def facts(self) -> dict:
+        return {"day": self.day.isoformat()} if "strftime_now" in self.chat.text else {}
 
     def leave_beside(self, directory: Path) -> None:
         if not self.chat.own:
@@ -118,6 +123,15 @@ class Messages(MeasuredTask):
 
     def texts(self, row: Asked) -> tuple[str, ...]:
         return ()  # its ids are known
+
+
+def day_of(directory: Path) -> date:
+    """The day that a template may write into every row: of a run the day on which it began, so that it goes on with the
+    same rows; else today."""
+    file = directory / "config.json"
+    stated = read_json(file).get("data") if file.is_file() else None
+    day = stated.get("day") if isinstance(stated, dict) else None
+    return date.fromisoformat(day) if isinstance(day, str) else date.today()
 
 
 def hidden_of(chat: ChatTemplate, row: Conversation) -> Hidden:

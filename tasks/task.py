@@ -176,6 +176,10 @@ class Task:
         directory: the model's. longest: tokens of a training row, or of a window."""
         return ()
 
+    def facts(self) -> dict:
+        """What of `meet` a run has to remember, for its config.json."""
+        return {}
+
     def leave_beside(self, directory: Path) -> None:
         """Writes into a run what a reader of its model has to know of the prompts."""
 

@@ -84,6 +84,7 @@ SLOW = (
     "scripts/test_one_writer.py",
     "finetune/test_flags.py",
     "tasks/test_texts.py",
+    "tasks/test_own_commands.py",
     "tasks/test_benchmarks.py",
     "quant/test_gptq.py",
     "interop/test_export_gguf.py",
