@@ -59,8 +59,8 @@ def test_what_is_structured_goes_before_what_was_made_of_it(tmp_path, fields, ta
 
 def test_a_row_without_a_layout_is_named_with_those_that_are_known(tmp_path):
     path = write(tmp_path / "my.jsonl", {"question": "a", "answer": "b", "text": None})
-    with pytest.raises(ValueError, match=r"my.jsonl, line 1: the row has question, answer, which is none of .* messages; "
-                                         r"conversations; instruction, output; prompt, completion; text, label; .*"
+    with pytest.raises(ValueError, match=r"my.jsonl, line 1: the row has question, answer, which is none of .* messages"
+                                         r"; conversations; instruction, output; prompt, completion; text, label; .*"
                                          r"--task"):
         recognised(path)
     with pytest.raises(ValueError, match="my.jsonl: holds no rows"):
