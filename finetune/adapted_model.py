@@ -1,5 +1,6 @@
 """A model with an adapter beside every target layer: put there, kept on disk, and merged."""
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from adapters.rounding import TrainingLost
 from finetune.config import RunConfig
 from finetune.methods import TARGETS
 from finetune.run import Run
-from model.checkpoint import save_model
+from model.checkpoint import load_config, save_model
 from model.checksums import write_sums
 from model.config_json import config_to_json
 from model.files import write_json
@@ -120,7 +121,8 @@ def save_beside(model: Llama, run: Run, directory: Path) -> None:
     """A merged model as a model directory of its own, in the place of an earlier one."""
     with scratch_directory(directory) as scratch:
         made = scratch / directory.name
-        write_json(made / "config.json", config_to_json(model.config))
+        ends = load_config(run.path).eos_token_ids  # of a chat template, too, which the base may not know
+        write_json(made / "config.json", config_to_json(replace(model.config, eos_token_ids=ends)))
         copy_tokenizer(run.path, made)
         save_model(model, made / "model.safetensors")
         write_sums(made)

@@ -45,7 +45,7 @@ class Asked(Conversation):
 
 class Messages(MeasuredTask):
     name, needs_data = "messages", True
-    title, licence = "your own conversations, by the model's chat template", "yours"
+    title, licence = "your own conversations", "yours"
     rows = "messages (role, content); or conversations (from, value)"
     protocol = (f"{MeasuredTask.protocol}; the model's chat template; loss over all turns of the assistant, the other "
                 "scores of the last one")

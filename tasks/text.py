@@ -16,7 +16,7 @@ from tasks.task import Encoded, Example, Splits
 
 class OwnText(Perplexity):
     name, needs_data, needs_test_data, trains = "text", True, False, True
-    title, licence = "your own texts, for continued pre-training", "yours"
+    title, licence = "your own texts: more pre-training", "yours"
     rows = "text"
     protocol = ("windows of {} tokens of the joined documents, which do not overlap, the first token of each only "
                 "read, the last one left out if it is not whole")

@@ -179,8 +179,8 @@ OLDER = {"method": "qlora", "quantizer": "nf", "block": "64x1", "grid": None, "l
      ["--method", "qlora", "--requantize", "minmax@32x1", "--bits", 2]),
     ({"method": "qablora", "quantizer": "minmax", "block": "4x8", "grid": None, "lam": "4x8", "data": "/a/rows.jsonl",
       "test_data": "org/name@0123:test.csv", "model": "org/name@0123"},
-     ["--method", "qablora", "--data", "/a/rows.jsonl", "--test-data", "org/name@0123:test.csv", "--model",
-      "org/name@0123"])])
+     ["--method", "qablora", "--task", "banking77", "--data", "/a/rows.jsonl", "--test-data", "org/name@0123:test.csv",
+      "--model", "org/name@0123"])])
 def test_flags_of_format_1_are_the_flags_of_today(flags, words):
     assert from_old("qalora", **flags) == as_asked(*words)
 

@@ -1,4 +1,5 @@
 """sample.py as a user runs it."""
+import io
 import re
 import shutil
 
@@ -8,6 +9,7 @@ import torch
 import sample as sample_script
 from finetune.run import open_run
 from finetune.source import Source, load_trained
+from model.chat_template import ChatTemplate, load_template
 from model.checkpoint import random_model, save_model
 from model.config_json import config_to_json
 from model.files import write_json
@@ -124,7 +126,12 @@ def test_the_letters_of_an_end_token_in_a_prompt_are_said_to_be_letters(small_ba
 
 X = ["--prompt", "x"]
 BAD = [
-    (["--temperature", "0.5"], "the following arguments are required: --prompt"),
+    (["--temperature", "0.5"], "give --prompt TEXT to complete it, or --chat to talk"),
+    ([*X, "--chat"], "give --prompt TEXT to complete it, or --chat to talk: not both"),
+    ([*X, "--system", "s"], "--system goes with --chat only"),
+    (["--chat", "--batch-size", "3"], "--batch-size goes with --prompt only"),
+    (["--chat", "--seed", "1"], "--seed changes nothing about the most likely tokens"),
+    (["--chat", "--max-new-tokens", "160"], "--max-new-tokens 160: .* has 160 positions, a turn included"),
     ([*X, "--top-p", "0"], r"--top-p: 0 is not in \(0, 1\]"),
     ([*X, "--temperature", "0"], "--temperature: 0 is not above 0"),
     ([*X, "--seed", "1"], "--seed changes nothing about the most likely tokens"),
@@ -209,3 +216,40 @@ def test_each_flag_of_sampling_is_used(small_base, capsys):
         ("--temperature", "1e-4")))
     assert narrow == cold == greedy
     assert len({greedy, hot, other_seed}) == 3
+
+
+# ---- turns ----------------------------------------------------------------------------------------------------------
+
+def talk(capsys, monkeypatch, lines, *arguments):
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+    capsys.readouterr()
+    assert call(sample_script, "--chat", *arguments) is None
+    return capsys.readouterr()
+
+
+def test_every_line_of_a_pipe_is_a_turn_and_what_was_said_is_kept(small_base, capsys, monkeypatch):
+    asked, source = ("--model", small_base, *FLOAT, "--max-new-tokens", "6"), Source(small_base)
+    said = talk(capsys, monkeypatch, "Where is my card?\n\nAnd now?\n", *asked)
+    chat, model = load_template(small_base, source.tokenizer), source.load(torch.float32, "cpu")
+    turns, answers = [], []
+    for text in ("Where is my card?", "And now?"):
+        turns.append({"role": "user", "content": text})
+        prompt = chat.encode(chat.render(turns, prompt=True), "\ufdd0")
+        answers.append(source.tokenizer.decode(generate(model, [prompt], 6, source.stop_ids(), 1)[0]).strip())
+        turns.append({"role": "assistant", "content": answers[-1]})
+    assert said.out == "".join(f"{answer}\n" for answer in answers)
+    assert "a turn ends with </s>; the model has no chat template of its own" in said.err
+    assert said.err.count("the answer reached the limit of 6 new tokens") == 2
+
+
+def test_the_systems_turn_is_read_and_a_turn_without_room_is_said(small_base, capsys, monkeypatch):
+    rendered = []
+    render = ChatTemplate.render
+    monkeypatch.setattr(ChatTemplate, "render", lambda self, turns, prompt: rendered.append(
+        [turn["content"] for turn in turns]) or render(self, turns, prompt))
+    asked = ("--model", small_base, *FLOAT, "--max-new-tokens", "2")
+    said = talk(capsys, monkeypatch, "word " * 300 + "\nhi\n", *asked, "--system", "Be brief.")
+    assert rendered[-1] == ["Be brief.", "hi"] and len(said.out.splitlines()) == 1
+    assert re.search(r"error: the turn has \d{3} tokens with its template; the model has room for 158", said.err)
+    talk(capsys, monkeypatch, "hi\n", *asked)
+    assert rendered[-1] == ["hi"]

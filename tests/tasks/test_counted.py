@@ -281,8 +281,9 @@ def test_the_same_row_in_train_and_test_is_counted_and_said(small_base, tmp_path
     test = write(tmp_path / "test.jsonl", [{**rows[3], "text": "Where is  card 3"},
                                            {**rows[4], "category": "age_limit"},
                                            {"text": "another", "category": "card_arrival"}])
-    assert call(train_script, "--method", "lora", "--model", small_base, "--data", train, "--test-data", test,
-                "--steps", "1", "--batch-size", "8", "--max-new-tokens", "3", "--out", "run") is None
+    assert call(train_script, "--method", "lora", "--model", small_base, "--task", "banking77", "--data", train,
+                "--test-data", test, "--steps", "1", "--batch-size", "8", "--max-new-tokens", "3", "--out",
+                "run") is None
     out = capsys.readouterr().out
     assert f"--task banking77: 1 of 3 test rows with {ALSO_TRAINED}\n" in out
     assert f"every state: 1 of 3 test rows with {ALSO_TRAINED}\n" in out

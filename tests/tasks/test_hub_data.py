@@ -138,7 +138,7 @@ def test_a_splits_name_begins_a_word(fake, split, names, found):
 def test_a_data_set_without_readable_files_is_named(fake):
     fake.names = lambda commit: ["data.zip", "script.py"]
     with pytest.raises(ValueError, match=r"org/name: the data set has no file that can be read here "
-                                         r"\(.jsonl, .json, .csv, .parquet\)"):
+                                         r"\(.jsonl, .json, .csv, .tsv, .parquet\)"):
         data_file(HubData("org/name"), "train")
 
 

@@ -27,8 +27,9 @@ def test_the_table_has_a_line_for_each_task_and_fits_120_columns(tasks):
 
 
 def test_only_tasks_that_train_are_offered_for_training():
-    assert set(TRAINING_TASKS) == {"banking77", "sql-create-context", "gsm8k", "gsm8k-zero-shot", "alpaca", "flan",
-                                   "bitext", "bitext-response", "pretrain"}
+    assert set(TRAINING_TASKS) == {"auto", "messages", "instruction", "completion", "classification", "text",
+                                   "banking77", "sql-create-context", "gsm8k", "gsm8k-zero-shot",
+                                   "alpaca", "flan", "bitext", "bitext-response", "pretrain"}
 
 
 @pytest.mark.parametrize("name,data,test_data", [

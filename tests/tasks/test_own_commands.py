@@ -1,12 +1,22 @@
 """A user's own rows through train.py and eval.py."""
+import io
 import json
 
 import pytest
+import torch
 
 import eval as eval_script
+import export as export_script
+import sample as sample_script
 import train as train_script
+from finetune.source import Source
+from model.chat_template import load_template
+from model.checkpoint import random_model, save_model
+from model.config_json import config_to_json
+from model.files import write_json
 from tasks import hub_data
-from tests.cli import call, rows_of, train_once
+from tests.cli import SMALL, call, rows_of, train_once
+from tests.fixtures.make_chat_templates import CONTROL, tokenizer
 from tests.model.test_hub import FIRST
 from tests.tasks.test_hub_data import FakeHub
 from tests.tasks.test_own_rows import OWN, TALK
@@ -40,3 +50,32 @@ def test_a_data_set_of_the_hub_is_recognised_too(tmp_path, tmp_path_factory, mon
     assert saved["task"] == "messages" and saved["data"] == f"HuggingFaceH4/no_robots@{FIRST}:data/train.jsonl"
     assert "6 rows of messages: --task messages (not read: prompt, category)" in capsys.readouterr().out
     hub_data.fetch.cache_clear()
+
+
+def test_the_end_of_a_turn_is_an_end_token_of_the_run_and_of_its_export(tmp_path, capsys, monkeypatch):
+    """The base ends texts with another token, and has no template."""
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "tokenizer.json").write_text(tokenizer().to_str())
+    end, end_of_turn = 256 + CONTROL.index("<|endoftext|>"), 256 + CONTROL.index("<|im_end|>")
+    write_json(base / "tokenizer_config.json", {"eos_token": "<|endoftext|>"})
+    write_json(base / "generation_config.json", {"eos_token_id": end, "top_k": 3})
+    write_json(base / "config.json", {**config_to_json(SMALL), "bos_token_id": None, "eos_token_id": end,
+                                      "max_position_embeddings": 512})
+    save_model(random_model(SMALL, torch.float32, seed=1), base / "model.safetensors")
+    data = OWN / "conversations.jsonl"
+    assert call(train_script, "--model", base, "--method", "lora", "--data", data, "--steps", "1", "--out", "x") is None
+    out = capsys.readouterr().out
+    assert f"{base}: the model has no chat template, so ChatML is used, and kept with the run; a turn ends with" in out
+    run = Source(tmp_path / "x")
+    assert run.stop_ids() == (end, end_of_turn)
+    assert json.loads((tmp_path / "x" / "generation_config.json").read_text()) == {"eos_token_id": [end, end_of_turn],
+                                                                                  "top_k": 3}
+    assert load_template(run.path, run.tokenizer).own  # it is the run's now
+    assert call(export_script, "x", "--format", "safetensors", "--to", "out") is None
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == [end, end_of_turn]
+    for name in ("chat_template.jinja", "generation_config.json"):
+        assert (tmp_path / "out" / name).read_text() == (tmp_path / "x" / name).read_text()
+    monkeypatch.setattr("sys.stdin", io.StringIO("hi\n"))
+    assert call(sample_script, "--chat", "x", "--max-new-tokens", "3") is None
+    assert "a turn ends with <|im_end|>\n" in capsys.readouterr().err

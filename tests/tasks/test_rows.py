@@ -84,7 +84,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_field(tmp_path):
     ("x.json", b'{"a": "1"}\n{"a": "1", "b": 2}\n', "x.json, line 1: field 'b' is missing or not text"),
     ("x.json", b"3", "expected a JSON list of rows"),
     ("x.json", b"[1]", "x.json, row 1: expected a JSON object, found int"),
-    ("x.txt", b"a", r"x.txt: the name of a data file must end in one of .jsonl, .json, .csv, .parquet")])
+    ("x.txt", b"a", r"x.txt: the name of a data file must end in one of .jsonl, .json, .csv, .tsv")])
 def test_what_is_wrong_is_named_with_file_and_line(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
