@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import eval as eval_script
 import export as export_script
@@ -15,7 +16,7 @@ from model.checkpoint import random_model, save_model
 from model.config_json import config_to_json
 from model.files import write_json
 from tasks import hub_data
-from tests.cli import SMALL, call, rows_of, train_once
+from tests.cli import SMALL, call, interrupted_after, rows_of, train_once
 from tests.fixtures.make_chat_templates import CONTROL, tokenizer
 from tests.model.test_hub import FIRST
 from tests.tasks.test_hub_data import FakeHub
@@ -50,6 +51,18 @@ def test_a_data_set_of_the_hub_is_recognised_too(tmp_path, tmp_path_factory, mon
     assert saved["task"] == "messages" and saved["data"] == f"HuggingFaceH4/no_robots@{FIRST}:data/train.jsonl"
     assert "6 rows of messages: --task messages (not read: prompt, category)" in capsys.readouterr().out
     hub_data.fetch.cache_clear()
+
+
+def test_a_run_of_conversations_goes_on_with_the_same_rows(wide_base, monkeypatch):
+    """Its template is the run's own by then."""
+    asked = ("--model", wide_base, "--method", "lora", "--data", OWN / "conversations.jsonl", "--steps", "4",
+             "--save-every", "1", "--batch-size", "2")
+    with interrupted_after(3, monkeypatch):
+        assert "train.py --resume cut" in call(train_script, *asked, "--out", "cut")
+    assert call(train_script, "--resume", "cut") is None
+    assert call(train_script, *asked, "--out", "whole") is None
+    cut, whole = (load_file(f"{run}/adapter.safetensors") for run in ("cut", "whole"))
+    assert all(torch.equal(cut[name], whole[name]) for name in whole)
 
 
 def test_the_end_of_a_turn_is_an_end_token_of_the_run_and_of_its_export(tmp_path, capsys, monkeypatch):
