@@ -18,7 +18,7 @@ from datetime import date
 from functools import cached_property
 from pathlib import Path
 
-from model.files import read_json, write_json
+from model.files import read_json, read_utf8, write_json
 from model.gguf_reader import is_gguf, read_gguf
 from model.template_sandbox import compiled, rendered
 from model.tokenizer import CONFIG, MAP, SentencePieceTokenizer, Tokenizer
@@ -39,10 +39,7 @@ def find_template(directory: Path) -> tuple[str, str] | None:
         text = read_gguf(directory).get(GGUF_KEY, str, "")
         return (text, f"{directory}, {GGUF_KEY}") if text else None
     if (file := directory / FILE).is_file():
-        try:
-            return file.read_text(encoding="utf-8-sig"), str(file)
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{file}: not UTF-8 text ({error})") from None
+        return read_utf8(file), str(file)
     if not (config := directory / CONFIG).is_file():
         return None
     stated = read_json(config).get("chat_template")

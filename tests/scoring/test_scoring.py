@@ -133,7 +133,7 @@ def test_a_text_or_calibration_beyond_the_models_vocabulary_is_named_before_a_we
 
 
 def test_training_on_a_benchmark_is_refused(small_base, text_file, elsewhere):
-    assert "argument --task: perplexity has test rows only: train on one of banking77" in call(
+    assert "argument --task: perplexity has test rows only: train on one of auto, messages" in call(
         train, "--model", small_base, "--task", "perplexity", "--test-data", text_file)
 
 
