@@ -56,7 +56,8 @@ class StoredFormatExport:
                 tensors[name] = in_type(dense_tensor(model, name), self.dense_type(model, layer), name)
         write_safetensors(place / "model.safetensors", tensors)
         dense = next(t.dtype for name, t in tensors.items() if name.endswith("norm.weight"))
-        write_json(place / "config.json", {**hugging_face_config(model.config, dense), **self.kind.config_of(settings)})
+        config = hugging_face_config(self.trained.config, dense)
+        write_json(place / "config.json", {**config, **self.kind.config_of(settings)})
         write_tokenizer(self.trained, place)
         types = sorted({name_of(t.dtype) for t in tensors.values()})
         return {"layers_of_codes": len(settings), "types": ", ".join(types)}
