@@ -44,6 +44,7 @@ RUNS = ("tests/scripts/test_cli.py", "tests/scripts/test_cli_methods.py")
 RESTORE = ("tests/scripts/test_cli_restore.py", "tests/adapters/test_restoration.py")
 SAMPLE = ("tests/scripts/test_sample.py", "tests/finetune/test_flags.py")
 TASKS = ("tests/tasks",)
+OWN = ("tests/tasks/test_messages.py", "tests/tasks/test_own_rows.py", "tests/tasks/test_own_commands.py")
 CHAT = ("tests/model/test_chat_template.py", "tests/model/test_talk.py", "tests/tasks/test_messages.py")
 SCORING = ("tests/scoring",)
 EXPORT = ("tests/interop/test_export.py",)
@@ -284,19 +285,19 @@ MUTANTS = [
     M("end-token-not-learned", "tasks/task.py", "tokenizer, eos_id) + [eos_id], len(prompt))",
       "tokenizer, eos_id), len(prompt))", TASKS),
     M("prompt-learned", "tasks/task.py", "+ [eos_id], len(prompt))", "+ [eos_id], 1)", TASKS),
-    M("later-questions-learned", "tasks/batching.py", "at[row, start - 1:end - 1] = False", "pass", TASKS),
+    M("later-questions-learned", "tasks/batching.py", "at[row, start - 1:end - 1] = False", "pass", OWN),
     M("later-questions-one-late", "tasks/batching.py", "at[row, start - 1:end - 1] = False",
-      "at[row, start:end] = False", TASKS),
-    M("rewritten-turns-learned", "tasks/messages.py", "if not whole.startswith(after[:end]):", "if False:", TASKS),
+      "at[row, start:end] = False", OWN),
+    M("rewritten-turns-learned", "tasks/messages.py", "if not whole.startswith(after[:end]):", "if False:", OWN),
     M("a-users-control-tokens-stay", "model/chat_template.py", "pattern.sub(hide, turn[\"content\"])",
       "turn[\"content\"]", CHAT),
     M("template-without-trim", "model/template_sandbox.py", "trim_blocks=True, ", "", CHAT),
     M("rendering-without-end", "model/template_sandbox.py", "signal.setitimer(signal.ITIMER_REAL, seconds)", "pass",
       CHAT),
-    M("two-layouts-in-a-file", "tasks/own_rows.py", "if layout_of(place, row) == layout:", "if True:", TASKS),
+    M("two-layouts-in-a-file", "tasks/own_rows.py", "if layout_of(place, row) == layout:", "if True:", OWN),
     M("talk-forgets", "model/talk.py", "[*self.turns, {\"role\": \"user\"", "[{\"role\": \"user\"", CHAT),
     M("talk-never-stops", "model/talk.py", "(*stop_ids, chat.end_id)", "stop_ids", CHAT),
-    M("end-of-turn-not-kept", "train.py", "if ends_more:\n", "if False:\n", TASKS),
+    M("end-of-turn-not-kept", "train.py", "if ends_more:\n", "if False:\n", OWN),
     M("targets-one-early", "tasks/batching.py", "at[row, :e.prompt_length - 1] = False",
       "at[row, :e.prompt_length - 2] = False\n        at[row, len(e.tokens) - 2] = False", (*TASKS, *LOOP)),
     M("validation-rows-among-the-trained", "tasks/task.py", "return list(items[:n]), list(items[n:])",
