@@ -62,16 +62,21 @@ def with_pinned_data(config: Config) -> Config:
     data = config.data
     check_needs(task_of(data), data)
     data = replace(data, data=pinned_data(data.data, "train"), test_data=pinned_data(data.test_data, "test"))
-    if data.task == AUTO:
-        data = replace(data, task=recognised(data_file(data.data, "train")))
-        check_needs(task_of(data), data)
-    return replace(config, data=data)
+    return replace(config, data=with_recognised_task(data))
+
+
+def with_recognised_task(asked: DataConfig) -> DataConfig:
+    """The task of a user's own rows, by their fields."""
+    if asked.task != AUTO:
+        return asked
+    check_needs(task_of(asked), asked)
+    return replace(asked, task=recognised(data_file(asked.data, "train")))
 
 
 def prepare_data(source: Source, config: ScoringConfig, calibrate: bool) -> PreparedData:
     """Reads and checks all rows before any weight is loaded. Raises ValueError if nothing is left to train on
     (benchmarks have no training rows), or to calibrate on."""
-    asked = config.data
+    asked = with_recognised_task(config.data)
     task = task_of(asked)
     check_needs(task, asked)
     splits = task.splits(data_file(asked.data, "train"), data_file(asked.test_data, "test"), asked.limit, asked.seed)

@@ -8,7 +8,7 @@ from tasks.task import Splits, Task
 
 
 class Own(Task):
-    """It stands for another task until the file is there (`finetune.data.with_pinned_data`)."""
+    """It stands for another task until the file is there (`finetune.data.with_recognised_task`)."""
     name, metric, needs_data = AUTO, "that of the task", True
     title, licence = "your own rows, the task by their fields", "yours"
     rows = "those of " + ", ".join(dict.fromkeys(layout.task for layout in LAYOUTS))

@@ -222,7 +222,9 @@ def test_rows_that_changed_since_the_training_are_not_used(small_base, tmp_path,
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"text": f"lost card {i}", "category": "card_arrival"}) + "\n"
                             for i in range(30)))
-    run = shrunk(made_run(tmp_path / "run", small_base, "--method", "lora", "--data", rows, "--test-data", rows), 1e-3)
+    run = made_run(tmp_path / "run", small_base, "--method", "lora", "--task", "banking77", "--data", rows,
+                   "--test-data", rows)
+    run = shrunk(run, 1e-3)
     rows.write_text(rows.read_text().replace("lost", "found"))
     report = export(run, "safetensors", tmp_path / "out", "--dtype", "bfloat16", "--allow-loss")
     assert report["loss_exported"] is None and report["training_lost"] > 0.01
