@@ -11,7 +11,7 @@ from tasks.task import Example, Splits
 class Classification(LabelTask):
     name, needs_data = "classification", True
     title, licence = "your own texts with a label", "yours"
-    rows = "text, label (text or a whole number); or text, category"
+    rows = "text, label (text or a whole number)"
 
     def __init__(self):
         self.names: set[str] = set()  # of the files that `splits` has read

@@ -5,7 +5,8 @@
 | `messages` | messages: a list of role and content; or conversations: a list of from and value (ShareGPT) |
 | `instruction` | instruction, output, input (may be left out) |
 | `completion` | prompt, completion |
-| `classification` | text, label; or text, category |
+| `classification` | text, label |
+| `banking77` | text, category: the embedded data set's own fields |
 | `text` | text |
 
 A row that has the fields of several layouts has the first of them, in this order: what is structured goes before what
@@ -35,7 +36,7 @@ class Layout:
 
 LAYOUTS = (Layout("messages", ("messages",)), Layout("messages", ("conversations",)),
            Layout("instruction", ("instruction", "output"), ("input",)), Layout("completion", ("prompt", "completion")),
-           Layout("classification", ("text", "label")), Layout("classification", ("text", "category")),
+           Layout("classification", ("text", "label")), Layout("banking77", ("text", "category")),
            Layout("text", ("text",)))
 
 

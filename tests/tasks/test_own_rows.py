@@ -22,7 +22,7 @@ TALK = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hel
 SHARED = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]
 LAYOUTS = {"messages": {"messages": TALK}, "messages ": {"conversations": SHARED},
            "instruction": {"instruction": "a", "output": "b"}, "completion": {"prompt": "a", "completion": "b"},
-           "classification": {"text": "a", "label": "b"}, "classification ": {"text": "a", "category": "b"},
+           "classification": {"text": "a", "label": "b"},
            "text": {"text": "a"}}
 KINDS = {kind.name: kind for kind in (Messages, Instruction, Completion, Classification, OwnText)}
 OWN = ROOT / "docs" / "own-data"
@@ -52,7 +52,8 @@ def test_a_layout_is_recognised_and_said_with_what_is_not_read(tmp_path, capsys,
 @pytest.mark.parametrize("fields,task", [
     ({"prompt": "p", "messages": TALK, "category": "Open QA"}, "messages"),                # no_robots
     ({"instruction": "a", "input": "", "output": "b", "text": "made of them"}, "instruction"),  # alpaca
-    ({"prompt": "p", "completion": None, "text": "t"}, "text")])
+    ({"prompt": "p", "completion": None, "text": "t"}, "text"),
+    ({"text": "a", "category": "b"}, "banking77")])
 def test_what_is_structured_goes_before_what_was_made_of_it(tmp_path, fields, task):
     assert recognised(write(tmp_path / "my.jsonl", fields)) == task
 
