@@ -224,6 +224,7 @@ def train(run: Run, config: RunConfig, data: PreparedData, work: Work | None = N
     peak = peak_memory(model.device)
     write_record(run.training_file, {"trainable_parameters": sum(p.numel() for p in parameters.values()),
                                    "tokens": trainer.tokens, "seconds": round(trainer.seconds, 3),
+                                   **({"stopped_by": "patience"} if trainer.stopped_early else {}),
                                    **{key: round(megabytes) for key, megabytes in peak.items()}})
     of_gpu = f", of the GPU {peak['peak_gpu_memory_mb']:.0f} MB" if "peak_gpu_memory_mb" in peak else ""
     print(f"trained {trainer.tokens} tokens in {trainer.seconds:.0f} s, {trainer.tokens / trainer.seconds:.0f} "

@@ -23,6 +23,7 @@ import torch
 from adapters.lam import Lam
 from adapters.operators import OPERATORS
 from finetune.methods import METHODS, TARGETS, Method
+from finetune.schedule import SCHEDULES
 from model.gguf_reader import is_gguf
 from model.hub import HubModel
 from quant.grid import Block
@@ -287,10 +288,19 @@ class TrainingConfig:
                                                                                             "instead")
     warmup: float = option(0.05, parse=share, metavar="SHARE", help="raise the learning rate in this share of the "
                                                                     "steps")
+    lr_schedule: str = option("cosine", choices=SCHEDULES,
+                              help="lower the learning rate to 0 after the warm-up along half a cosine or a line, or "
+                                   "keep it constant")
     clip: float = option(1.0, parse=positive(float), metavar="NORM", help="clip the gradient to this norm")
     weight_decay: float = option(0.0, parse=share, metavar="W", help="decay matrices by this factor a step, times the "
                                                                      "learning rate")
     beta2: float = option(0.999, parse=share, metavar="B", help="set AdamW's second beta")
+    eval_every: int | None = option(
+        None, parse=positive(int), metavar="STEPS", shown="at the end of each epoch",
+        help="compute the validation loss after every STEPS steps too, and keep what has the lowest")
+    patience: int | None = option(
+        None, parse=positive(int), metavar="N", shown="never",
+        help="end training after N validation losses in a row that are not below the lowest")
     save_every: SaveEvery = option(
         SaveEvery(200, 10.0), parse=SaveEvery.parse, load=SaveEvery.parse, metavar="STEPS,MINUTESm", setting=False,
         help="save a state to resume from every N steps (200), every N minutes (10m), or at whichever comes first "

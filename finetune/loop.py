@@ -1,8 +1,9 @@
 """One training loop for every method: it sees a model, the parameters that train, and encoded examples."""
-import json
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -12,10 +13,12 @@ from tqdm import tqdm
 
 from finetune.config import TrainingConfig
 from finetune.graphs import RecordedSteps
-from finetune.state_files import StateFiles, place_of
+from finetune.progress import figures, seconds_left, training_bar
+from finetune.schedule import evaluations_left, is_evaluated, learning_rate
+from finetune.state_files import StateFiles
 from finetune.stop import STOP, Stopped
+from finetune.training_state import restore, state_of
 from model.finite import NotFinite, why_not_finite
-from model.tensor_files import TensorFile
 from model.token_loss import summed_loss_of
 from tasks.batching import collate, epoch_batches, split_list
 from tasks.task import Encoded
@@ -23,14 +26,6 @@ from tasks.task import Encoded
 
 class TrainingDiverged(RuntimeError):
     """A gradient or the validation loss is not finite."""
-
-
-def learning_rate(step: int, total: int, settings: TrainingConfig) -> float:
-    """Linear rise over `warmup`, then half a cosine down to 0. `step` counts from 0."""
-    rising = max(1, round(settings.warmup * total))
-    if step < rising:
-        return settings.lr * (step + 1) / rising
-    return settings.lr * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total - rising)))
 
 
 def summed_loss(model: nn.Module, examples: Sequence[Encoded]) -> tuple[Tensor, int]:
@@ -66,9 +61,7 @@ class Trainer:
     """AdamW over `parameters` only. `keep_best` is called at each new lowest validation loss. `flush_log`: makes what
     `log` got so far survive a power loss.
 
-    `state_file` holds what resuming needs: the parameters, the optimizer's moments, the random state, and in its header
-    the step and the best loss so far. The order of the data follows from (seed, epoch), so the step alone finds the
-    place. """
+    `state_file` holds what resuming needs (`training_state.py`)."""
 
     def __init__(self, model: nn.Module, parameters: dict[str, nn.Parameter], settings: TrainingConfig, seed: int,
                  train: list[Encoded], validation: list[Encoded], state_file: Path,
@@ -89,26 +82,38 @@ class Trainer:
         self.per_epoch = math.ceil(len(train) / settings.batch_size)
         self.total_steps = settings.steps or settings.epochs * self.per_epoch
         self.step, self.best, self.tokens, self.seconds = 0, math.inf, 0, 0.0
-        self.to_validate = False  # an epoch has ended, and its validation loss is not known yet
+        self.since_best = 0  # validations since the best one
+        self.to_validate = False  # a validation is due after this step, and its loss is not known yet
         self.clock, self.saved_at = clock, clock()
+        self.latest, self.validated_in = deque[float](maxlen=50), 0.0  # seconds of steps, and of a validation
 
     def run(self) -> None:
         """Raises Stopped, with a state saved, after the step in which a signal asked for it."""
         self.model.train()
         self.saved_at = self.clock()
-        with STOP.held(), tqdm(total=self.total_steps, initial=self.step, desc="training", unit="step",
-                               disable=None) as bar:
-            while self.to_validate or self.step < self.total_steps:
-                self._rest_of_epoch(bar)
-                self._end_of_epoch(math.ceil(self.step / self.per_epoch))
+        with STOP.held(), training_bar(self.step, self.total_steps) as bar:
+            while self.to_validate or self.step < self.total_steps and not self.out_of_patience:
+                self._to_next_validation(bar)
+                self._validate()
+        if self.stopped_early:
+            print(f"no lower validation loss in {self.since_best} validations: --patience {self.settings.patience} "
+                  f"ends training at step {self.step} of {self.total_steps}; the lowest, {self.best:.4f}, is kept")
 
-    def _rest_of_epoch(self, bar: tqdm) -> None:
+    @property
+    def out_of_patience(self) -> bool:
+        return bool(self.settings.patience and self.since_best >= self.settings.patience)
+
+    @property
+    def stopped_early(self) -> bool:
+        return self.out_of_patience and self.step < self.total_steps
+
+    def _to_next_validation(self, bar: tqdm) -> None:
         if self.to_validate:
             return
         lengths, (epoch, place) = [len(e.tokens) for e in self.train_set], divmod(self.step, self.per_epoch)
         for indices in epoch_batches(lengths, self.settings.batch_size, self.seed, epoch)[place:]:
             self._one_step([self.train_set[i] for i in indices], bar)
-            self.to_validate = self.step % self.per_epoch == 0 or self.step == self.total_steps
+            self.to_validate = is_evaluated(*self._place())
             if STOP.asked or self._save_is_due() and not self.to_validate:
                 self._save()
                 if STOP.asked:  # inside: a signal may come between two looks
@@ -116,10 +121,15 @@ class Trainer:
             if self.to_validate:
                 return
 
+    def _place(self) -> tuple[int, int, int, int | None]:
+        return self.step, self.total_steps, self.per_epoch, self.settings.eval_every
+
     def goes_on_at(self) -> str:
         """The place of `run`, in words."""
         if self.to_validate:
             return f"with the validation after step {self.step} of {self.total_steps}"
+        if self.stopped_early:
+            return f"behind step {self.step}, where --patience {self.settings.patience} ended its training"
         if self.step == self.total_steps:
             return f"behind the last of {self.total_steps} steps"
         return f"at step {self.step + 1} of {self.total_steps}"
@@ -137,10 +147,23 @@ class Trainer:
         raise Stopped(STOP.asked, f"saved at step {self.step}")
 
     def _one_step(self, examples: list[Encoded], bar: tqdm) -> None:
-        """One optimizer step. Each micro-batch's summed loss is divided by the targets of the WHOLE batch, so that the
-        gradient is that of the batch's mean loss however it is cut."""
         start = time.perf_counter()
         lr = learning_rate(self.step, self.total_steps, self.settings)
+        loss, norm = self.take_step(examples, lr)
+        self.step += 1
+        self.tokens += sum(len(e.tokens) - 1 for e in examples)
+        self.latest.append(time.perf_counter() - start)
+        self.seconds += self.latest[-1]
+        left = seconds_left(self.total_steps - self.step, sum(self.latest) / len(self.latest),
+                            evaluations_left(*self._place()), self.validated_in)
+        bar.update()
+        bar.set_postfix_str(figures(left, loss, lr, self.tokens / self.seconds))
+        self.log({"step": self.step, "loss": loss, "lr": lr, "gradient_norm": norm,
+                  "tokens": self.tokens, "seconds": round(self.seconds, 3)})
+
+    def take_step(self, examples: list[Encoded], lr: float) -> tuple[float, float]:
+        """One optimizer step. Each micro-batch's summed loss is divided by the targets of the WHOLE batch, so that the
+        gradient is that of the batch's mean loss however it is cut. Returns that loss, and the gradient's norm."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         n_targets = sum(len(e.learned) for e in examples)
@@ -155,13 +178,7 @@ class Trainer:
                                    f"{self._to_blame(examples, total)}{self._keep_last_good()}")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=not self.recorded)
-        self.step += 1
-        self.tokens += sum(len(e.tokens) - 1 for e in examples)
-        self.seconds += time.perf_counter() - start
-        bar.update()
-        bar.set_postfix(loss=f"{total / n_targets:.3f}", lr=f"{lr:.1e}", tokens_per_s=round(self.tokens / self.seconds))
-        self.log({"step": self.step, "loss": total / n_targets, "lr": lr, "gradient_norm": norm,
-                  "tokens": self.tokens, "seconds": round(self.seconds, 3)})
+        return total / n_targets, norm
 
     def _add_gradients(self, part: list[Encoded], n_targets: int) -> Tensor:
         """Of a micro-batch; returns its summed loss."""
@@ -171,7 +188,12 @@ class Trainer:
         (loss / n_targets).backward()
         return loss.detach()
 
-    def _end_of_epoch(self, epoch: int) -> None:
+    def _validate(self) -> None:
+        """The validation loss; what has the lowest so far is kept."""
+        epoch = math.ceil(self.step / self.per_epoch)
+        of_epoch = is_evaluated(self.step, self.total_steps, self.per_epoch, None)
+        where = f"epoch {epoch}, step {self.step}" if of_epoch else f"step {self.step}"
+        start = time.perf_counter()
         self.model.eval()
         try:
             with STOP.at_once():
@@ -180,19 +202,26 @@ class Trainer:
             self._save()
             self._stop()
         except NotFinite as error:
-            raise TrainingDiverged(f"after epoch {epoch}, step {self.step}: {error}{self._keep_last_good()}") from None
+            raise TrainingDiverged(f"after {where}: {error}{self._keep_last_good()}") from None
         self.model.train()
-        self.log({"step": self.step, "epoch": epoch, "validation_loss": loss})
+        self.validated_in = time.perf_counter() - start
+        self.log({"step": self.step, **({"epoch": epoch} if of_epoch else {"eval_every": self.settings.eval_every}),
+                  "validation_loss": loss})
         note = ""
+        self.since_best += 1
         if loss < self.best:
-            self.best, note = loss, "  (best so far, kept)"
+            self.best, self.since_best, note = loss, 0, "  (best so far, kept)"
             self.keep_best()
-        tqdm.write(f"epoch {epoch}, step {self.step}/{self.total_steps}: validation loss {loss:.4f}, "
+        tqdm.write(f"{where}/{self.total_steps}: validation loss {loss:.4f}, "
                    f"{self.tokens / self.seconds:.0f} tokens/s{note}")
         self.to_validate = False
-        self._save()
-        if STOP.asked:
-            self._stop()
+        if self.stopped_early:
+            self.log({"step": self.step, "stopped_by": "patience", "validations_since_best": self.since_best,
+                      "best_validation_loss": self.best})
+        if STOP.asked or of_epoch or self.stopped_early or self._save_is_due():
+            self._save()
+            if STOP.asked:
+                self._stop()
 
     def _to_blame(self, examples: list[Encoded], loss: float) -> str:
         """The tensor or the layer that is not finite, and the remedy if it is one of training."""
@@ -222,33 +251,9 @@ class Trainer:
         log goes before the state, since a run that goes on from step n logs only the steps after n. A kept adapter
         that is newer than the state does no harm: the steps up to it are taken again, to the same bytes."""
         self.flush_log()
-        tensors = {"random": torch.get_rng_state()}
-        if self.model.device.type == "cuda":
-            tensors["random_cuda"] = torch.cuda.get_rng_state(self.model.device)
-        for name, p in self.parameters.items():
-            tensors[f"parameter.{name}"] = p
-            for moment in ("exp_avg", "exp_avg_sq"):
-                tensors[f"{moment}.{name}"] = self.optimizer.state[p][moment]
-        place = {"step": self.step, "best": self.best, "tokens": self.tokens, "seconds": self.seconds,
-                 "to_validate": self.to_validate}
-        self.states.save(tensors, {"place": json.dumps(place)})
+        self.states.save(*state_of(self))
 
     def load_state(self) -> None:
         """Raises Damaged, naming file and tensor, if no state is whole. A damaged newest one gives way to the one
         before it."""
-        self.states.load(self._read_state)
-
-    @torch.no_grad()
-    def _read_state(self, file: TensorFile) -> None:
-        place = place_of(file)
-        for name, p in self.parameters.items():
-            p.copy_(file.get_tensor(f"parameter.{name}"))
-            self.optimizer.state[p] = {
-                "step": torch.tensor(float(place["step"]), device=p.device if self.fused else "cpu"),
-                **{m: file.get_tensor(f"{m}.{name}").to(p.device) for m in ("exp_avg", "exp_avg_sq")}}
-        torch.set_rng_state(file.get_tensor("random"))
-        if self.model.device.type == "cuda" and "random_cuda" in file.keys():
-            torch.cuda.set_rng_state(file.get_tensor("random_cuda"), self.model.device)
-        self.step, self.best = place["step"], place["best"]
-        self.tokens, self.seconds = place["tokens"], place["seconds"]
-        self.to_validate = place.get("to_validate", False)  # a state of an older version is never saved before that
+        self.states.load(partial(restore, self))

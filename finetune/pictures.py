@@ -34,7 +34,7 @@ def save_figure(figure, path: Path) -> None:
 
 
 def plot_losses(run: Run) -> None:
-    """loss.png in the run: training loss by step and its running mean, validation loss by epoch."""
+    """loss.png in the run: training loss by step and its running mean, each validation loss, and the kept one."""
     records = list(run.metrics)
     training = [(r["step"], r["loss"]) for r in records if "loss" in r]
     validation = [(r["step"], r["validation_loss"]) for r in records if "validation_loss" in r]
@@ -48,6 +48,7 @@ def plot_losses(run: Run) -> None:
     axes.plot(*zip(*running_mean(training), strict=True), color="tab:blue", label="training, running mean")
     if validation:
         axes.plot(*zip(*validation, strict=True), "o-", color="tab:orange", label="validation")
+        axes.plot(*min(validation, key=lambda point: point[1]), "o", color="tab:red", label="kept")
     axes.set(xlabel="step", ylabel="loss (nats a target token)", title=run.path.name, yscale="log")
     axes.legend()
     save_figure(figure, run.path / "loss.png")

@@ -307,7 +307,7 @@ def test_the_seed_decides_the_order_of_the_same_rows(command):
             seen.append(tuple(examples[0].tokens))
             trainer.step += 1
         trainer._one_step = step
-        trainer._end_of_epoch = lambda epoch, trainer=trainer: setattr(trainer, "to_validate", False)
+        trainer._validate = lambda trainer=trainer: setattr(trainer, "to_validate", False)
         trainer.run()
         order.append(seen)
     assert len(order[0]) == len(order[1]) == 3 and order[0] != order[1]

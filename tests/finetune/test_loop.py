@@ -13,7 +13,8 @@ from adapters.adapted import AdaptedLinear, adapter_parameters, replace_layers
 from adapters.lam import Lam
 from adapters.lora import LoRA
 from finetune.config import SaveEvery, TrainingConfig
-from finetune.loop import Trainer, TrainingDiverged, learning_rate, mean_loss, summed_loss
+from finetune.loop import Trainer, TrainingDiverged, mean_loss, summed_loss
+from finetune.schedule import learning_rate
 from tasks.task import Encoded
 from tests.model.test_model import tiny, tokens
 
