@@ -11,7 +11,7 @@ by that Kronecker product. It is constant on tiles of lam_in inputs x lam_out ou
 | `A`, `B` | low-rank factors of `core` | (R, D_in/lam_in), (D_out/lam_out, R) | qblora_A, qblora_B |
 | `H` | the full core of QA-BLoRA | (D_out/lam_out, D_in/lam_in) | qablora_H |
 | `rank` | the nominal rank r; BLoRA's factors have R = lam * r, LoRA's R = r | | D_rank |
-| `scaling` | s = lora_alpha / rank | | s |
+| `scaling` | s = lora_alpha / rank, or lora_alpha / sqrt(rank) with `--scaling rslora` | | s |
 | `lam_in`, `lam_out` | inputs averaged, outputs repeated; written `4x8`, or `2` for `2x2` | | lambda_1, lambda_2 |
 | `operators` | how inputs are compressed (C) and outputs restored (R); default avgpool | | Table 6 |
 | `tile` | the largest rectangle on which delta_W is constant: lam, or 1x1 | | |

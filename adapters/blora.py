@@ -3,7 +3,7 @@ from torch import Tensor
 
 from adapters.adapter import AdditiveAdapter
 from adapters.lam import Lam
-from adapters.lora import low_rank_factors
+from adapters.lora import SCALINGS, low_rank_factors
 from adapters.operators import OPERATORS
 
 
@@ -15,14 +15,15 @@ class BLoRA(AdditiveAdapter):
     scaled and repeated, as the text of Sec. 3.2 says (erratum 2). Factors are (out, in) like nn.Linear's weights
     (erratum 3)."""
     name = "blora"
-    options = ("lam", "rank", "lora_alpha", "operators")
+    options = ("lam", "rank", "lora_alpha", "scaling", "operators")
 
-    def __init__(self, D_out: int, D_in: int, lam: Lam, rank: int, lora_alpha: float, operators: str = "avgpool"):
+    def __init__(self, D_out: int, D_in: int, lam: Lam, rank: int, lora_alpha: float, scaling: str = "lora",
+                 operators: str = "avgpool"):
         super().__init__()
         if lam.lam_in != lam.lam_out:
             raise ValueError(f"lam {lam} is not possible with blora, whose one balancing factor applies to inputs, "
                              f"outputs and rank: give one number, such as --lam 2")
-        self.lam, self.scaling, self.operators = lam, lora_alpha / rank, OPERATORS[operators]
+        self.lam, self.scaling, self.operators = lam, SCALINGS[scaling](lora_alpha, rank), OPERATORS[operators]
         self.A, self.B = low_rank_factors(D_out // lam.lam_out, D_in // lam.lam_in, rank * lam.lam_in)
 
     def core_factors(self) -> tuple[Tensor, Tensor]:

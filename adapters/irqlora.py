@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from adapters.adapter import AdditiveAdapter
 from adapters.lam import Lam, group_mean, repeat_each
-from adapters.lora import low_rank_factors
+from adapters.lora import SCALINGS, low_rank_factors
 
 
 class IRQLoRA(AdditiveAdapter):
@@ -18,16 +18,16 @@ class IRQLoRA(AdditiveAdapter):
     Differs from Shen et al., Sec. 2, which says that IEC "prevents lossless merging" (erratum 7). Both shortcuts are
     linear, so the adapter merges exactly, to 16 bits. Merging B A alone would lose the shortcuts."""
     name = "irqlora"
-    options = ("lam", "rank", "lora_alpha")
+    options = ("lam", "rank", "lora_alpha", "scaling")
 
-    def __init__(self, D_out: int, D_in: int, lam: Lam, rank: int, lora_alpha: float):
+    def __init__(self, D_out: int, D_in: int, lam: Lam, rank: int, lora_alpha: float, scaling: str = "lora"):
         super().__init__()
         if lam != Lam(1, 1):
             raise ValueError(f"lam {lam} is not possible with irqlora: only 1x1 is")
         if D_in % rank or D_out % rank:
             raise ValueError(f"rank {rank} does not divide both D_in={D_in} and D_out={D_out}: irqlora cuts inputs and "
                              f"outputs into `rank` chunks, so choose a rank that divides both")
-        self.rank, self.scaling = rank, lora_alpha / rank
+        self.rank, self.scaling = rank, SCALINGS[scaling](lora_alpha, rank)
         self.A, self.B = low_rank_factors(D_out, D_in, rank)
         self.iec_a, self.iec_b = (nn.Parameter(torch.zeros(1)) for _ in range(2))
 

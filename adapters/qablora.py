@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from adapters.adapter import AdditiveAdapter
 from adapters.lam import Lam
+from adapters.lora import SCALINGS
 from adapters.operators import OPERATORS
 
 
@@ -12,14 +13,15 @@ class QABLoRA(AdditiveAdapter):
     delta_W = scaling / lam_in * kron(H, ones(lam_out, lam_in)).
 
     H starts at zero, so that step 0 is the base model. Differs from the authors' code, which starts H at random
-    (erratum 6). Only the adapter's output is scaled and repeated (erratum 2). `rank` is nominal: it only sets
-    scaling = lora_alpha / rank."""
+    (erratum 6). Only the adapter's output is scaled and repeated (erratum 2). `rank` is nominal: it only sets the
+    scaling."""
     name = "qablora"
-    options = ("lam", "rank", "lora_alpha", "operators")
+    options = ("lam", "rank", "lora_alpha", "scaling", "operators")
 
-    def __init__(self, D_out: int, D_in: int, lam: Lam, rank: int, lora_alpha: float, operators: str = "avgpool"):
+    def __init__(self, D_out: int, D_in: int, lam: Lam, rank: int, lora_alpha: float, scaling: str = "lora",
+                 operators: str = "avgpool"):
         super().__init__()
-        self.lam, self.scaling, self.operators = lam, lora_alpha / rank, OPERATORS[operators]
+        self.lam, self.scaling, self.operators = lam, SCALINGS[scaling](lora_alpha, rank), OPERATORS[operators]
         self.H = nn.Parameter(torch.zeros(D_out // lam.lam_out, D_in // lam.lam_in))
 
     def core(self, x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@ from torch import Tensor
 
 from adapters.adapter import AdditiveAdapter
 from adapters.lam import Lam
-from adapters.lora import low_rank_factors
+from adapters.lora import SCALINGS, low_rank_factors
 
 
 class QALoRA(AdditiveAdapter):
@@ -21,15 +21,15 @@ class QALoRA(AdditiveAdapter):
 
     Which of the two a release does was not checked, and accuracy was not measured."""
     name = "qalora"
-    options = ("lam", "rank", "lora_alpha")
+    options = ("lam", "rank", "lora_alpha", "scaling")
 
-    def __init__(self, D_out: int, D_in: int, lam: Lam, rank: int, lora_alpha: float):
+    def __init__(self, D_out: int, D_in: int, lam: Lam, rank: int, lora_alpha: float, scaling: str = "lora"):
         super().__init__()
         if lam.lam_out != 1:
             raise ValueError(f"lam {lam} is not possible with qalora, which averages inputs only: give "
                              f"--lam {lam.lam_in}x1 (and, to merge into k bits, a --block with one output, such as "
                              f"{lam.lam_in}x1), or use qablora")
-        self.lam, self.scaling = lam, lora_alpha / rank
+        self.lam, self.scaling = lam, SCALINGS[scaling](lora_alpha, rank)
         self.A, self.B = low_rank_factors(D_out, D_in // lam.lam_in, rank)
 
     def core_factors(self) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from adapters.lam import Lam
+from adapters.lora import SCALINGS
 from adapters.operators import OPERATORS
 from finetune.methods import METHODS, TARGETS, Method
 from finetune.schedule import SCHEDULES
@@ -231,6 +232,8 @@ class AdapterConfig:
     rank: int = option(16, parse=positive(int), metavar="R", only="adapter", help="set the rank of the adapter")
     lora_alpha: float = option(16.0, parse=positive(float), metavar="ALPHA", only="adapter",
                                help="set the adapter's scaling = lora_alpha / rank")
+    scaling: str = option("lora", choices=SCALINGS, only="adapter",
+                          help="scale the adapter by lora_alpha / rank, or by lora_alpha / sqrt(rank) (rslora)")
     lam: Lam | None = option(None, parse=Lam.parse, metavar="LAM", only="adapter", shown="the method's",
                              help="average lam_in inputs and repeat lam_out outputs: 4x8, or one number for both")
     operators: str = option("avgpool", choices=OPERATORS, only="adapter",

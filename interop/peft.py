@@ -20,6 +20,7 @@ weight exactly. (A 4-bit nf base of block 64 without --double-quant equals, bit 
 original checkpoint. For serving with bitsandbytes, adapter_config.json may name the original, and PLACE/base is not
 needed.)
 """
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -71,7 +72,7 @@ class PEFTExport:
             A, B = layer.adapter.lora_factors()
             tensors |= {f"base_model.model.{name}.lora_{letter}.weight": factor.float()
                         for letter, factor in (("A", A), ("B", B))}
-            ranks[name], alphas[name] = len(A), layer.adapter.scaling * len(A)
+            ranks[name], alphas[name] = len(A), layer.adapter.scaling * self.divisor(len(A))
         write_safetensors(place / WEIGHTS, tensors)
         write_json(place / CONFIG, self.config(ranks, alphas))
         kinds = {rank: dict.fromkeys(name.rpartition(".")[2] for name in ranks if ranks[name] == rank)
@@ -85,9 +86,17 @@ class PEFTExport:
         said = f"{self.to / BASE}, dequantized to {name_of(self.dtype)}: load the adapter with this base"
         return {**facts, "base": said}
 
+    @property
+    def rslora(self) -> bool:
+        return self.trained.run.config.adapter.scaling == "rslora"
+
+    def divisor(self, rank: int) -> float:
+        """What PEFT divides lora_alpha by: `rank` of the factors that are written, or its square root."""
+        return math.sqrt(rank) if self.rslora else rank
+
     def config(self, ranks: dict[str, int], alphas: dict[str, float]) -> dict:
         """adapter_config.json. `r` is the most common rank. The patterns name each kind of layer with another rank, and
-        the alpha that keeps its alpha / r. All layers of one kind have one size, hence one rank."""
+        the alpha that keeps its scaling. All layers of one kind have one size, hence one rank."""
         rank, _ = Counter(ranks.values()).most_common(1)[0]
         alpha = alphas[next(name for name in ranks if ranks[name] == rank)]
         others = {name.rpartition(".")[2]: name for name in ranks if ranks[name] != rank}
@@ -95,7 +104,7 @@ class PEFTExport:
         return {"peft_type": "LORA", "task_type": "CAUSAL_LM", "inference_mode": True,
                 "r": rank, "lora_alpha": whole(alpha),
                 "lora_dropout": self.trained.run.config.adapter.dropout, "bias": "none",
-                "fan_in_fan_out": False, "use_rslora": False, "use_dora": False, "modules_to_save": None,
+                "fan_in_fan_out": False, "use_rslora": self.rslora, "use_dora": False, "modules_to_save": None,
                 "target_modules": sorted({name.rpartition(".")[2] for name in ranks}),
                 "rank_pattern": {kind: ranks[name] for kind, name in others.items()},
                 "alpha_pattern": {kind: whole(alphas[name]) for kind, name in others.items()},
@@ -121,8 +130,9 @@ class PEFTExport:
 
 
 def whole(alpha: float) -> float | int:
-    """PEFT documents alpha as an integer, and accepts others too. `whole(16.0) == 16`"""
-    return int(alpha) if alpha == int(alpha) else alpha
+    """PEFT documents alpha as an integer, and accepts others too. `whole(16.0) == 16`. sqrt(r) / sqrt(r) may differ
+    from 1 in the last bit."""
+    return round(alpha) if math.isclose(alpha, round(alpha), rel_tol=1e-12) else alpha
 
 
 def original_base(trained: Trained) -> Path | HubModel | None:

@@ -46,9 +46,11 @@ def random(*shape, seed=0, dtype=torch.float64):
 NO_POOLING = Lam(1, 1)
 
 
-def nonzero_adapter(kind, D_out, D_in, lam=NO_POOLING, rank=2, lora_alpha=3.0, seed=0, operators="avgpool", block=None):
+def nonzero_adapter(kind, D_out, D_in, lam=NO_POOLING, rank=2, lora_alpha=3.0, seed=0, operators="avgpool", block=None,
+                    scaling="lora"):
     """A float64 adapter whose every factor is random and not zero: a fresh one computes nothing."""
-    values = {"lam": lam, "rank": rank, "lora_alpha": lora_alpha, "operators": operators, "block": block}
+    values = {"lam": lam, "rank": rank, "lora_alpha": lora_alpha, "operators": operators, "block": block,
+              "scaling": scaling}
     adapter = kind(D_out, D_in, **{option: values[option] for option in kind.options}).double()
     for i, p in enumerate(adapter.parameters()):
         p.data = random(*p.shape, seed=seed + i) + 0.1

@@ -224,7 +224,7 @@ def test_scaling_of_blora_uses_the_nominal_rank():
     for lam in possible_lams(kind, dict.fromkeys(lam for _, lam in LAMS), (16, 8)))])
 def test_a_fresh_adapter_leaves_the_base_model_as_it_is(kind, lam):
     """Erratum 6: the released QA-BLoRA starts at random, so its step 0 is another model."""
-    values = {"lam": lam, "rank": 2, "lora_alpha": 4.0, "operators": "avgpool"}
+    values = {"lam": lam, "rank": 2, "lora_alpha": 4.0, "operators": "avgpool", "scaling": "lora"}
     adapter = kind(16, 8, **{option: values[option] for option in kind.options}).double()
     x = random(3, 8)
     assert adapter.delta(x).abs().max() == 0 and adapter.delta_weight().abs().max() == 0
@@ -279,3 +279,35 @@ def test_a_lam_that_the_method_does_not_support_is_refused(kind, lam, hint):
 def test_a_malformed_lam_is_refused(text):
     with pytest.raises(ValueError, match="lam"):
         Lam.parse(text)
+
+
+# ---- scaling --------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", [name for name, kind in ADAPTERS.items() if "scaling" in kind.options])
+def test_rslora_divides_by_the_square_root_of_the_nominal_rank(name):
+    kind = ADAPTERS[name]
+    lam = next(iter(possible_lams(kind, [Lam(2, 2), Lam(2, 1), Lam(1, 1)], (8, 16), rank=4)))
+    plain, root = (nonzero_adapter(kind, 8, 16, lam, rank=4, scaling=scaling) for scaling in ("lora", "rslora"))
+    assert (plain.scaling, root.scaling) == (3.0 / 4, 3.0 / 2)
+    torch.testing.assert_close(root.delta_weight(), 2 * plain.delta_weight(), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("ratio", [4.0, 0.25])
+def test_a_larger_lora_alpha_is_a_larger_rate_of_B(ratio):
+    """Adam moves B by the rate, whatever the size of its gradient. So lora_alpha * ratio is LoRA+ with that ratio: the
+    same delta_W after each step, but for Adam's epsilon."""
+    x, y = random(32, 12), random(32, 6, seed=1)
+    found = []
+    for alpha, rate_of_B in ((3.0 * ratio, 0.01), (3.0, 0.01 * ratio)):
+        torch.manual_seed(0)
+        adapter, deltas = LoRA(6, 12, Lam(1, 1), 2, alpha).double(), []
+        adam = torch.optim.AdamW([{"params": [adapter.A]}, {"params": [adapter.B], "lr": rate_of_B}], lr=0.01,
+                                 weight_decay=0.0, eps=1e-14)
+        for _ in range(5):
+            (adapter.delta(x) - y).square().mean().backward()
+            adam.step()
+            adam.zero_grad()
+            deltas.append(adapter.delta_weight().detach())
+        found.append(torch.stack(deltas))
+    torch.testing.assert_close(*found, rtol=0, atol=1e-9)
+    assert found[0].abs().max() > 1e-3

@@ -132,7 +132,7 @@ def test_the_merge_question_needs_no_memory(kind, into, block):
     base = QuantLinear.on_meta(D_OUT, D_IN, block, 4, zero_points=kind is PEQA)
     with torch.device("meta"):
         values = {"lam": Lam(1, 1) if kind is LoRA else Lam(*base.block_size), "rank": 2, "lora_alpha": 4.0,
-                  "block": block, "operators": "avgpool"}
+                  "block": block, "operators": "avgpool", "scaling": "lora"}
         adapter = kind(D_OUT, D_IN, **{option: values[option] for option in kind.options})
     target = merge_target(base, adapter)
     assert target.into == into and bool(target.reason) == (into == "16 bits")

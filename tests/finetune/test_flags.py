@@ -19,11 +19,12 @@ import export as export_script
 import judge as judge_script
 import sample as sample_script
 import train as train_script
+from adapters.adapted import adapted_layers
 from finetune.adapted_model import attach_adapters, load_adapter
 from finetune.command_line import train_parser
 from finetune.config import flag
 from finetune.loop import Trainer
-from finetune.run import new_run
+from finetune.run import new_run, open_run
 from finetune.source import load_run_base
 from model.checkpoint import random_model, save_model
 from model.config_json import config_to_json
@@ -168,12 +169,24 @@ def rates(outcome: Outcome) -> list[float]:
     return [round(line["lr"] / outcome.config.training.lr, 6) for line in outcome.steps if "lr" in line]
 
 
+def validated_at(outcome: Outcome) -> list[int]:
+    return [line["step"] for line in outcome.steps if "validation_loss" in line]
+
+
+def scalings(outcome: Outcome) -> set[float]:
+    return {layer.adapter.scaling for layer in adapted_layers(adapted(outcome)).values()}
+
+
 def dropped(outcome: Outcome) -> set[float]:
-    """The dropout of the layers of the model that trained."""
-    model = load_run_base(outcome.run, outcome.config, torch.float32, "cpu")
-    attach_adapters(model, outcome.config)
+    return {getattr(layer.dropout, "p", 0.0) for layer in adapted_layers(adapted(outcome)).values()}
+
+
+def adapted(outcome: Outcome) -> torch.nn.Module:
+    """The model that trained, read again from its run."""
+    model, config = load_run_base(outcome.run, outcome.config, torch.float32, "cpu"), open_run(outcome.run.path).config
+    attach_adapters(model, config)
     load_adapter(model, outcome.run)
-    return {getattr(module.dropout, "p", 0.0) for module in model.modules() if hasattr(module, "adapter")}
+    return model
 
 
 PROOFS: dict[str, Proof | str] = {
@@ -205,6 +218,8 @@ PROOFS: dict[str, Proof | str] = {
         "q_proj", "k_proj", "v_proj", "o_proj"}, LORA, "--targets", "attention"),
     "rank": shown("base", lambda a, b: {min(p.shape) for p in b.initial.values()} == {3}, LORA, "--rank", "3"),
     "lora_alpha": changes("trained", LORA, "--lora-alpha", "3"),
+    "scaling": shown("training", lambda a, b: differ(a.trained, b.trained) and (scalings(a), scalings(b)) == ({1}, {4}),
+                     LORA, "--scaling", "rslora"),
     "lam": shown("base", lambda a, b: b.initial["model.layers.0.mlp.up_proj.A"].shape == (64, 8),
                  ("--method", "blora"), "--lam", "4"),
     "operators": changes("trained", ("--method", "blora"), "--operators", "interval"),
@@ -240,6 +255,12 @@ PROOFS: dict[str, Proof | str] = {
     "steps": shown("training", lambda a, b: (a.steps[-1]["step"], b.steps[-1]["step"]) == (3, 5), LORA, "--steps", "5"),
     "warmup": shown("training", lambda a, b: rates(a)[0] == 1 and rates(b)[:2] == [0.5, 1] and differ(
         a.trained, b.trained), LORA, "--warmup", "0.7"),
+    "lr_schedule": shown("training", lambda a, b: rates(a) == [1, 1, 0.5] and rates(b) == [1, 1, 1] and differ(
+        a.trained, b.trained), LORA, "--lr-schedule", "constant"),
+    "eval_every": shown("training", lambda a, b: (validated_at(a), validated_at(b)) == ([3], [2, 3]), LORA,
+                        "--eval-every", "2"),
+    "patience": shown("training", lambda a, b: (a.steps[-1]["step"], b.steps[-1]["step"]) == (40, 2) and b.steps[-1][
+        "stopped_by"] == "patience", (*LORA, "--steps", "40", "--eval-every", "1", "--lr", "1e-30"), "--patience", "1"),
     "clip": changes("trained", LORA, "--clip", "1e-7"),
     "weight_decay": changes("trained", LORA, "--weight-decay", "0.5"),
     "beta2": changes("trained", LORA, "--beta2", "0.9"),

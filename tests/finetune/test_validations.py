@@ -180,8 +180,8 @@ def test_the_bar_says_what_matters_and_how_long_it_takes(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
     with_losses(run, [5] * 9).run()
     shown = [part for part in sys.stderr.getvalue().split("\r") if "step 5/15" in part and "left" in part]
-    assert "step 5/15, 16 s left, loss " in shown[0]  # 10 steps and 6 validations; the one at step 5 is still to come
-    assert "lr 9.4e-03, " in shown[0] and "tokens/s" in shown[0]
+    assert "step 5/15, 16 s left, loss " in shown[-1]  # 10 steps and 6 validations; the one at step 5 is still to come
+    assert "lr 9.4e-03, " in shown[-1] and "tokens/s" in shown[-1]
 
 
 def test_nothing_is_shown_where_there_is_no_terminal(tmp_path, monkeypatch):

@@ -39,7 +39,8 @@ def with_adapter(base, directory):
 
 
 def by_hand(base, directory):
-    """W + lora_alpha / r * B A, as PEFT defines it. The end of a layer's name selects r and lora_alpha."""
+    """W + lora_alpha / r * B A, or over sqrt(r) with use_rslora, as PEFT defines it. The end of a layer's name selects
+    r and lora_alpha."""
     model, stated, tensors = loaded(base), read_json(directory / CONFIG), load_file(directory / WEIGHTS)
     for name in {key.removeprefix("base_model.model.").partition(".lora_")[0] for key in tensors}:
         kind = name.rpartition(".")[2]
@@ -49,7 +50,7 @@ def by_hand(base, directory):
         assert A.shape[0] == B.shape[1] == rank and A.dtype == B.dtype == torch.float32
         assert kind in stated["target_modules"]
         weight = model.get_submodule(name).weight
-        weight.data = weight.data.float() + alpha / rank * B @ A
+        weight.data = weight.data.float() + alpha / (rank ** 0.5 if stated["use_rslora"] else rank) * B @ A
     return model
 
 
@@ -86,7 +87,8 @@ def test_leaving_the_shortcuts_of_iec_out_gives_another_matrix():
 # ---- out ----------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("flags,rank", [
-    (["lora"], f"16 ({ALL})"), (["blora", "--lora-alpha", "24"], f"32 ({ALL})"),
+    (["lora"], f"16 ({ALL})"), (["blora", "--scaling", "rslora", "--rank", "8"], f"16 ({ALL})"),
+    (["blora", "--lora-alpha", "24"], f"32 ({ALL})"),
     (["qlora", "--block", "32x1"], f"16 ({ALL})"),
     (["qblora", "--block", "32x1", "--targets", "attention"], "32 (q_proj, k_proj, v_proj, o_proj)"),
     (["irqlora", "--block", "32x1"], f"16 ({ALL})"),
@@ -104,6 +106,16 @@ def test_base_and_exported_adapter_compute_what_the_run_computes(small_base, tmp
     assert report["largest_weight_difference"] < 1e-5
     stated = json.loads((tmp_path / "out" / CONFIG).read_text())
     assert stated["base_model_name_or_path"] == str(base.resolve()) and stated["task_type"] == "CAUSAL_LM"
+
+
+def test_rslora_is_exported_as_such_with_the_runs_own_alpha(small_base, tmp_path):
+    for flags, stated in (([], False), (["--scaling", "rslora"], True)):
+        run = made_run(tmp_path / f"run-{stated}", small_base, "--method", "lora", "--rank", "6", *flags)
+        export(run, "peft", tmp_path / f"out-{stated}")
+        written = json.loads((tmp_path / f"out-{stated}" / CONFIG).read_text())
+        assert (written["use_rslora"], written["lora_alpha"], written["r"]) == (stated, 16, 6)
+    ours = {layer.adapter.scaling for layer in adapted_layers(as_trained(run)).values()}
+    assert ours == {16 / 6 ** 0.5}
 
 
 @pytest.mark.parametrize("flags,dropout", [([], 0.0), (["--dropout", "0.15"], 0.15)])
