@@ -37,6 +37,7 @@ from finetune.loop import Trainer, TrainingDiverged
 from finetune.memory import report_memory
 from finetune.pictures import plot_losses
 from finetune.quantize import load_base
+from finetune.range_test import find_rate
 from finetune.resolve import resolve_run
 from finetune.resuming import check_kept, holds_its_base, keep_base_of_gptq, weights_from_state
 from finetune.run import Run, check_out, new_run, open_run
@@ -83,11 +84,22 @@ def fine_tune(given: Given, work: Work) -> None:
     if "mem_report" in given:
         report_memory(source, config, data)
         return work.done()
-    run = new_run(given.get("out"), f"{config.method}-{config.base.bits}bit-{config.data.task}")
+    name = f"{config.method}-{config.base.bits}bit-{config.data.task}"
+    if "find_lr" in given:
+        return find_lr(given, work, new_run(given.get("out"), f"{name}-rates"), source, config, data)
+    run = new_run(given.get("out"), name)
     with discarded_if_useless(run, work):
         goes_on(work, run)
         describe(run, source, config, data)
         train_and_score(run, config, data, work)
+
+
+def find_lr(given: Given, work: Work, place: Run, source: Source, config: RunConfig, data: PreparedData) -> None:
+    """Nothing is written but the table, in a directory of its own."""
+    with discarded_if_useless(place, work):
+        work.begins("trying learning rates", safe="nothing was kept", memory="use a smaller --micro-batch")
+        find_rate(place, source, config, data, given["find_lr"])
+    work.done()
 
 
 def train_and_score(run: Run, config: RunConfig, data: PreparedData, work: Work) -> None:

@@ -18,6 +18,7 @@ from finetune.config import (
     RunConfig,
     TrainingConfig,
     flag,
+    positive,
 )
 from quant.spec import QuantSpec
 from tasks import TASKS, TRAINING_TASKS
@@ -118,6 +119,9 @@ def train_parser() -> Parser:
     data, output = (parser.groups[name].add_argument for name in ("data", "output"))
     data("--list-tasks", action="store_true", help=f"print what each task needs, and stop ({tasks})")
     data("--show-example", action="store_true", help="print the first training row as the model reads it, and stop")
+    output("--find-lr", type=typed(positive(int)), nargs="?", const=20, metavar="STEPS",
+           help="try learning rates for STEPS steps each (20 if no number is given), print the loss of each and the "
+                "recommended --lr, and stop")
     output("--mem-report", action="store_true",
            help="print the memory that training takes, predicted from sizes and measured in one step, and stop")
     output("--out", type=Path, metavar="DIR",

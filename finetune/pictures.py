@@ -1,4 +1,4 @@
-"""Pictures, if matplotlib is installed: files, not a screen. Here: the loss curve of a run."""
+"""Pictures, if matplotlib is installed: files, not a screen. Here: the loss curves of a run and of a range test."""
 from pathlib import Path
 
 from finetune.run import Run
@@ -52,6 +52,21 @@ def plot_losses(run: Run) -> None:
     axes.set(xlabel="step", ylabel="loss (nats a target token)", title=run.path.name, yscale="log")
     axes.legend()
     save_figure(figure, run.path / "loss.png")
+
+
+def plot_rates(path: Path, points: list[tuple[float, float]], start: float, best: float | None) -> None:
+    """The loss after a few steps, by learning rate."""
+    try:
+        figure, axes = pyplot().subplots(figsize=(7, 4))
+    except ValueError as error:
+        return print(f"no picture of the rates: {error}")
+    axes.plot(*zip(*points, strict=True), "o-", color="tab:blue", label="after the steps of a trial")
+    axes.axhline(start, color="tab:gray", linestyle=":", label="at the start")
+    if best:
+        axes.axvline(best, color="tab:red", label=f"recommended: {best:g}")
+    axes.set(xlabel="learning rate", ylabel="validation loss (nats a target token)", xscale="log", yscale="log")
+    axes.legend()
+    save_figure(figure, path)
 
 
 def running_mean(points: list[tuple[int, float]], keep: float = 0.8) -> list[tuple[int, float]]:
