@@ -46,6 +46,7 @@ from finetune.sessions import note_session
 from finetune.shown import print_plan, show_example
 from finetune.size import peak_memory
 from finetune.source import Source, base_of, load_run_base, why_no_base
+from finetune.usual_rate import with_usual_rate
 from model.chat_template import write_end_tokens
 from model.checkpoint import load_config, random_model, save_model
 from model.config_json import config_to_json
@@ -152,6 +153,8 @@ def prepare(given: Mapping[str, Any]) -> tuple[Source, RunConfig, PreparedData]:
     config = replace(config, base=replace(config.base, model=pinned(config.base.model)))
     source = Source(config.base.model)
     config = with_codes_of_base(source, config)
+    if "lr" not in given:
+        config = with_usual_rate(config, source.config.hidden_size)
     check_run(source, config)
     config = with_pinned_data(config)
     calibrate = config.base.by_gptq or config.evaluation.requantizes_by_gptq

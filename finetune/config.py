@@ -274,7 +274,8 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    lr: float = option(parse=positive(float), shown="the method's", help="set the largest learning rate of AdamW")
+    lr: float = option(parse=positive(float), shown="that of method, tile, scaling and width",
+                       help="set the largest learning rate of AdamW")
     batch_size: int = option(64, parse=positive(int), metavar="ROWS", help="take this many rows for one optimizer step")
     micro_batch: int | None = option(None, parse=positive(int), metavar="ROWS", shown="--batch-size", setting=False,
                                      help="hold this many rows in memory at a time")

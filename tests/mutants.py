@@ -34,6 +34,7 @@ QUANT = ("tests/quant",)
 ADAPTERS = ("tests/adapters",)
 LOSS = ("tests/model/test_token_loss.py",)
 LOOP = ("tests/finetune/test_loop.py", "tests/finetune/test_not_finite.py")
+RATES = ("tests/finetune/test_range_test.py", "tests/finetune/test_usual_rate.py")
 VALIDATIONS = ("tests/finetune/test_validations.py",)
 CALIBRATION = ("tests/finetune/test_calibration.py", "tests/model/test_bfloat16.py")
 SIGNALS = ("tests/scripts/test_signals.py",)
@@ -252,6 +253,16 @@ MUTANTS = [
     M("rate-does-not-fall", "finetune/schedule.py", "0.5 * (1 + math.cos(", "1 + 0 * (1 + math.cos(", LOOP),
     M("lr-schedule-ignored", "finetune/schedule.py", "SCHEDULES[settings.lr_schedule]", 'SCHEDULES["cosine"]',
       (*VALIDATIONS, *FLAGS)),
+    M("trials-begin-where-the-last-ended", "finetune/range_test.py", "p.copy_(self.start[name])", "pass", RATES),
+    M("trials-keep-adams-moments", "finetune/range_test.py", "self.trainer.optimizer.state.clear()", "pass", RATES),
+    M("trials-with-other-dropout", "finetune/range_test.py", "        torch.set_rng_state(self.random)\n", "", RATES),
+    M("recommended-is-the-lowest-trial", "finetune/range_test.py", "(left - right) / (2 *", "0 / (2 *", RATES),
+    M("all-rates-are-tried", "finetune/range_test.py", "if above == 2:", "if False:", RATES),
+    M("find-lr-takes-other-steps", "train.py", 'given["find_lr"])', "20)", FLAGS),
+    M("rate-without-the-width", "finetune/usual_rate.py", "min(1.0, WIDTH / width)", "1.0", RATES),
+    M("rate-without-the-tile", "finetune/usual_rate.py", "(inputs / usual) ** power", "1.0", RATES),
+    M("rate-without-the-scaling", "finetune/usual_rate.py", "math.sqrt(plain / s)", "1.0", RATES),
+    M("usual-rate-in-spite-of-lr", "train.py", 'if "lr" not in given:', "if True:", (*RATES, *FLAGS)),
     M("eval-every-ignored", "finetune/loop.py", "self.per_epoch, self.settings.eval_every", "self.per_epoch, None",
       VALIDATIONS),
     M("eval-every-only-in-the-time-left", "finetune/schedule.py", " or every is not None and step % every == 0", "",

@@ -275,7 +275,7 @@ def test_a_percent_sign_and_a_default_that_depends_are_written_out(monkeypatch):
     monkeypatch.setenv("COLUMNS", "1000")
     shown = entries()
     assert "(default: qablora)" in shown["--method"] and "(default: 500)" in shown["--calibration-rows"]
-    assert "(default: the method's)" in shown["--lr"]
+    assert "(default: that of method, tile, scaling and width)" in shown["--lr"]
     assert "(default: cuda if there is one, else cpu)" in shown["--device"]
     assert "None" not in " ".join(shown.values()) and "%%" not in " ".join(shown.values())
 

@@ -274,6 +274,7 @@ PROOFS: dict[str, Proof | str] = {
     "requantize": "test_requantize_adds_a_state",
     "list_tasks": "test_what_only_prints",
     "show_example": "test_what_only_prints",
+    "find_lr": "test_the_range_test_takes_so_many_steps",
     "mem_report": "test_the_memory_report_predicts_what_is_measured",
     "out": "test_requantize_adds_a_state",
     "resume": "test_resume_goes_on",
@@ -412,6 +413,18 @@ def test_what_only_prints(small_base, command, capsys):
     assert call(train_script, "--model", small_base, *USUAL, "--block", "16x1", "--show-example") is None
     assert "what is learned after it" in capsys.readouterr().out
     assert set(Path().iterdir()) == before
+
+
+def test_the_range_test_takes_so_many_steps(small_base, command, monkeypatch):
+    """The first rate is a hundredth of --lr."""
+    rates = []
+    take_step = Trainer.take_step
+    monkeypatch.setattr(Trainer, "take_step", lambda self, rows, lr: (rates.append(lr), take_step(self, rows, lr))[1])
+    usual = ("--model", small_base, *USUAL, *LORA, "--lr", "1e-3", "--out")
+    for steps, more in ((2, ["2"]), (20, [])):
+        rates.clear()
+        assert call(train_script, *usual, f"rates-{steps}", "--find-lr", *more) is None
+        assert rates.count(rates[0]) == steps and rates[0] == 1e-5 and not Path(f"rates-{steps}/config.json").exists()
 
 
 @pytest.mark.parametrize("script", [train_script, eval_script, sample_script, export_script, judge_script],
