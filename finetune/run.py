@@ -1,7 +1,7 @@
 """A run is a directory. Every file is whole or absent (model/durable.py), and carries its checksum.
 
     config.json           format number, resolved configuration, the model's configuration, versions, sha256
-    metrics.jsonl         a line a step, a line an epoch
+    metrics.jsonl         a line a step, a line a validation
     model.safetensors     what was trained (method full), or
     saving.json           what the type of model.safetensors took of what was trained (method full)
     adapter.safetensors   what was trained (all other methods)

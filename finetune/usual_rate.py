@@ -6,7 +6,8 @@
 |---|---|---|
 | lr_m | the rate of the method's row in `METHODS` | works on the embedded base, whose width is 256 |
 | lam_in / lam_m | inputs averaged, over the method's own | the mean of n numbers is sqrt(n) times smaller: p = 1/2 |
-| | | a full core also adds up n times fewer of them, another sqrt(n): p = 1 for QA-BLoRA |
+| | | for QA-LoRA. QA-BLoRA's full core also adds up n times fewer of them: p = 1 |
+| | | BLoRA's rank grows as its inputs get fewer, which makes up for it: p = 0 |
 | s | the adapter's scaling; not lora_alpha / rank with `--scaling rslora` | s scales what B moves, not what A moves |
 | width | the model's hidden_size | Adam moves each weight alike, and a layer adds up `width` of them |
 
@@ -21,6 +22,7 @@ from finetune.config import RunConfig
 from finetune.methods import Method
 
 WIDTH = 256  # hidden_size of the embedded base
+POWERS = {"qalora": 0.5, "qablora": 1.0}  # p; 0 for adapters that are not listed
 
 
 def usual_inputs(method: Method) -> int | None:
@@ -34,7 +36,7 @@ def factors(config: RunConfig, width: int) -> dict[str, float]:
     adapter, method = config.adapter, config.of_method
     found = {f"min(1, {WIDTH}/{width}) for hidden_size {width}": min(1.0, WIDTH / width)}
     if adapter.lam and adapter.operators == "avgpool" and (usual := usual_inputs(method)):
-        inputs, power = adapter.lam.lam_in, 1.0 if method.adapter == "qablora" else 0.5
+        inputs, power = adapter.lam.lam_in, POWERS.get(method.adapter, 0.0)
         found[f"({inputs}/{usual})^{power:g} for --lam {adapter.lam}"] = (inputs / usual) ** power
     if adapter.lam:
         plain, s = (SCALINGS[name](adapter.lora_alpha, adapter.rank) for name in ("lora", adapter.scaling))

@@ -27,7 +27,7 @@ def test_on_the_embedded_base_it_is_the_methods(method, capsys):
 @pytest.mark.parametrize("flags,width,factor", [
     (["--method", "lora"], 576, 256 / 576), (["--method", "peqa"], 1024, 1 / 4), (["--method", "full"], 4096, 1 / 16),
     (["--method", "qalora", "--block", "128x1"], 256, 2), (["--method", "qalora", "--block", "8x1"], 256, 1 / 2),
-    (["--method", "qablora", "--block", "16x2"], 256, 4), (["--method", "blora", "--lam", "8"], 512, 1),
+    (["--method", "qablora", "--block", "16x2"], 256, 4), (["--method", "blora", "--lam", "8"], 512, 1 / 2),
     (["--method", "qablora", "--block", "16x2", "--operators", "interval"], 256, 1),
     (["--method", "lora", "--rank", "64"], 256, 1), (["--method", "lora", "--lora-alpha", "64"], 256, 1),
     (["--method", "lora", "--rank", "81", "--scaling", "rslora"], 256, 1 / 3),
