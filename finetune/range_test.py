@@ -105,7 +105,7 @@ class FromOneStart:
     def go_back(self) -> None:
         torch.set_rng_state(self.random)
         self.trainer.optimizer.state.clear()
-        self.trainer.optimizer.zero_grad(set_to_none=True)
+        self.trainer.optimizer.zero_grad(set_to_none=not self.trainer.recorded)
         for name, p in self.trainer.parameters.items():
             p.copy_(self.start[name])
 
