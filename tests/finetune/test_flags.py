@@ -468,3 +468,18 @@ def test_resume_goes_on(small_base, command, monkeypatch):
     logged = [json.loads(line) for line in Path("cut/metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], line.get("loss")) for line in logged] == [(line["step"], line.get("loss"))
                                                                      for line in whole.steps]
+
+
+def test_resume_of_a_run_that_patience_ended_says_so_and_scores(small_base, command, capsys):
+    usual = ("--model", small_base, *USUAL, *LORA, "--steps", "40", "--test-limit", "1", "--max-new-tokens", "1",
+             "--eval-every", "1", "--patience", "2", "--lr", "1e-30")
+    assert call(train_script, *usual, "--out", "impatient") is None
+    assert "--patience 2 ends training at step 3 of 40" in capsys.readouterr().out
+    run = Path("impatient")
+    assert json.loads((run / "training.json").read_text())["stopped_by"] == "patience"
+    before, trained = (run / "metrics.jsonl").read_bytes(), (run / "adapter.safetensors").read_bytes()
+    (run / "results.json").unlink()
+    assert call(train_script, "--resume", run) is None
+    assert "impatient goes on behind step 3, where --patience 2 ended its training" in capsys.readouterr().out
+    assert (run / "metrics.jsonl").read_bytes() == before and (run / "adapter.safetensors").read_bytes() == trained
+    assert (run / "results.json").is_file()
