@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from finetune.allocator import kept_blocks
 from finetune.config import TrainingConfig
 from finetune.graphs import RecordedSteps
 from finetune.state_files import StateFiles, place_of
@@ -96,8 +97,8 @@ class Trainer:
         """Raises Stopped, with a state saved, after the step in which a signal asked for it."""
         self.model.train()
         self.saved_at = self.clock()
-        with STOP.held(), tqdm(total=self.total_steps, initial=self.step, desc="training", unit="step",
-                               disable=None) as bar:
+        with (STOP.held(), kept_blocks(),
+              tqdm(total=self.total_steps, initial=self.step, desc="training", unit="step", disable=None) as bar):
             while self.to_validate or self.step < self.total_steps:
                 self._rest_of_epoch(bar)
                 self._end_of_epoch(math.ceil(self.step / self.per_epoch))
