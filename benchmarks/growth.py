@@ -68,8 +68,8 @@ def planned(config, run):
     """The model on the meta device, as `--mem-report` plans it."""
     import torch
 
-    from finetune.adapted_model import linear_names, put_adapters
-    from finetune.checks import put_codes
+    from finetune.adapted_model import linear_names
+    from finetune.checks import put_adapters, put_codes
     from model.checkpoint import empty_model
     model = empty_model(config, torch.float32)
     put_codes(model, linear_names(model, "all"), run.base.quantization)
