@@ -21,5 +21,5 @@ def test_a_freed_block_is_used_again_inside_and_given_back_behind():
         if not keeps:
             pytest.skip("the C library is not glibc")
         faults_of(1)
-        assert faults_of(10) < PAGES
+        assert faults_of(10) < 3 * PAGES  # a block may be laid out once more
     assert faults_of(10) > 5 * PAGES
