@@ -13,6 +13,7 @@ import math
 import statistics
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks.processes import ROOT, add_arguments, facts, gather, summary, trees_of, write
@@ -20,6 +21,7 @@ from benchmarks.processes import ROOT, add_arguments, facts, gather, summary, tr
 TASKS = ("hellaswag", "mmlu")
 BATCH = 16  # questions of ours; as many sequences as fit the harness' own rule: batch_size=16
 TOLERANCE, AGREE = 0.02, 0.9
+HELD = ExitStack()  # of contexts that last as long as the process
 
 
 # ---- in a process of its own, which may import the packages of another checkout -----------------------------------
@@ -58,7 +60,7 @@ def ours(given: argparse.Namespace, model):
     from model.tokenizer import load_tokenizer
     from tasks.task import Asking
     asking = Asking(load_tokenizer(given.model), model.config.eos_token_ids, 1, BATCH)
-    dense_weights(model).__enter__()
+    HELD.enter_context(dense_weights(model))
 
     def score(task, rows):
         lines = dict(task.answers(model, rows, asking))

@@ -11,6 +11,7 @@ import json
 import math
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks.processes import ROOT, add_arguments, facts, gather, summary, trees_of, write
@@ -18,6 +19,7 @@ from benchmarks.processes import ROOT, add_arguments, facts, gather, summary, tr
 PROMPT = 64
 SIZES = ((32, 32), (1, 64))  # prompts, new tokens
 AGREE = 0.9                  # of the first tokens
+HELD = ExitStack()           # of contexts that last as long as the process
 
 
 # ---- in a process of its own, which may import the packages of another checkout -----------------------------------
@@ -55,7 +57,7 @@ def our_answers(model):
     from adapters.held import dense_weights
     from model.generate import generate
 
-    dense_weights(model).__enter__()
+    HELD.enter_context(dense_weights(model))
     return lambda prompts, new: generate(model, prompts, new, (), len(prompts))
 
 

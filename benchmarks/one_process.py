@@ -8,8 +8,10 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
+HELD = ExitStack()  # of contexts that last as long as the process
 Rows = list[tuple[list[int], int]]  # token ids, and how many of them are the prompt
 
 
@@ -93,7 +95,7 @@ def keep_blocks() -> None:
         from finetune.allocator import kept_blocks
     except ModuleNotFoundError:
         return
-    kept_blocks().__enter__()
+    HELD.enter_context(kept_blocks())
 
 
 def peers(method: str, workload: str, settings: dict) -> tuple[Callable[[Rows], float], list[Rows]]:
