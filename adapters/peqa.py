@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from adapters.adapted import AdaptedLinear
 from adapters.adapter import Adapter
 from quant.factors import ZeroPoints
-from quant.grid import Block, split_blocks
+from quant.grid import Block, join_blocks, per_block, split_blocks
 from quant.linear import QuantLinear
 
 NO_ZERO_POINTS = ("this base has no integer zero points, and peqa trains the scale of a grid that has them: "
@@ -17,8 +17,8 @@ NO_ZERO_POINTS = ("this base has no integer zero points, and peqa trains the sca
 class RescaledMatmul(torch.autograd.Function):
     """y = x @ W_hat.T with gradients for x and for the scale of W_hat.
 
-    Saves x and the scale only. Backward makes W_hat again, and holds the gradient of one layer's whole weight until it
-    is summed over the blocks."""
+    Saves x and the scale only. Backward makes the weight again as scale * (codes - z), which is W_hat but for rounding,
+    and holds the gradient of one layer's whole weight until it is summed over the blocks."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, base: QuantLinear) -> Tensor:
@@ -29,10 +29,12 @@ class RescaledMatmul(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor, None]:
         x, scale = ctx.saved_tensors
-        grad_weight = (grad_y.reshape(-1, grad_y.shape[-1]).T @ x.reshape(-1, x.shape[-1])).to(scale.dtype)
-        steps = ctx.base.dequantize(scale.dtype, torch.ones_like(scale))  # codes - z: dW_hat / dscale
-        grad_scale = split_blocks(grad_weight * steps, ctx.base.block).sum(dim=(1, 3))
-        return grad_y @ ctx.base.dequantize(grad_y.dtype, scale), grad_scale, None
+        grad_weight = grad_y.reshape(-1, grad_y.shape[-1]).T @ x.reshape(-1, x.shape[-1])
+        one = torch.ones_like(scale, dtype=torch.float16)  # its products are exact: no zeros have to be set
+        steps = split_blocks(ctx.base.dequantize(scale.dtype, one), ctx.base.block)  # codes - z: dW_hat / dscale
+        grad_scale = (split_blocks(grad_weight, ctx.base.block) * steps).sum(1).sum(-1)
+        weight = join_blocks(steps.mul_(per_block(scale))).to(grad_y.dtype)
+        return grad_y @ weight, grad_scale, None
 
 
 class RescaledLinear(AdaptedLinear):

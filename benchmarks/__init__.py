@@ -15,6 +15,11 @@ On a CPU, commits and peers alternate in processes of their own (`processes.py`)
 |---|---|
 | `quantizers.py` | (b) quantize and dequantize: weights a second of every quantizer on one thread |
 | `gptq.py` | (c) GPTQ of a model beside the textbook algorithm |
+| `training_step.py` | (a) a training step of every method beside PEFT + bitsandbytes |
+| `generation.py` | (d) greedy generation in a batch, and of one sequence, beside transformers + bitsandbytes |
+| `choices.py` | (e) scoring of HellaSwag and MMLU beside lm-evaluation-harness |
+| `loading.py` | (f) loading, loading and quantizing, and how commands start |
+| `growth.py` | a step at 1x, 2x, 4x tokens, layers and parameters; a model of 7B's shape |
 
 `measure.py` times, finds the machine's limits, and keeps a report that survives a failure. `shapes.py` has the random
 models, `peers.py` the same weights in PEFT and transformers. Peers that are not installed are left out, with a word.

@@ -8,8 +8,10 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
+HELD = ExitStack()  # of contexts that last as long as the process
 Rows = list[tuple[list[int], int]]  # token ids, and how many of them are the prompt
 
 
@@ -19,6 +21,8 @@ def main() -> None:
     if kind == "ours":
         sys.path.insert(0, tree)
     step, batches = (ours if kind == "ours" else peers)(method, workload, settings)
+    if kind == "ours":
+        keep_blocks()
     before = peak_mb()
     losses = [step(batches[0])]
     wall, processor = time.perf_counter(), time.process_time()
@@ -83,6 +87,15 @@ def ours(method: str, workload: str, settings: dict) -> tuple[Callable[[Rows], f
         optimizer.zero_grad(set_to_none=True)
         return loss.item() / n
     return step, batches_of(workload, settings)
+
+
+def keep_blocks() -> None:
+    """As `Trainer.run` does; older commits do not."""
+    try:
+        from finetune.allocator import kept_blocks
+    except ModuleNotFoundError:
+        return
+    HELD.enter_context(kept_blocks())
 
 
 def peers(method: str, workload: str, settings: dict) -> tuple[Callable[[Rows], float], list[Rows]]:

@@ -10,6 +10,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+class NotKept:
+    """A context for `forward` that keeps nothing."""
+    needs_input_grad = (False,) * 8
+
+    def save_for_backward(self, *tensors: Tensor) -> None:
+        pass
+
+
+def run(step: type[torch.autograd.Function], *inputs: Any) -> Any:
+    """`step.apply(*inputs)`; without autograd its `forward` alone, because `apply` takes 10 us, and one token's layer
+    500."""
+    return step.apply(*inputs) if torch.is_grad_enabled() else step.forward(NotKept(), *inputs)
+
+
 class FrozenLinear(torch.autograd.Function):
     """x @ weight.T + bias in the type of x, for a weight of another type that does not train: no copy of it is kept."""
 
@@ -116,6 +130,19 @@ class ShortAttention(torch.autograd.Function):
         grad_scores = grad_p.sub_(mean).mul_(p).mul_(ctx.scale)
         grad_q, grad_k = torch.bmm(grad_scores, k), torch.bmm(grad_scores.transpose(1, 2), q)
         return grad_q.view(B, heads, T, D), grad_k.view(B, -1, T, D), grad_v.view(B, -1, T, D), None
+
+
+def grouped_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, scale: float) -> Tensor:
+    """softmax(q k^T * scale) v over the allowed keys (None: all), scores and softmax in at least float32.
+
+    The queries of a key are rows of one product, as in `ShortAttention`. For few new tokens after many, where the fused
+    kernel is slow (`fused_attention`)."""
+    B, heads, T, D = q.shape
+    wide, (k, v), kv_heads = torch.promote_types(q.dtype, torch.float32), (k.flatten(0, 1), v.flatten(0, 1)), k.shape[1]
+    scores = torch.bmm(in_groups(q, kv_heads).to(wide) * scale, k.to(wide).transpose(1, 2))
+    if allowed is not None:
+        scores.view(B, heads, T, -1).masked_fill_(~allowed, -torch.inf)
+    return torch.bmm(scores.softmax(-1).to(q.dtype), v).view(B, heads, T, D)
 
 
 def in_groups(x: Tensor, kv_heads: int) -> Tensor:

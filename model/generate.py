@@ -57,8 +57,7 @@ def _generate_batch(caches: Caches, rows: list[int], prompts: list[list[int]], m
     cache = caches.new(len(prompts), longest + max_new_tokens)
     for _ in range(max_new_tokens):
         logits = next_logits(model, tokens, mask, cache)
-        if not (finite := logits.isfinite().all(-1)).all():
-            row = rows[finite.tolist().index(False)]
+        if (row := not_finite(logits, rows)) is not None:
             raise NotFinite(f"the logits of the token after {len(read[row]) + len(answers[row])} others are not "
                             f"finite: {why_not_finite(model, read[row] + answers[row])}", row)
         new = choose(logits, rows)
@@ -79,10 +78,19 @@ def _generate_batch(caches: Caches, rows: list[int], prompts: list[list[int]], m
     return answers
 
 
+def not_finite(logits: Tensor, rows: list[int]) -> int | None:
+    """The first of `rows` whose logits are not all finite. A sum of finite logits is finite but for overflow, and takes
+    a fiftieth of the time of a look at each."""
+    if logits.sum(-1).isfinite().all() or (finite := logits.isfinite().all(-1)).all():
+        return None
+    return rows[finite.tolist().index(False)]
+
+
 # ---- which token comes next -----------------------------------------------------------------------------------------
 
 def most_likely(logits: Tensor, rows: list[int]) -> Tensor:
-    return logits.argmax(-1)
+    """Of equal ones the first. `max` is five times as fast as `argmax` in bfloat16."""
+    return logits.max(-1).indices
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from finetune.command_line import train_parser
 from finetune.resolve import resolve_run
 from model.checkpoint import random_model
 from model.config import LlamaConfig
-from model.fused import FrozenLinear, FrozenNorm, GatedSiLU, Rotation, ShortAttention, in_groups
+from model.fused import FrozenLinear, FrozenNorm, GatedSiLU, Rotation, ShortAttention, grouped_attention, in_groups, run
 from model.llama import Linear, RMSNorm, fused_attention, softcapped_attention
 from tests.strategies import random
 
@@ -107,6 +107,30 @@ def test_one_new_token_may_attend_to_all_that_are_known(attend, grad):
         found = attend(q, k, v, None, 0.3)
     expected = attend(q, k, v, torch.ones(1, 1, 1, 5, dtype=torch.bool), 0.3)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("new", [1, 3])
+def test_few_new_tokens_attend_as_in_the_fused_kernel(new, dtype):
+    """Without autograd. The keys are part of a longer buffer, as those of a cache are."""
+    q, buffer = random(2, 6, new, 8, dtype=dtype), random(2, 2, 2, 9, 8, seed=1, dtype=dtype)
+    (k, v), allowed = buffer[:, :, :, :7], random(2, 1, new, 7, seed=2) > -0.5
+    with torch.no_grad():
+        found = fused_attention(q, k, v, allowed, 0.3)
+        assert torch.equal(found, grouped_attention(q, k, v, allowed, 0.3))
+    expected = fused_attention(*(x.double().requires_grad_() for x in (q, k, v)), allowed, 0.3)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-12 if dtype == torch.float64 else 0.02)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_without_autograd_a_step_is_its_forward_alone(name):
+    _, _, shapes, constants = STEPS[name]
+    step = {"norm": FrozenNorm, "rotation": Rotation, "silu": GatedSiLU, "linear": FrozenLinear,
+            "attention": ShortAttention}[name]
+    more = {"norm": [1e-5], "attention": [0.3]}.get(name, [])
+    inputs = [random(*shape, seed=i).float() for i, shape in enumerate(shapes)] + [t.float() for t in constants] + more
+    with torch.no_grad():
+        assert torch.equal(run(step, *inputs), step.apply(*inputs))
 
 
 def test_what_trains_takes_the_plain_path():
