@@ -92,21 +92,13 @@ class Trainer:
         """Raises Stopped, with a state saved, after the step in which a signal asked for it."""
         self.model.train()
         self.saved_at = self.clock()
-<<<<<<< HEAD
-        with STOP.held(), training_bar(self.step, self.total_steps) as bar:
+        with STOP.held(), kept_blocks(), training_bar(self.step, self.total_steps) as bar:
             while self.to_validate or self.step < self.total_steps and not self.out_of_patience:
                 self._to_next_validation(bar)
                 self._validate()
         if self.stopped_early:
             print(f"no lower validation loss in {self.since_best} validations: --patience {self.settings.patience} "
                   f"ends training at step {self.step} of {self.total_steps}; the lowest, {self.best:.4f}, is kept")
-=======
-        with (STOP.held(), kept_blocks(),
-              tqdm(total=self.total_steps, initial=self.step, desc="training", unit="step", disable=None) as bar):
-            while self.to_validate or self.step < self.total_steps:
-                self._rest_of_epoch(bar)
-                self._end_of_epoch(math.ceil(self.step / self.per_epoch))
->>>>>>> c17
 
     @property
     def out_of_patience(self) -> bool:
