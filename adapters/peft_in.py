@@ -21,6 +21,7 @@ from model.checkpoint import FLOATS, empty_model
 from model.config import LlamaConfig
 from model.files import read_json, sha256_of
 from model.llama import Linear, Llama
+from model.stored_names import Stored, joined_layers, layer_places
 from model.tensor_files import open_safetensors
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
@@ -43,9 +44,10 @@ WITHOUT_EFFECT = ("base_model_name_or_path", "revision", "inference_mode", "lora
 
 @dataclass(frozen=True)
 class PEFTLayer:
-    """The rank and the scaling of one layer's LoRA."""
+    """The rank and the scaling of one layer's LoRA, and where its factors are."""
     rank: int
     scaling: float
+    stored: Stored  # the layer of the adapter, and the rows of its B: files of some families join layers
 
 
 @dataclass(frozen=True)
@@ -81,13 +83,15 @@ def read_peft(directory: Path, config: LlamaConfig) -> PEFTAdapter:
         if not factor:
             raise ValueError(f"{directory / WEIGHTS}: {name[:LONGEST_NAME]} is no factor of a linear layer's LoRA, "
                              f"and nothing else is read")
-        if factor[1] not in layers:
-            layers[factor[1]] = layer_of(stated, factor[1])
-    for layer, lora in layers.items():
-        check_shapes(directory / WEIGHTS, model, layer, lora.rank, shapes)
+        for ours, place in layer_places(factor[1], config).items():
+            if layers.setdefault(ours, layer_of(stated, factor[1], place)).stored != place:
+                raise ValueError(f"{directory / WEIGHTS}: two of its adapters are for {ours}")
+    theirs = {lora.stored.name: lora.rank for lora in layers.values()}
+    for layer, rank in theirs.items():
+        check_shapes(directory / WEIGHTS, model, layer, rank, shapes)
     if not layers:
         raise ValueError(f"{directory / WEIGHTS}: holds no adapter")
-    check_targets(directory, stated, model, set(layers))
+    check_targets(directory, stated, model, set(theirs))
     check_finite(directory / WEIGHTS)
     return PEFTAdapter(directory, layers)
 
@@ -174,8 +178,10 @@ def check_targets(directory: Path, stated: dict, model: Llama, layers: set[str])
     if stated.get("layers_to_transform") in (None, []) and not stated.get("target_modules"):
         return
     stated = {**stated, "target_modules": stated.get("target_modules") or [name.rpartition(".")[2] for name in layers]}
-    named = {name for name, module in model.named_modules()
-             if isinstance(module, Linear | nn.Embedding) and is_target(stated, name)}
+    places = [name for name, module in model.named_modules() if isinstance(module, Linear | nn.Embedding)]
+    if layers <= set(joined := joined_layers(places, model.config)):
+        places = list(joined)  # of a base as its family's files have it, not of one with split layers
+    named = {name for name in places if is_target(stated, name)}
     entries = "target_modules, exclude_modules and layers_to_transform"
     if missing := sorted(named - layers):
         raise ValueError(f"{directory / WEIGHTS}: holds nothing for {len(missing)} layers, {missing[0]} the first, "
@@ -211,22 +217,23 @@ def compiled_pattern(pattern: str) -> re.Pattern:
     return re.compile(rf"(.*\.)?({pattern})$")
 
 
-def layer_of(stated: dict, layer: str) -> PEFTLayer:
+def layer_of(stated: dict, layer: str, place: Stored) -> PEFTLayer:
     """The rank and scaling of a layer. A pattern's key is a regular expression for the end of a layer's name, after a
     dot. The first that matches counts."""
     def pattern(name: str, default: Any) -> Any:
         patterns = (stated.get(name) or {}).items()
         return next((value for key, value in patterns if compiled_pattern(key).match(layer)), default)
     rank, alpha = pattern("rank_pattern", stated["r"]), pattern("alpha_pattern", stated["lora_alpha"])
-    return PEFTLayer(rank, alpha / (math.sqrt(rank) if stated.get("use_rslora") else rank))
+    return PEFTLayer(rank, alpha / (math.sqrt(rank) if stated.get("use_rslora") else rank), place)
 
 
 def check_shapes(path: Path, model: Llama, layer: str, rank: int, shapes: dict[str, tuple[int, ...]]) -> None:
     """Raises ValueError unless the model has this linear layer and the factors fit it."""
-    module = dict(model.named_modules()).get(layer)
-    if not isinstance(module, Linear) or (layer == "lm_head" and model.config.tie_word_embeddings):
+    modules = dict(model.named_modules())
+    parts = [part for part in map(modules.get, layer_places(layer, model.config)) if isinstance(part, Linear)]
+    if not parts or (layer == "lm_head" and model.config.tie_word_embeddings):
         raise ValueError(f"{path}: it has an adapter for {layer}, which is no linear layer of its own in the model")
-    wanted = {"A": (rank, module.in_features), "B": (module.out_features, rank)}
+    wanted = {"A": (rank, parts[0].in_features), "B": (sum(part.out_features for part in parts), rank)}
     for letter, shape in wanted.items():
         name = f"{PREFIX}{layer}.lora_{letter}.weight"
         if shapes.get(name) != shape:
@@ -240,7 +247,8 @@ def attach_peft(model: Llama, adapter: PEFTAdapter) -> None:
     with open_safetensors(adapter.path / WEIGHTS) as file:
         def adapt(name: str, base: nn.Module) -> AdaptedLinear:
             layer = adapter.layers[name]
-            A, B = (file.get_tensor(f"{PREFIX}{name}.lora_{letter}.weight") for letter in "AB")
+            A, B = (file.get_tensor(f"{PREFIX}{layer.stored.name}.lora_{letter}.weight") for letter in "AB")
+            B = layer.stored.of(B)
             lora = LoRA(len(B), A.shape[1], Lam(1, 1), layer.rank, layer.scaling * layer.rank)
             lora.scaling = layer.scaling
             lora.A.copy_(A)

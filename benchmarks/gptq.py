@@ -54,7 +54,7 @@ def measure(given: argparse.Namespace, textbook: bool) -> dict:
 
 
 def forward(layer, batch):
-    return layer(batch.x, batch.cos, batch.sin, batch.allowed, None)
+    return layer(batch.x, batch.angles, batch.allowed, None)
 
 
 def run(model, batches):

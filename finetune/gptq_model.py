@@ -58,12 +58,12 @@ class CalibrationBatch:
 
     def __init__(self, model: Llama, rows: list[list[int]]):
         tokens, self.real = pad_right(rows)
-        self.x, self.cos, self.sin, self.allowed = model.embed(tokens.to(model.device))
+        self.x, self.angles, self.allowed = model.embed(tokens.to(model.device))
 
     def through(self, layer: DecoderLayer, half: int) -> Tensor:
         """Through attention (half 0) or the MLP (half 1). Where a stage begins, a whole layer need not be computed
         again."""
-        return layer.with_mlp(self.x) if half else layer.with_attention(self.x, self.cos, self.sin, self.allowed, None)
+        return layer.with_mlp(self.x) if half else layer.with_attention(self.x, self.angles, self.allowed, None)
 
 
 class Reached(Exception):

@@ -30,9 +30,12 @@ from interop.modelfile import modelfile, modelfile_file
 from interop.trained import Trained, dense_tensor, tensor_names
 from model.checkpoint import empty_model, stored_grids
 from model.config import LlamaConfig
-from model.gguf_layout import PLAIN_TYPES, ROPE_DIVISORS, gguf_name, gguf_package, heads_of, interleaved, our_name
-from model.gguf_reader import read_gguf
-from model.llama import Llama, llama3_frequencies, rotary_frequencies
+from model.gguf_architectures import gguf_name, heads_of, interleaved, is_shifted
+from model.gguf_layout import LONGROPE, PLAIN_TYPES, ROPE_DIVISORS, gguf_package
+from model.gguf_reader import GGUFWeights, read_gguf
+from model.llama import Llama
+from model.rotary import llama3_frequencies, rotary_frequencies
+from model.stored_names import joined_names
 from quant.gguf_blocks import BLOCK_TYPES, fitting_type, in_file_blocks, stored_rows
 from quant.gguf_superblocks import SUPERBLOCK_TYPES
 from quant.grid import QuantizedWeight
@@ -52,7 +55,9 @@ class Planned:
     name: str
     type: str
     shape: tuple[int, ...]
-    ours: str | None = None  # its name in the model; None: copied from the GGUF base, or computed from the config
+    # Its name in the model; several if it joins their rows; none if it is copied from the GGUF base, or computed from
+    # the config.
+    ours: tuple[str, ...] = ()
 
 
 class GGUFExport:
@@ -89,39 +94,59 @@ class GGUFExport:
 
     def plan(self, model: Llama) -> Iterator[Planned]:
         """Every tensor of the file with its type. The tensors of a GGUF base keep their order."""
-        ours = {gguf_name(name): name for name in tensor_names(model.config)}
+        parts = joined_names(tensor_names(model.config), model.config)
+        ours = {gguf_name(name, self.architecture): names for name, names in parts.items()}
         for name in self.file.tensors if self.file else ours:
-            layer, _, leaf = our_name(name).rpartition(".")
-            if self.file and not (layer in self.trained.adapted and leaf == "weight"):
+            if self.file and not any(part in self.trained_weights() for part in ours.get(name, ())):
                 yield Planned(name, self.file.tensors[name].type, self.file.tensors[name].shape)
             else:
                 yield self.planned_tensor(model, name, ours[name])
-        if (model.config.rope_scaling or {}).get("rope_type") == "llama3" and not self.file:
-            yield Planned(ROPE_DIVISORS, "F32", (model.config.head_dim // 2,))
+        if not self.file:
+            yield from (Planned(name, "F32", tuple(t.shape)) for name, t in rotary_tensors(model.config).items())
 
-    def planned_tensor(self, model: Llama, name: str, ours: str) -> Planned:
+    def trained_weights(self) -> set[str]:
+        return {f"{layer}.weight" for layer in self.trained.adapted}
+
+    def planned_tensor(self, model: Llama, name: str, ours: tuple[str, ...]) -> Planned:
         """Codes get the type that they fit. Dense matrices keep their type, or get the one of --dtype. llama.cpp
-        expects vectors in float32."""
+        expects vectors in float32. Raises ValueError for parts of one tensor that do not have one type."""
+        parts = [self.planned_part(model, name, part) for part in ours]
+        if differ := [part for part in parts if part.type != parts[0].type]:
+            raise ValueError(f"{self.trained.path}: {parts[0].ours[0]} is of type {parts[0].type} and "
+                             f"{differ[0].ours[0]} of type {differ[0].type}, but both are rows of {name}, which has "
+                             f"one type. Train all of them (--targets all), or use --format safetensors")
+        return Planned(name, parts[0].type, (sum(part.shape[0] for part in parts), *parts[0].shape[1:]), ours)
+
+    def planned_part(self, model: Llama, name: str, ours: str) -> Planned:
         layer, _, leaf = ours.rpartition(".")
         module = model.get_submodule(layer)
         base = module.base if isinstance(module, AdaptedLinear) else module
         shape = (base.out_features, base.in_features) if isinstance(base, QuantLinear) else tuple(base.weight.shape)
         if leaf == "bias" or len(shape) == 1:
-            return Planned(name, "F32", shape[:1], ours)
-        return Planned(name, self.types.get(layer) or PLAIN_NAMES[self.dense or base.weight.dtype], shape, ours)
+            return Planned(name, "F32", shape[:1], (ours,))
+        kind = self.types.get(layer) or (self.file.tensors[name].type if self.file and isinstance(base, QuantLinear)
+                                         else PLAIN_NAMES[self.dense or base.weight.dtype])
+        return Planned(name, kind, shape, (ours,))
 
     def rows(self, tensor: Planned, model: Llama, merged: "MergedCodes") -> Tensor:
         """The tensor's bytes as they are stored, uint8, (rows, bytes of a row)."""
-        if tensor.ours is None:
-            return self.file.read(tensor.name) if self.file else rope_divisors(model.config).view(torch.uint8)[None]
-        layer = tensor.ours.rpartition(".")[0]
+        if not tensor.ours:
+            return (self.file.read(tensor.name) if self.file
+                    else rotary_tensors(model.config)[tensor.name].view(torch.uint8)[None])
+        return torch.cat([self.part_rows(tensor, part, model, merged) for part in tensor.ours])
+
+    def part_rows(self, tensor: Planned, ours: str, model: Llama, merged: "MergedCodes") -> Tensor:
+        layer = ours.rpartition(".")[0]
         if tensor.type in BLOCK_TYPES:
             rows = stored_rows(merged.add(model, layer, tensor.type), BLOCK_TYPES[tensor.type])
         else:
-            rows = in_type(dense_tensor(model, tensor.ours), PLAIN_TYPES[tensor.type], tensor.ours)
+            rows = in_type(self.as_stored(dense_tensor(model, ours), ours), PLAIN_TYPES[tensor.type], ours)
         heads = heads_of(self.architecture, model.config).get(layer.rpartition(".")[2])
         rows = interleaved(rows, heads) if heads else rows
         return torch.atleast_2d(rows.contiguous()).view(torch.uint8)
+
+    def as_stored(self, tensor: Tensor, ours: str) -> Tensor:
+        return tensor.float() + 1 if is_shifted(ours, self.architecture) else tensor
 
     def beside(self, to: Path) -> dict[Path, str]:
         run = (self.trained.run_of_result or self.trained).run
@@ -135,12 +160,14 @@ class GGUFExport:
     def expected(self, model: Llama, name: str) -> Tensor:
         """Codes with their factors in float16, and other tensors in the type of the file. A copied tensor is the
         base's."""
-        tensor = next(t for t in self.planned if t.name == gguf_name(name))
-        if tensor.ours and tensor.type in BLOCK_TYPES:
+        tensor = next((t for t in self.planned if name in t.ours), None)
+        if tensor and tensor.type in BLOCK_TYPES:
             layer = name.rpartition(".")[0]
             return in_file_blocks(merged_codes(model, layer), BLOCK_TYPES[tensor.type]).dequantize()
         dense = dense_tensor(model, name)
-        return dense.to(PLAIN_TYPES[tensor.type]) if tensor.type in PLAIN_TYPES else dense
+        if is_shifted(name, self.architecture):
+            return (1 + dense.float()) - 1
+        return dense.to(PLAIN_TYPES[tensor.type]) if tensor and tensor.type in PLAIN_TYPES else dense
 
 
 # ---- what fits ----------------------------------------------------------------------------------------------------
@@ -158,7 +185,7 @@ def types_of_codes(trained: Trained) -> dict[str, str]:
         try:
             if isinstance(layer, AdaptedLinear):
                 if file:
-                    check_offsets_fit(file.tensors[gguf_name(f"{name}.weight")].type)
+                    check_offsets_fit(GGUFWeights(file.path).type_of(f"{name}.weight"))
                 target = merge_target(layer.base, layer.adapter)
                 if not target.keeps_codes:
                     raise MergeRefused(f"layer {name}: {target.reason}")
@@ -224,11 +251,15 @@ class MergedCodes:
 
 # ---- the file -----------------------------------------------------------------------------------------------------
 
-def rope_divisors(config: LlamaConfig) -> Tensor:
-    """plain frequency / scaled frequency: the divisors of Llama 3.1's rotary scaling, float32, (head_dim/2,)."""
+def rotary_tensors(config: LlamaConfig) -> dict[str, Tensor]:
+    """Scalings that a file holds as divisors of the plain frequencies, one for each pair of dimensions, float32."""
+    scaling = {key: value for key, value in (config.rope_scaling or {}).items() if key != "rope_type"}
+    if not scaling or config.rope_scaling["rope_type"] not in ("llama3", "longrope"):
+        return {}
+    if config.rope_scaling["rope_type"] == "longrope":
+        return {name: torch.tensor(scaling[key], dtype=torch.float32) for key, name in LONGROPE.items()}
     plain = rotary_frequencies(replace(config, rope_scaling=None))
-    scaling = {key: value for key, value in config.rope_scaling.items() if key != "rope_type"}
-    return plain / llama3_frequencies(plain, **scaling)
+    return {ROPE_DIVISORS: plain / llama3_frequencies(plain, **scaling)}
 
 
 def write_file(place: Path, architecture: str, metadata: Metadata, tensors: list[Planned],

@@ -39,6 +39,7 @@ from model.checksums import write_sums
 from model.files import write_json
 from model.hub import HubModel
 from model.llama import Llama
+from model.stored_names import joined_layers
 from model.tensor_files import name_of, write_safetensors
 
 PRODUCTS = 1e-4  # of a tensor's largest value: B A and the run's own delta_W are rounded differently
@@ -67,12 +68,12 @@ class PEFTExport:
         self.tolerance = max(PRODUCTS, 4 * torch.finfo(self.dtype).eps)
 
     def write(self, model: Llama, place: Path) -> dict:
-        tensors, ranks, alphas = {}, {}, {}
-        for name, layer in adapted_layers(model).items():
-            A, B = layer.adapter.lora_factors()
+        tensors, ranks, alphas, layers = {}, {}, {}, adapted_layers(model)
+        for name, parts in joined_layers(layers, model.config).items():
+            A, B, scaling = joined_factors(model, parts, layers)
             tensors |= {f"base_model.model.{name}.lora_{letter}.weight": factor.float()
                         for letter, factor in (("A", A), ("B", B))}
-            ranks[name], alphas[name] = len(A), layer.adapter.scaling * self.divisor(len(A))
+            ranks[name], alphas[name] = len(A), scaling * self.divisor(len(A))
         write_safetensors(place / WEIGHTS, tensors)
         write_json(place / CONFIG, self.config(ranks, alphas))
         kinds = {rank: dict.fromkeys(name.rpartition(".")[2] for name in ranks if ranks[name] == rank)
@@ -127,6 +128,25 @@ class PEFTExport:
     def expected(self, model: Llama, name: str) -> Tensor | None:
         """None: B A is rounded differently from the run's own delta_W, so no exact value is known."""
         return None
+
+
+def joined_factors(model: Llama, parts: tuple[str, ...], layers: dict) -> tuple[Tensor, Tensor, float]:
+    """A, B and scaling of the LoRA of a layer whose outputs are those of `parts`, which all read the same input.
+
+    B A of the whole has the parts' own B A as its rows: A = [A_1; A_2; ...], B = diag(B_1, B_2, ...). A part without
+    an adapter has rows of zeros in B."""
+    if len(parts) == 1:
+        return *layers[parts[0]].adapter.lora_factors(), layers[parts[0]].adapter.scaling
+    scaling = next(layers[part].adapter.scaling for part in parts if part in layers)
+    As, Bs = [], []
+    for part in parts:
+        if part in layers:
+            A, B = layers[part].adapter.lora_factors()
+            As.append(A)
+            Bs.append(B * (layers[part].adapter.scaling / scaling))
+        else:
+            Bs.append(torch.zeros(model.get_submodule(part).out_features, 0))
+    return torch.cat(As), torch.block_diag(*(B.float() for B in Bs)), scaling
 
 
 def whole(alpha: float) -> float | int:

@@ -17,6 +17,7 @@ from finetune.config import DTYPES
 from interop.hugging_face import hugging_face_config, in_type, read_model, write_tokenizer
 from interop.trained import Trained, dense_tensor, tensor_names
 from model.checkpoint import empty_model, stored_grids, weight_files
+from model.families import FAMILIES
 from model.files import write_json
 from model.llama import Llama
 from model.stored_checkpoint import StoredWeights, stored_format
@@ -37,6 +38,9 @@ class StoredFormatExport:
         """dtype: of factors and dense weights. None: factors get the smallest type that holds them, dense weights keep
         theirs. Raises ValueError for a model without codes, and, with the layer, for codes that the format does not
         hold. Reads headers only."""
+        if joined := FAMILIES[trained.config.model_type].fused:
+            raise ValueError(f"{trained.path}: files of model_type {trained.config.model_type!r} join layers "
+                             f"({', '.join(joined)}), whose codes are not joined here: use --format safetensors")
         self.trained, self.dtype = trained, dtype and DTYPES[dtype]
         self.settings = settings_of(trained, self.kind)
         self.base = base_in_format(trained, self.kind)

@@ -23,6 +23,7 @@ from model.files import parse_json, read_json, say_once
 from model.gguf_reader import GGUFWeights, gguf_config, is_gguf, read_gguf
 from model.llama import Linear, Llama
 from model.stored_checkpoint import StoredWeights, stored_format
+from model.stored_names import Stored, places
 from model.tensor_files import open_safetensors, write_safetensors
 from quant.factors import OUTER_BLOCK, DoubleQuantized, ZeroPoints
 from quant.grid import Block, Grid
@@ -46,6 +47,7 @@ class Weights:
         self.file_of: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.quantized: dict[str, dict] = {}
+        self.stored: dict[str, Stored] = {}  # of tensors that the files have under other names, or as part of one
         for path in files:
             with open_safetensors(path) as file:
                 self.quantized.update(_quantized_header(file.metadata(), path))
@@ -63,10 +65,31 @@ class Weights:
             raise ValueError(f"{path}: {name} is of type {found}, but must be {' or '.join(allowed)}"
                              f"{f' ({what})' if allowed is FLOATS else ''}")
 
+    def name_as(self, config: LlamaConfig) -> None:
+        """Give the tensors the names that they have in the model, and split those that hold several of its tensors.
+
+        Raises ValueError if a tensor is there both ways, or a joined one does not have the rows of its parts."""
+        for name in list(self.shapes):
+            path, shape = self.file_of[name], self.shapes[name]
+            found = places(name, shape, config, str(path))
+            if name in found:
+                continue
+            self.forget(name)
+            for ours, place in found.items():
+                if ours in self.file_of:
+                    raise ValueError(f"{path}: {name} holds {ours}, which is also in {self.file_of[ours]}; a model "
+                                     f"holds each tensor once")
+                self.file_of[ours], self.shapes[ours], self.stored[ours] = path, place.shape(shape), place
+            if not found:
+                say_once(f"{path}: holds a model of images; its text part alone is read")
+
     def forget(self, name: str) -> None:
         """Ignore this tensor of the files."""
         self.file_of.pop(name, None)
         self.shapes.pop(name, None)
+
+    def stored_name(self, name: str) -> str:
+        return self.stored[name].name if name in self.stored else name
 
     def levels(self, layer: str) -> Tensor:
         """The values that the codes of a quantized layer stand for."""
@@ -80,7 +103,9 @@ class Weights:
             names = [name for name, file in self.file_of.items() if file == path and name.startswith(prefix)]
             if names:
                 with open_safetensors(path) as file:
-                    yield from ((name, file.get_tensor(name)) for name in names)
+                    for name in names:
+                        place = self.stored.get(name, Stored(name))
+                        yield name, place.of(file.get_tensor(place.name))
 
 
 def _quantized_header(metadata: dict[str, str], path: Path) -> dict[str, dict]:
@@ -203,6 +228,7 @@ def open_weights(files: list[Path], config: LlamaConfig, dtype: torch.dtype) -> 
     Raises ValueError, naming every tensor that is unknown, missing or of a wrong shape, and for another head."""
     weights = open_checkpoint(files)
     model = empty_model(config, dtype)
+    weights.name_as(config)
     _make_room_for_codes(model, weights)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if config.tie_word_embeddings:
@@ -286,7 +312,7 @@ def check_head(weights: Weights) -> None:
     if isinstance(weights, StoredWeights) and EMBEDDINGS not in weights.dense:
         raise ValueError(f"{_where(weights)}: {HEAD} is dense and {EMBEDDINGS} codes, but {TIED}")
     with open_safetensors(weights.file_of[HEAD]) as a, open_safetensors(weights.file_of[EMBEDDINGS]) as b:
-        head, embeddings = a.get_slice(HEAD), b.get_slice(EMBEDDINGS)
+        head, embeddings = (file.get_slice(weights.stored_name(name)) for file, name in ((a, HEAD), (b, EMBEDDINGS)))
         starts = range(0, shape[0], ROWS) if shape == other and shape else ()
         parts = ((head[i:i + ROWS].nan_to_num(), embeddings[i:i + ROWS].nan_to_num()) for i in starts)
         if shape == other and all(torch.equal(x.to(y.dtype), y) or torch.equal(x, y.to(x.dtype)) for x, y in parts):

@@ -74,13 +74,17 @@ class Rotation(torch.autograd.Function):
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate each pair (x_i, x_{i + head_dim/2}) by its position's angle: the half-split layout of Hugging Face.
+    """Rotate each pair (x_i, x_{i + d/2}) by its position's angle: the half-split layout of Hugging Face. d is the last
+    size of cos and sin; dimensions of x from d on stay.
 
     The halves of cos and sin are the same, so that one is read. Each half is written once, into its place."""
-    (first, second), half = x.chunk(2, dim=-1), x.shape[-1] // 2
+    d, half = cos.shape[-1], cos.shape[-1] // 2
+    first, second = x[..., :half], x[..., half:d]
     cos, sin, y = cos[..., :half], sin[..., :half], torch.empty_like(x, memory_format=torch.contiguous_format)
     torch.mul(first, cos, out=y[..., :half]).sub_(second * sin)
-    torch.mul(second, cos, out=y[..., half:]).add_(first * sin)
+    torch.mul(second, cos, out=y[..., half:d]).add_(first * sin)
+    if d < x.shape[-1]:
+        y[..., d:] = x[..., d:]
     return y
 
 

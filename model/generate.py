@@ -54,8 +54,10 @@ def _generate_batch(caches: Caches, rows: list[int], prompts: list[list[int]], m
     longest, read = max(map(len, prompts)), dict(zip(rows, prompts, strict=True))
     tokens = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=model.device)
     mask = torch.tensor([[False] * (longest - len(p)) + [True] * len(p) for p in prompts], device=model.device)
-    cache = caches.new(len(prompts), longest + max_new_tokens)
+    cache, texts = caches.new(len(prompts), longest + max_new_tokens), tokens
     for _ in range(max_new_tokens):
+        if model.config.rotates_anew_at(mask.shape[1]):
+            tokens, cache.length = texts, 0
         logits = next_logits(model, tokens, mask, cache)
         if (row := not_finite(logits, rows)) is not None:
             raise NotFinite(f"the logits of the token after {len(read[row]) + len(answers[row])} others are not "
@@ -71,9 +73,10 @@ def _generate_batch(caches: Caches, rows: list[int], prompts: list[list[int]], m
             break
         if len(going) < len(rows):
             kept = torch.tensor(going, device=model.device)
-            rows, new, mask = [rows[i] for i in going], new[kept], mask[kept]
+            rows, new, mask, texts = [rows[i] for i in going], new[kept], mask[kept], texts[kept]
             cache.keep_rows(kept)
         tokens = new[:, None]
+        texts = torch.cat((texts, tokens), dim=1)
         mask = torch.cat((mask, torch.ones_like(tokens, dtype=torch.bool)), dim=1)
     return answers
 

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from model.durable import naming
-from model.gguf_layout import ARCHITECTURES, CODE_TYPES, PACKAGE_TYPES, PLAIN_TYPES, block_size, gguf_package
+from model.gguf_architectures import ARCHITECTURES
+from model.gguf_layout import CODE_TYPES, PACKAGE_TYPES, PLAIN_TYPES, block_size, gguf_package
 
 # Type of a metadata value, by number -> its name, and how it is packed.
 SCALARS = {0: ("UINT8", "B"), 1: ("INT8", "b"), 2: ("UINT16", "H"), 3: ("INT16", "h"), 4: ("UINT32", "I"),

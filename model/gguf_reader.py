@@ -15,22 +15,27 @@ from torch import Tensor
 from model.checksums import check_sums
 from model.config import LlamaConfig
 from model.config_json import config_from_json
-from model.gguf_file import GGUFFile, StoredTensor, parse_gguf
-from model.gguf_layout import (
+from model.gguf_architectures import (
     ARCHITECTURES,
-    CODE_TYPES,
     CONFIG_KEYS,
+    OPTIONAL_KEYS,
+    half_split,
+    heads_of,
+    is_shifted,
+    our_name,
+)
+from model.gguf_file import GGUFFile, parse_gguf
+from model.gguf_layout import (
+    CODE_TYPES,
     END_KEYS,
     END_TEXTS,
     LINEAR,
     LLAMA_3_ROPE,
-    OPTIONAL_KEYS,
+    LONGROPE,
     ROPE_DIVISORS,
-    half_split,
-    heads_of,
-    our_name,
 )
-from model.llama import llama3_frequencies, rotary_frequencies
+from model.rotary import llama3_frequencies, rotary_frequencies
+from model.stored_names import Stored, places
 from quant.linear import QuantLinear
 
 
@@ -57,15 +62,13 @@ def _read_gguf(path: Path, size: int, changed: int) -> GGUFFile:
 def gguf_config(file: GGUFFile) -> LlamaConfig:
     """Raises ValueError for missing metadata, and for metadata that the forward pass does not support."""
     name, metadata = file.architecture, file.metadata
-    keys = {**CONFIG_KEYS, **{ours: key for ours, key in OPTIONAL_KEYS.items() if f"{name}.{key}" in metadata}}
-    raw = {ours: shortest(file.get(f"{name}.{key}")) for ours, key in keys.items()}
     tokens = file.metadata.get("tokenizer.ggml.tokens")
     size = metadata.get(f"{name}.vocab_size") or len(file.list_of("tokenizer.ggml.tokens", str))
     if isinstance(tokens, list) and len(tokens) != size:
         raise ValueError(f"{file.path}: {name}.vocab_size is {str(size)[:40]}, but tokenizer.ggml.tokens holds "
                          f"{len(tokens)} tokens")
     config = config_from_json({
-        **raw, "model_type": ARCHITECTURES[name].model_type, "vocab_size": size,
+        **stated_keys(file), "model_type": ARCHITECTURES[name].model_type, "vocab_size": size,
         "rope_scaling": stated_scaling(file),
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "attention_bias": "blk.0.attn_q.bias" in file.tensors, "mlp_bias": "blk.0.ffn_gate.bias" in file.tensors,
@@ -73,11 +76,32 @@ def gguf_config(file: GGUFFile) -> LlamaConfig:
         "eos_token_id": stated_ends(file)}, str(file.path))
     if metadata.get(f"{name}.attention.causal", True) is not True:
         raise ValueError(f"{file.path}: {name}.attention.causal is not true, but this decoder only looks back")
-    for key in ("rope.dimension_count", "attention.key_length", "attention.value_length"):
-        if (size := metadata.get(f"{name}.{key}", config.head_dim)) != config.head_dim:
+    for key, wanted in (("rope.dimension_count", config.rotary_dim), ("attention.key_length", config.head_dim),
+                        ("attention.value_length", config.head_dim)):
+        if (size := metadata.get(f"{name}.{key}", wanted)) != wanted:
             raise ValueError(f"{file.path}: {name}.{key} is {str(size)[:40]}, but a head has {config.head_dim} "
                              f"dimensions, and all of them must rotate")
     return with_divisors(config, file) if ROPE_DIVISORS in file.tensors else config
+
+
+def stated_keys(file: GGUFFile) -> dict:
+    """The metadata under the names of config.json, with what llama.cpp takes for granted."""
+    name, architecture = file.architecture, ARCHITECTURES[file.architecture]
+    further = {**OPTIONAL_KEYS, **architecture.keys}
+    keys = {**CONFIG_KEYS, **{ours: key for ours, key in further.items() if f"{name}.{key}" in file.metadata}}
+    raw = {ours: shortest(file.get(f"{name}.{key}")) for ours, key in keys.items()}
+    turning = file.metadata.get(f"{name}.rope.dimension_count")
+    if name == "phi3" and isinstance(turning, int) and isinstance(raw["hidden_size"], int):
+        raw["partial_rotary_factor"] = turning / (raw.get("head_dim")
+                                                  or raw["hidden_size"] / raw["num_attention_heads"])
+    if f"{name}.attention.sliding_window_pattern" in file.metadata:
+        raw["sliding_window_pattern"] = file.get(f"{name}.attention.sliding_window_pattern", int)
+    if raw.get("sliding_window") == 0:
+        raw["sliding_window"] = None
+    try:
+        return {**raw, **architecture.implied(raw)}
+    except (TypeError, ZeroDivisionError):
+        return raw  # a value of a wrong type, which config_from_json names
 
 
 def stated_ends(file: GGUFFile) -> list:
@@ -99,6 +123,7 @@ def shortest(value):
 # Metadata about rotary scaling that are understood. The last two say how a model was trained, and change nothing.
 SCALING_KEYS = ("rope.scaling.type", "rope.scaling.factor", "rope.scale_linear", "rope.scaling.original_context_length",
                 "rope.scaling.finetuned")
+OF_LONGROPE = "rope.scaling.attn_factor"
 
 
 def stated_scaling(file: GGUFFile) -> dict | None:
@@ -107,11 +132,15 @@ def stated_scaling(file: GGUFFile) -> dict | None:
 
     Raises ValueError for a key that is not understood, and if both names of the factor are there and differ."""
     prefix = f"{file.architecture}."
+    longrope = file.architecture == "phi3" and set(LONGROPE.values()) <= set(file.tensors)
     for key in file.metadata:
-        if key.startswith(f"{prefix}rope.scal") and key.removeprefix(prefix) not in SCALING_KEYS:
+        name = key.removeprefix(prefix)
+        if key.startswith(f"{prefix}rope.scal") and name not in SCALING_KEYS + (OF_LONGROPE,) * longrope:
             known = ", ".join(f"{prefix}{name}" for name in SCALING_KEYS)
             raise ValueError(f"{file.path}: {key} is not understood, so the rotary positions may differ; understood: "
                              f"{known}")
+    if longrope:
+        return longrope_scaling(file)
     kind = file.get(f"{prefix}rope.scaling.type", str, "linear")
     names = [f"{prefix}{name}" for name in ("rope.scaling.factor", "rope.scale_linear")]
     factors = {name: shortest(file.get(name, (int, float))) for name in names if name in file.metadata}
@@ -125,7 +154,20 @@ def stated_scaling(file: GGUFFile) -> dict | None:
             file.get(names[0])
         return None
     factor = next(iter(factors.values()))
+    if kind == "yarn":
+        original = file.metadata.get(f"{prefix}rope.scaling.original_context_length")
+        return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
     return None if kind == "linear" and factor in (0, 1) else {"rope_type": kind, "factor": factor}
+
+
+def longrope_scaling(file: GGUFFile) -> dict:
+    """Phi-3's, whose divisors are tensors. llama.cpp decides between them by the size of its context, not by the length
+    of the text."""
+    lists = {key: [shortest(value) for value in file.dense(name).float().flatten().tolist()]
+             for key, name in LONGROPE.items()}
+    original = file.metadata.get(f"{file.architecture}.rope.scaling.original_context_length")
+    factor = shortest(file.get(f"{file.architecture}.{OF_LONGROPE}", (int, float), 1.0))
+    return {"rope_type": "longrope", **lists, "original_max_position_embeddings": original, "attention_factor": factor}
 
 
 def with_divisors(config: LlamaConfig, file: GGUFFile) -> LlamaConfig:
@@ -150,49 +192,60 @@ class GGUFWeights:
 
     def __init__(self, path: Path):
         self.file, self.files = read_gguf(path), [path]
-        self.heads = heads_of(self.file.architecture, gguf_config(self.file))
-        self.names = {our_name(name): name for name in self.file.tensors if name != ROPE_DIVISORS}
-        if len(self.names) + (ROPE_DIVISORS in self.file.tensors) < len(self.file.tensors):
-            raise ValueError(f"{path}: two of its tensors have the same place in the model")
+        config, architecture = gguf_config(self.file), self.file.architecture
+        self.heads = heads_of(architecture, config)
+        self.stored: dict[str, Stored] = {}  # name in the model -> tensor of the file, and its rows
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.quantized: dict[str, dict] = {}
-        for ours, name in self.names.items():
-            self._list(ours, self.file.tensors[name])
+        for name, tensor in self.file.tensors.items():
+            if name == ROPE_DIVISORS or architecture == "phi3" and name in LONGROPE.values():
+                continue
+            for ours, place in places(our_name(name, architecture), tensor.shape, config, str(path)).items():
+                if ours in self.stored:
+                    raise ValueError(f"{path}: two of its tensors have the same place in the model")
+                self.stored[ours] = Stored(name, place.rows)
+                self._list(ours, tensor.type, place.shape(tensor.shape))
 
-    def _list(self, ours: str, stored: StoredTensor) -> None:
+    def _list(self, ours: str, kind: str, shape: tuple[int, ...]) -> None:
         """Linear layers of a block type are codes. An embedding is a look-up table and has to be dense."""
         layer = ours.removesuffix(".weight")
-        if stored.type in CODE_TYPES and layer.endswith(LINEAR) and len(stored.shape) == 2:
-            kind = CODE_TYPES[stored.type]
-            self.quantized[layer] = {"bits": kind.bits, "block": str(kind.block)}
-            self.shapes.update({f"{layer}.{leaf}": shape for leaf, shape in kind.shapes(*stored.shape).items()})
+        if kind in CODE_TYPES and layer.endswith(LINEAR) and len(shape) == 2:
+            self.quantized[layer] = {"bits": CODE_TYPES[kind].bits, "block": str(CODE_TYPES[kind].block)}
+            self.shapes.update({f"{layer}.{leaf}": part for leaf, part in CODE_TYPES[kind].shapes(*shape).items()})
         else:
-            self.shapes[ours] = stored.shape
+            self.shapes[ours] = shape
+
+    def name_as(self, config: LlamaConfig) -> None:
+        """The names are the model's already."""
 
     def forget(self, name: str) -> None:
-        self.names.pop(name, None)
+        self.stored.pop(name, None)
         self.shapes.pop(name, None)
 
     def levels(self, layer: str) -> Tensor:
-        return CODE_TYPES[self.file.tensors[self.names[f"{layer}.weight"]].type].levels()
+        return CODE_TYPES[self.type_of(f"{layer}.weight")].levels()
+
+    def type_of(self, name: str) -> str:
+        """The type that the file has for a tensor of the model."""
+        return self.file.tensors[self.stored[name].name].type
 
     def tensors(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
         """Every tensor whose name begins with `prefix`, one weight at a time in memory. Raises Damaged if x.gguf.sha256
         states another sha256 of the file."""
         check_sums(self.files)
-        for ours, name in self.names.items():
+        for ours, place in self.stored.items():
             if ours.startswith(prefix):
-                yield from self._load(ours, name)
+                yield from self._load(ours, place)
 
-    def _load(self, ours: str, name: str) -> Iterator[tuple[str, Tensor]]:
+    def _load(self, ours: str, place: Stored) -> Iterator[tuple[str, Tensor]]:
         layer, _, leaf = ours.rpartition(".")
         codes = leaf == "weight" and layer in self.quantized
-        rows = self.file.read(name) if codes else self.file.dense(name)
+        rows = place.of(self.file.read(place.name) if codes else self.file.dense(place.name))
         if heads := self.heads.get(layer.rpartition(".")[2]):
             rows = half_split(rows, heads)
         if not codes:
-            yield ours, rows
+            yield ours, rows.float() - 1 if is_shifted(ours, self.file.architecture) else rows
             return
-        weight = CODE_TYPES[self.file.tensors[name].type].quantized_weight(rows)
+        weight = CODE_TYPES[self.type_of(ours)].quantized_weight(rows)
         for part, tensor in QuantLinear.from_weight(weight).state_dict().items():
             yield f"{layer}.{part}", tensor

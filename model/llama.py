@@ -3,13 +3,13 @@
     x = x + attention(rms_norm(x))      grouped-query attention with rotary positions
     x = x + mlp(rms_norm(x))            SwiGLU
 
-Mistral, Qwen2 and Gemma 2 differ from this in details. A field of `LlamaConfig` then selects a small module or function
-when the model is built. Module names are those of Hugging Face checkpoints, so a state dict loads without renaming.
+The other families (families.py) differ from this in details. A field of `LlamaConfig` then selects a small module or
+function when the model is built. Module names are those of Hugging Face checkpoints, so a state dict loads without
+renaming.
 
 Every linear layer can be replaced by any module that maps (..., D_in) to (..., D_out), such as a quantized or an
 adapted layer. This file imports none of them.
 """
-import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from model.config import LlamaConfig
 from model.fused import FrozenLinear, FrozenNorm, GatedSiLU, Rotation, ShortAttention, grouped_attention, run
+from model.rotary import Rotary, rotary
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu, "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh")}
@@ -69,29 +70,9 @@ class ZeroCenteredRMSNorm(RMSNorm):
         return ((1 + self.weight.to(normed.dtype)) * normed).to(x.dtype)
 
 
-def new_norm(config: LlamaConfig) -> RMSNorm:
+def new_norm(config: LlamaConfig, size: int | None = None) -> RMSNorm:
     kind = ZeroCenteredRMSNorm if config.zero_centered_norms else RMSNorm
-    return kind(config.hidden_size, config.rms_norm_eps)
-
-
-def rotary_frequencies(config: LlamaConfig) -> Tensor:
-    """theta^(-2i/head_dim) for i in 0 .. head_dim/2-1, then the checkpoint's scaling. Shape (head_dim/2,), float32."""
-    exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu") / config.head_dim
-    frequencies = 1.0 / config.rope_theta ** exponent
-    scaling = config.rope_scaling
-    if scaling is None:
-        return frequencies
-    if scaling["rope_type"] == "linear":
-        return frequencies / scaling["factor"]
-    return llama3_frequencies(frequencies, **{k: v for k, v in scaling.items() if k != "rope_type"})
-
-
-def llama3_frequencies(frequencies: Tensor, factor: float, low_freq_factor: float, high_freq_factor: float,
-                       original_max_position_embeddings: int) -> Tensor:
-    """Llama 3.1's scaling: slow rotations are divided by `factor`, fast ones kept, and those between blended."""
-    turns = original_max_position_embeddings * frequencies / (2 * math.pi)  # full turns within the original context
-    keep = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0, 1)
-    return keep * frequencies + (1 - keep) * frequencies / factor
+    return kind(size or config.hidden_size, config.rms_norm_eps)
 
 
 def repeat_heads(x: Tensor, times: int) -> Tensor:
@@ -109,6 +90,7 @@ SHORT = 128
 FEW = 16
 
 Allowed = dict[int | None, Tensor | None]  # a layer's window (None: no window) -> its `allowed_keys`
+Angles = dict[str, tuple[Tensor, Tensor]]  # a layer's rotary positions (`LlamaConfig.rotary`) -> cos and sin
 
 
 class KVCache:
@@ -163,7 +145,7 @@ class Attention(nn.Module):
     def __init__(self, config: LlamaConfig, layer: int):
         super().__init__()
         self.layer, self.head_dim, self.scale = layer, config.head_dim, config.attention_scale
-        self.window = config.window(layer)
+        self.window, self.rotary = config.window(layer), config.rotary(layer)
         cap = config.attention_softcap
         self.attend = fused_attention if cap is None else partial(softcapped_attention, cap=cap)
         q_size, kv_size = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
@@ -171,11 +153,17 @@ class Attention(nn.Module):
         self.k_proj = Linear(config.hidden_size, kv_size, bias=config.attention_bias)
         self.v_proj = Linear(config.hidden_size, kv_size, bias=config.attention_bias)
         self.o_proj = Linear(q_size, config.hidden_size, bias=config.o_bias)
+        if config.qk_norm:
+            self.q_norm, self.k_norm = new_norm(config, config.head_dim), new_norm(config, config.head_dim)
+        self.qk_norm = config.qk_norm
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, allowed: Allowed, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, angles: Angles, allowed: Allowed, cache: KVCache | None) -> Tensor:
         q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, heads, T, head_dim)
                    for proj in (self.q_proj, self.k_proj, self.v_proj))
-        q, k = run(Rotation, q, cos, sin), run(Rotation, k, cos, sin)
+        if self.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.rotary:
+            q, k = run(Rotation, q, *angles[self.rotary]), run(Rotation, k, *angles[self.rotary])
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
         y = self.attend(q, k, v, allowed[self.window], self.scale)
@@ -212,18 +200,18 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = new_norm(config)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, allowed: Allowed, cache: KVCache | None) -> Tensor:
-        return self.with_mlp(self.with_attention(x, cos, sin, allowed, cache))
+    def forward(self, x: Tensor, angles: Angles, allowed: Allowed, cache: KVCache | None) -> Tensor:
+        return self.with_mlp(self.with_attention(x, angles, allowed, cache))
 
-    def with_attention(self, x: Tensor, cos: Tensor, sin: Tensor, allowed: Allowed, cache: KVCache | None) -> Tensor:
-        return x + self.self_attn(self.input_layernorm(x), cos, sin, allowed, cache)
+    def with_attention(self, x: Tensor, angles: Angles, allowed: Allowed, cache: KVCache | None) -> Tensor:
+        return x + self.self_attn(self.input_layernorm(x), angles, allowed, cache)
 
     def with_mlp(self, x: Tensor) -> Tensor:
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class DoublyNormedDecoderLayer(DecoderLayer):
-    """x + norm(attention(norm(x))), then x + norm(mlp(norm(x))): Gemma 2's layer.
+    """x + norm(attention(norm(x))), then x + norm(mlp(norm(x))): the layer of Gemma 2 and 3.
 
     Here `post_attention_layernorm` follows attention, as its name says. In a Llama it precedes the MLP."""
 
@@ -232,11 +220,31 @@ class DoublyNormedDecoderLayer(DecoderLayer):
         self.pre_feedforward_layernorm = new_norm(config)
         self.post_feedforward_layernorm = new_norm(config)
 
-    def with_attention(self, x: Tensor, cos: Tensor, sin: Tensor, allowed: Allowed, cache: KVCache | None) -> Tensor:
-        return x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), cos, sin, allowed, cache))
+    def with_attention(self, x: Tensor, angles: Angles, allowed: Allowed, cache: KVCache | None) -> Tensor:
+        return x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), angles, allowed, cache))
 
     def with_mlp(self, x: Tensor) -> Tensor:
         return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+
+
+class ScaledDecoderLayer(DecoderLayer):
+    """x + c * attention(norm(x)), then x + c * mlp(norm(x)): Granite's layer."""
+
+    def __init__(self, config: LlamaConfig, layer: int):
+        super().__init__(config, layer)
+        self.c = config.residual_multiplier
+
+    def with_attention(self, x: Tensor, angles: Angles, allowed: Allowed, cache: KVCache | None) -> Tensor:
+        return x + self.c * self.self_attn(self.input_layernorm(x), angles, allowed, cache)
+
+    def with_mlp(self, x: Tensor) -> Tensor:
+        return x + self.c * self.mlp(self.post_attention_layernorm(x))
+
+
+def kind_of_layer(config: LlamaConfig) -> type[DecoderLayer]:
+    if config.norms_after:
+        return DoublyNormedDecoderLayer
+    return DecoderLayer if config.residual_multiplier == 1 else ScaledDecoderLayer
 
 
 class Decoder(nn.Module):
@@ -247,7 +255,7 @@ class Decoder(nn.Module):
         # Without weights, nn.Embedding draws some: on the meta device this imports torch._dynamo, which takes 1.5 s.
         self.embed_tokens = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, config.hidden_size),
                                                          freeze=False)
-        kind = DoublyNormedDecoderLayer if config.norms_after else DecoderLayer
+        kind = kind_of_layer(config)
         self.layers = nn.ModuleList(kind(config, i) for i in range(config.num_hidden_layers))
         self.norm = new_norm(config)
 
@@ -258,7 +266,7 @@ class Llama(nn.Module):
     def __init__(self, config: LlamaConfig, dtype: torch.dtype = torch.float32):
         super().__init__()
         self.config, self.dtype = config, dtype
-        self._frequencies: dict[torch.device, Tensor] = {}
+        self._rotaries: dict[torch.device, dict[str, Rotary]] = {}
         self.checkpointing = False  # True: training keeps a decoder layer's input only, and computes the layer again
         self.model = Decoder(config)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -272,11 +280,12 @@ class Llama(nn.Module):
     def device(self) -> torch.device:
         return self.model.embed_tokens.weight.device
 
-    def frequencies(self, device: torch.device) -> Tensor:
-        """`rotary_frequencies`, copied to a device once and not at every forward pass."""
-        if device not in self._frequencies:
-            self._frequencies[device] = rotary_frequencies(self.config).to(device)
-        return self._frequencies[device]
+    def rotaries(self, device: torch.device) -> dict[str, Rotary]:
+        """The rotary positions of each kind of layer, copied to a device once and not at every forward pass."""
+        if device not in self._rotaries:
+            kinds = dict.fromkeys(self.config.rotary(layer) for layer in range(self.config.num_hidden_layers))
+            self._rotaries[device] = {kind: rotary(self.config, kind).to(device) for kind in kinds if kind}
+        return self._rotaries[device]
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         return KVCache(self.config, batch, capacity, self.dtype, self.device)
@@ -293,30 +302,38 @@ class Llama(nn.Module):
 
     def hidden(self, tokens: Tensor, mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """Output of the last decoder layer, (B, T, hidden_size). The arguments are those of `forward`."""
-        x, cos, sin, allowed = self.embed(tokens, mask, 0 if cache is None else cache.length)
+        x, angles, allowed = self.embed(tokens, mask, 0 if cache is None else cache.length)
         recomputes = self.checkpointing and torch.is_grad_enabled() and cache is None
         for layer in self.model.layers:
-            x = (checkpoint(layer, x, cos, sin, allowed, None, use_reentrant=False) if recomputes
-                 else layer(x, cos, sin, allowed, cache))
+            x = (checkpoint(layer, x, angles, allowed, None, use_reentrant=False) if recomputes
+                 else layer(x, angles, allowed, cache))
         if cache is not None:
             cache.length += tokens.shape[1]
         return x
 
     def logits(self, x: Tensor) -> Tensor:
         """(..., vocab_size) from outputs of the last decoder layer x (..., hidden_size)."""
-        return softcap(self.lm_head(self.model.norm(x)), self.config.final_softcap)
+        logits = self.lm_head(self.model.norm(x))
+        if self.config.logits_divisor != 1:
+            logits = logits / self.config.logits_divisor
+        return softcap(logits, self.config.final_softcap)
 
     def embed(self, tokens: Tensor, mask: Tensor | None = None,
-              cached: int = 0) -> tuple[Tensor, Tensor, Tensor, Allowed]:
-        """Inputs of the first decoder layer: x (B, T, hidden_size), rotary cos and sin, and the allowed keys.
+              cached: int = 0) -> tuple[Tensor, Angles, Allowed]:
+        """Inputs of the first decoder layer: x (B, T, hidden_size), rotary angles, and the allowed keys.
 
         The scale of the embeddings is rounded to the compute type, as in the training of the published models."""
         B, T = tokens.shape
         positions = token_positions(mask, cached, T, tokens.device)
-        cos, sin = rotary_angles(self.frequencies(tokens.device), positions, self.dtype)
+        angles = self.angles(positions, cached + T)
         windows = {self.config.window(layer) for layer in range(self.config.num_hidden_layers)}
         allowed = {window: allowed_keys(mask, cached, T, window, tokens.device) for window in windows}
-        return self.vectors(tokens), cos, sin, allowed
+        return self.vectors(tokens), angles, allowed
+
+    def angles(self, positions: Tensor, length: int) -> Angles:
+        """length: of the pass, cached tokens included."""
+        return {kind: rotary.angles(positions, length, self.dtype)
+                for kind, rotary in self.rotaries(positions.device).items()}
 
     def vectors(self, tokens: Tensor) -> Tensor:
         """Scaled embeddings, (B, T, hidden_size)."""
@@ -348,11 +365,3 @@ def allowed_keys(mask: Tensor | None, cached: int, T: int, window: int | None, d
     if mask is None:
         return near[:, None]
     return (near[:, None] & mask[:, None, None, :]) | (key == query)
-
-
-def rotary_angles(frequencies: Tensor, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin of position * frequency, (B, 1, T, head_dim). Angles are float32, or float64 in a float64 model."""
-    wide = torch.promote_types(dtype, torch.float32)
-    angles = positions[:, None, :, None].to(wide) * frequencies.to(wide)
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos().to(dtype), angles.sin().to(dtype)

@@ -8,7 +8,7 @@ import sys
 import torch
 from torch import Tensor
 
-from model.llama import Allowed, KVCache, Llama, rotary_angles
+from model.llama import Allowed, KVCache, Llama
 from model.recorded import Recorded, warm_up
 
 RECORDED_FROM = 16  # new tokens: recording takes as long as about four of them
@@ -37,11 +37,11 @@ class RecordedToken:
         self.mask.index_fill_(1, self.place, True)
         position = (self.mask.cumsum(-1) - 1).clamp(min=0)  # of every key
         query = self.mask.sum(-1, keepdim=True) - 1         # the newest token's own
-        cos, sin = rotary_angles(self.model.frequencies(self.model.device), query, self.model.dtype)
+        angles = self.model.angles(query, length=0)         # no longrope here: `records`
         x = self.model.vectors(self.tokens)
         allowed = self._allowed(query - position)
         for layer in self.model.model.layers:
-            x = layer(x, cos, sin, allowed, self)
+            x = layer(x, angles, allowed, self)
         self.place += 1
         return self.model.logits(x[:, -1])
 
@@ -105,6 +105,9 @@ class Caches:
 
 
 def records(model: Llama, new_tokens: int) -> bool:
+    """longrope changes its angles with the length of the text, which a recording does not know."""
+    if (model.config.rope_scaling or {}).get("rope_type") == "longrope":
+        return False
     return model.device.type == "cuda" and new_tokens >= RECORDED_FROM
 
 

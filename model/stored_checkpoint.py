@@ -4,6 +4,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from model.config import LlamaConfig
+from model.families import FAMILIES
 from model.files import read_json
 from model.gguf_layout import LINEAR
 from model.tensor_files import open_safetensors
@@ -77,6 +79,16 @@ class StoredWeights:
             self.shapes.update({f"{layer}.{leaf}": shape for leaf, shape in own.items()})
         else:
             self.shapes[f"{layer}.weight"] = stated.D_out, stated.D_in
+
+    def name_as(self, config: LlamaConfig) -> None:
+        """The names are the model's already. Raises ValueError for a family whose files join layers: their codes are
+        not split."""
+        if FAMILIES[config.model_type].fused:
+            raise ValueError(f"{self.files[0].parent}: model_type {config.model_type!r} is not read in the format "
+                             f"{self.format.name}; give the model that it was made from, in 16 bits")
+
+    def stored_name(self, name: str) -> str:
+        return name
 
     def forget(self, name: str) -> None:
         """Ignore this tensor of the files."""

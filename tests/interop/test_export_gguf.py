@@ -16,7 +16,8 @@ from interop.gguf_writer import NEAR
 from model.checkpoint import load_config, load_model, random_model, save_model, weight_files
 from model.config_json import config_to_json
 from model.files import write_json
-from model.gguf_layout import LLAMA_3_ROPE, gguf_name, our_name
+from model.gguf_architectures import gguf_name, our_name
+from model.gguf_layout import LLAMA_3_ROPE
 from model.tokenizer import copy_tokenizer
 from quant.absmax import AbsMax
 from quant.gguf_blocks import BLOCK_TYPES, fitting_type, in_file_blocks, stored_rows
@@ -27,7 +28,7 @@ from quant.normal_float import NormalFloat
 from tests.cli import SMALL
 from tests.export_runs import as_trained, difference, export, in_format_1, made_run, refusal
 from tests.gguf_files import ODD_HEADS, gguf, interleaved, strong_model, write_gguf, write_k_types
-from tests.model.test_families import GEMMA2
+from tests.model.test_families import GEMMA2, SMOLLM3, YARN
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 QABLORA = ["--method", "qablora", "--lam", "32x8"]
@@ -345,14 +346,22 @@ def dense(run, to):
     return loaded(to)
 
 
-def test_gemma_2_is_refused_by_name(tmp_path, small_base):
-    config = replace(SMALL, **GEMMA2)
+@pytest.mark.parametrize("changes,message", [
+    (GEMMA2, "query_pre_attn_scalar is 20, but llama.cpp takes 16 for architecture 'gemma2'"),
+    ({**GEMMA2, "query_pre_attn_scalar": 16, "windowed_layers": ()}, "windowed_layers is (), but llama.cpp takes (0,)"),
+    (SMOLLM3, "unrotated_layers is (1,), but llama.cpp takes () for architecture 'smollm3' and has no key for it"),
+    ({"model_type": "qwen3", "qk_norm": True, "attention_bias": True, "o_bias": True}, "reads no biases of qwen3"),
+    ({"rope_scaling": {**YARN, "factor": 2.0}}, "rotary scaling 'yarn' with beta_fast, mscale"),
+    ({"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8,
+                       "original_max_position_embeddings": 64}},
+     "'longrope' is not written as GGUF for architecture 'llama'")])
+def test_a_model_that_llama_cpp_would_compute_otherwise_is_refused_by_name(tmp_path, small_base, changes, message):
+    config = replace(ODD_HEADS, **changes)
     write_json(tmp_path / "base/config.json", config_to_json(config))
     save_model(random_model(config, torch.float32, seed=0), tmp_path / "base/model.safetensors")
     copy_tokenizer(small_base, tmp_path / "base")
     said = refusal(tmp_path / "base", "gguf", tmp_path / "out.gguf")
-    assert ("model_type 'gemma2' is not written as GGUF; supported: llama, mistral, qwen2. "
-            "Use --format safetensors") in said
+    assert message in said and "Use --format safetensors" in said
 
 
 def test_heads_that_llama_cpp_does_not_load_are_refused(tmp_path, small_base):
@@ -366,8 +375,8 @@ def test_heads_that_llama_cpp_does_not_load_are_refused(tmp_path, small_base):
 
 def test_a_window_ends_the_context_where_it_would_begin_to_matter():
     assert model_keys(replace(SMALL, model_type="mistral", sliding_window=64,
-                              windowed_layers=(0,)))["context_length"] == 64
-    assert model_keys(SMALL)["context_length"] == SMALL.max_position_embeddings
+                              windowed_layers=(0,)), "llama")["context_length"] == 64
+    assert model_keys(SMALL, "llama")["context_length"] == SMALL.max_position_embeddings
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from tests.model.test_tokenizer import BOS, EOS, json_tokenizer, small_sentencep
 
 CASE = FIXTURES / "grouped_tied"
 LEAST = {"vocab_size": 8, "hidden_size": 64, "intermediate_size": 8, "num_hidden_layers": 3, "num_attention_heads": 8}
+DYNAMIC = {"rope_type": "dynamic", "factor": 4.0}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
 LINEAR = {"rope_type": "linear", "factor": 2.0}
 LLAMA_3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -55,7 +56,7 @@ def refused(**changes) -> str:
                           S: {"rope_type": "default", "rope_theta": 1e4}}}, ["differs between", F, S]),
     ({"rope_parameters": {F: {"rope_type": "default"}, "rope_theta": 1e4}}, ["beside 'rope_theta'"]),
     ({"rope_parameters": {"global": LINEAR}}, ["'global', which is no kind of layer"]),
-    ({"rope_parameters": {F: YARN, S: YARN}}, ["'yarn' is not supported"]),
+    ({"rope_parameters": {F: DYNAMIC, S: DYNAMIC}}, ["'dynamic' is not supported"]),
     ({"rope_scaling": {"factor": 4.0}}, ["factor 4.0, but no rope_type"]),
     ({"rope_parameters": {"rope_type": "default", "factor": 4.0}}, ["which scales nothing"]),
     ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, ["partial_rotary_factor is 0.5"]),
@@ -358,6 +359,10 @@ def test_a_token_beside_a_tokenizer_json_has_the_next_id(tmp_path, i, refused):
     ({"rope.scaling.factor": 4.0, "rope.scale_linear": 4.0}, {"rope_type": "linear", "factor": 4.0}),
     ({"rope.scaling.factor": 2.5, "rope.scaling.original_context_length": 64}, {"rope_type": "linear", "factor": 2.5}),
     ({"rope.scaling.type": "none", "rope.scaling.factor": 4.0}, None),
+    ({"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 64},
+     {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}),
+    ({"rope.scaling.type": "yarn", "rope.scale_linear": 4.0, "context_length": 256},
+     {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}),
     ({"rope.scaling.type": "none", "rope.scale_linear": 4.0}, None), ({"rope.scaling.type": "none"}, None),
     ({"rope.scaling.factor": 1.0}, None), ({"rope.scaling.factor": 0.0}, None), ({"rope.scale_linear": 1.0}, None),
     ({}, None)])
@@ -369,8 +374,9 @@ def test_rotary_scaling_of_a_gguf_file_is_what_llama_cpp_reads(tmp_path, metadat
 @pytest.mark.parametrize("metadata,message", [
     ({"rope.scaling.factor": 4.0, "rope.scale_linear": 2.0},
      "scaling.factor is 4.0, but llama.rope.scale_linear is 2.0"),
-    ({"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}, "'yarn' is not supported"),
-    ({"rope.scaling.type": "yarn", "rope.scale_linear": 4.0}, "'yarn' is not supported"),
+    ({"rope.scaling.type": "dynamic", "rope.scaling.factor": 4.0}, "'dynamic' is not supported"),
+    ({"rope.scaling.type": "longrope", "rope.scale_linear": 4.0}, "'longrope' needs short_factor, long_factor"),
+    ({"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.yarn_beta_fast": 8.0}, "not understood"),
     ({"rope.scaling.type": "linear"}, "llama.rope.scaling.factor is missing"),
     ({"rope.scaling.attn_factor": 1.5}, "llama.rope.scaling.attn_factor is not understood"),
     ({"rope.scaling.yarn_log_multiplier": 0.1}, "is not understood"), ({"rope.scale": 2.0}, "is not understood"),

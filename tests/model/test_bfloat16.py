@@ -18,7 +18,8 @@ from finetune.resolve import resolve_run
 from model.checkpoint import random_model
 from model.config import LlamaConfig
 from model.likelihood import Pair, log_likelihoods, token_log_probabilities
-from model.llama import Llama, rotary_angles, rotary_frequencies
+from model.llama import Llama
+from model.rotary import rotary_angles, rotary_frequencies
 from quant.gptq import Hessian
 from quant.grid import Block
 from quant.minmax import MinMax
@@ -78,7 +79,8 @@ def wide_only(types: Types, *needed: str) -> None:
 
 def test_angles_of_1000_positions_err_by_the_rounding_of_their_result_alone():
     model, t = model_of(CONFIG), rows(1, POSITIONS)
-    _, cos, sin, _ = model.embed(t)
+    _, angles, _ = model.embed(t)
+    cos, sin = angles["all"]
     exact = torch.arange(POSITIONS).double()[:, None] * rotary_frequencies(CONFIG).double()
     for got, expected in ((cos, exact.cos()), (sin, exact.sin())):
         assert got.dtype == torch.bfloat16
@@ -123,7 +125,7 @@ def plain_forward(model: Llama, t: Tensor) -> Tensor:
     return c.final_softcap * torch.tanh(logits / c.final_softcap) if c.final_softcap else logits
 
 
-def angles_in_bfloat16(frequencies: Tensor, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def angles_in_bfloat16(frequencies: Tensor, positions: Tensor, dtype: torch.dtype, *rest) -> tuple[Tensor, Tensor]:
     angles = positions[:, None, :, None].to(dtype) * frequencies.to(dtype)
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()
@@ -138,7 +140,7 @@ def test_1000_positions_err_no_more_than_twice_as_much_as_a_plain_bfloat16_forwa
     assert exact.std() > 0.5 and plain.mean() > 1e-3
     for part in (slice(0, 100), slice(900, None), slice(None)):
         assert ours[part].mean() <= 2 * plain[part].mean()
-    monkeypatch.setattr("model.llama.rotary_angles", angles_in_bfloat16)  # control: far beyond that
+    monkeypatch.setattr("model.rotary.rotary_angles", angles_in_bfloat16)  # control: far beyond that
     coarse = (model_of(config)(t).float() - exact).square().mean(-1).sqrt()[0]
     assert coarse[900:].mean() > 4 * plain[900:].mean()
 

@@ -8,10 +8,11 @@ import torch
 
 from model.checkpoint import load_config, load_model, open_weights, quantized_layers, save_model, weight_files
 from model.config_json import config_from_json, config_to_json
+from model.gguf_architectures import half_split, our_name
 from model.gguf_file import TENSOR_TYPES
-from model.gguf_layout import gguf_package, half_split, our_name
+from model.gguf_layout import gguf_package
 from model.gguf_reader import GGUFWeights, gguf_config, read_gguf
-from model.llama import llama3_frequencies, rotary_frequencies
+from model.rotary import llama3_frequencies, rotary_frequencies
 from quant.linear import QuantLinear
 from tests.cli import SMALL
 from tests.gguf_files import ODD_HEADS, gguf, interleaved, strong_model, write_gguf, write_k_types
@@ -221,7 +222,7 @@ def test_divisors_of_no_published_scaling_are_refused(tmp_path):
     ({"llama.attention.head_count": 3}, "num_attention_heads=3 is not a multiple of num_key_value_heads=2"),
     ({"llama.rope.dimension_count": 8}, "llama.rope.dimension_count is 8, but a head has 16 dimensions"),
     ({"llama.attention.value_length": 32}, "llama.attention.value_length is 32, but a head has 16"),
-    ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}, "rotary scaling 'yarn' is not supported"),
+    ({"llama.rope.scaling.type": "ntk", "llama.rope.scaling.factor": 4.0}, "rotary scaling 'ntk' is not supported"),
     ({"llama.attention.causal": False}, "llama.attention.causal is not true"),
     ({"llama.vocab_size": 100}, "llama.vocab_size is 100, but tokenizer.ggml.tokens holds 4096 tokens")])
 def test_metadata_that_do_not_fit_are_refused_by_name(tmp_path, metadata, message):
