@@ -58,10 +58,8 @@ def write_model(trained: Trained, model: Llama, dtype: torch.dtype, directory: P
     total = len(tensor_names(model.config))
     bar = tqdm(dense_tensors(model), "merging", total, unit="tensor", disable=None, leave=False)
     tensors = {name: in_type(tensor, dtype, name) for name, tensor in bar}
-    write_json(directory / "config.json", hugging_face_config(model.config, dtype))
-    write_json(directory / "config.json", hugging_face_config(trained.config, dtype))
     write_safetensors(directory / "model.safetensors", joined(tensors, model.config))
-    write_safetensors(directory / "model.safetensors", tensors)
+    write_json(directory / "config.json", hugging_face_config(trained.config, dtype))
     write_tokenizer(trained, directory)
     for path in (trained.origin / name for name in BESIDE if trained.origin and trained.origin.is_dir()):
         if path.is_file() and not (directory / path.name).exists():

@@ -417,8 +417,7 @@ MUTANTS = [
       "if config.base.quantization:", RESUME),
     # ---- exports
     M("peft-dropout-left-out", "interop/peft.py", "self.trained.run.config.adapter.dropout", "0.0", (*PEFT, *FLAGS)),
-    M("peft-alpha-is-the-scaling", "interop/peft.py", "layer.adapter.scaling * self.divisor(len(A))",
-      "layer.adapter.scaling", PEFT),
+    M("peft-alpha-is-the-scaling", "interop/peft.py", "scaling * self.divisor(len(A))", "scaling", PEFT),
     M("export-rounds-toward-0", "interop/hugging_face.py", "rounded = tensor.to(dtype)",
       "rounded = (tensor.float() * (1 - torch.finfo(dtype).eps / 4)).to(dtype)", EXPORT),
     M("export-written-and-expected-round-toward-0", "interop/trained.py", "return module.weight().detach()",
