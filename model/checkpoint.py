@@ -144,9 +144,7 @@ def weight_files(directory: Path) -> list[Path]:
     model.safetensors goes before an index, as in transformers. If all shards are there too, a line says so."""
     if is_gguf(directory):
         return [directory]
-    if not directory.is_dir():
-        raise FileNotFoundError(f"{directory}: " + ("is a file; give the model directory that holds it, or a GGUF file"
-                                                    if directory.is_file() else "no such model directory"))
+    check_directory(directory)
     single, shards = directory / SINGLE, [directory / name for name in shard_names(directory)]
     if single.is_file():
         if shards not in ([], [single]) and all(path.is_file() for path in shards):
@@ -156,6 +154,13 @@ def weight_files(directory: Path) -> list[Path]:
     if missing := [str(path) for path in shards or [single] if not path.is_file()]:
         raise FileNotFoundError(f"{', '.join(missing)}: no such weight file{_other_formats(directory)}")
     return shards
+
+
+def check_directory(directory: Path) -> None:
+    """Raises FileNotFoundError for a place that is no directory."""
+    if not directory.is_dir():
+        raise FileNotFoundError(f"{directory}: " + ("is a file; give the model directory that holds it, or a GGUF file"
+                                                    if directory.is_file() else "no such model directory"))
 
 
 def _other_formats(directory: Path) -> str:
@@ -179,6 +184,7 @@ def load_config(directory: Path) -> LlamaConfig:
     keep the end of a turn there. Raises FileNotFoundError without a config.json, ValueError as `config_from_json`."""
     if is_gguf(directory):
         return gguf_config(read_gguf(directory))
+    check_directory(directory)
     path = directory / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{directory}: no model there; needs a config.json{_other_formats(directory)}")
