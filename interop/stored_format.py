@@ -70,14 +70,14 @@ class StoredFormatExport:
         """The parts of the base's embeddings, if they are codes."""
         if not self.base:
             return {}
-        return {f"{layer}.{part}": self.base.read(f"{layer}.{part}") for layer in self.base.stated
-                if layer not in self.settings for part in self.kind.parts}
+        return {f"{layer}.{part}": tensor for layer in self.base.stated if layer not in self.settings
+                for part, tensor in self.base.parts(layer).items()}
 
     def parts(self, model: Llama, layer: str) -> dict[str, Tensor]:
         """The tensors of a layer of codes, its adapter merged. What was not trained is the base's own."""
         module = model.get_submodule(layer)
         if self.base and layer in self.base.stated and not isinstance(module, AdaptedLinear):
-            return {part: self.base.read(f"{layer}.{part}") for part in self.kind.parts}
+            return self.base.parts(layer)
         try:
             merged = merge_into_codes(module, layer) if isinstance(module, AdaptedLinear) else module
             return self.kind.write(merged, self.dtype)
@@ -105,10 +105,8 @@ class StoredFormatExport:
         if layer not in self.settings or leaf != "weight":
             codes = self.base and layer in self.base.stated
             return dense_tensor(model, name) if codes else dense_tensor(model, name).to(self.dense_type(model, layer))
-        parts = self.parts(model, layer)
-        stated_as = self.kind.of(self.kind.config_of({layer: self.settings[layer]}))
-        stated = stated_as.stated(layer, {part: tuple(tensor.shape) for part, tensor in parts.items()})
-        return stated_as.read(stated, parts).dequantize()
+        written_as = self.kind.of(self.kind.config_of({layer: self.settings[layer]}))
+        return written_as.layer(layer, self.parts(model, layer)).dequantize()
 
 
 class MLXExport(StoredFormatExport):

@@ -237,6 +237,8 @@ def open_weights(files: list[Path], config: LlamaConfig, dtype: torch.dtype) -> 
     weights.name_as(config)
     _make_room_for_codes(model, weights)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if isinstance(weights, StoredWeights):
+        weights.forget_zero_biases(wanted)
     if config.tie_word_embeddings:
         wanted.pop("lm_head.weight", None)
         if isinstance(model.lm_head, QuantLinear):

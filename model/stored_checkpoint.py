@@ -10,7 +10,7 @@ from model.files import read_json
 from model.gguf_layout import LINEAR
 from model.tensor_files import open_safetensors
 from quant.formats import format_of
-from quant.formats.stored import FLOATS, Stated, StoredFormat, levels_of
+from quant.formats.stored import FLOATS, Stated, StoredFormat
 
 
 def stored_format(file: Path) -> StoredFormat | None:
@@ -32,6 +32,7 @@ class StoredWeights:
         self.files, self.format = files, stored
         self.file_of: dict[str, Path] = {}    # of the files' own names
         self.stated: dict[str, Stated] = {}   # layers that are stored as codes
+        self.parts_of: dict[str, list[str]] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.quantized: dict[str, dict] = {}
         found: dict[str, tuple[str, tuple[int, ...]]] = {}
@@ -60,17 +61,21 @@ class StoredWeights:
 
     def _list(self, layer: str, found: dict) -> None:
         """Moves the parts of a layer from `found` to what it is here."""
-        shapes = {}
-        for part, types in self.format.parts.items():
+        shapes: dict[str, tuple[int, ...]] = {}
+        for part, types in (self.format.parts | self.format.optional).items():
             name = f"{layer}.{part}"
+            if name not in found and part in self.format.optional:
+                continue
             if name not in found:
                 raise ValueError(f"{self.files[0].parent}: {layer} holds codes in the format {self.format.name}, but "
                                  f"{name} is missing")
             kind, shapes[part] = found.pop(name)
             if kind not in types:
                 raise ValueError(f"{self.file_of[name]}: {name} is of type {kind}, but must be {' or '.join(types)}")
+        self.parts_of[layer] = list(shapes)
+        small = {part: self.read(f"{layer}.{part}") for part in self.format.small if part in shapes}
         try:
-            stated = self.stated[layer] = self.format.stated(layer, shapes)
+            stated = self.stated[layer] = self.format.stated(layer, shapes, small)
             own = stated.shapes()
         except ValueError as error:
             raise ValueError(f"{self.files[0].parent}: {error}") from None
@@ -97,7 +102,18 @@ class StoredWeights:
 
     def levels(self, layer: str) -> Tensor:
         """The values that the codes of a quantized layer stand for."""
-        return levels_of(self.stated[layer].bits)
+        return self.stated[layer].values()
+
+    def forget_zero_biases(self, wanted: dict[str, tuple[int, ...]]) -> None:
+        """Ignore biases of layers of codes that the model has none of, if they are 0: AutoGPTQ writes one to each."""
+        for layer in self.stated:
+            name = f"{layer}.bias"
+            if name in self.shapes and name not in wanted and not self.read(name).any():
+                self.forget(name)
+
+    def parts(self, layer: str) -> dict[str, Tensor]:
+        """The tensors of a layer of codes, as the file holds them."""
+        return {part: self.read(f"{layer}.{part}") for part in self.parts_of[layer]}
 
     def tensors(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
         """Every tensor of the model whose name begins with `prefix`, one layer at a time in memory."""
@@ -107,8 +123,7 @@ class StoredWeights:
         yield from ((name, self.read(name)) for name in self.dense if name.startswith(prefix))
 
     def _load(self, layer: str) -> Iterator[tuple[str, Tensor]]:
-        linear = self.format.read(self.stated[layer],
-                                  {part: self.read(f"{layer}.{part}") for part in self.format.parts})
+        linear = self.format.read(self.stated[layer], self.parts(layer))
         if layer in self.quantized:
             for part, tensor in linear.state_dict().items():
                 yield f"{layer}.{part}", tensor

@@ -90,6 +90,7 @@ SLOW = (
     "interop/test_export_gguf.py",
     "interop/test_export_loss.py",
     "interop/test_lost.py",
+    "interop/test_prebuilt.py",
     "model/test_agreement.py")
 
 

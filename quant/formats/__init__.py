@@ -3,10 +3,14 @@
 All of them are Eq. 1, W_hat = scale * levels[codes] + offset, in blocks along the inputs. Codes, scales and offsets are
 taken as they are.
 """
+from quant.formats.awq import AWQ
+from quant.formats.bitsandbytes import NF4
+from quant.formats.compressed_tensors import CompressedTensors
+from quant.formats.gptq import GPTQ
 from quant.formats.mlx import MLX
 from quant.formats.stored import StoredFormat
 
-FORMATS: tuple[type[StoredFormat], ...] = (MLX,)
+FORMATS: tuple[type[StoredFormat], ...] = (MLX, GPTQ, AWQ, CompressedTensors, NF4)
 
 
 def format_of(config: dict) -> StoredFormat | None:

@@ -11,6 +11,7 @@ Read as bytes, `weight` is what `quant.packing` packs. config.json states `quant
 sizes for single layers by their name. A layer that stays dense has no `scales`.
 """
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -67,7 +68,7 @@ class MLX(StoredFormat):
                   if isinstance(value, dict)}
         return cls(Setting.of(stated, KEYS[0]), layers)
 
-    def stated(self, layer: str, shapes: dict[str, tuple[int, ...]]) -> Stated:
+    def stated(self, layer: str, shapes: dict[str, tuple[int, ...]], small: Mapping[str, Tensor]) -> Stated:
         setting = self.layers.get(layer, self.usual)
         scales, words = shapes["scales"], shapes["weight"]
         if len(scales) != 2 or scales != shapes["biases"]:

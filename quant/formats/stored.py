@@ -1,5 +1,6 @@
 """What the formats have in common: a layer is some tensors with one name, `NAME.part`."""
 from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -8,9 +9,11 @@ from torch import Tensor
 
 from quant.grid import Block
 from quant.linear import QuantLinear
-from quant.packing import packed_bytes
+from quant.packing import packed_bytes, unpack
 
 FLOATS = ("F32", "F16", "BF16")
+EACH, INTEGER, NONE = "one for each block", "an integer zero point for each block", "0 everywhere"  # kinds of offset
+CONFIG = "quantization_config"  # the key of config.json
 
 
 @dataclass(frozen=True)
@@ -20,19 +23,30 @@ class Stated:
     D_in: int
     bits: int
     block: Block
+    offset: str = EACH
+    levels: Tensor | None = None  # None: 0 .. 2^bits - 1
+
+    def values(self) -> Tensor:
+        """The levels."""
+        return levels_of(self.bits) if self.levels is None else self.levels
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of the buffers of the `QuantLinear` that holds it."""
         self.block.check_divides(self.D_out, self.D_in, "")
         factors = (self.D_out // self.block.n_out, self.D_in // (self.block.n_in or self.D_in))
-        return {"codes": (packed_bytes(self.D_out * self.D_in, self.bits),), "levels": (2 ** self.bits,),
-                "scale": factors, "offset": factors}
+        offset: dict[str, dict[str, tuple[int, ...]]] = {
+            EACH: {"offset": factors}, NONE: {"offset": (1, 1)},
+            INTEGER: {"offset.zero": (packed_bytes(factors[0] * factors[1], self.bits),)}}
+        return {"codes": (packed_bytes(self.D_out * self.D_in, self.bits),), "levels": tuple(self.values().shape),
+                "scale": factors, **offset[self.offset]}
 
 
 class StoredFormat(ABC):
     """One way of storing quantized layers, with the settings of one config.json."""
     name: ClassVar[str]
     parts: ClassVar[dict[str, tuple[str, ...]]]  # suffix of a layer's tensor -> types that safetensors may hold it in
+    optional: ClassVar[dict[str, tuple[str, ...]]] = {}  # parts that a layer may lack
+    small: ClassVar[tuple[str, ...]] = ()  # parts of few bytes whose values tell a layer's sizes
 
     @classmethod
     @abstractmethod
@@ -40,14 +54,18 @@ class StoredFormat(ABC):
         """The settings that config.json states; None if it states another format."""
 
     @abstractmethod
-    def stated(self, layer: str, shapes: dict[str, tuple[int, ...]]) -> Stated:
-        """The sizes of a layer, from the shapes of its parts. Raises ValueError, with the layer, if they do not fit
-        each other or the settings."""
+    def stated(self, layer: str, shapes: dict[str, tuple[int, ...]], small: Mapping[str, Tensor]) -> Stated:
+        """The sizes of a layer, from the shapes of its parts and the values of the small ones. Raises ValueError, with
+        the layer, if they do not fit each other or the settings."""
 
     @abstractmethod
     def read(self, stated: Stated, parts: dict[str, Tensor]) -> QuantLinear:
         """The layer, its codes and factors as stored."""
 
+    def layer(self, name: str, parts: dict[str, Tensor]) -> QuantLinear:
+        """The layer that all of these parts are."""
+        shapes = {part: tuple(tensor.shape) for part, tensor in parts.items()}
+        return self.read(self.stated(name, shapes, {part: parts[part] for part in self.small if part in parts}), parts)
 
     # ---- writing: formats that cannot be written leave these out
 
@@ -66,6 +84,53 @@ class StoredFormat(ABC):
         """The parts of a layer. Only the factors may be rounded, to `dtype`. None: to no smaller type than holds them.
         Raises ValueError as `setting_for`, and for factors that `dtype` cannot hold."""
         raise NotImplementedError(f"{cls.name} is read only")
+
+
+def settings_by(method: str, config: dict) -> dict | None:
+    """The quantization_config that names this method; None without one."""
+    stated = config.get(CONFIG)
+    return stated if isinstance(stated, dict) and stated.get("quant_method") == method else None
+
+
+def one_of(stated: dict, key: str, allowed: Collection, where: str = CONFIG, usual: Any = None) -> Any:
+    """A setting. Raises ValueError, naming the key, for a value that is not read."""
+    value = stated.get(key, usual)
+    if not any(value == each and type(value) is type(each) for each in allowed):
+        raise ValueError(f"{where}: {key} is {str(value)[:60]}, but only {', '.join(map(str, allowed))} "
+                         f"{'is' if len(allowed) == 1 else 'are'} read")
+    return value
+
+
+def group_size(stated: dict, where: str = CONFIG) -> int | None:
+    """Inputs that share a scale; None for all of them, which is stated as -1. Raises ValueError for other values."""
+    size = stated.get("group_size")
+    if type(size) is not int or not (size == -1 or 0 < size < 1 << 20):
+        raise ValueError(f"{where}: group_size is {str(size)[:60]}, but must be a number of inputs, or -1 for all")
+    return None if size == -1 else size
+
+
+def check_shapes(layer: str, shapes: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]], what: str) -> None:
+    """Raises ValueError, with the layer and the part, for a part that has another shape."""
+    for part, shape in wanted.items():
+        if shapes[part] != shape:
+            raise ValueError(f"{layer}: {part} has the shape {list(shapes[part])}, but {what} take {list(shape)}")
+
+
+def check_order(layer: str, groups: Tensor | None, D_in: int, n_in: int) -> None:
+    """Raises ValueError, with the layer, unless group i holds the inputs n_in * i .. n_in * (i + 1) - 1.
+
+    groups: the group of each input, `g_idx`. Codes that were chosen in the order of activations may come in another
+    order; a block of Eq. 1 is neighbouring inputs."""
+    if groups is None or tuple(groups.shape) == (D_in,) and torch.equal(groups.long(), torch.arange(D_in) // n_in):
+        return
+    raise ValueError(f"{layer}: g_idx, of the shape {list(groups.shape)}, does not put {D_in} inputs into groups of "
+                     f"{n_in} neighbours (desc_act, act-order): not read; give a checkpoint that was made with "
+                     f"desc_act false")
+
+
+def unpack_rows(words: Tensor, bits: int, n: int) -> Tensor:
+    """int32 words, the first code in the lowest bits -> uint8 codes, (rows, n)."""
+    return unpack(words.flatten().view(torch.uint8), bits, (len(words), words.shape[1] * 32 // bits))[:, :n]
 
 
 def levels_of(bits: int) -> Tensor:

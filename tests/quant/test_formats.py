@@ -24,8 +24,7 @@ def layer_of(kind, bits, block, D_out=16, D_in=256, seed=0) -> QuantLinear:
 def again(layer: QuantLinear, dtype=None) -> QuantLinear:
     """Written as MLX and read."""
     setting = MLX.setting_for(layer.levels, layer.bits, layer.block.in_layer(layer.in_features))
-    stored, parts = MLX.of(MLX.config_of({"layer": setting})), MLX.write(layer, dtype)
-    return stored.read(stored.stated("layer", {name: tuple(part.shape) for name, part in parts.items()}), parts)
+    return MLX.of(MLX.config_of({"layer": setting})).layer("layer", MLX.write(layer, dtype))
 
 
 @given(st.sampled_from(BITS), st.sampled_from([Block(32, 1), Block(64, 2), Block(128, 1), Block(256, 8)]),
@@ -87,8 +86,8 @@ def test_settings_that_are_wrong_or_not_read_are_named(config, message):
 
 def test_single_layers_may_have_sizes_of_their_own():
     stored = format_of({"quantization": {**CONFIG, "up": {"bits": 8}, "down": False}})
-    assert stored.stated("up", {"weight": (8, 32), "scales": (8, 2), "biases": (8, 2)}).bits == 8
-    assert stored.stated("q", {"weight": (8, 16), "scales": (8, 2), "biases": (8, 2)}).bits == 4
+    assert stored.stated("up", {"weight": (8, 32), "scales": (8, 2), "biases": (8, 2)}, {}).bits == 8
+    assert stored.stated("q", {"weight": (8, 16), "scales": (8, 2), "biases": (8, 2)}, {}).bits == 4
     with pytest.raises(ValueError, match=r"q: weight has the shape \[8, 32\], but 4 bits in groups of 64"):
-        stored.stated("q", {"weight": (8, 32), "scales": (8, 2), "biases": (8, 2)})
-    assert format_of({}) is None and format_of({"quantization_config": {"quant_method": "gptq", "bits": 4}}) is None
+        stored.stated("q", {"weight": (8, 32), "scales": (8, 2), "biases": (8, 2)}, {})
+    assert format_of({}) is None and format_of({"quantization_config": {"quant_method": "aqlm"}}) is None
