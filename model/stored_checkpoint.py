@@ -123,7 +123,10 @@ class StoredWeights:
         yield from ((name, self.read(name)) for name in self.dense if name.startswith(prefix))
 
     def _load(self, layer: str) -> Iterator[tuple[str, Tensor]]:
-        linear = self.format.read(self.stated[layer], self.parts(layer))
+        try:
+            linear = self.format.read(self.stated[layer], self.parts(layer))
+        except ValueError as error:
+            raise ValueError(f"{self.file_of[f'{layer}.{self.parts_of[layer][0]}']}: {layer}: {error}") from None
         if layer in self.quantized:
             for part, tensor in linear.state_dict().items():
                 yield f"{layer}.{part}", tensor

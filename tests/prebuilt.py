@@ -18,6 +18,7 @@ from quant.absmax import AbsMax
 from quant.factors import ZeroPoints
 from quant.grid import Block, QuantizedWeight
 from quant.integer_minmax import IntegerMinMax
+from quant.minmax import MinMax
 from quant.normal_float import NormalFloat
 from tests.cli import SMALL
 
@@ -75,6 +76,29 @@ def bitsandbytes(weight: QuantizedWeight) -> dict[str, Tensor]:
             "weight.quant_state.bitsandbytes__nf4": torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)}
 
 
+def hqq(weight: QuantizedWeight) -> dict[str, Tensor]:
+    """zero = -offset / scale, in float16; so the weights are `hqq_weight`, not those that come in."""
+    bits, group, (D_out, D_in) = weight.grid.bits, weight.grid.block.n_in, weight.codes.shape
+    rows, each = weight.codes.reshape(-1, group).to(torch.int32), {2: 4, 3: 10, 4: 2}.get(bits, 1)
+    rows = torch.cat((rows, rows.new_zeros(-len(rows) % each, group)))
+    packed = torch.zeros(len(rows) // each, group, dtype=torch.int32)
+    for part in rows.chunk(each):
+        packed = packed << bits | part
+    scale, offset = weight.grid.factors()
+    numbers = {"nbits": bits, "group_size": group, "axis": 1}
+    return {"W_q": packed if bits == 3 else packed.to(torch.uint8), "scale": scale.reshape(-1, 1),
+            "zero": (-offset.float() / scale.float()).half().reshape(-1, 1), "shape": torch.tensor([D_out, D_in]),
+            **{name: torch.tensor(number, dtype=torch.int32) for name, number in numbers.items()},
+            **{name: torch.tensor(0, dtype=torch.uint8) for name in ("view_as_float", "round_zero")},
+            "packing": torch.tensor([ord(letter) for letter in "4bit_u8"], dtype=torch.uint8)}
+
+
+def hqq_weight(weight: QuantizedWeight) -> Tensor:
+    parts = hqq(weight)
+    rows = weight.codes.reshape(-1, weight.grid.block.n_in).double()
+    return ((rows - parts["zero"].double()) * parts["scale"].double()).float().view(weight.codes.shape)
+
+
 @dataclass(frozen=True)
 class Tool:
     """A format with one setting."""
@@ -84,6 +108,7 @@ class Tool:
     parts: object          # function: QuantizedWeight -> tensors
     bits: int = 4
     group: int = 32
+    weights: object = QuantizedWeight.dequantize  # as the tool computes them
 
     def weight(self, dense: Tensor) -> QuantizedWeight:
         return self.quantize(self.bits, Block(self.group, 1)).quantize(dense)
@@ -111,13 +136,21 @@ def bitsandbytes_config(**more) -> dict:
             "llm_int8_skip_modules": None, **more}
 
 
+def hqq_config(**more) -> dict:
+    params = {"nbits": 4, "group_size": 32, "axis": 1, "channel_wise": True, "optimize": True, "round_zero": False,
+              "view_as_float": False, **more}
+    return {"quant_method": "hqq", "skip_modules": ["lm_head"], "quant_config": {
+        "weight_quant_params": params, "scale_quant_params": None, "zero_quant_params": None}}
+
+
 TOOLS = {tool.name: tool for tool in (
     Tool("gptq", gptq_config(), IntegerMinMax, gptq),
     Tool("gptq_v2", gptq_config(8, checkpoint_format="gptq_v2"), IntegerMinMax, lambda weight: gptq(weight, 2), bits=8),
     Tool("awq", awq_config(), IntegerMinMax, awq),
     Tool("compressed-tensors", compressed_config(), AbsMax, compressed),
     Tool("compressed-tensors asymmetric", compressed_config(8, symmetric=False), IntegerMinMax, compressed, bits=8),
-    Tool("bitsandbytes", bitsandbytes_config(), NormalFloat, bitsandbytes, group=64))}
+    Tool("bitsandbytes", bitsandbytes_config(), NormalFloat, bitsandbytes, group=64),
+    Tool("hqq", hqq_config(), MinMax, hqq, weights=hqq_weight))}
 
 
 def write_model(tool: Tool, path: Path, tokenizer: Path, dense: str = "lm_head") -> dict[str, QuantizedWeight]:

@@ -7,10 +7,11 @@ from quant.formats.awq import AWQ
 from quant.formats.bitsandbytes import NF4
 from quant.formats.compressed_tensors import CompressedTensors
 from quant.formats.gptq import GPTQ
+from quant.formats.hqq import HQQ
 from quant.formats.mlx import MLX
 from quant.formats.stored import StoredFormat
 
-FORMATS: tuple[type[StoredFormat], ...] = (MLX, GPTQ, AWQ, CompressedTensors, NF4)
+FORMATS: tuple[type[StoredFormat], ...] = (MLX, GPTQ, AWQ, CompressedTensors, NF4, HQQ)
 
 
 def format_of(config: dict) -> StoredFormat | None:

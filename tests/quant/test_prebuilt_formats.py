@@ -7,6 +7,7 @@ from quant.formats import format_of
 from quant.grid import Block
 from quant.integer_minmax import IntegerMinMax
 from quant.linear import QuantLinear
+from quant.minmax import MinMax
 from quant.normal_float import NormalFloat
 from quant.packing import unpack
 from tests.prebuilt import (
@@ -18,6 +19,9 @@ from tests.prebuilt import (
     compressed_config,
     gptq,
     gptq_config,
+    hqq,
+    hqq_config,
+    hqq_weight,
 )
 
 
@@ -190,3 +194,25 @@ STATE = "weight.quant_state.bitsandbytes__nf4"
 def test_a_state_of_bitsandbytes_that_does_not_fit_is_named(text, message):
     parts = bitsandbytes(NormalFloat(4, Block(64, 1)).quantize(dense()))
     changed(bitsandbytes_config(), parts | {STATE: torch.tensor(list(text), dtype=torch.uint8)}, message)
+
+
+# ---- HQQ
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize("group", [32, 64, 256])
+def test_hqq(bits, group):
+    weight = MinMax(bits, Block(group, 1)).quantize(dense())
+    read = read_by(hqq_config(), hqq(weight))
+    assert torch.equal(unpack(read.codes, bits, (64, 256)), weight.codes)
+    assert torch.equal(read.dequantize(), hqq_weight(weight)) and read.dequantize().std() > 0.5
+
+
+@pytest.mark.parametrize("part,value,message", [
+    ("axis", 0, "layer: nbits is 4, axis 0, .* but only bits 2, 3, 4, 5, 6, 8, axis 1"), ("nbits", 1, "nbits is 1, "),
+    ("view_as_float", 1, "view_as_float 1"), ("group_size", 48, "group_size 48 of 256 inputs"),
+    ("group_size", 64, "layer: W_q has the shape"), ("group_size", [32, 32], "must each be one number"),
+    ("shape", [64, 0], "must each be one number"), ("nbits", 6, "W_q has the shape")])
+def test_hqq_layers_that_are_not_read_are_named(part, value, message):
+    parts = hqq(MinMax(4, Block(32, 1)).quantize(dense()))
+    changed(hqq_config(), parts | {part: torch.tensor(value)}, message)
+    changed(hqq_config(view_as_float=True), parts, "quantization_config: view_as_float is true")
