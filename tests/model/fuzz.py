@@ -19,7 +19,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save, save_file
 
 from adapters.peft_in import CONFIG as PEFT_CONFIG
 from adapters.peft_in import WEIGHTS as PEFT_WEIGHTS
@@ -33,6 +33,7 @@ from quant.linear import QuantLinear
 from quant.minmax import MinMax
 from tests.model.test_model import TINY
 from tests.model.test_tokenizer import BOS, EOS, json_tokenizer, small_sentencepiece
+from tests.prebuilt import TOOLS, WIDE, write_model
 
 SECONDS, MEMORY, CHUNK = 5, 1 << 30, 1000  # of one case; of CHUNK cases, beyond what the imports take
 NUMBERS = [0, 1, -1, 2, 3, 31, 127, 255, 1 << 16, 10 ** 6, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 40,
@@ -130,6 +131,32 @@ def damaged_safetensors(draw, base: bytes) -> bytes:
     return len(header).to_bytes(8, "little") + header + base[8 + length:]
 
 
+@st.composite
+def changed_tensors(draw, base: bytes) -> bytes:
+    """A whole file in which parts of one layer of codes have other values, shapes or types, or are missing."""
+    tensors = load(base)
+    parts = [name for name in sorted(tensors) if "up_proj" in name]
+    for name in draw(st.lists(st.sampled_from(parts), min_size=1, max_size=3, unique=True)):
+        tensor, kind = tensors[name], draw(st.integers(0, 6))
+        if kind == 0:
+            del tensors[name]
+        elif kind == 1:
+            tensors[name] = tensor.flatten()[:draw(st.integers(0, 9))].clone()
+        elif kind == 2:
+            tensors[name] = tensor[None].clone() if draw(st.booleans()) else tensor.flatten()
+        elif kind == 3:
+            tensors[name] = tensor.to(draw(st.sampled_from([torch.float16, torch.int32, torch.uint8, torch.int64])))
+        elif kind == 4:
+            tensors[name] = tensor.permute(list(range(tensor.ndim))[::-1]).contiguous()
+        else:
+            value = draw(st.sampled_from([0, 1, 2, 3, 48, 64, 100, 255, 2 ** 31 - 1]))
+            flat = tensors[name].clone().flatten()
+            most = value if tensor.is_floating_point() else torch.iinfo(flat.dtype).max
+            flat[:draw(st.integers(1, 9))] = min(value, most)
+            tensors[name] = flat.view(tensor.shape)
+    return save(tensors)
+
+
 # ---- readers ------------------------------------------------------------------------------------------------------
 
 def forget_checksums(path: Path) -> None:
@@ -168,6 +195,10 @@ def use_config(directory: Path) -> None:
 
 def use_model(directory: Path) -> None:
     load_model(weight_files(directory), TINY, torch.float32)
+
+
+def use_prebuilt(directory: Path) -> None:
+    load_model(weight_files(directory), load_config(directory), torch.float32)
 
 
 def use_gguf(path: Path) -> None:
@@ -215,6 +246,7 @@ def small_peft(directory: Path) -> Path:
     return directory
 
 
+PREBUILT = ("gptq", "awq", "compressed-tensors asymmetric", "bitsandbytes", "hqq")
 Case = tuple[Path, st.SearchStrategy, Callable[[Path], None], Path]
 
 
@@ -259,8 +291,18 @@ def readers(root: Path) -> dict[str, Case]:
                               use_tokenizer, root / "added"),
         "adapter_config.json": (peft / PEFT_CONFIG, damaged_json(json.loads((peft / PEFT_CONFIG).read_text()), (
             "exclude_modules", "eva_config", "rank_pattern", "alpha_pattern", "use_dora", "lora_alpha")),
-            lambda place: read_peft(place, TINY), peft)}
+            lambda place: read_peft(place, TINY), peft),
+        "quantization_config": (root / "settings" / "config.json", st.one_of(*(
+            damaged_json({**config_to_json(WIDE), "quantization_config": tool.config}) for tool in TOOLS.values())),
+            use_config, root / "settings")}
+    for name in PREBUILT:
+        write_model(TOOLS[name], root / name, root / "json")
+        file = root / name / "model.safetensors"
+        whole = file.read_bytes()
+        damage = st.one_of(damaged_safetensors(whole), *[changed_tensors(whole)] * 3)
+        made[name] = file, damage, use_prebuilt, root / name
     for file, whole in {root / "weights" / "model.safetensors": weights, index / INDEX: json.dumps(shards).encode(),
+                        root / "settings" / "config.json": json.dumps(config_to_json(WIDE)).encode(),
                         root / "beside" / "tokenizer_config.json": json.dumps(beside).encode(),
                         root / "model" / "generation_config.json": json.dumps(ends).encode(),
                         root / "json" / "special_tokens_map.json": json.dumps(special).encode(),

@@ -14,7 +14,8 @@ import pytest
 
 pytest.importorskip("gguf", reason="pip install -r requirements-extra.txt")
 READERS = ("config.json", "safetensors", "index", "gguf", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
-           "added_tokens.json", "special_tokens_map.json", "generation_config.json", "adapter_config.json")
+           "added_tokens.json", "special_tokens_map.json", "generation_config.json", "adapter_config.json",
+           "quantization_config", "gptq", "awq", "compressed-tensors asymmetric", "bitsandbytes", "hqq")
 ROOT = Path(__file__).parents[2]
 
 
