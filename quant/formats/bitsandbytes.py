@@ -45,7 +45,7 @@ class NF4(StoredFormat):
         flags = ("load_in_4bit", "load_in_8bit", "_load_in_4bit", "_load_in_8bit")
         if not isinstance(stated, dict) or stated.get("quant_method", METHOD) != METHOD:
             return None
-        if "quant_method" not in stated and not any(flag in stated for flag in flags):
+        if not any(stated.get(flag) for flag in flags):
             return None
         if stated.get("load_in_8bit") or stated.get("_load_in_8bit"):
             raise ValueError(f"{CONFIG}: load_in_8bit is true, but of {METHOD} only 4 bits are read, as nf4")

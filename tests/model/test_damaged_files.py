@@ -97,17 +97,23 @@ def test_a_configuration_of_a_run_that_is_no_object_is_refused(tmp_path, raw):
 # ---- quantized by another tool ------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("stated,named", [
-    ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "bitsandbytes nf4"),
-    ({"load_in_4bit": True}, "bitsandbytes fp4"), ({"load_in_8bit": True, "load_in_4bit": False}, "bitsandbytes int8"),
-    ({"quant_method": "gptq", "bits": 4, "group_size": 128}, "gptq 4 bits, group_size 128"),
-    ({"quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemm"}, "awq 4 bits, group_size 64"),
+    ({"quant_method": "aqlm", "bits": 4, "group_size": 128}, "aqlm 4 bits, group_size 128"),
     ({"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3"}, "fp8 fmt e4m3, activation_scheme dynamic"),
-    ({"quant_method": "compressed-tensors", "format": "pack-quantized"}, "compressed-tensors format pack-quantized"),
-    ({"quant_method": "hqq"}, "hqq"), ({"bits": 3}, "another tool 3 bits")])
+    ({"quant_method": "quark", "format": "a"}, "quark format a"), ({"bits": 3}, "another tool 3 bits")])
 def test_a_quantized_model_is_refused_by_the_name_of_its_quantizer(tmp_path, stated, named):
     write_json(tmp_path / "config.json", {**config_to_json(TINY), "quantization_config": stated})
     message = re.escape(f"config.json: quantized by {named} (quantization_config): weights in this format are not read")
     with pytest.raises(ValueError, match=message):
+        load_config(tmp_path)
+
+
+@pytest.mark.parametrize("stated,message", [
+    ({"load_in_4bit": True}, "bnb_4bit_quant_type is fp4, but only nf4 is read"),
+    ({"load_in_8bit": True, "load_in_4bit": False}, "of bitsandbytes only 4 bits are read, as nf4"),
+    ({"quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemv"}, "version is gemv, but only gemm is read")])
+def test_settings_of_a_format_that_are_not_read_are_named_with_the_file(tmp_path, stated, message):
+    write_json(tmp_path / "config.json", {**config_to_json(TINY), "quantization_config": stated})
+    with pytest.raises(ValueError, match=f"config.json: quantization_config: .*{message}"):
         load_config(tmp_path)
 
 
