@@ -94,7 +94,8 @@ class CompressedTensors(StoredFormat):
             return None
         one_of(stated, "format", (LAYOUT, "mixed-precision"))
         for key in UNREAD:
-            if stated.get(key) and stated[key] != {"format": "dense"}:
+            dense = isinstance(stated.get(key), dict) and stated[key].get("format") == "dense"
+            if stated.get(key) and not dense:
                 raise ValueError(f"{CONFIG}: {key} is stated, and only plain k-bit weights are read")
         groups = stated.get("config_groups")
         if not isinstance(groups, dict) or not groups:

@@ -110,7 +110,7 @@ def test_a_quantized_model_is_refused_by_the_name_of_its_quantizer(tmp_path, sta
 @pytest.mark.parametrize("stated,message", [
     ({"load_in_4bit": True}, "bnb_4bit_quant_type is fp4, but only nf4 is read"),
     ({"load_in_8bit": True, "load_in_4bit": False}, "of bitsandbytes only 4 bits are read, as nf4"),
-    ({"quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemv"}, "version is gemv, but only gemm is read")])
+    ({"quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemv"}, "version is gemv, but only gemm")])
 def test_settings_of_a_format_that_are_not_read_are_named_with_the_file(tmp_path, stated, message):
     write_json(tmp_path / "config.json", {**config_to_json(TINY), "quantization_config": stated})
     with pytest.raises(ValueError, match=f"config.json: quantization_config: .*{message}"):

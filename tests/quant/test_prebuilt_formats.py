@@ -154,6 +154,8 @@ def test_compressed_tensors_parts_that_do_not_fit_are_named():
     parts = compressed(AbsMax(4, Block(32, 1)).quantize(dense()))
     changed(compressed_config(8), parts, "layer: 64 x 256 weights .* are none of the stated config_groups")
     changed(compressed_config(symmetric=False), parts, "without zero points, are none")
+    off = {"sparsity_config": {"format": "dense", "ignore": []}, "transform_config": {}}
+    assert read_by(compressed_config(more=off), parts).bits == 4
     changed(compressed_config(), parts | {"weight_shape": torch.tensor([64, -1])}, "weight_shape is .64, -1.")
     changed(compressed_config(), parts | {"weight_g_idx": torch.arange(255, -1, -1) // 32}, "layer: g_idx")
     parts = compressed(IntegerMinMax(4, Block(32, 1)).quantize(dense()))
