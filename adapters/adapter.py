@@ -17,8 +17,8 @@ class Adapter(nn.Module):
     name: ClassVar[str]                   # its key in ADAPTERS
     options: ClassVar[tuple[str, ...]]    # constructor arguments besides D_out and D_in; the command line supplies them
     additive: ClassVar[bool]              # whether the adapted layer is base(x) + delta(x)
-    merges_into: ClassVar[str]            # what a merge into k bits replaces in the base: "offset" or "scale"
-    layer: ClassVar[type[AdaptedLinear]]  # the layer that holds a base and this adapter
+    merges_into: str                      # what a merge into k bits replaces in the base: "offset", "scale" or "codes"
+    layer: type[AdaptedLinear]            # the layer that holds a base and this adapter; `rounded.py` changes both
 
     @property
     def tile(self) -> Lam | None:

@@ -6,6 +6,7 @@
 |---|---|---|
 | `offset` | offset + delta_W on each block; codes, levels and scale unchanged | each block lies inside one tile |
 | `scale` | scale + d_scale; codes, levels and zero points unchanged | always, for PEQA |
+| `codes` | codes moved by delta_W; levels, scale and offset unchanged | always, if it trained so (`rounded.py`) |
 | `16 bits` | a dense layer, W_hat + delta_W | all other cases |
 
 A tile is a rectangle of lam_in inputs x lam_out outputs on which delta_W is constant (`adapter.tile`). Each block of
@@ -25,6 +26,7 @@ from adapters.adapted import AdaptedLinear
 from adapters.adapter import Adapter, AdditiveAdapter
 from adapters.merged_form import has_merged_form, inside_tiles, offset_with
 from adapters.peqa import PEQA
+from adapters.rounded import CODES, moved_weight
 from model.llama import Linear
 from quant.linear import QuantLinear
 
@@ -37,13 +39,13 @@ class MergeRefused(ValueError):
 
 @dataclass(frozen=True)
 class MergeTarget:
-    """What `into` names is replaced in the base: "offset", "scale", or "16 bits" for the whole layer."""
+    """What `into` names is replaced in the base: "offset", "scale", "codes", or "16 bits" for the whole layer."""
     into: str
     reason: str = ""  # of "16 bits": why not into k bits, with the rule and the sizes
 
     @property
     def keeps_codes(self) -> bool:
-        """Whether the merged layer has the base's codes, so its k bits."""
+        """Whether the merged layer holds codes of the base's k bits."""
         return self.into != SIXTEEN_BITS
 
 
@@ -51,7 +53,7 @@ def merge_target(base: nn.Module, adapter: Adapter) -> MergeTarget:
     """Where the adapter goes in this base. Reads sizes only, so that layers and adapters on the meta device will do."""
     if not isinstance(base, QuantLinear):
         return MergeTarget(SIXTEEN_BITS, "its base is not quantized, so it has no codes to keep")
-    if not adapter.additive or adapter.tile is None:
+    if not adapter.additive or adapter.tile is None or adapter.merges_into == CODES:
         return MergeTarget(adapter.merges_into)
     n_in, n_out = base.block_size
     lam_in, lam_out = adapter.tile.lam_in, adapter.tile.lam_out
@@ -65,15 +67,17 @@ def merge_target(base: nn.Module, adapter: Adapter) -> MergeTarget:
 
 
 def merge_into_codes(adapted: AdaptedLinear, layer: str = "weight") -> QuantLinear:
-    """The k-bit layer with the adapter in its offset or scale. It shares the base's `codes` buffer.
+    """The k-bit layer with the adapter in its offset, its scale or its codes. It shares all other buffers of the base.
 
-    Raises MergeRefused, with the layer and the reason, unless `merge_target` keeps the codes."""
+    Raises MergeRefused, with the layer and the reason, unless `merge_target` keeps the k bits."""
     base, adapter = adapted.base, adapted.adapter
     target = merge_target(base, adapter)
     if target.into == "offset":
         return base.with_offset(merged_offset(base, adapter))
     if target.into == "scale":
         return base.with_scale(merged_scale(base, adapter))
+    if target.into == CODES:
+        return QuantLinear.from_weight(moved_weight(base, adapter.delta_weight().detach()), base.bias)
     raise MergeRefused(f"layer {layer}: {target.reason}")
 
 

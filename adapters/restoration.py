@@ -14,18 +14,23 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from adapters.adapter import Adapter, AdditiveAdapter
+from adapters.rounded import CODES
 
 
 class RestorationRefused(ValueError):
     """The adapter has no meaning on another base."""
 
 
-def check_restores(kind: type[Adapter]) -> None:
-    """Raises RestorationRefused for an adapter that is not additive."""
+def check_restores(kind: type[Adapter], merge_into: str | None = None) -> None:
+    """Raises RestorationRefused for an adapter that is not additive, and for one that was trained with --merge-into."""
     if not kind.additive:
         raise RestorationRefused(f"{kind.name} does not transfer to another base: it trained a factor on each scale of "
                                  f"the k-bit codes, and an l-bit base has other codes and other scales. Merge at the "
                                  f"width that was trained, or train an additive method, such as qalora or qablora")
+    if merge_into == CODES:
+        raise RestorationRefused("--merge-into codes trained delta_W through the rounding to the k-bit grid: only the "
+                                 "codes that it moved were ever seen, and delta_W beside another base is another "
+                                 "model. Merge at the width that was trained, or train without --merge-into")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from adapters import ADAPTERS, adapted_layer
 from adapters.adapted import AdaptedLinear, adapted_layers, adapter_parameters, dense_weight, replace_layers
 from adapters.adapter import Adapter
 from adapters.merge import merge_into_codes, merge_target, merge_to_dense
+from adapters.rounded import into_codes
 from adapters.rounding import TrainingLost
 from finetune.config import RunConfig
 from finetune.methods import TARGETS
@@ -37,7 +38,8 @@ def new_adapter(config: RunConfig, D_out: int, D_in: int, block: Block | None) -
     have."""
     kind = ADAPTERS[config.adapter_kind]
     options = {option: block if option == "block" else getattr(config.adapter, option) for option in kind.options}
-    return kind(D_out, D_in, **options)
+    adapter = kind(D_out, D_in, **options)
+    return into_codes(adapter) if config.adapter.merge_into else adapter
 
 
 def attach_adapters(model: Llama, config: RunConfig) -> None:

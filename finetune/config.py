@@ -23,6 +23,7 @@ import torch
 from adapters.lam import Lam
 from adapters.lora import SCALINGS
 from adapters.operators import OPERATORS
+from adapters.rounded import CODES
 from finetune.methods import METHODS, TARGETS, Method
 from finetune.schedule import SCHEDULES
 from model.gguf_reader import is_gguf
@@ -241,6 +242,9 @@ class AdapterConfig:
                                  "6)")
     dropout: float = option(0.0, parse=share, metavar="P", only="adapter",
                             help="drop this share of the adapter's inputs in training")
+    merge_into: str | None = option(
+        None, choices=(CODES,), only="adapter", shown="offset or scale where that is exact, else 16 bits",
+        help="train through the rounding to the base's grid, so that the adapter merges into the codes exactly")
 
 
 @dataclass(frozen=True)

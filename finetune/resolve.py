@@ -72,6 +72,7 @@ def resolve_run(given: Given) -> RunConfig:
                     micro_batch=min(given.get("micro_batch", rows), rows))
     compute = part(ComputeConfig, given)
     check_graphs(training, compute)
+    check_rounding(adapter, training)
     return RunConfig(base, data, part(EvaluationConfig, given, requantize=requantize), compute, name, adapter, training)
 
 
@@ -84,11 +85,19 @@ def check_graphs(training: TrainingConfig, compute: ComputeConfig) -> None:
                          "recorded: give one of the two")
 
 
+def check_rounding(adapter: AdapterConfig, training: TrainingConfig) -> None:
+    if adapter.merge_into and adapter.dropout:
+        raise ValueError(f"--dropout {adapter.dropout} does not go with --merge-into {adapter.merge_into}, where the "
+                         f"adapter has no input of its own: leave one of them out")
+    if adapter.merge_into and training.cuda_graphs:
+        raise ValueError(f"--cuda-graphs does not go with --merge-into {adapter.merge_into} yet: leave it out")
+
+
 def refuse_useless(given: Given, name: str) -> None:
     """Raises ValueError for a flag that the method has no use for."""
     adapter = METHODS[name].adapter
     kind = ADAPTERS[adapter] if adapter else None
-    taken = (*kind.options, *(["dropout"] if kind.additive else [])) if kind else ()
+    taken = (*kind.options, *(["dropout", "merge_into"] if kind.additive else [])) if kind else ()
     for f, _ in flat(RunConfig()):
         only, reason = f.metadata.get("only"), None
         if only == "full" and adapter:

@@ -32,6 +32,8 @@ def print_plan(path: Path, config: RunConfig, model: Llama, parameters: dict[str
     print(f"  steps     {steps} of {config.training.batch_size} rows")
     if base.bits < 16 and (reason := why_not_k_bits(model)):
         print(f"  note      merges to 16 bits only: {reason}")
+    if config.adapter.merge_into:
+        print("  note      trains through the rounding: the adapter moves codes, and the merge writes these codes")
 
 
 def options_of(config: RunConfig) -> tuple[str, ...]:

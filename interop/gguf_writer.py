@@ -21,7 +21,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from adapters.adapted import AdaptedLinear
-from adapters.merge import MergeRefused, merge_into_codes, merge_target
+from adapters.merge import MergeRefused, MergeTarget, merge_into_codes, merge_target
+from adapters.rounded import CODES
 from finetune.config import DTYPES
 from finetune.source import Source
 from interop.gguf_metadata_writer import Metadata, architecture_of, kept_metadata, new_metadata
@@ -184,9 +185,9 @@ def types_of_codes(trained: Trained) -> dict[str, str]:
             continue
         try:
             if isinstance(layer, AdaptedLinear):
-                if file:
-                    check_offsets_fit(GGUFWeights(file.path).type_of(f"{name}.weight"))
                 target = merge_target(layer.base, layer.adapter)
+                if file:
+                    check_merge_fits(GGUFWeights(file.path).type_of(f"{name}.weight"), target)
                 if not target.keeps_codes:
                     raise MergeRefused(f"layer {name}: {target.reason}")
                 has_offset, layer = has_offset or target.into == "offset", layer.base
@@ -197,9 +198,13 @@ def types_of_codes(trained: Trained) -> dict[str, str]:
     return types
 
 
-def check_offsets_fit(kind: str) -> None:
-    """Raises ValueError for a K type: what an adapter changes has no place in its superblocks."""
+def check_merge_fits(kind: str, target: MergeTarget) -> None:
+    """Raises ValueError for a K type: what an adapter changes has no place in its superblocks. Moved codes would have
+    one, but superblocks are not written yet."""
     if kind in SUPERBLOCK_TYPES:
+        if target.into == CODES:
+            raise ValueError(f"{kind} would hold the moved codes, but its superblocks are not written yet. RUN/merged, "
+                             f"which train.py writes, holds the merged model exactly")
         stored = "and its offset as dmin * m, for small integers s, m. A merged scale or offset is no such product" \
             if SUPERBLOCK_TYPES[kind].has_offset else "for a small integer s, and no offset. A merged layer has one"
         near = f"; exported, its layers become {NEAR[kind]}, which rounds d and m to float16" if kind in NEAR else ""

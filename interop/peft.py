@@ -59,6 +59,10 @@ class PEFTExport:
             raise ValueError(f"{trained.path}: peqa multiplies the scales of its codes, and a LoRA only adds to the "
                              f"base: export the merged model with --format safetensors, or with --format gguf if "
                              f"its blocks are 32x1")
+        if trained.run.config.adapter.merge_into:
+            raise ValueError(f"{trained.path}: --merge-into codes trained delta_W through the rounding to the k-bit "
+                             f"grid, and a LoRA beside the unrounded base is another model: export the merged model "
+                             f"with --format safetensors, gguf or mlx")
         self.trained, self.to = trained, to
         self.original = original_base(trained)
         if self.original and dtype:

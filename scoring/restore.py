@@ -87,7 +87,7 @@ def check_restoration(run: Run, config: RunConfig, restoration: Restoration) -> 
     if config.adapter_kind is None:
         raise ValueError(f"--restore puts another base under an adapter, and {run.path} has none (--method "
                          f"{config.method})")
-    check_restores(ADAPTERS[config.adapter_kind])
+    check_restores(ADAPTERS[config.adapter_kind], config.adapter.merge_into)
     bases = [restoration.base(config.base, bits) for bits in restoration.widths]
     source = Source(config.base.model)
     check_fingerprint(source, run)

@@ -1,0 +1,57 @@
+"""Codes that a change of the weights moves, on the grid that they have.
+
+    position = levels[codes] + delta_W / scale           codes = the nearest level's; a tie goes to the lower code
+
+These are the codes of `round_to_grid(W_hat + delta_W)`, since (W_hat - offset) / scale = levels[codes]. The offset is
+never added and taken off again, so a change of 0 leaves every code, whatever the scale. In a block of scale 0, or of one
+so small that 1 / scale overflows, no code moves.
+"""
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from quant.grid import SHORT, Grid, QuantizedWeight, dequantize_packed, inverse_of, per_block, per_input
+from quant.linear import QuantLinear
+from quant.rounding import AT_A_TIME, nearest
+
+
+@torch.no_grad()
+def positions(layer: QuantLinear, delta: Tensor) -> Tensor:
+    """levels[codes] + delta_W / scale, (D_out, D_in), in the wider of float32 and the type of delta_W."""
+    wide, (n_in, n_out) = torch.promote_types(delta.dtype, torch.float32), layer.block_size
+    scale, _ = layer.grid.factors()
+    levels = replace(layer.grid, scale=torch.ones_like(scale, dtype=wide), offset=scale.new_zeros(1, 1, dtype=wide))
+    found = dequantize_packed(layer.codes, layer.bits, (layer.out_features, layer.in_features), levels, wide)
+    inverse = inverse_of(scale.to(wide))
+    within, factor = ((-1, n_in), per_block(inverse)) if n_in >= SHORT else ((-1,), per_input(inverse, n_in))
+    blocks, change = (t.unflatten(1, within).unflatten(0, (-1, n_out)) for t in (found, delta.to(wide)))
+    blocks.addcmul_(change, factor)
+    return found
+
+
+@torch.no_grad()
+def rounded(position: Tensor, grid: Grid) -> QuantizedWeight:
+    """The weight of the nearest levels, scale and offset as they were."""
+    levels = grid.levels.to(position.dtype)
+    if not position.is_cpu:
+        midpoints = (levels[1:] + levels[:-1]) / 2
+        return QuantizedWeight(torch.bucketize(position, midpoints, out_int32=True).to(torch.uint8), grid)
+    codes = torch.empty(position.shape, dtype=torch.uint8)
+    rows = max(1, AT_A_TIME * torch.get_num_threads() // position.shape[1])
+    for part, out in zip(position.split(rows), codes.split(rows), strict=True):
+        out.copy_(nearest(part.clone(), levels))
+    return QuantizedWeight(codes, grid)
+
+
+def clipped(position: Tensor, grid: Grid) -> Tensor:
+    """Where the grid has no level to round to: more than half the outermost step beyond its first or last level. A
+    block of scale 0 has one value, so all of it is clipped. bool, (D_out, D_in)."""
+    levels = grid.levels.to(position.dtype)
+    low, high = levels[0] - (levels[1] - levels[0]) / 2, levels[-1] + (levels[-1] - levels[-2]) / 2
+    beyond = (position < low) | (position > high)
+    scale, _ = grid.factors()
+    still = per_block(inverse_of(scale.to(position.dtype)) == 0)
+    n_in = position.shape[1] // scale.shape[1]
+    beyond.unflatten(1, (-1, n_in)).unflatten(0, (-1, grid.block.n_out)).logical_or_(still)
+    return beyond
