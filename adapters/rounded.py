@@ -19,7 +19,8 @@ from quant.linear import QuantLinear
 from quant.moved import clipped, positions, rounded
 
 CODES = "codes"
-NO_CODES = "its base is not quantized, so there are no codes to merge into: leave --merge-into out, or quantize the base"
+NO_CODES = ("its base is not quantized, so it has no codes to merge into: leave --merge-into out, or quantize the "
+            "base, for example with --method qlora")
 
 
 class RoundedMatmul(torch.autograd.Function):

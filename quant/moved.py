@@ -3,8 +3,8 @@
     position = levels[codes] + delta_W / scale           codes = the nearest level's; a tie goes to the lower code
 
 These are the codes of `round_to_grid(W_hat + delta_W)`, since (W_hat - offset) / scale = levels[codes]. The offset is
-never added and taken off again, so a change of 0 leaves every code, whatever the scale. In a block of scale 0, or of one
-so small that 1 / scale overflows, no code moves.
+never added and taken off again, so a change of 0 leaves every code, whatever the scale. In a block of scale 0, or of
+one so small that 1 / scale overflows, no code moves.
 """
 from dataclasses import replace
 

@@ -20,7 +20,9 @@ import judge as judge_script
 import sample as sample_script
 import train as train_script
 from adapters.adapted import adapted_layers
+from adapters.merge import merge_target
 from finetune.adapted_model import attach_adapters, load_adapter
+from finetune.checks import planned_run
 from finetune.command_line import train_parser
 from finetune.config import flag
 from finetune.loop import Trainer
@@ -189,6 +191,11 @@ def adapted(outcome: Outcome) -> torch.nn.Module:
     return model
 
 
+def merges_into(outcome: Outcome) -> str:
+    layer = planned_run(outcome.run, outcome.config).get_submodule("model.layers.0.mlp.up_proj")
+    return merge_target(layer.base, layer.adapter).into
+
+
 PROOFS: dict[str, Proof | str] = {
     # model and quantization
     "model": changes("base", ROUNDED, "--model", "other_model", stop="base"),
@@ -225,6 +232,8 @@ PROOFS: dict[str, Proof | str] = {
     "operators": changes("trained", ("--method", "blora"), "--operators", "interval"),
     "dropout": shown("training", lambda a, b: differ(a.trained, b.trained) and (dropped(a), dropped(b)) == (
         {0.0}, {0.25}), LORA, "--dropout", "0.25"),
+    "merge_into": shown("training", lambda a, b: differ(a.trained, b.trained) and not differ(a.base, b.base) and (
+        merges_into(a), merges_into(b)) == ("16 bits", "codes"), ROUNDED, "--merge-into", "codes"),
     # rows
     "task": shown("rows", lambda a, b: b.data.task.name == "banking77" and lengths(a) != lengths(b), (), "--task",
                   "banking77", "--limit", "20"),

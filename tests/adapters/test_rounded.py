@@ -1,0 +1,157 @@
+"""Training through the rounding: the layer is its formula, its gradient is the straight-through one, and its merge is
+what was trained, to the last bit."""
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adapters import ADAPTERS, adapted_layer, rounded
+from adapters.held import held_layers
+from adapters.lam import Lam
+from adapters.merge import merge_into_codes, merge_target, merge_to_dense
+from adapters.operators import OPERATORS
+from adapters.peqa import PEQA
+from adapters.restoration import RestorationRefused, check_restores
+from adapters.rounded import RoundedLinear, into_codes
+from model.llama import Linear
+from quant import QUANTIZERS
+from quant.grid import Block, dequantize, per_block, round_to_grid, split_blocks
+from quant.linear import QuantLinear
+from tests.strategies import nonzero_adapter, possible_lams, random
+
+D_OUT, D_IN = 32, 48
+KINDS = [(kind, operators) for kind in ADAPTERS.values() if kind.additive
+         for operators in (OPERATORS if "operators" in kind.options else ["avgpool"])]
+GRIDS = [(name, bits) for name, kind in QUANTIZERS.items() for bits in kind.allowed_bits]
+BLOCKS = [Block(4, 8), Block(8, 2), Block(16, 1), Block(None, 1)]
+LAMS = [Lam(1, 1), Lam(2, 2), Lam(8, 1), Lam(4, 8)]
+IDS = dict(ids=lambda value: getattr(value, "name", str(value)))
+
+
+def layer_of(kind, operators="avgpool", lam=None, grid=("minmax", 4), block=BLOCKS[0], size=0.1,
+             dtype=torch.float64) -> RoundedLinear:
+    """size: of delta_W beside weights of deviation 1."""
+    weight = QUANTIZERS[grid[0]](grid[1], block, dtype).quantize(random(D_OUT, D_IN, seed=5, dtype=dtype))
+    lam = lam or possible_lams(kind, LAMS, (D_OUT, D_IN))[0]
+    adapter = nonzero_adapter(kind, D_OUT, D_IN, lam, operators=operators)
+    adapter.scaling *= size / adapter.delta_weight().std().item()
+    return adapted_layer(QuantLinear.from_weight(weight, random(D_OUT, seed=6, dtype=dtype)),
+                         into_codes(adapter.to(dtype)))
+
+
+def plainly(layer, x, clips=True):
+    """The formula with autograd: W = round(W_hat + delta_W), its gradient that of delta_W where nothing is clipped."""
+    base, delta = layer.base, layer.adapter.delta_weight()
+    grid, levels = base.grid, base.levels.double()
+    W_ref = dequantize(base.quantized_weight().codes, grid, torch.float64) + delta
+    W = dequantize(round_to_grid(W_ref.detach(), grid), grid, torch.float64)
+    scale, offset = (per_block(factor.double()) for factor in grid.factors())
+    position = ((split_blocks(W_ref.detach(), grid.block) - offset) / scale).flatten(2, 3).flatten(0, 1)
+    longer = torch.cat((2 * levels[:1] - levels[1:2], levels, 2 * levels[-1:] - levels[-2:-1]))
+    nearest = (position[..., None] - longer).abs().argmin(-1)
+    inside = ((nearest > 0) & (nearest <= len(levels))) if clips else torch.ones_like(W)
+    return x @ (W + inside * (delta - delta.detach())).T + base.bias
+
+
+def gradients(y, layer, x):
+    grad_y = random(*y.shape, seed=9)
+    return [y, *torch.autograd.grad(y, [x, *layer.adapter.parameters()], grad_y)]
+
+
+def same(a, b):
+    return all(torch.allclose(s, t, rtol=1e-9, atol=1e-9) for s, t in zip(a, b, strict=True))
+
+
+@settings(max_examples=25)
+@given(st.data(), st.sampled_from(GRIDS), st.sampled_from(BLOCKS), st.sampled_from([0.01, 0.2, 2.0]))
+@pytest.mark.parametrize("kind,operators", KINDS, **IDS)
+def test_values_and_gradients_are_those_of_the_straight_through_formula(kind, operators, data, grid, block, size):
+    lam = data.draw(st.sampled_from(possible_lams(kind, LAMS, (D_OUT, D_IN))))
+    layer, x = layer_of(kind, operators, lam, grid, block, size), random(2, 5, D_IN, seed=8).requires_grad_()
+    found = gradients(layer(x), layer, x)
+    assert same(found, gradients(plainly(layer, x), layer, x))
+    assert same([merge_to_dense(layer, torch.float64)(x)], found[:1])
+
+
+@pytest.mark.parametrize("kind,operators", KINDS, **IDS)
+@pytest.mark.parametrize("grid", [("nf", 4), ("minmax", 2), ("absmax", 3)], ids=str)
+def test_clipping_takes_the_gradient_away(kind, operators, grid):
+    """Control: without the mask, the gradient is another, and it is that of the formula without the mask."""
+    layer, x = layer_of(kind, operators, grid=grid, size=2.0), random(7, D_IN, seed=8).requires_grad_()
+    masked, plain = gradients(layer(x), layer, x), gradients(plainly(layer, x, clips=False), layer, x)
+    assert not same(masked, plain)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rounded, "clipped", lambda position, grid: torch.zeros_like(position, dtype=torch.bool))
+        assert same(gradients(layer(x), layer, x), plain)
+
+
+@pytest.mark.parametrize("kind,operators", KINDS, **IDS)
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_as_trained_and_merged_are_the_same_bits(kind, operators, grid):
+    layer = layer_of(kind, operators, grid=grid, size=0.3, dtype=torch.float32)
+    before = layer.base.codes.clone()
+    assert merge_target(layer.base, layer.adapter).into == "codes"
+    merged = merge_into_codes(layer)
+    for dtype in (torch.float32, torch.bfloat16):
+        x = random(3, 7, D_IN, seed=8, dtype=torch.float32).to(dtype)
+        assert torch.equal(layer(x), merged(x)) and torch.equal(layer.eval()(x), merged(x))
+        assert not torch.equal(layer(x), layer.base(x))
+    assert torch.equal(layer.weight(), merged.dequantize()) and torch.equal(layer.base.codes, before)
+    moved, kept = merged.state_dict(), layer.base.state_dict()
+    assert {name for name in kept if not torch.equal(kept[name], moved[name])} == {"codes"}
+    assert len(merged.codes) == len(before)  # the k bits
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_a_new_adapter_computes_what_the_base_does(grid):
+    layer = layer_of(ADAPTERS["lora"], grid=grid, dtype=torch.float32)
+    torch.nn.init.zeros_(layer.adapter.B)
+    x = random(3, D_IN, seed=8, dtype=torch.float32)
+    assert torch.equal(layer(x), layer.base(x)) and torch.equal(merge_into_codes(layer).codes, layer.base.codes)
+
+
+def test_a_rounded_adapter_beside_its_base_is_another_model():
+    """Control, and the reason why --restore and PEFT refuse it."""
+    layer, x = layer_of(ADAPTERS["lora"]), random(3, D_IN, seed=8)
+    assert (layer.base(x) + layer.adapter.delta(x) - layer(x)).abs().max() > 1e-2
+    check_restores(ADAPTERS["lora"])
+    with pytest.raises(RestorationRefused, match="--merge-into codes trained delta_W through the rounding"):
+        check_restores(ADAPTERS["lora"], "codes")
+
+
+@pytest.mark.parametrize("kind,operators", KINDS, **IDS)
+def test_backward_keeps_no_weight(kind, operators):
+    layer, x = layer_of(kind, operators), random(3, D_IN, seed=8).requires_grad_()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(tuple(t.shape)) or t, lambda t: t):
+        layer(x)
+    own = {tuple(p.shape) for p in layer.adapter.parameters()} | {(3, D_IN)}
+    assert (3, D_IN) in kept and all(shape in own or torch.Size(shape).numel() < D_OUT * D_IN for shape in kept)
+
+
+def test_training_moves_codes_and_lowers_the_loss():
+    layer, losses = layer_of(ADAPTERS["lora"], grid=("nf", 2), dtype=torch.float32), []
+    layer.adapter.scaling = 1.0
+    x, target = random(64, D_IN, seed=8, dtype=torch.float32), random(64, D_OUT, seed=3, dtype=torch.float32)
+    optimizer = torch.optim.AdamW(layer.adapter.parameters(), lr=3e-2)
+    for _ in range(40):
+        loss = (layer(x) - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_held_weights_are_the_moved_ones():
+    layer = layer_of(ADAPTERS["lora"], dtype=torch.float32)
+    (name, held), = held_layers(torch.nn.ModuleDict({"a": layer}))
+    assert name == "a" and torch.equal(held.dequantize(), layer.weight())
+
+
+def test_what_has_no_codes_to_move_is_refused():
+    adapter = into_codes(nonzero_adapter(ADAPTERS["lora"], D_OUT, D_IN))
+    with pytest.raises(ValueError, match="its base is not quantized, so it has no codes to merge into"):
+        adapted_layer(Linear(D_IN, D_OUT, bias=False), adapter)
+    with pytest.raises(ValueError, match="peqa trains the scale of codes that stay as they are"):
+        into_codes(PEQA(D_OUT, D_IN, Block(4, 8)))
