@@ -32,6 +32,7 @@ GENERATE = ("tests/model/test_generate.py", "tests/model/test_model.py")
 LIKELY = ("tests/model/test_likelihood.py", "tests/tasks/test_benchmarks.py")
 QUANT = ("tests/quant",)
 ADAPTERS = ("tests/adapters",)
+ROUNDED = ("tests/adapters/test_rounded.py", "tests/quant/test_moved.py")
 LOSS = ("tests/model/test_token_loss.py",)
 LOOP = ("tests/finetune/test_loop.py", "tests/finetune/test_not_finite.py")
 RATES = ("tests/finetune/test_range_test.py", "tests/finetune/test_usual_rate.py")
@@ -236,6 +237,28 @@ MUTANTS = [
       "if has_merged_form", ADAPTERS),
     M("merge-rule-of-inputs-only", "adapters/merged_form.py",
       "tile.lam_in % n_in == 0 and tile.lam_out % n_out == 0", "tile.lam_in % n_in == 0", ADAPTERS),
+    M("moved-codes-by-the-scale-upside-down", "quant/moved.py", "inverse = inverse_of(scale.to(wide))",
+      "inverse = scale.to(wide)", ROUNDED),
+    M("clipped-at-the-outermost-levels", "quant/moved.py", "low, high = levels[0] - (levels[1] - levels[0]) / 2,",
+      "low, high = levels[0],", ROUNDED),
+    M("a-clipped-weight-has-a-gradient", "adapters/rounded.py", "clipped(position, base.grid), 0)",
+      "clipped(position, base.grid), 1)", ROUNDED),
+    M("gradient-of-x-by-the-unmoved-codes", "adapters/rounded.py",
+      "grad_y @ rounded(position, base.grid).dequantize(grad_y.dtype)", "grad_y @ base.dequantize(grad_y.dtype)",
+      ROUNDED),
+    M("merge-leaves-the-codes", "adapters/merge.py", "moved_weight(base, adapter.delta_weight().detach())",
+      "moved_weight(base, 0 * adapter.delta_weight().detach())", ROUNDED),
+    M("a-rounded-adapter-merges-by-the-rule-of-tiles", "adapters/merge.py", " or adapter.merges_into == CODES:", ":",
+      ROUNDED),
+    M("held-without-the-moved-codes", "adapters/held.py", "RescaledLinear | RoundedLinear", "RescaledLinear", ROUNDED),
+    M("merge-into-is-ignored", "finetune/adapted_model.py",
+      "into_codes(adapter) if config.adapter.merge_into else adapter", "adapter", FLAGS),
+    M("a-rounded-adapter-on-another-base", "adapters/restoration.py", "if merge_into == CODES:",
+      "if merge_into is kind:", ROUNDED),
+    M("a-rounded-adapter-as-a-lora", "interop/peft.py", "if trained.run.config.adapter.merge_into:", "if False:",
+      ("tests/interop/test_export_codes.py",)),
+    M("moved-codes-in-a-k-type", "interop/gguf_writer.py", "if target.into == CODES:", "if target.into == kind:",
+      ("tests/interop/test_export_codes.py",)),
     M("peqa-may-turn-a-scale-around", "adapters/peqa.py", "* self.log_factor.exp()", "* (1 + self.log_factor)",
       ADAPTERS),
     M("dropout-in-evaluation", "adapters/adapted.py", "self.adapter.delta(self.dropout(x))",
