@@ -63,7 +63,7 @@ def merge_target(base: nn.Module, adapter: Adapter) -> MergeTarget:
                        f"an adapter merges into k bits only if each quantization block lies inside one of its tiles, "
                        f"lam_in % n_in == 0 and lam_out % n_out == 0; here the tile is lam_in={lam_in} x "
                        f"lam_out={lam_out}, the block n_in={n_in} x n_out={n_out}. Merge to 16 bits instead, or train "
-                       f"with averaged tiles that are multiples of the block")
+                       f"with averaged tiles that are multiples of the block, or with --merge-into codes")
 
 
 def merge_into_codes(adapted: AdaptedLinear, layer: str = "weight") -> QuantLinear:

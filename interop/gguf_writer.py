@@ -47,7 +47,8 @@ FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q
 PLAIN_NAMES = {dtype: name for name, dtype in PLAIN_TYPES.items()}
 NEAR = {"Q4_K": "Q4_1", "Q5_K": "Q5_1"}  # of the same bits and blocks, with a real offset
 INSTEAD = ("Train with --quantizer minmax --bits 4 --block 32x1 and an adapter that merges into its offsets (--method "
-           "qablora --lam 32x8, or qalora), or export a dense file with --dtype bfloat16")
+           "qablora --lam 32x8, or qalora) or into its codes (--merge-into codes), or export a dense file with --dtype "
+           "bfloat16")
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ from quant.formats.stored import StoredFormat
 from quant.linear import QuantLinear
 
 INSTEAD = ("Train with --quantizer minmax --bits 4 --block 32x1 and an adapter that merges into its offsets (--method "
-           "qablora --lam 32x8, or qalora), or export the dense model with --format safetensors")
+           "qablora --lam 32x8, or qalora) or into its codes (--merge-into codes), or export the dense model with "
+           "--format safetensors")
 
 
 class StoredFormatExport:
