@@ -9,7 +9,8 @@
 | activations | what a forward pass of the longest micro-batch keeps for backward, on a model without memory |
 | logits | those of one part of the vocabulary's loss, and its gradients of x (`token_loss.py`) |
 
-The process takes some hundred MB besides, most of them for torch itself, and dequantizes one layer at a time.
+The process takes some hundred MB besides, most of them for torch itself, and dequantizes one layer at a time. With
+--merge-into codes, one layer also has delta_W, its gradient, and the positions among the levels: 12 bytes a weight.
 """
 from collections.abc import Sequence
 

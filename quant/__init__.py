@@ -19,7 +19,8 @@ dequantizes. `gptq.py` is a loop over these verbs: it takes any quantizer's grid
 
 `spec.py` says which quantizer, bits and block in one phrase. `factors.py` has the two compact forms of scale and
 offset: double-quantized, and as integer zero points. `packing.py` packs codes into bytes. `linear.py` is the layer that
-holds codes and no dense weight. `moved.py` moves codes by a change of the weights. `gguf_blocks.py` reads and writes the blocks of GGUF files as codes, scale and offset.
+holds codes and no dense weight. `moved.py` moves codes by a change of the weights. `gguf_blocks.py` reads and writes
+the blocks of GGUF files as codes, scale and offset.
 `QUANTIZERS` lists the choices of `--quantizer` and `--grid`. docs/papers.md lists the errata that comments name.
 """
 from quant.absmax import AbsMax
