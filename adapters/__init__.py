@@ -32,7 +32,8 @@ path that training uses; `delta_weight()`, the dense matrix that it equals; `lor
 LoRA that it equals, for tools that know no other adapter. A method's file has its equation, its factors and their
 initial values. `operators.py` has the three ways to compress and restore. `adapted.py` puts an adapter beside any base
 layer; `rounded.py` lets it move the layer's codes. `merge.py` merges it, exactly, or says why not. `restoration.py`
-puts it beside another base (Kanda & Hatano). `peft_in.py` reads adapters that PEFT saved. docs/papers.md lists the errata that docstrings name.
+puts it beside another base (Kanda & Hatano). `peft_in.py` reads adapters that PEFT saved. docs/papers.md lists the
+errata that docstrings name.
 """
 from torch import nn
 
