@@ -7,7 +7,7 @@ from itertools import product
 from pathlib import Path
 
 from tests.faults.bench import Bench
-from tests.faults.events import LOG, SIGNAL, Fault, read_log
+from tests.faults.events import KILL, LOG, SIGNAL, Fault, read_log
 from tests.faults.report import HANGS, LOST, SAME, SENTENCE, SILENT, TRACEBACK, Report
 from tests.faults.trial import Ended, Process, content, contents, run, start
 
@@ -39,7 +39,13 @@ PAIRINGS = [(first, second, usual_run(first, second)) for first, second in produ
 
 
 def place_of(bench: Bench, which: str) -> Path:
-    return bench.fresh() if which == "nothing" else bench.copy({"cut": bench.cut, "whole": bench.whole}[which])
+    if which in ("cut", "whole"):
+        return bench.copy(bench.cut if which == "cut" else bench.whole)
+    cwd = bench.fresh()
+    if which == "first epoch":  # killed before it keeps what the second one has trained
+        kept = [e.number for e in bench.events if e.op == "rename" and e.other.endswith("/adapter.safetensors")]
+        bench.train(cwd, fault=Fault(KILL, kept[-1]))
+    return cwd
 
 
 def reads(root: Path, seen: Callable[[], None]) -> Callable[[], None]:
@@ -155,9 +161,9 @@ def made_by(cwd: Path, name: str, ended: Ended) -> object:
 
 
 def products(bench: Bench, name: str) -> list:
-    """What it gives on each state of a run: while it trains, at its end, and after an eval with other flags."""
+    """What it gives on each state of a run: after each epoch, at the end, and after an eval with other flags."""
     found = []
-    for which, before in (("cut", ()), ("whole", ()), ("whole", ("eval, other flags",))):
+    for which, before in (("first epoch", ()), ("cut", ()), ("whole", ()), ("whole", ("eval, other flags",))):
         if name not in ("export", "sample", "judge"):
             return [None]
         cwd = place_of(bench, which)
