@@ -29,7 +29,7 @@ NAMES = ("train", "resume", "eval", "eval, other flags", "sample", "export", "ju
 def usual_run(first: str, second: str) -> str:
     """The run on which two commands have most to do with each other."""
     if "train" in (first, second):
-        return "nothing" if first == "train" else "cut"
+        return "nothing" if first == "train" else "whole" if first == "judge" else "cut"
     return "cut" if "resume" in (first, second) and "judge" not in (first, second) else "whole"
 
 
