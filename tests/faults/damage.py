@@ -174,7 +174,8 @@ def one(bench: Bench, subject: Subject, file: str, data: bytes | None, right: ob
         return (LOST if subject.resumes and "/state/" in file else SENTENCE), ended
     if subject.results(cwd, ended) == right:
         return SAME, ended
-    named = Path(file).name in ended.out or "is not what the run was trained from" in ended.out
+    named = any(words in ended.out for words in (Path(file).name, "is not what the run was trained from",
+                                                 "no row for the base: "))
     return (SENTENCE if named else SILENT), ended
 
 

@@ -48,7 +48,8 @@ def write_rows(cwd: Path) -> None:
     every = rows(0, ROWS)
     (cwd / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in every))
     (cwd / "rows.json").write_text(json.dumps({"data": every}))
-    (cwd / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(ROWS, ROWS + TESTS)))
+    (cwd / "test.jsonl").write_text("".join(json.dumps({"instruction": row["instruction"], "intent": row["intent"]})
+                                            + "\n" for row in rows(ROWS, ROWS + TESTS)))
     with open(cwd / "rows.csv", "w", newline="") as file:
         table = csv.DictWriter(file, list(every[0]))
         table.writeheader()
