@@ -26,7 +26,7 @@ from judging.endpoint import Endpoint, JudgeFailed
 from judging.judgements import Compared, Judge, Outcome, judge_all, outcome_of, results_of
 from judging.local import LocalJudge
 from model.files import say_once, write_record
-from scoring.predictions import check_same_rows, note_differences, note_unfinished, read_predictions
+from scoring.predictions import check_same_rows, note_differences, note_unfinished, read_together
 from scoring.table import print_columns
 
 BATCH = 4  # rows that a local judge reads together, unless --batch-size says otherwise
@@ -70,7 +70,7 @@ def judge_runs(given: Given, work: Work) -> None:
 
 def read_compared(a: str, b: str, limit: int | None) -> Compared:
     """Raises ValueError or FileNotFoundError unless the two were scored on the same rows, and wrote text."""
-    first, second = read_predictions(a), read_predictions(b)
+    first, second = read_together((a, b))
     check_same_rows(first, second)
     for predictions in (first, second):
         note_unfinished(predictions)

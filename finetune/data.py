@@ -54,6 +54,7 @@ class PreparedData:
     max_new_tokens: int
     fingerprints: dict[str, str]
     calibration: Calibration | None  # if GPTQ will be asked for
+    named: tuple  # --data and --test-data
     used_ids: frozenset[int]  # every token id of every row that a model will read
 
 
@@ -114,7 +115,8 @@ def prepare_data(source: Source, config: ScoringConfig, calibrate: bool) -> Prep
     check_ids(read, source)
     left_out = {**splits.left_out, TOO_LONG: too_long}
     return PreparedData(task, tokenizer, end_ids, train, validation, test, left_out, empty, max_new_tokens,
-                        splits.fingerprints(), calibration, frozenset(chain.from_iterable(read)))
+                        splits.fingerprints(), calibration, (asked.data, asked.test_data),
+                        frozenset(chain.from_iterable(read)))
 
 
 def encoded_rows(asked: DataConfig, task: Task, splits: Splits, source: Source,
@@ -231,9 +233,14 @@ def check_calibration(data: PreparedData, run: Run) -> None:
 
 
 def check_data(data: PreparedData, run: Run) -> None:
-    """Raises ValueError unless training and validation rows are those that the run was trained with."""
+    """Raises ValueError unless training and validation rows are those that the run was trained with. Says so if the
+    test rows have changed though the files and flags that name them are the run's own."""
     for part in ("train", "validation"):
         then = run.fingerprints["data"][part]
         if data.fingerprints[part] != then:
             raise ValueError(f"the {part} rows are no longer those of the run (sha256 {data.fingerprints[part]}, the "
                              f"run had {then}; for some tasks, another --test-data leaves other training rows out)")
+    own, then = run.config.data, run.fingerprints["data"].get("test")
+    if data.fingerprints["test"] != then and (data.task.name, data.named) == (own.task, (own.data, own.test_data)):
+        say_once(f"WARNING: the test rows ({own.test_data or own.data}) are no longer those of the run (sha256 "
+                 f"{data.fingerprints['test']}, the run had {then}). Scores are of the rows as they are now")

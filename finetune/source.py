@@ -1,4 +1,5 @@
 """From a place to a model: model directories, GGUF files, models of the hub, and runs."""
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +30,7 @@ from model.checkpoint import (
     weight_files,
 )
 from model.config import LlamaConfig
+from model.config_json import config_to_json
 from model.files import read_json, say_once, sha256_of
 from model.hub import directory_of
 from model.llama import Llama
@@ -147,11 +149,15 @@ def run_fingerprint(run: Run) -> str:
 
 
 def check_fingerprint(source: Source, run: Run) -> None:
-    """Raises ValueError if `source` is not what the run was trained from."""
+    """Raises ValueError if `source` is not what the run was trained from: its weights or its config are others."""
     expected = run.fingerprints["base"]
     if source.fingerprint != expected and not (source.is_adapter_run and source.fingerprint_without_codes == expected):
         raise ValueError(f"{source.path} is not what the run was trained from: its sha256 is {source.fingerprint}, "
                          f"the run's base had {expected}{first_difference(source, run)}")
+    then, now = run.saved.get("model_config") or {}, json.loads(json.dumps(config_to_json(source.config)))
+    if changed := [f"{key} is {now[key]}, the run has {then[key]}" for key in then.keys() & now.keys()
+                   if now[key] != then[key]]:
+        raise ValueError(f"{source.path} is not what the run was trained from: in its config, {'; '.join(changed)}")
 
 
 def first_difference(source: Source, run: Run) -> str:

@@ -80,13 +80,23 @@ def check_predictions(path: Path) -> None:
     _lines(path)
 
 
-def read_predictions(spec: str) -> Predictions:
-    """`RUN` or `RUN:KEY`. Raises ValueError or FileNotFoundError, naming the states that are there."""
-    path, state = split_spec(spec)
-    file = Run(path).predictions_file
-    if not file.is_file():
-        raise FileNotFoundError(f"{path}: no predictions.jsonl there; python eval.py {path} makes it")
-    every = _lines(file)
+def read_together(specs: Sequence[str]) -> list[Predictions]:
+    """Of each `RUN` or `RUN:KEY`. A run's file is read once: a scoring beside this process may replace it, and two
+    versions would be compared as if they were one. Raises ValueError or FileNotFoundError, naming the states that are
+    there."""
+    versions: dict[Path, list[dict]] = {}
+    found = []
+    for path, state in map(split_spec, specs):
+        file = Run(path).predictions_file
+        if not file.is_file():
+            raise FileNotFoundError(f"{path}: no predictions.jsonl there; python eval.py {path} makes it")
+        if file not in versions:
+            versions[file] = _lines(file)
+        found.append(_state_in(file, versions[file], path, state))
+    return found
+
+
+def _state_in(file: Path, every: list[dict], path: Path, state: str) -> Predictions:
     lines = [line for line in every if line["state"] == state]
     if not lines:
         there = ", ".join(dict.fromkeys(line["state"] for line in every)) or "none"
@@ -112,7 +122,7 @@ def split_spec(spec: str) -> tuple[Path, str]:
 def compare(specs: Sequence[str], json_file: Path | None) -> list[Comparison]:
     """Each of the others with the first, row by row. Raises ValueError if they were not asked the same. Other flags,
     such as --dtype, may be what is compared: they are said."""
-    first, *others = map(read_predictions, specs)
+    first, *others = read_together(specs)
     if not others:
         raise ValueError("--compare needs at least two runs, as RUN or RUN:KEY")
     for predictions in (first, *others):

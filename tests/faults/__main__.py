@@ -69,14 +69,15 @@ def load_product(tree: Path) -> None:
     for name in ("torch._dynamo", "safetensors.torch", "train", "eval", "export", "sample", "judge",
                  "interop.gguf_writer"):
         __import__(name)
-    try:
-        import matplotlib.pyplot  # noqa: F401
-    except ImportError:
-        pass
+    for name in ("matplotlib.pyplot", "pyarrow.parquet"):
+        try:
+            __import__(name)
+        except ImportError:
+            pass
 
 
 def whole(bench, report, sections, every: int) -> None:
-    from tests.faults import bad_sectors, damage, full_disks, kills, pairs, power, stop_signals
+    from tests.faults import bad_sectors, damage, foreign, full_disks, kills, pairs, power, stop_signals
     first = bench.method == "qablora"
     if "kill" in sections:
         kills.at_every_event(bench, report, every)
@@ -96,6 +97,8 @@ def whole(bench, report, sections, every: int) -> None:
         power.loop_device(bench, report, 2 * every)
     if "damage" in sections:
         damage.every_file(bench, report, 6 if every == 1 else 3)
+        if first:
+            damage.every_file(bench, report, 6 if every == 1 else 3, foreign.subjects(bench))
         bad_sectors.every_file(bench, report)
     if "pairs" in sections and first:
         pairs.every_pairing(bench, report, 5 if every == 1 else 3)
