@@ -38,3 +38,16 @@ def test_another_config_of_the_base_is_another_base(tmp_path, monkeypatch):
     write_json(tmp_path / "config.json", config_to_json(replace(TINY, rms_norm_eps=0.05)))
     with pytest.raises(ValueError, match="in its config, rms_norm_eps is 0.05, the run has"):
         check_fingerprint(Source(tmp_path), run)
+
+
+@pytest.mark.parametrize("base,refused", [((2,), False), ((2, 7), False), ((), False), ((9,), True), ((2, 9), True)])
+def test_a_run_may_have_one_more_end_token_than_its_base_but_no_other(tmp_path, monkeypatch, base, refused):
+    """The token that ends a turn of a chat template is added to those of the base."""
+    monkeypatch.setattr(Source, "fingerprint", "same")
+    then = config_to_json(replace(TINY, eos_token_ids=(2, 7)))
+    run = SimpleNamespace(fingerprints={"base": "same"}, saved={"model_config": then}, base_sums_file=tmp_path / "no")
+    write_json(tmp_path / "config.json", config_to_json(replace(TINY, eos_token_ids=base)))
+    if not refused:
+        return check_fingerprint(Source(tmp_path), run)
+    with pytest.raises(ValueError, match="in its config, eos_token_id is"):
+        check_fingerprint(Source(tmp_path), run)
