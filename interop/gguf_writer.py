@@ -41,6 +41,7 @@ from quant.gguf_blocks import BLOCK_TYPES, fitting_type, in_file_blocks, stored_
 from quant.gguf_superblocks import SUPERBLOCK_TYPES
 from quant.grid import QuantizedWeight
 from quant.linear import QuantLinear
+from tasks import TASKS
 
 # general.file_type, by the type of most layers
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}
@@ -152,7 +153,7 @@ class GGUFExport:
 
     def beside(self, to: Path) -> dict[Path, str]:
         run = (self.trained.run_of_result or self.trained).run
-        return {modelfile_file(to): modelfile(self.metadata, to, run.config.data.task if run else None)}
+        return {modelfile_file(to): modelfile(self.metadata, to, TASKS[run.config.data.task] if run else None)}
 
     # ---- reading again
 

@@ -101,7 +101,7 @@ def training_lines(run: Run) -> list[str]:
              f"base in training: {held or 'as it is, 16 or 32 bits'}"]
     if config.adapter_kind:
         taken = ADAPTERS[config.adapter_kind].options
-        options = (option for option in ("rank", "lora_alpha", "lam") if option in taken)
+        options = (option for option in ("rank", "lora_alpha", "scaling", "lam") if option in taken)
         lines.append(", ".join([f"adapter: beside the linear layers, {adapter.targets}",
                                 *(f"{option} {getattr(adapter, option)}" for option in options)]))
     rows = ", ".join(shown(place) for place in places_of_data(config)) or "the task's own rows"

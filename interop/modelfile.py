@@ -12,6 +12,7 @@ from pathlib import Path
 from interop.gguf_metadata_writer import Metadata
 from model.gguf_tokenizer_reader import SPLITTINGS
 from model.template_sandbox import compiled, rendered
+from tasks.task import Task
 
 TEMPLATE_KEY = "tokenizer.chat_template"
 Turn = dict[str, str]
@@ -49,6 +50,13 @@ FORMATS = (
     Format("Phi-4-mini", same_for_all("<|{}|>", "<|end|>"), "<|end|>"),
     Format("Phi-4", same_for_all("<|im_start|>{}<|im_sep|>", "<|im_end|>"), "<|im_end|>"),
     Format("Zephyr", same_for_all("<|{}|>\n", "</s>\n"), "</s>"))
+
+
+def chatml_ended_by(end: str) -> Format:
+    """The ChatML of a model without a chat template, whose tokenizer does not know `<|im_end|>`."""
+    return Format(f"ChatML with {end}", same_for_all("<|im_start|>{}\n", f"{end}\n"), end)
+
+
 ASKED = [{"role": "user", "content": "What is it?"}]
 ANSWERED = [*ASKED, {"role": "assistant", "content": "It is this."}, {"role": "user", "content": "And\n\nthen?"}]
 SYSTEM = [{"role": "system", "content": "Answer {{ briefly }}."}]
@@ -60,8 +68,9 @@ def modelfile_file(to: Path) -> Path:
     return to.with_suffix(".Modelfile")
 
 
-def modelfile(metadata: Metadata, file: Path, task: str | None) -> str:
-    """The text of the Modelfile for a GGUF file with these metadata. task: what it was trained on, for a remark."""
+def modelfile(metadata: Metadata, file: Path, task: Task | None) -> str:
+    """The text of the Modelfile for a GGUF file with these metadata. task: what it was trained on, for a remark if that
+    was no chat."""
     source = metadata[TEMPLATE_KEY][0] if TEMPLATE_KEY in metadata else None
     ends, lines = end_texts(metadata), [f"FROM ./{file.name}"]
     names = {f"{kind}_token": token(metadata, kind) or "" for kind in ("bos", "eos")}
@@ -77,8 +86,8 @@ def modelfile(metadata: Metadata, file: Path, task: str | None) -> str:
         lines.append(f"# TEMPLATE is left out: the model's chat template is not one of {known}. It is in the GGUF file")
     else:
         lines += ["# the model has no chat template: a prompt is read as it is", 'TEMPLATE """{{ .Prompt }}"""']
-    if task and source:
-        lines.append(f"# trained on prompts of task {task}. Give prompts that are no chat without the template: "
+    if task and source and not task.converses:
+        lines.append(f"# trained on prompts of task {task.name}. Give prompts that are no chat without the template: "
                      f'"raw": true in a request')
     lines += [f'PARAMETER stop "{end}"' for end in dict.fromkeys(ends) if '"' not in end]
     return "\n".join(lines) + "\n"
@@ -91,7 +100,8 @@ def known_format(template: str, names: dict[str, str], begins: bool) -> tuple[Fo
     names: `bos_token` and `eos_token`, which templates write. llama.cpp adds the begin token if the file says so
     (`begins`): the TEMPLATE then leaves it out."""
     begin = "" if begins else names["bos_token"]
-    for form in FORMATS:
+    own = [chatml_ended_by(names["eos_token"])] if names["eos_token"] else []
+    for form in (*FORMATS, *own):
         for first in dict.fromkeys((names["bos_token"], "")):
             system = added_system(template, names, form, first)
             if system is not None and '"""' not in system:

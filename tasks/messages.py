@@ -49,7 +49,7 @@ class Messages(MeasuredTask):
     rows = "messages (role, content); or conversations (from, value)"
     protocol = (f"{MeasuredTask.protocol}; the model's chat template; loss over all turns of the assistant, the other "
                 "scores of the last one")
-    encodes_tokens = False
+    encodes_tokens, converses = False, True
     chat: ChatTemplate
 
     def splits(self, data: Path, test_data: Path | None, limit: int | None, seed: int) -> Splits:

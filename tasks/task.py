@@ -164,6 +164,7 @@ class Task:
     needs_test_data = False    # True if --test-data must be given
     encodes_tokens = True      # False if begin and end tokens in its rows are not treated as `encode_example` does
     embedded = False           # True if the repository holds the data set, which is used where no file is given
+    converses = False          # True if its rows are conversations, which the model reads in its chat template
     trains = True              # False for a benchmark, which has test rows only
     trained_on: Collection[tuple[str, str]] = ()  # `same_row` of each training row, for tasks that look at it
 

@@ -52,6 +52,11 @@ def test_front_matter_names_the_base_its_licence_the_data_and_what_loads_it(cach
     assert "licence of the data set: CC BY 4.0" in text
 
 
+def test_the_card_tells_the_scaling_of_the_adapter(small_base, tmp_path):
+    export(made_run(tmp_path / "run", small_base, "--method", "lora", "--scaling", "rslora"), "peft", tmp_path / "out")
+    assert "rank 16, lora_alpha 16.0, scaling rslora" in card_of(tmp_path / "out")[1]
+
+
 @pytest.mark.slow
 def test_the_card_tells_method_data_steps_scores_and_commands(small_base, tmp_path):
     train_once(small_base, "--method", "qlora", *few("full"), "--block", "16x1", "--seed", "5")

@@ -6,6 +6,7 @@ import pytest
 
 from interop.modelfile import ANSWERED, ASKED, FORMATS, SYSTEM, TEMPLATE_KEY, known_format, modelfile
 from model.template_sandbox import compiled, rendered
+from tasks import TASKS
 
 CHATML = ("{% for m in messages %}{{'<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n'}}"
           "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
@@ -85,9 +86,22 @@ def test_a_template_that_is_not_certain_is_left_out_and_that_is_said(template):
 
 
 def test_a_model_without_a_chat_template_reads_prompts_as_they_are():
-    text = modelfile(metadata(None), Path("x.gguf"), "banking77")
+    text = modelfile(metadata(None), Path("x.gguf"), TASKS["banking77"])
     assert 'TEMPLATE """{{ .Prompt }}"""' in text and "banking77" not in text
-    assert '"raw": true' in modelfile(metadata(CHATML), Path("x.gguf"), "banking77")
+
+
+def test_only_a_run_that_was_not_trained_to_chat_is_said_to_read_other_prompts():
+    text = modelfile(metadata(CHATML), Path("x.gguf"), TASKS["banking77"])
+    assert "prompts of task banking77" in text and '"raw": true' in text
+    assert "raw" not in modelfile(metadata(CHATML), Path("x.gguf"), TASKS["messages"])
+
+
+def test_chatml_of_a_tokenizer_without_its_tokens_is_known():
+    """What `load_template` makes for a model without a chat template."""
+    template = CHATML.replace("<|im_end|>", "</s>")
+    text = modelfile(metadata(template), Path("x.gguf"), None)
+    assert go(text, TURNS) == rendered(compiled(template), {"messages": TURNS, "add_generation_prompt": True})
+    assert [line for line in text.splitlines() if line.startswith("PARAMETER")] == ['PARAMETER stop "</s>"']
 
 
 def test_the_conversations_tell_the_formats_apart():
