@@ -130,7 +130,8 @@ def scores_of(run: Run) -> str:
     """The table that train.py ended with, or the last one of eval.py. Earlier versions wrote less into it."""
     file = next((file for file in (run.results_file, run.eval_file) if file.is_file()), None)
     stated = read_if_whole(file) if file else {}
-    rows = [row for row in stated.get("rows", []) if isinstance(row, dict) and row.get("scores")]
+    rows = [row for row in stated.get("rows", []) if isinstance(row, dict)]
+    rows = [row for row in rows if row.get("scores") or row.get("validation_loss") is not None]
     if not rows:
         return section("Scores", ["None: the run was not scored."])
     formats = TASKS[run.config.data.task].formats

@@ -100,8 +100,8 @@ def known_format(template: str, names: dict[str, str], begins: bool) -> tuple[Fo
     names: `bos_token` and `eos_token`, which templates write. llama.cpp adds the begin token if the file says so
     (`begins`): the TEMPLATE then leaves it out."""
     begin = "" if begins else names["bos_token"]
-    own = [chatml_ended_by(names["eos_token"])] if names["eos_token"] else []
-    for form in (*FORMATS, *own):
+    end = names.get("eos_token")
+    for form in (*FORMATS, *([chatml_ended_by(end)] if end else [])):
         for first in dict.fromkeys((names["bos_token"], "")):
             system = added_system(template, names, form, first)
             if system is not None and '"""' not in system:
