@@ -190,7 +190,7 @@ def check_needs(task: Task, asked: DataConfig) -> None:
     if asked.limit and not task.trains:
         raise ValueError(f"--limit {asked.limit} is for training rows, and --task {asked.task} has none: "
                          f"use --test-limit for test rows")
-    if asked.max_new_tokens and not isinstance(task, GenerativeTask):
+    if asked.max_new_tokens and asked.task != AUTO and not isinstance(task, GenerativeTask):
         say_once(f"--max-new-tokens {asked.max_new_tokens} has no effect: --task {asked.task} has no written answers")
 
 

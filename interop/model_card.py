@@ -4,6 +4,7 @@ Front matter as the Hugging Face hub reads it, then what the run's own files hol
 and versions. Directories of this machine do not appear: a path is given by its last part.
 """
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -127,11 +128,11 @@ def progress(run: Run) -> str:
 
 
 def scores_of(run: Run) -> str:
-    """The table that train.py ended with, or the last one of eval.py. Earlier versions wrote less into it."""
-    file = next((file for file in (run.results_file, run.eval_file) if file.is_file()), None)
-    stated = read_if_whole(file) if file else {}
-    rows = [row for row in stated.get("rows", []) if isinstance(row, dict)]
-    rows = [row for row in rows if row.get("scores") or row.get("validation_loss") is not None]
+    """The table that train.py ended with, or the last one of eval.py: the first with scores, else with a validation
+    loss. Earlier versions wrote less into it."""
+    tables = [read_if_whole(file) for file in (run.results_file, run.eval_file)]
+    stated, rows = next(((table, rows) for has in (has_scores, has_loss) for table in tables
+                         if (rows := rows_with(table, has))), ({}, []))
     if not rows:
         return section("Scores", ["None: the run was not scored."])
     formats = TASKS[run.config.data.task].formats
@@ -142,6 +143,20 @@ def scores_of(run: Run) -> str:
     lines = [f"{stated.get('test_rows', 'all')} test rows; protocol: {stated.get('protocol', 'not recorded')}\n",
              *("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *table))]
     return section("Scores", lines)
+
+
+def has_scores(row: dict) -> bool:
+    return bool(row["scores"])
+
+
+def has_loss(row: dict) -> bool:
+    """All that a run without test rows has."""
+    return row.get("validation_loss") is not None
+
+
+def rows_with(table: dict, has: Callable[[dict], bool]) -> list[dict]:
+    rows = [{**row, "scores": row.get("scores") or {}} for row in table.get("rows", []) if isinstance(row, dict)]
+    return [row for row in rows if has(row)]
 
 
 def read_if_whole(file: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import export as export_script
 from finetune.config import EMBEDDED_BASE
 from interop.base_facts import FRONT, facts_of_place, stated_license
 from interop.model_card import without_directories
+from model.files import write_json
 from model.hub import HubModel
 from tests.cli import call, few, train_once
 from tests.export_runs import export, made_run
@@ -55,6 +56,21 @@ def test_front_matter_names_the_base_its_licence_the_data_and_what_loads_it(cach
 def test_the_card_tells_the_scaling_of_the_adapter(small_base, tmp_path):
     export(made_run(tmp_path / "run", small_base, "--method", "lora", "--scaling", "rslora"), "peft", tmp_path / "out")
     assert "rank 16, lora_alpha 16.0, scaling rslora" in card_of(tmp_path / "out")[1]
+
+
+def test_a_run_without_test_rows_has_its_validation_losses_until_it_is_scored(small_base, tmp_path):
+    run = made_run(tmp_path / "run", small_base, "--method", "lora")
+    rows = [{"state": "base", "title": "base", "scores": {}, "validation_loss": 2.5},
+            {"state": "trained", "title": "as trained", "scores": {}, "validation_loss": 1.25}]
+    write_json(run / "results.json", {"test_rows": 0, "protocol": "p", "rows": rows})
+    export(run, "peft", tmp_path / "a")
+    text = card_of(tmp_path / "a")[1]
+    assert "| model | validation loss |" in text and "| base | 2.5000 |" in text and "| as trained | 1.2500 |" in text
+    scored = {"state": "trained", "title": "as trained", "scores": {"accuracy": 0.5}}
+    write_json(run / "eval.json", {"test_rows": 4, "protocol": "p", "rows": [scored]})
+    export(run, "peft", tmp_path / "b")
+    text = card_of(tmp_path / "b")[1]
+    assert "| as trained | 50.00% | - |" in text and "4 test rows" in text and "1.2500" not in text
 
 
 @pytest.mark.slow

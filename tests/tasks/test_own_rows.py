@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from finetune.command_line import train_parser
+from finetune.config import DataConfig
+from finetune.data import check_needs, task_of
 from finetune.source import Source
 from model.tokenizer import load_tokenizer
 from tasks.classification import Classification
@@ -243,3 +245,11 @@ def test_data_without_a_task_are_ones_own_and_with_one_they_are_not():
     assert resolve_run(train_parser().given(["--data", "a.jsonl"])).data.task == "auto"
     assert resolve_run(train_parser().given(["--data", "a.jsonl", "--task", "banking77"])).data.task == "banking77"
     assert resolve_run(train_parser().given([])).data.task == "banking77"
+
+
+@pytest.mark.parametrize("task,answers", [("auto", True), ("text", False)])
+def test_whether_answers_are_written_is_said_once_the_task_is_known(tmp_path, capsys, task, answers):
+    asked = DataConfig(task=task, data=tmp_path / "rows.jsonl", max_new_tokens=7777)
+    check_needs(task_of(asked), asked)
+    captured = capsys.readouterr()
+    assert ("has no effect" not in captured.out + captured.err) == answers
