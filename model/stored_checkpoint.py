@@ -46,6 +46,10 @@ class StoredWeights:
                     self.file_of[name], found[name] = path, (part.get_dtype(), tuple(part.get_shape()))
         for layer in self._layers(found):
             self._list(layer, found)
+        if not self.stated:
+            raise ValueError(f"{files[0].parent}: config.json says that weights are in the format {stored.name}, but "
+                             f"no layer in {', '.join(path.name for path in files[:3])} is: take that entry out of "
+                             f"config.json if the weights are dense")
         for name, (kind, shape) in found.items():
             if kind not in FLOATS:
                 raise ValueError(f"{self.file_of[name]}: {name} is of type {kind}, but must be {' or '.join(FLOATS)}, "

@@ -120,10 +120,18 @@ def test_what_says_how_the_model_is_used_comes_with_it(fake):
 
 
 def test_a_quantized_model_is_refused_before_its_weights_are_fetched(fake):
+    stated = {**config_to_json(SMALL), "quantization_config": {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}}
+    (fake.folders["org/small", FIRST] / "config.json").write_text(json.dumps(stated))
+    assert "fp4" in call(train_script, "--model", "org/small", *FEW)
+    assert len(fake.asked) == 1
+
+
+def test_weights_that_are_not_in_the_format_that_the_config_states_are_refused(fake):
     stated = {**config_to_json(SMALL), "quantization_config": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}}
     (fake.folders["org/small", FIRST] / "config.json").write_text(json.dumps(stated))
-    assert "quantized by bitsandbytes nf4" in call(train_script, "--model", "org/small", *FEW)
-    assert len(fake.asked) == 1
+    message = call(train_script, "--model", "org/small", *FEW)
+    assert "config.json says that weights are in the format" in message
+    assert "no layer in model.safetensors is" in message
 
 
 def test_a_directory_here_goes_before_a_model_of_the_hub(fake, small_base, tmp_path):

@@ -205,7 +205,7 @@ REFUSED = [
     ("full", ["--restore", "8"], "puts another base under an adapter, and x has none"),
     ("qlora", ["--restore", "8"],
      "--restore 8: bits=8 is not possible with quantizer nf; allowed: 2, 3, 4 .see --restore-quantizer"),
-    ("qablora", ["--restore", "5"], "--restore 5: bits=5 is not possible with quantizer minmax"),
+    ("qablora", ["--restore", "7"], "--restore 7: bits=7 is not possible with quantizer minmax"),
     ("qlora", ["--restore", "4", "--merge"],
      "--merge with --restore 4: layer model.layers.0.self_attn.q_proj: an adapter merges into k bits only if"),
     ("qablora", ["--restore", "8", "--restore-quantizer", "minmax@5x1"], "block 5x1 .* does not divide layer"),
