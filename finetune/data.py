@@ -81,16 +81,11 @@ def prepare_data(source: Source, config: ScoringConfig, calibrate: bool) -> Prep
     task = task_of(asked)
     check_needs(task, asked)
     splits = task.splits(data_file(asked.data, "train"), data_file(asked.test_data, "test"), asked.limit, asked.seed)
-    for reason, rows in splits.left_out.items():
-        print(f"--task {asked.task}: {rows} training rows are left out: {reason}")
-    if empty := sum(not row.answer.strip() for row in splits.train + splits.validation):
-        print(f"--task {asked.task}: {empty} training and validation rows have an empty answer: they teach to write "
-              "nothing")
-    note_stops(task, splits.train + splits.validation)
+    empty = note_rows(task, splits)
     tokenizer, end_ids, positions = source.tokenizer, source.stop_ids(), source.config.max_position_embeddings
     longest = asked.max_length or min(task.usual_length or LONGEST, positions)
     end_ids = (*end_ids, *task.meet(source.path, tokenizer, end_ids[0], longest))
-    train, validation, too_long = encoded_rows(asked, task, splits, source, longest)
+    train, validation, too_long = encoded_rows(asked, task, splits, tokenizer, end_ids[0], longest)
     max_new_tokens = asked.max_new_tokens or usual_new_tokens(task, train + validation, positions)
     if max(longest, max_new_tokens + 1) > positions:
         raise ValueError(f"{source.path} has {positions} positions: too few for --max-length {longest} or "
@@ -99,12 +94,6 @@ def prepare_data(source: Source, config: ScoringConfig, calibrate: bool) -> Prep
     if task.encodes_tokens:
         written = splits.train + splits.validation + [row for row in test if isinstance(row, Example)]
         note_tokens(f"--task {task.name}", written, tokenizer, end_ids[0])
-    parts = splits.train, splits.validation
-    learned, held_out = (frozenset(same_row(row.prompt, row.answer) for row in part) for part in parts)
-    task.trained_on = learned | held_out
-    if again := len(learned & held_out):
-        print(f"--task {asked.task}: {again} of {len(held_out)} different validation rows are training rows too: their "
-              f"loss is too low")
     asking = Asking(tokenizer, end_ids, max_new_tokens, 1)
     for unusual, rows in Counter(chain.from_iterable(task.row_flags(row, asking) for row in test)).items():
         print(f"--task {asked.task}: {rows} of {len(test)} test rows with {unusual}")
@@ -119,20 +108,35 @@ def prepare_data(source: Source, config: ScoringConfig, calibrate: bool) -> Prep
                         frozenset(chain.from_iterable(read)))
 
 
-def encoded_rows(asked: DataConfig, task: Task, splits: Splits, source: Source,
+def note_rows(task: Task, splits: Splits) -> int:
+    """Says what is unusual about the rows to learn from, tells the task which they are, and returns how many have an
+    empty answer."""
+    for reason, rows in splits.left_out.items():
+        print(f"--task {task.name}: {rows} training rows are left out: {reason}")
+    if empty := sum(not row.answer.strip() for row in splits.train + splits.validation):
+        print(f"--task {task.name}: {empty} training and validation rows have an empty answer: they teach to write "
+              "nothing")
+    note_stops(task, splits.train + splits.validation)
+    parts = splits.train, splits.validation
+    learned, held_out = (frozenset(same_row(row.prompt, row.answer) for row in part) for part in parts)
+    task.trained_on = learned | held_out
+    if again := len(learned & held_out):
+        print(f"--task {task.name}: {again} of {len(held_out)} different validation rows are training rows too: their "
+              f"loss is too low")
+    return empty
+
+
+def encoded_rows(asked: DataConfig, task: Task, splits: Splits, tokenizer: Tokenizer, end: int,
                  longest: int) -> tuple[list[Encoded], list[Encoded], int]:
     """Rows to train on and to validate on, and how many are left out as longer than `longest` tokens. Raises ValueError
     if a task that trains has none of either."""
-    end = source.stop_ids()[0]
-    parts = [task.encode(part, source.tokenizer, end) for part in (splits.train, splits.validation)]
+    parts = [task.encode(part, tokenizer, end) for part in (splits.train, splits.validation)]
     train, validation = ([e for e in part if len(e.tokens) <= longest + 1] for part in parts)
     too_long = sum(map(len, parts)) - len(train) - len(validation)
-    if task.trains:
-        if not train or not validation:
-            raise ValueError(f"--task {task.name}, --data {asked.data}: {len(train)} rows to train on and "
-                             f"{len(validation)} to validate on are left ({too_long} are longer than {longest} tokens, "
-                             f"see --max-length); both need at least one, so the file needs at least 2")
-        check_ids([e.tokens for e in train + validation], source)
+    if task.trains and not (train and validation):
+        raise ValueError(f"--task {task.name}, --data {asked.data}: {len(train)} rows to train on and "
+                         f"{len(validation)} to validate on are left ({too_long} are longer than {longest} tokens, "
+                         f"see --max-length); both need at least one, so the file needs at least 2")
     return train, validation, too_long
 
 

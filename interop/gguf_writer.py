@@ -21,15 +21,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from adapters.adapted import AdaptedLinear
-from adapters.merge import MergeRefused, MergeTarget, merge_into_codes, merge_target
+from adapters.merge import MergeTarget
 from adapters.rounded import CODES
 from finetune.config import DTYPES
 from finetune.source import Source
 from interop.gguf_metadata_writer import Metadata, architecture_of, kept_metadata, new_metadata
 from interop.hugging_face import in_type
 from interop.modelfile import modelfile, modelfile_file
-from interop.trained import Trained, dense_tensor, tensor_names
-from model.checkpoint import empty_model, stored_grids
+from interop.trained import PlannedCodes, Trained, dense_tensor, fitting_codes, merged_layer, tensor_names
 from model.config import LlamaConfig
 from model.gguf_architectures import gguf_name, heads_of, interleaved, is_shifted
 from model.gguf_layout import LONGROPE, PLAIN_TYPES, ROPE_DIVISORS, gguf_package
@@ -166,7 +165,7 @@ class GGUFExport:
         tensor = next((t for t in self.planned if name in t.ours), None)
         if tensor and tensor.type in BLOCK_TYPES:
             layer = name.rpartition(".")[0]
-            return in_file_blocks(merged_codes(model, layer), BLOCK_TYPES[tensor.type]).dequantize()
+            return in_file_blocks(merged_layer(model, layer).quantized_weight(), BLOCK_TYPES[tensor.type]).dequantize()
         dense = dense_tensor(model, name)
         if is_shifted(name, self.architecture):
             return (1 + dense.float()) - 1
@@ -179,25 +178,16 @@ def types_of_codes(trained: Trained) -> dict[str, str]:
     """The GGUF type of each layer that holds codes, after its adapter is merged. Layers that are copied from a GGUF
     base are left out. Raises ValueError for a layer that fits no type, and says what to train instead. Reads headers
     only."""
-    planned = trained.planned() if trained.adapted else empty_model(trained.config, torch.float32)
-    types, file = {}, read_gguf(trained.as_it_is) if trained.as_it_is else None
-    for name, grid in stored_grids(trained.code_files, trained.quantized()).items():
-        layer, has_offset = planned.get_submodule(name), grid.has_offset
-        if file and not isinstance(layer, AdaptedLinear):
-            continue
-        try:
-            if isinstance(layer, AdaptedLinear):
-                target = merge_target(layer.base, layer.adapter)
-                if file:
-                    check_merge_fits(GGUFWeights(file.path).type_of(f"{name}.weight"), target)
-                if not target.keeps_codes:
-                    raise MergeRefused(f"layer {name}: {target.reason}")
-                has_offset, layer = has_offset or target.into == "offset", layer.base
-            types[name] = fitting_type(grid.levels, grid.bits, grid.block.in_layer(layer.in_features), has_offset)
-        except ValueError as error:
-            where = "" if name in str(error) else f"layer {name}: "
-            raise ValueError(f"{trained.path}: {where}{error}. {INSTEAD}") from None
-    return types
+    stored = GGUFWeights(trained.as_it_is) if trained.as_it_is else None
+
+    def type_of(codes: PlannedCodes) -> str | None:
+        if stored and codes.target is None:
+            return None
+        if stored:
+            check_merge_fits(stored.type_of(f"{codes.name}.weight"), codes.target)
+        codes.check_merges()
+        return fitting_type(codes.grid.levels, codes.grid.bits, codes.grid.block, codes.has_offset)
+    return {name: kind for name, kind in fitting_codes(trained, type_of, INSTEAD).items() if kind}
 
 
 def check_merge_fits(kind: str, target: MergeTarget) -> None:
@@ -214,12 +204,6 @@ def check_merge_fits(kind: str, target: MergeTarget) -> None:
                          f"adapter merges into k bits, holds the merged model exactly{near}")
 
 
-def merged_codes(model: Llama, layer: str) -> QuantizedWeight:
-    """The codes of a layer. Its adapter, if it has one, is merged into their offsets or scales."""
-    module = model.get_submodule(layer)
-    return (merge_into_codes(module, layer) if isinstance(module, AdaptedLinear) else module).quantized_weight()
-
-
 class MergedCodes:
     """Converts codes to those of a file. Counts the layers that keep the base's codes and scales, and keeps the largest
     error of rounding the factors to float16."""
@@ -230,7 +214,7 @@ class MergedCodes:
 
     def add(self, model: Llama, layer: str, kind: str) -> QuantizedWeight:
         """Raises ValueError, naming the layer, for factors beyond float16."""
-        module, exact = model.get_submodule(layer), merged_codes(model, layer)
+        module, exact = model.get_submodule(layer), merged_layer(model, layer).quantized_weight()
         try:
             weight = in_file_blocks(exact, BLOCK_TYPES[kind])
         except ValueError as error:

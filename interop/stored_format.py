@@ -4,19 +4,18 @@ Codes are written as they are. An adapter that merges changes the offsets or the
 If the base is a directory in the same format, everything that was not trained is copied: its quantized embeddings too.
 """
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from adapters.adapted import AdaptedLinear
-from adapters.merge import MergeRefused, merge_into_codes, merge_target
 from finetune.adapted_model import sixteen_bit_type
 from finetune.config import DTYPES
 from interop.hugging_face import hugging_face_config, in_type, read_model, write_tokenizer
-from interop.trained import Trained, dense_tensor, tensor_names
-from model.checkpoint import empty_model, stored_grids, weight_files
+from interop.trained import PlannedCodes, Trained, dense_tensor, fitting_codes, merged_layer, tensor_names
+from model.checkpoint import weight_files
 from model.families import FAMILIES
 from model.files import write_json
 from model.llama import Llama
@@ -24,7 +23,6 @@ from model.stored_checkpoint import StoredWeights, stored_format
 from model.tensor_files import name_of, write_safetensors
 from quant.formats import MLX
 from quant.formats.stored import StoredFormat
-from quant.linear import QuantLinear
 
 INSTEAD = ("Train with --quantizer minmax --bits 4 --block 32x1 and an adapter that merges into its offsets (--method "
            "qablora --lam 32x8, or qalora) or into its codes (--merge-into codes), or export the dense model with "
@@ -45,7 +43,6 @@ class StoredFormatExport:
         self.trained, self.dtype = trained, dtype and DTYPES[dtype]
         self.settings = settings_of(trained, self.kind)
         self.base = base_in_format(trained, self.kind)
-        self.written: dict[str, QuantLinear] = {}  # layers as the file has them
 
     def write(self, model: Llama, place: Path) -> dict:
         """Raises ValueError, naming the layer, for factors and weights that --dtype cannot hold."""
@@ -80,8 +77,7 @@ class StoredFormatExport:
         if self.base and layer in self.base.stated and not isinstance(module, AdaptedLinear):
             return self.base.parts(layer)
         try:
-            merged = merge_into_codes(module, layer) if isinstance(module, AdaptedLinear) else module
-            return self.kind.write(merged, self.dtype)
+            return self.kind.write(merged_layer(model, layer), self.dtype)
         except ValueError as error:
             raise ValueError(f"layer {layer}: {error}") from None
 
@@ -127,20 +123,10 @@ def base_in_format(trained: Trained, kind: type[StoredFormat]) -> StoredWeights 
 def settings_of(trained: Trained, kind: type[StoredFormat]) -> dict:
     """The sizes of each layer that holds codes, after its adapter is merged. Raises ValueError for a layer that does
     not fit, and says what to train instead. Reads headers only."""
-    planned = trained.planned() if trained.adapted else empty_model(trained.config, torch.float32)
-    settings = {}
-    for name, grid in stored_grids(trained.code_files, trained.quantized()).items():
-        layer = planned.get_submodule(name)
-        try:
-            if isinstance(layer, AdaptedLinear):
-                target = merge_target(layer.base, layer.adapter)
-                if not target.keeps_codes:
-                    raise MergeRefused(f"layer {name}: {target.reason}")
-                layer = layer.base
-            settings[name] = kind.setting_for(grid.levels, grid.bits, grid.block.in_layer(layer.in_features))
-        except ValueError as error:
-            where = "" if name in str(error) else f"layer {name}: "
-            raise ValueError(f"{trained.path}: {where}{error}. {INSTEAD}") from None
+    def setting_of(codes: PlannedCodes) -> Any:
+        codes.check_merges()
+        return kind.setting_for(codes.grid.levels, codes.grid.bits, codes.grid.block)
+    settings = fitting_codes(trained, setting_of, INSTEAD)
     if not settings:
         raise ValueError(f"{trained.path}: holds no codes, so that the format {kind.name} has nothing to say: use "
                          f"--format safetensors, which its tools load as well")

@@ -1,25 +1,36 @@
 """What is exported: a run as trained, or a model directory or GGUF file that is itself a result, such as RUN/merged."""
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from adapters.adapted import AdaptedLinear
+from adapters.merge import MergeRefused, MergeTarget, merge_into_codes, merge_target
 from finetune.adapted_model import linear_names
 from finetune.checks import planned_run
 from finetune.config import Place
 from finetune.run import Run, is_run, open_run
 from finetune.source import Source, check_fingerprint, check_trained, load_trained, note_another
-from model.checkpoint import empty_model, load_config, open_weights, quantized_layers, weight_files
+from model.checkpoint import (
+    StoredGrid,
+    empty_model,
+    load_config,
+    open_weights,
+    quantized_layers,
+    stored_grids,
+    weight_files,
+)
 from model.config import LlamaConfig
 from model.gguf_reader import is_gguf
 from model.llama import Llama
 from quant.linear import QuantLinear
 
+T = TypeVar("T")
 RESULTS = re.compile(r"merged|requantized|restored-.+")  # directories inside a run that hold a model
 
 
@@ -150,6 +161,51 @@ class Trained:
         unfinished = self.run.keep_still().unfinished if self.run else None
         return {"unfinished": unfinished} if unfinished else {}
 
+
+# ---- codes after the merge -------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class PlannedCodes:
+    """A layer that holds codes, and where its adapter goes in them."""
+    name: str
+    grid: StoredGrid            # its block as numbers
+    target: MergeTarget | None  # None: no adapter
+
+    @property
+    def has_offset(self) -> bool:
+        """After the merge."""
+        return self.grid.has_offset or self.target is not None and self.target.into == "offset"
+
+    def check_merges(self) -> None:
+        """Raises MergeRefused, with the layer and the reason, for an adapter that does not merge into k bits."""
+        if self.target and not self.target.keeps_codes:
+            raise MergeRefused(f"layer {self.name}: {self.target.reason}")
+
+
+def fitting_codes(trained: Trained, fit: Callable[[PlannedCodes], T], instead: str) -> dict[str, T]:
+    """What `fit` makes of each layer that holds codes. Raises ValueError for one that `fit` refuses: with the run, the
+    layer, and what to do instead. Reads headers only."""
+    planned = trained.planned() if trained.adapted else empty_model(trained.config, torch.float32)
+    found = {}
+    for name, grid in stored_grids(trained.code_files, trained.quantized()).items():
+        layer = planned.get_submodule(name)
+        adapted = isinstance(layer, AdaptedLinear)
+        target, base = (merge_target(layer.base, layer.adapter), layer.base) if adapted else (None, layer)
+        try:
+            found[name] = fit(PlannedCodes(name, replace(grid, block=grid.block.in_layer(base.in_features)), target))
+        except ValueError as error:
+            where = "" if name in str(error) else f"layer {name}: "
+            raise ValueError(f"{trained.path}: {where}{error}. {instead}") from None
+    return found
+
+
+def merged_layer(model: Llama, layer: str) -> QuantLinear:
+    """A layer of codes. Its adapter, if it has one, is merged into them, their offsets or their scales."""
+    module = model.get_submodule(layer)
+    return merge_into_codes(module, layer) if isinstance(module, AdaptedLinear) else module
+
+
+# ---- the dense model ------------------------------------------------------------------------------------------------
 
 def tensor_names(config: LlamaConfig) -> list[str]:
     """The Hugging Face names of the dense model's tensors; tied embeddings once."""

@@ -30,20 +30,19 @@ class StoredWeights:
 
     def __init__(self, files: list[Path], stored: StoredFormat):
         self.files, self.format = files, stored
+        self._open = {path: open_safetensors(path) for path in files}  # once: opening checks the header's sha256
         self.file_of: dict[str, Path] = {}    # of the files' own names
         self.stated: dict[str, Stated] = {}   # layers that are stored as codes
         self.parts_of: dict[str, list[str]] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.quantized: dict[str, dict] = {}
         found: dict[str, tuple[str, tuple[int, ...]]] = {}
-        for path in files:
-            with open_safetensors(path) as file:
-                for name in file.keys():
-                    if name in found:
-                        raise ValueError(f"{path}: {name} is also in {self.file_of[name]}; a model holds each tensor "
-                                         f"once")
-                    part = file.get_slice(name)
-                    self.file_of[name], found[name] = path, (part.get_dtype(), tuple(part.get_shape()))
+        for path, file in self._open.items():
+            for name in file.keys():
+                if name in found:
+                    raise ValueError(f"{path}: {name} is also in {self.file_of[name]}; a model holds each tensor once")
+                part = file.get_slice(name)
+                self.file_of[name], found[name] = path, (part.get_dtype(), tuple(part.get_shape()))
         for layer in self._layers(found):
             self._list(layer, found)
         if not self.stated:
@@ -139,5 +138,4 @@ class StoredWeights:
 
     def read(self, name: str) -> Tensor:
         """A tensor as the file holds it."""
-        with open_safetensors(self.file_of[name]) as file:
-            return file.get_tensor(name)
+        return self._open[self.file_of[name]].get_tensor(name)

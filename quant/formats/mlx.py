@@ -20,11 +20,10 @@ from torch import Tensor
 from quant.formats.stored import FLOATS, Stated, StoredFormat, affine_factors, affine_low, in_one_type, levels_of
 from quant.grid import Block, Grid
 from quant.linear import QuantLinear
-from quant.packing import SUPPORTED_BITS
 
 KEYS = ("quantization", "quantization_config")  # mlx-lm writes the same object under both
 GROUPS = (128, 64, 32)
-BITS = tuple(bits for bits in (2, 3, 4, 5, 6, 8) if bits in SUPPORTED_BITS)
+BITS = (2, 3, 4, 5, 6, 8)
 
 
 @dataclass(frozen=True)
