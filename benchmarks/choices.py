@@ -11,12 +11,11 @@ import argparse
 import json
 import math
 import statistics
-import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks.processes import ROOT, add_arguments, facts, gather, summary, trees_of, write
+from benchmarks.processes import add_arguments, contenders, facts, gather, summary, write
 
 TASKS = ("hellaswag", "mmlu")
 BATCH = 16  # questions of ours; as many sequences as fit the harness' own rule: batch_size=16
@@ -149,13 +148,9 @@ def main() -> None:
         who, base = given.child.split()
         print(json.dumps(measure(given, who, base == "nf4")))
         return
-    contenders = {f"{name} {base}": (f"ours {base}", tree, sys.executable)
-                  for name, tree in trees_of(given).items() for base in ("bf16", "nf4")}
-    if given.harness_python:
-        contenders["harness bf16"] = ("harness bf16", ROOT, given.harness_python)
-    else:
-        print("lm-evaluation-harness is left out: give --harness-python", file=sys.stderr)
-    rows = rows_of(gather(__file__, contenders, given.rounds))
+    measured = contenders(given, given.harness_python, ("harness bf16",),
+                          "lm-evaluation-harness is left out: give --harness-python")
+    rows = rows_of(gather(__file__, measured, given.rounds))
     print(*map(line, rows), sep="\n")
     write({**facts(given), "model": str(given.model), "batch": BATCH, "rows": rows}, given.out)
 

@@ -9,12 +9,11 @@ peers' token: later ones differ where two tokens are equally likely but for roun
 import argparse
 import json
 import math
-import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks.processes import ROOT, add_arguments, facts, gather, summary, trees_of, write
+from benchmarks.processes import add_arguments, contenders, facts, gather, summary, write
 
 PROMPT = 64
 SIZES = ((32, 32), (1, 64))  # prompts, new tokens
@@ -155,13 +154,9 @@ def main() -> None:
         who, base = given.child.split()
         print(json.dumps(measure(given, who, base == "nf4")))
         return
-    contenders = {f"{name} {base}": (f"ours {base}", tree, sys.executable)
-                  for name, tree in trees_of(given).items() for base in ("bf16", "nf4")}
-    if given.peer_python:
-        contenders |= {f"peers {base}": (f"peers {base}", ROOT, given.peer_python) for base in ("bf16", "nf4")}
-    else:
-        print("transformers and bitsandbytes are left out: give --peer-python", file=sys.stderr)
-    rows = rows_of(gather(__file__, contenders, given.rounds))
+    measured = contenders(given, given.peer_python, ("peers bf16", "peers nf4"),
+                          "transformers and bitsandbytes are left out: give --peer-python")
+    rows = rows_of(gather(__file__, measured, given.rounds))
     print(*map(line, rows), sep="\n")
     write({**facts(given), "model": str(given.model), "prompt_tokens": PROMPT, "rows": rows}, given.out)
 

@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.processes import ROOT, add_arguments, facts, gather, summary, trees_of, write
+from benchmarks.processes import ROOT, add_arguments, contenders, facts, gather, summary, trees_of, write
 
 COMMANDS = {name: [f"{name}.py", "--help"] for name in ("train", "eval", "sample", "export", "judge")}
 OTHERS = {"import torch": ["-c", "import torch"],
@@ -67,14 +67,14 @@ def children_seconds() -> float:
 
 
 def start_rows(given: argparse.Namespace) -> list[dict]:
-    contenders = {f"{name}: {command}": (sys.executable, tree, words) for name, tree in trees_of(given).items()
+    starts = {f"{name}: {command}": (sys.executable, tree, words) for name, tree in trees_of(given).items()
                   for command, words in COMMANDS.items()}
     for name, words in OTHERS.items():
         python = given.peer_python if "transformers" in name else sys.executable
-        contenders |= {name: (python, ROOT, words)} if python else {}
+        starts |= {name: (python, ROOT, words)} if python else {}
     found: dict[str, list[float]] = {}
     for _ in range(given.rounds + 1):  # the first fills the disk cache
-        for name, how in contenders.items():
+        for name, how in starts.items():
             found.setdefault(name, []).append(start_up(given, *how))
     return [{"start": name, "failed": True} if None in taken else {"start": name, "seconds": summary(taken[1:])}
             for name, taken in found.items()]
@@ -122,13 +122,9 @@ def main() -> None:
         who, base = given.child.split()
         print(json.dumps(measure(given, who, base == "nf4")))
         return
-    contenders = {f"{name} {base}": (f"ours {base}", tree, sys.executable)
-                  for name, tree in trees_of(given).items() for base in ("bf16", "nf4")}
-    if given.peer_python:
-        contenders |= {f"peers {base}": (f"peers {base}", ROOT, given.peer_python) for base in ("bf16", "nf4")}
-    else:
-        print("transformers and bitsandbytes are left out: give --peer-python", file=sys.stderr)
-    rows = load_rows(gather(__file__, contenders, given.rounds)) + start_rows(given)
+    measured = contenders(given, given.peer_python, ("peers bf16", "peers nf4"),
+                          "transformers and bitsandbytes are left out: give --peer-python")
+    rows = load_rows(gather(__file__, measured, given.rounds)) + start_rows(given)
     print(*map(line, rows), sep="\n")
     write({**facts(given), "model": str(given.model), "rows": rows}, given.out)
 

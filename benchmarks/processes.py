@@ -25,6 +25,16 @@ def trees_of(given: argparse.Namespace) -> dict[str, Path]:
     return {name: Path(place).resolve() for name, _, place in named}
 
 
+def contenders(given: argparse.Namespace, python: str | None, peers: tuple[str, ...], without: str) -> dict[str, tuple]:
+    """Ours of each tree, in 16 bits and in NF4, and the peers. Without an interpreter that has them, `without` is
+    said."""
+    found = {f"{name} {base}": (f"ours {base}", tree, sys.executable)
+             for name, tree in trees_of(given).items() for base in ("bf16", "nf4")}
+    if python is None:
+        print(without, file=sys.stderr)
+    return found | {peer: (peer, ROOT, python) for peer in peers if python}
+
+
 def facts(given: argparse.Namespace) -> dict:
     return {"clock": "processor" if given.cpu_time else "wall", "rounds": given.rounds,
             "trees": {name: str(tree) for name, tree in trees_of(given).items()}}
