@@ -55,7 +55,7 @@ from model.finite import check_weights
 from model.hub import pinned
 from model.llama import Llama
 from model.tensor_files import name_of
-from model.tokenizer import copy_tokenizer, travelling_files
+from model.tokenizer_files import copy_tokenizer, travelling_files
 from scoring.destination import Destination
 from scoring.score_run import evaluate_run
 from tasks import TRAINING_TASKS

@@ -22,7 +22,7 @@ from model.files import write_json
 from model.llama import Llama
 from model.published import publish, scratch_directory
 from model.tensor_files import open_safetensors, write_safetensors
-from model.tokenizer import copy_tokenizer
+from model.tokenizer_files import copy_tokenizer
 from quant.grid import Block
 
 

@@ -35,7 +35,7 @@ from finetune.lock import LOCK, hold, release
 from finetune.state_files import StateFiles
 from model.files import read_json, say_once
 from model.journal import Journal
-from model.tokenizer import FILES, TRAVELLING
+from model.tokenizer_files import FILES, TRAVELLING
 
 BASE_SUMS = "base_sums.json"
 

@@ -34,7 +34,8 @@ from model.config_json import config_to_json
 from model.files import read_json, say_once, sha256_of
 from model.hub import directory_of
 from model.llama import Llama
-from model.tokenizer import Tokenizer, end_ids, load_tokenizer, note_begin
+from model.token_agreement import end_ids, note_begin
+from model.tokenizer import Tokenizer, load_tokenizer
 from model.weight_sums import WeightSums, weight_sums
 
 Change = Callable[[str, nn.Module], nn.Module]  # (name, layer) -> the layer that takes its place

@@ -21,7 +21,7 @@ from finetune.source import Source, load_run_base, load_trained, run_fingerprint
 from model.config_json import config_to_json
 from model.files import sha256_of, write_record
 from model.llama import Llama
-from model.tokenizer import tokenizer_files
+from model.tokenizer_files import tokenizer_files
 from scoring.destination import Destination
 from scoring.predictions import save_predictions
 from scoring.restore import Restoration, restored_states

@@ -465,7 +465,7 @@ MUTANTS = [
     M("push-names-the-whole-base", "interop/push.py", '= base.name\n', "= str(base)\n", CARD),
     M("gguf-template-left-out", "interop/gguf_tokenizer_writer.py", 'return {"tokenizer.chat_template": stated}',
       "return {}", TOKENIZER),
-    M("template-file-left-behind", "model/tokenizer.py", ', "chat_template.jinja", "generation_config.json")',
+    M("template-file-left-behind", "model/tokenizer_files.py", ', "chat_template.jinja", "generation_config.json")',
       ', "generation_config.json")', TOKENIZER),
     # ---- further ones, of every room
     M("judge-does-not-swap-the-sides", "judging/verdict.py", "better(b_first[1], b_first[0])", "better(*b_first)",
