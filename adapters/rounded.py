@@ -78,7 +78,7 @@ def into_codes(adapter: Adapter) -> Adapter:
     """The adapter, which from now on trains and merges through the rounding. Raises ValueError unless it is
     additive."""
     if not adapter.additive:
-        raise ValueError(f"{adapter.name} trains the scale of codes that stay as they are, so it does not merge into "
-                         f"codes: leave --merge-into out, or use an additive method, such as qlora")
+        raise ValueError(f"{adapter.name} is not additive and merges into the {adapter.merges_into}: leave "
+                         f"--merge-into out, or use an additive method, such as qlora")
     adapter.layer, adapter.merges_into = RoundedLinear, CODES
     return adapter

@@ -5,12 +5,13 @@
 | weights | dense weights: 2 bytes each, or 4 if they train |
 | codes, factors | the packed codes; scales and offsets as a small layer of the same block holds them |
 | adapters | their float32 numbers |
-| gradients, optimizer | 4 and 8 bytes for each number that trains |
+| gradients, optimizer | 4 and 8 bytes for each number that trains; t-SignSGD keeps none |
 | activations | what a forward pass of the longest micro-batch keeps for backward, on a model without memory |
 | logits | those of one part of the vocabulary's loss, and its gradients of x (`token_loss.py`) |
 
 The process takes some hundred MB besides, most of them for torch itself, and dequantizes one layer at a time. With
 --merge-into codes, one layer also has delta_W, its gradient, and the positions among the levels: 12 bytes a weight.
+Those of lota are B A, its gradient and the codes' moves.
 """
 from collections.abc import Sequence
 
@@ -23,6 +24,7 @@ from finetune.adapted_model import attach_adapters
 from finetune.checks import planned_model
 from finetune.config import RunConfig
 from finetune.data import PreparedData
+from finetune.optimizer import MOMENTS
 from finetune.quantize import load_base
 from finetune.source import Source
 from model.llama import SHORT, Llama
@@ -65,7 +67,7 @@ def measured(model: Llama, config: RunConfig, rows: Sequence[Encoded]) -> Parts:
     factors = stored_bytes(list(codes)) - packed
     kept = kept_for_backward(model, collate(rows, model.device).tokens)
     return {"weights": stored_bytes([model]) - packed - factors - adapters, "codes": packed, "factors": factors,
-            "adapters": adapters, **of_training(model), "activations": kept, "logits": of_logits(model, rows)}
+            "adapters": adapters, **of_training(model, config), "activations": kept, "logits": of_logits(model, rows)}
 
 
 def predicted(planned: Llama, config: RunConfig, rows: Sequence[Encoded]) -> Parts:
@@ -84,8 +86,9 @@ def predicted(planned: Llama, config: RunConfig, rows: Sequence[Encoded]) -> Par
     return {"weights": dense * (4.0 if config.adapter_kind is None else 2.0),
             "codes": float(sum(m.codes.numel() for m in codes)),
             "factors": coded * factor_bytes(config.base.quantization),
-            "adapters": 4.0 * sum(p.numel() for p in adapter_parameters(planned).values()), **of_training(planned),
-            "activations": kept * max(1.0, T / SHORT), "logits": of_logits(planned, rows)}
+            "adapters": 4.0 * sum(p.numel() for p in adapter_parameters(planned).values()),
+            **of_training(planned, config), "activations": kept * max(1.0, T / SHORT),
+            "logits": of_logits(planned, rows)}
 
 
 def factor_bytes(spec: QuantSpec | None) -> float:
@@ -97,10 +100,10 @@ def factor_bytes(spec: QuantSpec | None) -> float:
     return (stored_bytes([layer]) - layer.codes.numel() - 4 * layer.levels.numel()) / (256 * n_in * spec.block.n_out)
 
 
-def of_training(model: nn.Module) -> Parts:
+def of_training(model: nn.Module, config: RunConfig) -> Parts:
     """AdamW has two moments of each number."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return {"gradients": 4.0 * trained, "optimizer": 8.0 * trained}
+    return {"gradients": 4.0 * trained, "optimizer": 4.0 * len(MOMENTS[config.training.optimizer]) * trained}
 
 
 def of_logits(model: Llama, rows: Sequence[Encoded]) -> float:

@@ -153,5 +153,5 @@ def test_what_has_no_codes_to_move_is_refused():
     adapter = into_codes(nonzero_adapter(ADAPTERS["lora"], D_OUT, D_IN))
     with pytest.raises(ValueError, match="its base is not quantized, so it has no codes to merge into"):
         adapted_layer(Linear(D_IN, D_OUT, bias=False), adapter)
-    with pytest.raises(ValueError, match="peqa trains the scale of codes that stay as they are"):
+    with pytest.raises(ValueError, match="peqa is not additive and merges into the scale"):
         into_codes(PEQA(D_OUT, D_IN, Block(4, 8)))
