@@ -20,7 +20,7 @@ from finetune.config import (
     flat,
 )
 from finetune.methods import METHODS, TARGETS, Method
-from finetune.optimizer import ADAMW
+from finetune.optimizer import ADAMW, SIGN_SGD
 from model.files import say_once
 from quant.grid import Block
 from quant.spec import DEFAULT_BITS, GPTQ, QuantSpec
@@ -94,6 +94,8 @@ def check_rounding(adapter: AdapterConfig, training: TrainingConfig) -> None:
                          f"adapter has no input of its own: leave one of them out")
     if adapter.merge_into and training.cuda_graphs:
         raise ValueError(f"--cuda-graphs does not go with --merge-into {adapter.merge_into} yet: leave it out")
+    if training.optimizer == SIGN_SGD and training.cuda_graphs:
+        raise ValueError("--cuda-graphs does not go with --method lota yet: leave it out")
 
 
 def refuse_useless(given: Given, name: str) -> None:

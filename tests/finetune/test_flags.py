@@ -41,6 +41,7 @@ ROWS = [{"instruction": f"{'my new card ' * (1 + i % 4)} number {i}, where is it
 USUAL = ("--task", "bitext", "--data", "rows.jsonl", "--batch-size", "6", "--steps", "3")
 LORA, FULL = ("--method", "lora"), ("--method", "full")
 ROUNDED = ("--method", "qlora", "--quantizer", "minmax", "--block", "16x1")
+LOTA = ("--method", "lota", "--quantizer", "minmax", "--block", "16x1")
 GPTQ = ("--method", "qlora", "--quantizer", "gptq", "--block", "16x1", "--bits", "2")
 
 
@@ -191,6 +192,10 @@ def adapted(outcome: Outcome) -> torch.nn.Module:
     return model
 
 
+def omegas(outcome: Outcome) -> set[float]:
+    return {layer.adapter.omega for layer in adapted_layers(adapted(outcome)).values()}
+
+
 def merges_into(outcome: Outcome) -> str:
     layer = planned_run(outcome.run, outcome.config).get_submodule("model.layers.0.mlp.up_proj")
     return merge_target(layer.base, layer.adapter).into
@@ -232,6 +237,8 @@ PROOFS: dict[str, Proof | str] = {
     "operators": changes("trained", ("--method", "blora"), "--operators", "interval"),
     "dropout": shown("training", lambda a, b: differ(a.trained, b.trained) and (dropped(a), dropped(b)) == (
         {0.0}, {0.25}), LORA, "--dropout", "0.25"),
+    "omega": shown("training", lambda a, b: differ(a.trained, b.trained) and (
+        omegas(a), omegas(b)) == ({12.0}, {3.0}), LOTA, "--omega", "3"),
     "merge_into": shown("training", lambda a, b: differ(a.trained, b.trained) and not differ(a.base, b.base) and (
         merges_into(a), merges_into(b)) == ("16 bits", "codes"), ROUNDED, "--merge-into", "codes"),
     # rows
