@@ -108,8 +108,8 @@ def unchanged(layer, before):
 
 @pytest.mark.parametrize("base", BASES, ids=ids)
 def test_which_adapters_merge_into_k_bits(base):
-    """Averaged tiles that hold whole blocks merge, and so do PEQA and LoTA. LoRA, IR-QLoRA and operators that skip inputs
-    never do."""
+    """Averaged tiles that hold whole blocks merge, and so do PEQA and LoTA. LoRA, IR-QLoRA and operators that skip
+    inputs never do."""
     into_k_bits = {}  # (adapter, operators) -> which of True and False were found
     for kind, operators in KINDS:
         for layer in layers(kind, operators, base):
