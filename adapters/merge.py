@@ -28,7 +28,7 @@ from adapters.adapter import Adapter, AdditiveAdapter
 from adapters.lota import TernaryLinear
 from adapters.merged_form import has_merged_form, inside_tiles, offset_with
 from adapters.peqa import PEQA
-from adapters.rounded import CODES, moved_weight
+from adapters.rounded import CODES, RoundedLinear
 from model.llama import Linear
 from quant.linear import QuantLinear
 
@@ -78,9 +78,7 @@ def merge_into_codes(adapted: AdaptedLinear, layer: str = "weight") -> QuantLine
         return base.with_offset(merged_offset(base, adapter))
     if target.into == "scale":
         return base.with_scale(merged_scale(base, adapter))
-    if target.into == CODES:
-        return QuantLinear.from_weight(moved_weight(base, adapter.delta_weight().detach()), base.bias)
-    if isinstance(adapted, TernaryLinear):
+    if isinstance(adapted, RoundedLinear | TernaryLinear):
         return adapted.merged()
     raise MergeRefused(f"layer {layer}: {target.reason}")
 

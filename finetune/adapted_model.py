@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adapters import ADAPTERS, adapted_layer
 from adapters.adapted import AdaptedLinear, adapted_layers, adapter_parameters, dense_weight, replace_layers
@@ -26,6 +26,11 @@ from model.tokenizer_files import copy_tokenizer
 from quant.grid import Block
 
 
+def residuals_to_keep(config: RunConfig, model: Llama) -> dict[str, Tensor | None] | None:
+    """The layers whose residuals are kept, each with None; None without --keep-residual."""
+    return dict.fromkeys(linear_names(model, config.adapter.targets)) if config.adapter.keep_residual else None
+
+
 def linear_names(model: Llama, targets: str) -> list[str]:
     """The decoder's linear layers that `--targets` names."""
     return [name for name, _ in model.named_modules()
@@ -42,13 +47,23 @@ def new_adapter(config: RunConfig, D_out: int, D_in: int, block: Block | None) -
     return into_codes(adapter) if config.adapter.merge_into else adapter
 
 
-def attach_adapters(model: Llama, config: RunConfig) -> None:
-    """An adapter beside every target layer of a frozen model. Raises ValueError, naming the layer, for an adapter that
-    does not go with it."""
+def attach_adapters(model: Llama, config: RunConfig, residuals: Callable[[str], Tensor] | None = None) -> None:
+    """An adapter beside every target layer of a frozen model. `residuals` gives those of --keep-residual by layer.
+    Raises ValueError, naming the layer, for an adapter that does not go with it."""
+    def residual(name: str, base: nn.Module) -> Tensor:
+        if base.codes.is_meta:
+            return torch.empty(base.out_features, base.in_features, dtype=torch.float16, device="meta")
+        if residuals is None:
+            raise ValueError("--keep-residual without the residuals")
+        return residuals(name).to(model.device)
+
     def adapt(name: str, base: nn.Module) -> AdaptedLinear:
         try:
             adapter = new_adapter(config, base.out_features, base.in_features, getattr(base, "block", None))
-            return adapted_layer(base, adapter.to(model.device), config.adapter.dropout)
+            layer = adapted_layer(base, adapter.to(model.device), config.adapter.dropout)
+            if config.adapter.keep_residual:
+                layer.residual = residual(name, base)
+            return layer
         except ValueError as error:
             raise ValueError(f"layer {name}: {error}") from None
     replace_layers(model, linear_names(model, config.adapter.targets), adapt)

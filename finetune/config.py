@@ -248,6 +248,10 @@ class AdapterConfig:
     merge_into: str | None = option(
         None, choices=(CODES,), only="adapter", shown="offset or scale where that is exact, else 16 bits",
         help="train through the rounding to the base's grid, so that the adapter merges into the codes exactly")
+    keep_residual: bool = option(
+        False, only="adapter",
+        help="--merge-into codes only: add delta_W to the original weights, which takes 16 more bits a weight in "
+             "training, and not to the quantized ones")
 
 
 @dataclass(frozen=True)

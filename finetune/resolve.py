@@ -76,6 +76,7 @@ def resolve_run(given: Given) -> RunConfig:
     compute = part(ComputeConfig, given)
     check_graphs(training, compute)
     check_rounding(adapter, training)
+    check_residual(adapter, quantization)
     return RunConfig(base, data, part(EvaluationConfig, given, requantize=requantize), compute, name, adapter, training)
 
 
@@ -98,13 +99,21 @@ def check_rounding(adapter: AdapterConfig, training: TrainingConfig) -> None:
         raise ValueError("--cuda-graphs does not go with --method lota yet: leave it out")
 
 
+def check_residual(adapter: AdapterConfig, quantization: QuantSpec | None) -> None:
+    if adapter.keep_residual and not adapter.merge_into:
+        raise ValueError("--keep-residual goes with --merge-into codes only: give both, or leave it out")
+    if adapter.keep_residual and quantization is None:
+        raise ValueError("--keep-residual keeps what quantizing takes from the original weights, and this base is not "
+                         "quantized here: give --quantizer and a dense model, or leave it out")
+
+
 def refuse_useless(given: Given, name: str) -> None:
     """Raises ValueError for a flag that the method has no use for."""
     adapter = METHODS[name].adapter
     if "find_lr" in given and METHODS[name].lr is None:
         raise ValueError(f"--find-lr does not go with --method {name}, which {NO_RATE}")
     kind = ADAPTERS[adapter] if adapter else None
-    taken = (*kind.options, *(["dropout", "merge_into"] if kind.additive else [])) if kind else ()
+    taken = (*kind.options, *(["dropout", "merge_into", "keep_residual"] if kind.additive else [])) if kind else ()
     for f, _ in flat(RunConfig()):
         only, reason = f.metadata.get("only"), None
         if only == "full" and adapter:

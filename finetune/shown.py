@@ -34,6 +34,9 @@ def print_plan(path: Path, config: RunConfig, model: Llama, parameters: dict[str
         print(f"  note      merges to 16 bits only: {reason}")
     if config.adapter.merge_into:
         print("  note      trains through the rounding: the adapter moves codes, and the merge writes these codes")
+    if config.adapter.keep_residual:
+        megabytes = 2e-6 * sum(m.residual.numel() for m in adapted_layers(model).values())
+        print(f"  note      adds delta_W to the original weights: their residual takes {megabytes:.1f} MB in training")
 
 
 def stepping(config: RunConfig) -> str:

@@ -19,6 +19,7 @@ from finetune.adapted_model import (
 )
 from finetune.config import BaseConfig, Place, RunConfig
 from finetune.kept import Kept, is_another
+from finetune.residual import residuals_of
 from finetune.run import Run, open_run
 from model.checkpoint import (
     empty_model,
@@ -146,7 +147,8 @@ def run_fingerprint(run: Run) -> str:
     if run.config.adapter_kind is None:
         return trained
     codes = f"+{sha256_of(run.base_file)}" if run.base_file.is_file() else ""
-    return f"{run.fingerprints['base']}+{trained}{codes}"
+    kept = f"+{sha256_of(run.residual_file)}" if run.residual_file.is_file() else ""
+    return f"{run.fingerprints['base']}+{trained}{codes}{kept}"
 
 
 def check_fingerprint(source: Source, run: Run) -> None:
@@ -215,7 +217,7 @@ def load_trained(run: Run, config: RunConfig, dtype: torch.dtype, device: str) -
         return load_trained_weights(run, dtype, device).eval()
     run.keep_still()
     model = load_run_base(run, config, dtype, device)
-    attach_adapters(model, config)
+    attach_adapters(model, config, residuals_of(run, config))
     load_adapter(model, run)
     return model.eval()
 

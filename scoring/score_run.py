@@ -15,6 +15,7 @@ from finetune.config import RunConfig, ScoringConfig, flat
 from finetune.config_json import config_json
 from finetune.data import PreparedData
 from finetune.quantize import requantize
+from finetune.residual import residuals_of
 from finetune.run import Run
 from finetune.saving import saved_with
 from finetune.source import Source, load_run_base, load_trained, run_fingerprint, why_no_base
@@ -147,7 +148,7 @@ def adapter_states(run: Run, config: RunConfig, scoring: Scoring) -> list[Row]:
 def adapted_states(model: Llama, run: Run, config: RunConfig, scoring: Scoring) -> list[Row]:
     """As trained, merged, and requantized if asked for. All are made of `model`, the run's base, in place."""
     storage = sixteen_bit_type(model)
-    attach_adapters(model, config)
+    attach_adapters(model, config, residuals_of(run, config))
     load_adapter(model, run)
     rows = [score_state(TRAINED, model, scoring)]
     compared = comparing(model, scoring)

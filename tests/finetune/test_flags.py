@@ -26,6 +26,7 @@ from finetune.checks import planned_run
 from finetune.command_line import train_parser
 from finetune.config import flag
 from finetune.loop import Trainer
+from finetune.residual import residuals_of
 from finetune.run import new_run, open_run
 from finetune.source import load_run_base
 from model.checkpoint import random_model, save_model
@@ -187,13 +188,18 @@ def dropped(outcome: Outcome) -> set[float]:
 def adapted(outcome: Outcome) -> torch.nn.Module:
     """The model that trained, read again from its run."""
     model, config = load_run_base(outcome.run, outcome.config, torch.float32, "cpu"), open_run(outcome.run.path).config
-    attach_adapters(model, config)
+    attach_adapters(model, config, residuals_of(outcome.run, config))
     load_adapter(model, outcome.run)
     return model
 
 
 def omegas(outcome: Outcome) -> set[float]:
     return {layer.adapter.omega for layer in adapted_layers(adapted(outcome)).values()}
+
+
+def residuals(outcome: Outcome) -> set[str]:
+    layers = adapted_layers(adapted(outcome)).values()
+    return {str(layer.residual.dtype) for layer in layers if layer.residual is not None}
 
 
 def merges_into(outcome: Outcome) -> str:
@@ -241,6 +247,8 @@ PROOFS: dict[str, Proof | str] = {
         omegas(a), omegas(b)) == ({12.0}, {3.0}), LOTA, "--omega", "3"),
     "merge_into": shown("training", lambda a, b: differ(a.trained, b.trained) and not differ(a.base, b.base) and (
         merges_into(a), merges_into(b)) == ("16 bits", "codes"), ROUNDED, "--merge-into", "codes"),
+    "keep_residual": shown("training", lambda a, b: differ(a.trained, b.trained) and (residuals(a), residuals(b)) == (
+        set(), {"torch.float16"}), (*ROUNDED, "--merge-into", "codes"), "--keep-residual"),
     # rows
     "task": shown("rows", lambda a, b: b.data.task.name == "banking77" and lengths(a) != lengths(b), (), "--task",
                   "banking77", "--limit", "20"),
