@@ -49,8 +49,8 @@ from adapters.peqa import PEQA
 from adapters.qablora import QABLoRA
 from adapters.qalora import QALoRA
 
-ADAPTERS: dict[str, type[Adapter]] = {kind.name: kind for kind in (LoRA, BLoRA, QALoRA, QABLoRA, IRQLoRA, PEQA,
-                                                               LoTA)}
+ADAPTERS: dict[str, type[Adapter]] = {
+    kind.name: kind for kind in (LoRA, BLoRA, QALoRA, QABLoRA, IRQLoRA, PEQA, LoTA)}
 
 
 def adapted_layer(base: nn.Module, adapter: Adapter, dropout: float = 0.0) -> AdaptedLinear:

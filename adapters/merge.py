@@ -83,6 +83,14 @@ def merge_into_codes(adapted: AdaptedLinear, layer: str = "weight") -> QuantLine
     raise MergeRefused(f"layer {layer}: {target.reason}")
 
 
+def codes_moved(adapted: AdaptedLinear) -> float | None:
+    """The share of a layer's codes that its merge changes; None for a merge that leaves all codes."""
+    if CODES not in merge_target(adapted.base, adapted.adapter).into:
+        return None
+    before, after = (layer.quantized_weight().codes for layer in (adapted.base, merge_into_codes(adapted)))
+    return (before != after).double().mean().item()
+
+
 def merged_offset(base: QuantLinear, adapter: AdditiveAdapter) -> Tensor:
     """offset + delta_W on that block, (D_out/n_out, D_in/n_in), in the wider of the two types (`offset_with`)."""
     if has_merged_form(base, adapter):

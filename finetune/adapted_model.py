@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from adapters import ADAPTERS, adapted_layer
 from adapters.adapted import AdaptedLinear, adapted_layers, adapter_parameters, dense_weight, replace_layers
 from adapters.adapter import Adapter
+from adapters.merge import codes_moved as moved_in
 from adapters.merge import merge_into_codes, merge_target, merge_to_dense
 from adapters.rounded import into_codes
 from adapters.rounding import TrainingLost
@@ -84,6 +85,12 @@ def why_not_k_bits(model: Llama) -> str | None:
         if not target.keeps_codes:
             return f"layer {name}: {target.reason}"
     return None
+
+
+def codes_moved(model: Llama) -> dict[str, float]:
+    """The share of each layer's codes that its adapter moves; empty if no adapter moves codes."""
+    shares = {name: moved_in(layer) for name, layer in adapted_layers(model).items()}
+    return {name: share for name, share in shares.items() if share is not None}
 
 
 def merge_best(model: Llama, storage: torch.dtype, lost: TrainingLost | None = None) -> list[int]:

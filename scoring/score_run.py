@@ -2,9 +2,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from adapters.adapted import adapted_layers
 from adapters.rounding import TrainingLost
 from finetune.adapted_model import (
     attach_adapters,
+    codes_moved,
     linear_names,
     load_adapter,
     merge_best,
@@ -27,7 +29,7 @@ from scoring.destination import Destination
 from scoring.predictions import save_predictions
 from scoring.restore import Restoration, restored_states
 from scoring.resume import KeptAnswers
-from scoring.scores import Row, Scoring, comparing, score_state, tell_loss, tell_share
+from scoring.scores import Row, Scoring, comparing, score_state, tell_loss, tell_moves, tell_share
 from scoring.state import BASE, QUANTIZED, TRAINED, State, merged_state
 from scoring.table import print_scores, save_table
 
@@ -152,10 +154,12 @@ def adapted_states(model: Llama, run: Run, config: RunConfig, scoring: Scoring) 
     load_adapter(model, run)
     rows = [score_state(TRAINED, model, scoring)]
     compared = comparing(model, scoring)
-    lost = TrainingLost()
+    lost, moved = TrainingLost(), codes_moved(model)
+    sizes = {name: layer.base.in_features * layer.base.out_features for name, layer in adapted_layers(model).items()}
     bits = merge_best(model, storage, lost)
     rows.append(compared(merged_state(bits, storage)))
     tell_loss(rows[-1], lost)
+    tell_moves(rows[-1], moved, sizes)
     spec = config.evaluation.requantize
     kept_in = scoring.models
     if bits and kept_in:

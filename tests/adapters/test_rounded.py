@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from adapters import ADAPTERS, adapted_layer, rounded
 from adapters.held import held_layers
 from adapters.lam import Lam
-from adapters.merge import merge_into_codes, merge_target, merge_to_dense
+from adapters.merge import codes_moved, merge_into_codes, merge_target, merge_to_dense
 from adapters.operators import OPERATORS
 from adapters.peqa import PEQA
 from adapters.restoration import RestorationRefused, check_restores
@@ -110,6 +110,8 @@ def test_as_trained_and_merged_are_the_same_bits_with_the_residual(grid):
 
 def check_merge(layer):
     before = layer.base.codes.clone()
+    codes = layer.base.quantized_weight().codes
+    assert codes_moved(layer) == (merge_into_codes(layer).quantized_weight().codes != codes).float().mean() > 0
     assert merge_target(layer.base, layer.adapter).into == "codes"
     merged = merge_into_codes(layer)
     for dtype in (torch.float32, torch.bfloat16):

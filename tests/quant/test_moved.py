@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from quant import QUANTIZERS
 from quant.grid import Block, dequantize, round_to_grid
 from quant.linear import QuantLinear
-from quant.moved import clipped, positions, rounded
+from quant.moved import clipped, positions, residual_of, rounded
 from tests.strategies import blocks, random, seeds, weights
 
 GRIDS = [(name, bits, double) for name, kind in QUANTIZERS.items() for bits in kind.allowed_bits
@@ -43,6 +43,33 @@ def test_no_change_moves_no_code_of_any_value(grid):
         grid_of = replace(weight.grid, scale=scale * factor, offset=offset)
         layer = QuantLinear.from_weight(replace(weight, codes=codes, grid=grid_of))
         assert torch.equal(moved(layer, torch.zeros(32, 64)), codes), factor
+
+
+@given(st.data(), st.sampled_from(GRIDS), blocks)
+def test_the_residual_of_the_original_weights_moves_no_code(data, grid, block):
+    original = data.draw(weights(block, torch.float32))
+    weight = quantized(grid, block, original)
+    residual, levels = residual_of(original, weight), weight.grid.levels[weight.codes.int()]
+    assert residual.dtype == torch.float16 and residual.isfinite().all()
+    assert torch.equal(rounded(levels + residual, weight.grid).codes, weight.codes)
+    assert torch.equal(rounded(positions(QuantLinear.from_weight(weight), torch.zeros(original.shape), residual),
+                               weight.grid).codes, weight.codes)
+    assert not clipped(levels + residual, weight.grid)[per_weight_scale(weight) > 1e-30].any()
+
+
+def per_weight_scale(weight):
+    scale, _ = weight.grid.factors()
+    return scale.repeat_interleave(weight.grid.block.n_out, 0).repeat_interleave(weight.grid.block.n_in, 1)
+
+
+def test_the_residual_is_what_quantizing_took():
+    """Control: it makes W_hat W again, but for the rounding of 11 bits of a step."""
+    original = random(16, 64, seed=3, dtype=torch.float32)
+    for grid in GRIDS:
+        weight = quantized(grid, Block(16, 1), original)
+        error, step = original - weight.dequantize(), per_weight_scale(weight)
+        again = (original - weight.dequantize() - residual_of(original, weight) * step).abs()
+        assert again.max() < 2e-3 * error.abs().max(), grid
 
 
 def test_rounding_the_dequantized_weight_would_move_codes():

@@ -19,6 +19,9 @@ def test_a_run_ends_with_a_k_bit_model_that_is_what_was_trained(small_base, tmp_
     assert rows["merged-3bit"]["validation_loss"] == rows["trained"]["validation_loss"] != rows["quantized"][
         "validation_loss"]
     assert rows["merged-3bit"]["megabytes"] == rows["quantized"]["megabytes"]
+    moved = rows["merged-3bit"]["layers_moved"]
+    assert len(moved) == 7 and 0 < min(moved.values()) <= rows["merged-3bit"]["codes_moved"] <= max(moved.values()) < 1
+    assert rows["trained"]["codes_moved"] is None and not rows["trained"]["layers_moved"]
     base, merged = load_file("x/base.safetensors"), load_file("x/merged/model.safetensors")
     changed = {name.rpartition(".")[2] for name in base if not torch.equal(base[name], merged[name])}
     assert changed == {"codes"} and base.keys() == merged.keys()
