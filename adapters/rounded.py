@@ -1,13 +1,12 @@
 """Training through the rounding: the adapter moves the codes, and the merge writes the codes that trained.
 
-    W = scale * levels[round(levels[codes] + delta_W / scale)] + offset,   y = x @ W.T
+    W = scale * levels[round(levels[codes] + residual + delta_W / scale)] + offset,   y = x @ W.T
     d(loss)/d(delta_W) = grad_y^T x,   0 where the rounding clips
 
 This is LR-QAT's layer (Bondarenko et al. 2024) for any additive adapter, any levels and any block. delta_W is added to
-the base's own weights or, with a residual, to the original ones (--keep-residual): levels[codes] + residual, where the
-residual is at most half a step (quant/moved.py). Step 0 is the base either way. Differs from LR-QAT, which downcasts
-the original weights: the residual is as large and finer. The gradient passes the rounding as if it were not there.
-Scale and offset do not change.
+the original weights (--keep-residual) or to others that round to the same codes (quant/moved.py). Step 0 is the base
+either way. Differs from LR-QAT, which downcasts the original weights: their residual is as large and finer. The
+gradient passes the rounding as if it were not there. Scale and offset do not change.
 """
 from typing import Any
 

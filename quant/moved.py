@@ -1,15 +1,18 @@
 """Codes that a change of the weights moves, on the grid that they have.
 
-    position = levels[codes] + delta_W / scale           codes = the nearest level's; a tie goes to the lower code
+    position = levels[codes] + residual + delta_W / scale          codes = the nearest level's; a tie goes to the lower
 
-These are the codes of `round_to_grid(W_hat + delta_W)`, since (W_hat - offset) / scale = levels[codes]. The offset is
-never added and taken off again, so a change of 0 leaves every code, whatever the scale. In a block of scale 0, or of
-one so small that 1 / scale overflows, no code moves.
+These are the codes of `round_to_grid(W_ref + delta_W)`, since (W_ref - offset) / scale = levels[codes] + residual. The
+offset is never added and taken off again. The residual stays inside its code's cell, so a change of 0 leaves every
+code, whatever the scale. In a block of scale 0, or of one so small that 1 / scale overflows, no code moves.
 
-    position = levels[codes] + residual + delta_W / scale          with the residual (W - W_hat) / scale of the original
+| W_ref | residual | memory |
+|---|---|---|
+| the original weights | (W - W_hat) / scale, cut at the ends of the cell (`residual_of`) | 16 bits a weight |
+| any weights that round to these codes | one of a lattice of points in the cell (`spread`) | none |
 
-The residual is cut at the ends of its code's cell, so that a change of 0 leaves every code here too. Codes of plain
-rounding are in their cells already; GPTQ's may not be.
+With W_hat itself, the residual would be 0: every weight in the middle of its cell. A small change would move no code,
+and a somewhat larger one many at once.
 """
 from dataclasses import replace
 
@@ -31,22 +34,46 @@ from quant.grid import (
 from quant.linear import QuantLinear
 from quant.rounding import AT_A_TIME, nearest
 
+PLASTIC = 1.324717957244746  # p^3 = p + 1
+MARGIN = 0.02                # of a cell, at both of its ends: no rounding of the sum leaves the cell
+
 
 @torch.no_grad()
 def positions(layer: QuantLinear, delta: Tensor, residual: Tensor | None = None) -> Tensor:
-    """levels[codes] + delta_W / scale, (D_out, D_in), in the wider of float32 and the type of delta_W. `residual` is
-    added to the levels."""
+    """levels[codes] + residual + delta_W / scale, (D_out, D_in), in the wider of float32 and the type of delta_W. None:
+    the residual of `spread`."""
     wide, (n_in, n_out) = torch.promote_types(delta.dtype, torch.float32), layer.block_size
     scale, _ = layer.grid.factors()
-    levels = replace(layer.grid, scale=torch.ones_like(scale, dtype=wide), offset=scale.new_zeros(1, 1, dtype=wide))
-    found = dequantize_packed(layer.codes, layer.bits, (layer.out_features, layer.in_features), levels, wide)
-    if residual is not None:
-        found.add_(residual)
+    one, zero = torch.ones_like(scale, dtype=wide), scale.new_zeros(1, 1, dtype=wide)
+
+    def of_codes(values: Tensor) -> Tensor:
+        grid = replace(layer.grid, levels=values, scale=one, offset=zero)
+        return dequantize_packed(layer.codes, layer.bits, (layer.out_features, layer.in_features), grid, wide)
+    if residual is None:
+        low, high = cells(layer.levels.to(wide))
+        found = of_codes(low).addcmul_(of_codes(high - low), spread(layer))
+    else:
+        found = of_codes(layer.levels).add_(residual)
     inverse = inverse_of(scale.to(wide))
     within, factor = ((-1, n_in), per_block(inverse)) if n_in >= SHORT else ((-1,), per_input(inverse, n_in))
     blocks, change = (t.unflatten(1, within).unflatten(0, (-1, n_out)) for t in (found, delta.to(wide)))
     blocks.addcmul_(change, factor)
     return found
+
+
+def cells(levels: Tensor) -> tuple[Tensor, Tensor]:
+    """Both ends of the values that round to each level. The outermost levels are the ends of the grid."""
+    midpoints = (levels[1:] + levels[:-1]) / 2
+    return torch.cat((levels[:1], midpoints)), torch.cat((midpoints, levels[-1:]))
+
+
+def spread(layer: QuantLinear) -> Tensor:
+    """Numbers in [MARGIN, 1 - MARGIN), (D_out, D_in), float32: frac(i / p + j / p^2), p^3 = p + 1, for output i and
+    input j. This is the R2 sequence's lattice (Roberts 2018), which fills the interval evenly in every neighbourhood.
+    It is the same on every device."""
+    rows, columns = (torch.arange(n, dtype=torch.float64, device=layer.codes.device).mul_(step).frac_().float()
+                     for n, step in ((layer.out_features, 1 / PLASTIC), (layer.in_features, PLASTIC ** -2)))
+    return (rows[:, None] + columns).frac_().mul_(1 - 2 * MARGIN).add_(MARGIN)
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Codes moved by a change of the weights are those of rounding the changed weights; no change moves none."""
 from dataclasses import replace
 
+import numpy
 import pytest
 import torch
 from hypothesis import given
@@ -9,15 +10,20 @@ from hypothesis import strategies as st
 from quant import QUANTIZERS
 from quant.grid import Block, dequantize, round_to_grid
 from quant.linear import QuantLinear
-from quant.moved import clipped, positions, residual_of, rounded
+from quant.moved import MARGIN, cells, clipped, positions, residual_of, rounded, spread
 from tests.strategies import blocks, random, seeds, weights
 
 GRIDS = [(name, bits, double) for name, kind in QUANTIZERS.items() for bits in kind.allowed_bits
          for double in ((False, True) if name in ("nf", "icq") else (False,))]
 
 
-def moved(layer, delta):
-    return rounded(positions(layer, delta), layer.grid).codes
+def moved(layer, delta, residual=None):
+    return rounded(positions(layer, delta, residual), layer.grid).codes
+
+
+def in_the_middle(layer):
+    """The residual of W_hat itself."""
+    return torch.zeros(layer.out_features, layer.in_features)
 
 
 def quantized(grid, block, weight, storage=None):
@@ -86,10 +92,40 @@ def test_rounding_the_dequantized_weight_would_move_codes():
 def test_moved_codes_are_those_of_the_rounded_sum(grid, block):
     weight = quantized(grid, block, random(16, 64, seed=3), torch.float64)
     layer, delta = QuantLinear.from_weight(weight), 0.8 * random(16, 64, seed=4)
-    codes = moved(layer, delta)
-    assert torch.equal(codes, round_to_grid(dequantize(weight.codes, weight.grid, torch.float64) + delta, weight.grid))
-    assert (codes != weight.codes).float().mean() > 0.05
-    assert not torch.equal(codes, moved(layer, -delta))  # control
+    for residual in (in_the_middle(layer), positions(layer, 0 * delta) - weight.grid.levels[weight.codes.int()]):
+        codes = moved(layer, delta, residual)
+        W_ref = dequantize(weight.codes, weight.grid, torch.float64) + residual * per_weight_scale(weight)
+        assert torch.equal(codes, round_to_grid(W_ref + delta, weight.grid))
+        assert (codes != weight.codes).float().mean() > 0.05
+        assert not torch.equal(codes, moved(layer, -delta, residual))  # control
+    assert torch.equal(codes, moved(layer, delta))
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_a_small_change_moves_a_small_share_of_the_codes(grid):
+    """Control: from the middle of their cells, it moves none."""
+    weight = quantized(grid, Block(16, 1), random(64, 64, seed=3), torch.float64)
+    layer, step = QuantLinear.from_weight(weight), per_weight_scale(weight)
+    levels = weight.grid.levels.double()
+    inner = (weight.codes > 0) & (weight.codes < len(levels) - 1)
+    low, high = cells(levels)
+    for share in (0.1, 0.3):
+        change = share * (high - low)[weight.codes.int()] * step
+        up, down = (moved(layer, sign * change) != weight.codes for sign in (1, -1))
+        assert up[inner].double().mean() == pytest.approx(share - MARGIN, abs=0.04)
+        assert down[inner].double().mean() == pytest.approx(share - MARGIN, abs=0.04) and not (up & down).any()
+        assert not (moved(layer, change, in_the_middle(layer)) != weight.codes)[inner].any() or grid[0] in ("nf", "icq")
+
+
+def test_the_lattice_is_its_formula_and_fills_the_interval():
+    layer = QuantLinear.from_weight(quantized(("minmax", 4, False), Block(16, 1), random(37, 64), torch.float32))
+    found = spread(layer)
+    i, j = numpy.mgrid[:37, :64]
+    expected = MARGIN + (1 - 2 * MARGIN) * ((i * 0.7548776662466927 + j * 0.5698402909980532) % 1)
+    assert numpy.abs(found.numpy() - expected).max() < 1e-6
+    for part in (found, found[:4], found[:, :4], found[8:16, 8:16]):  # evenly, wherever one looks
+        even = numpy.linspace(MARGIN, 1 - MARGIN, part.numel())
+        assert numpy.abs(numpy.sort(part.flatten().numpy()) - even).max() < 0.08
 
 
 @given(seeds, st.sampled_from(GRIDS))
