@@ -26,7 +26,7 @@ from quant.linear import QuantLinear
 from quant.rounding import whole_ends
 
 CODES_AND_OFFSET = "codes and offset"
-SHARE = 0.75   # of the rank: the usual omega
+SHARE = 0.25   # of sqrt(rank): the usual omega. P is a sum of `rank` signs, whose size grows so
 SPARSE = 0.75  # of mean |a|: what A holds as 0 at the start
 NO_WHOLE_LEVELS = ("lota moves codes by one step of an even grid, and the levels of this base are not consecutive "
                    "whole numbers: use --quantizer minmax, intminmax or absmax, or --quantizer gptq with one of these "
@@ -94,10 +94,10 @@ class LoTA(Adapter):
 
     def __init__(self, D_out: int, D_in: int, rank: int, omega: float | None = None):
         super().__init__()
-        self.omega = SHARE * rank if omega is None else omega
+        self.omega = usual_omega(rank) if omega is None else omega
         if not 0 < self.omega < rank:
             raise ValueError(f"omega={self.omega:g} moves no code: |B A| is at most the rank, {rank}; give --omega "
-                             f"between 0 and {rank}, such as {SHARE * rank:g}")
+                             f"between 0 and {rank}, such as {usual_omega(rank):g}")
         a = torch.randn(rank, D_in)
         self.A = nn.Parameter(a.sign() * (a.abs() > SPARSE * a.abs().mean()))
         self.B = nn.Parameter(torch.zeros(D_out, rank))
@@ -105,6 +105,11 @@ class LoTA(Adapter):
     def product(self) -> Tensor:
         """P = B A, (D_out, D_in)."""
         return self.B @ self.A
+
+
+def usual_omega(rank: int) -> float:
+    """Chosen on the embedded base (docs/methods.md), since no number of the paper is known here."""
+    return SHARE * rank ** 0.5
 
 
 def stepped(base: QuantLinear, P: Tensor, omega: float) -> tuple[Tensor, Tensor, Tensor]:

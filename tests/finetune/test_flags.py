@@ -244,7 +244,7 @@ PROOFS: dict[str, Proof | str] = {
     "dropout": shown("training", lambda a, b: differ(a.trained, b.trained) and (dropped(a), dropped(b)) == (
         {0.0}, {0.25}), LORA, "--dropout", "0.25"),
     "omega": shown("training", lambda a, b: differ(a.trained, b.trained) and (
-        omegas(a), omegas(b)) == ({12.0}, {3.0}), LOTA, "--omega", "3"),
+        omegas(a), omegas(b)) == ({1.0}, {3.0}), LOTA, "--omega", "3"),
     "merge_into": shown("training", lambda a, b: differ(a.trained, b.trained) and not differ(a.base, b.base) and (
         merges_into(a), merges_into(b)) == ("16 bits", "codes"), ROUNDED, "--merge-into", "codes"),
     "keep_residual": shown("training", lambda a, b: differ(a.trained, b.trained) and (residuals(a), residuals(b)) == (
