@@ -9,7 +9,7 @@ code, whatever the scale. In a block of scale 0, or of one so small that 1 / sca
 | W_ref | residual | memory |
 |---|---|---|
 | the original weights | (W - W_hat) / scale, cut at the ends of the cell (`residual_of`) | 16 bits a weight |
-| any weights that round to these codes | one of a lattice of points in the cell (`spread`) | none |
+| any weights that round to these codes | as if drawn at random from the cell (`spread`) | none |
 
 With W_hat itself, the residual would be 0: every weight in the middle of its cell. A small change would move no code,
 and a somewhat larger one many at once.
@@ -34,7 +34,7 @@ from quant.grid import (
 from quant.linear import QuantLinear
 from quant.rounding import AT_A_TIME, nearest
 
-PLASTIC = 1.324717957244746  # p^3 = p + 1
+PLASTIC = 1.324717957244746  # p^3 = p + 1; multiples of 1/p and 1/p^2 fill [0, 1) evenly (Roberts 2018, R2)
 MARGIN = 0.02                # of a cell, at both of its ends: no rounding of the sum leaves the cell
 
 
@@ -68,12 +68,15 @@ def cells(levels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def spread(layer: QuantLinear) -> Tensor:
-    """Numbers in [MARGIN, 1 - MARGIN), (D_out, D_in), float32: frac(i / p + j / p^2), p^3 = p + 1, for output i and
-    input j. This is the R2 sequence's lattice (Roberts 2018), which fills the interval evenly in every neighbourhood.
-    It is the same on every device."""
-    rows, columns = (torch.arange(n, dtype=torch.float64, device=layer.codes.device).mul_(step).frac_().float()
-                     for n, step in ((layer.out_features, 1 / PLASTIC), (layer.in_features, PLASTIC ** -2)))
-    return (rows[:, None] + columns).frac_().mul_(1 - 2 * MARGIN).add_(MARGIN)
+    """Numbers in [MARGIN, 1 - MARGIN), (D_out, D_in), float32, as good as drawn at random: frac(a_i * b_j) for output i
+    and input j, 2^10 <= a < 2^14, 1 <= b < 2.
+
+    They are the same on every device: one float32 product each. Their singular values are those of white noise, so a
+    delta_W of low rank does not line up with them. (frac(a_i + b_j) is of low rank itself.)"""
+    a, b = (torch.arange(n, dtype=torch.float64, device=layer.codes.device).mul_(step).frac_()
+            for n, step in ((layer.out_features, 1 / PLASTIC), (layer.in_features, PLASTIC ** -2)))
+    a, b = (a * (2 ** 14 - 2 ** 10) + 2 ** 10).float(), (b + 1).float()
+    return (a[:, None] * b).frac_().mul_(1 - 2 * MARGIN).add_(MARGIN)
 
 
 @torch.no_grad()

@@ -49,7 +49,7 @@ def plainly(layer, x, clips=True):
     base, delta = layer.base, layer.adapter.delta_weight()
     grid, levels = base.grid, base.levels.double()
     codes = base.quantized_weight().codes.int()
-    residual = of_lattice(codes, levels) if layer.residual is None else layer.residual.double()
+    residual = where_it_begins(codes, levels) if layer.residual is None else layer.residual.double()
     W_ref = dequantize(codes, grid, torch.float64) + delta + join_blocks(
         split_blocks(residual, grid.block) * per_block(grid.factors()[0]))
     W = dequantize(round_to_grid(W_ref.detach(), grid), grid, torch.float64)
@@ -61,11 +61,12 @@ def plainly(layer, x, clips=True):
     return x @ (W + inside * (delta - delta.detach())).T + base.bias
 
 
-def of_lattice(codes, levels):
-    """Points of the cells, without the margins at their ends; the outermost levels end the grid."""
+def where_it_begins(codes, levels):
+    """Numbers in the cells, without the margins at their ends; the outermost levels end the grid."""
     ends = torch.cat((levels[:1], (levels[1:] + levels[:-1]) / 2, levels[-1:]))
     i, j = torch.arange(D_OUT).double()[:, None], torch.arange(D_IN).double()
-    share = 0.02 + 0.96 * ((i * 0.7548776662466927 + j * 0.5698402909980532) % 1)
+    a, b = 1024 + 15360 * (i * 0.7548776662466927 % 1), 1 + j * 0.5698402909980532 % 1
+    share = 0.02 + 0.96 * (a.float() * b.float() % 1).double()
     return torch.lerp(ends[codes], ends[codes + 1], share) - levels[codes]
 
 
