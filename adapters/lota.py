@@ -26,7 +26,7 @@ from quant.linear import QuantLinear
 from quant.rounding import whole_ends
 
 CODES_AND_OFFSET = "codes and offset"
-SHARE = 0.25   # of sqrt(rank): the usual omega. P is a sum of `rank` signs, whose size grows so
+SHARE = 4.0    # the usual omega, in units of sqrt(rank) / 2^bits
 SPARSE = 0.75  # of mean |a|: what A holds as 0 at the start
 NO_WHOLE_LEVELS = ("lota moves codes by one step of an even grid, and the levels of this base are not consecutive "
                    "whole numbers: use --quantizer minmax, intminmax or absmax, or --quantizer gptq with one of these "
@@ -69,6 +69,7 @@ class TernaryLinear(AdaptedLinear):
         if not (base.levels.is_meta or whole_ends(base.levels)):
             raise ValueError(NO_WHOLE_LEVELS)
         super().__init__(base, adapter)
+        adapter.set_omega(base.bits)
 
     def forward(self, x: Tensor) -> Tensor:
         y = TernaryMatmul.apply(x, self.adapter.product(), self)
@@ -86,7 +87,8 @@ class TernaryLinear(AdaptedLinear):
 class LoTA(Adapter):
     """A starts as the signs of normal numbers, 0 where |a| <= 0.75 mean |a|; B starts at 0, so step 0 is the base.
 
-    omega: t moves a code where |P| is larger. Raises ValueError unless 0 < omega < rank: |P| is at most the rank."""
+    omega: t moves a code where |P| is larger; None: `usual_omega` of the base. Raises ValueError unless 0 < omega <
+    rank: |P| is at most the rank."""
     name = "lota"
     options = ("rank", "omega")
     additive, merges_into, layer = False, CODES_AND_OFFSET, TernaryLinear
@@ -94,22 +96,30 @@ class LoTA(Adapter):
 
     def __init__(self, D_out: int, D_in: int, rank: int, omega: float | None = None):
         super().__init__()
-        self.omega = usual_omega(rank) if omega is None else omega
-        if not 0 < self.omega < rank:
-            raise ValueError(f"omega={self.omega:g} moves no code: |B A| is at most the rank, {rank}; give --omega "
-                             f"between 0 and {rank}, such as {usual_omega(rank):g}")
+        self.given, self.omega = omega, omega or 0.0
+        if omega is not None and not 0 < omega < rank:
+            raise ValueError(f"omega={omega:g} moves no code: |B A| is at most the rank, {rank}; give --omega "
+                             f"between 0 and {rank}, or leave it out")
         a = torch.randn(rank, D_in)
         self.A = nn.Parameter(a.sign() * (a.abs() > SPARSE * a.abs().mean()))
         self.B = nn.Parameter(torch.zeros(D_out, rank))
+
+    def set_omega(self, bits: int) -> None:
+        if self.given is None:
+            self.omega = usual_omega(len(self.A), bits)
 
     def product(self) -> Tensor:
         """P = B A, (D_out, D_in)."""
         return self.B @ self.A
 
 
-def usual_omega(rank: int) -> float:
-    """Chosen on the embedded base (docs/methods.md), since no number of the paper is known here."""
-    return SHARE * rank ** 0.5
+def usual_omega(rank: int, bits: int) -> float:
+    """4 sqrt(rank) / 2^bits, and less than the rank: 1 at rank 16 and 4 bits, 4 at 2 bits.
+
+    W changes by about scale / omega * P. P is a sum of `rank` signs, whose size grows as sqrt(rank), and scale falls as
+    2^-bits: W then changes as much at any rank and width. Chosen on the embedded base (docs/methods.md), since no
+    number of the paper is known here."""
+    return min(SHARE * rank ** 0.5 / 2 ** bits, 0.75 * rank)
 
 
 def stepped(base: QuantLinear, P: Tensor, omega: float) -> tuple[Tensor, Tensor, Tensor]:

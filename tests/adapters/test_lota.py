@@ -127,7 +127,7 @@ def test_a_new_adapter_computes_what_the_base_does(grid):
     torch.manual_seed(0)
     weight = QUANTIZERS[grid[0]](grid[1], BLOCKS[0]).quantize(random(D_OUT, D_IN, seed=5).float())
     layer, x = adapted_layer(QuantLinear.from_weight(weight), LoTA(D_OUT, D_IN, 16)), random(3, D_IN, seed=8).float()
-    assert layer.adapter.omega == 1 and set(layer.adapter.A.unique().tolist()) == {-1, 0, 1}
+    assert layer.adapter.omega == 16 / 2 ** grid[1] and set(layer.adapter.A.unique().tolist()) == {-1, 0, 1}
     assert 0.4 < layer.adapter.A.abs().mean() < 0.7  # 55 % of normal numbers are above 0.75 of their mean size
     assert torch.equal(layer(x), layer.base(x)) and torch.equal(merge_into_codes(layer).codes, layer.base.codes)
 
@@ -152,6 +152,13 @@ def test_levels_that_are_not_even_are_refused(grid):
         return
     with pytest.raises(ValueError, match="the levels of this base are not consecutive whole numbers: use --quantizer"):
         adapted_layer(base_of(grid), LoTA(D_OUT, D_IN, RANK))
+
+
+@pytest.mark.parametrize("bits,rank,omega", [(4, 16, 1), (2, 16, 4), (3, 64, 4), (2, 1, 0.75), (8, 16, 1 / 16)])
+def test_the_usual_omega_changes_weights_as_much_at_any_rank_and_width(bits, rank, omega):
+    """Unless it would be no less than the rank. A given one stays."""
+    assert adapted_layer(base_of(("minmax", bits)), LoTA(D_OUT, D_IN, rank)).adapter.omega == omega
+    assert adapted_layer(base_of(("minmax", bits)), LoTA(D_OUT, D_IN, rank, 0.5)).adapter.omega == 0.5
 
 
 def test_what_moves_no_code_is_refused():
