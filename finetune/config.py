@@ -244,7 +244,8 @@ class AdapterConfig:
     dropout: float = option(0.0, parse=share, metavar="P", only="adapter",
                             help="drop this share of the adapter's inputs in training")
     omega: float | None = option(None, parse=positive(float), metavar="OMEGA", only="adapter",
-                                 shown="4 * sqrt(rank) / 2^bits", help="lota only: move a code where the product of the ternary matrices is larger")
+                                 shown="4 * sqrt(rank) / 2^bits",
+                                 help="lota only: move a code where the product of the ternary matrices is larger")
     merge_into: str | None = option(
         None, choices=(CODES,), only="adapter", shown="offset or scale where that is exact, else 16 bits",
         help="train through the rounding to the base's grid, so that the adapter merges into the codes exactly")
