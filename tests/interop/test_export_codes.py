@@ -84,3 +84,30 @@ def test_peft_is_refused_before_anything_is_loaded(small_base, tmp_path, monkeyp
     forbid_loading(monkeypatch)
     assert "a LoRA beside the unrounded base is another model: export the merged model with --format safetensors" in \
         refusal(run, "peft", tmp_path / "out")
+
+
+LOTA = ["--method", "lota", "--rank", "4", "--omega", "0.5", "--quantizer", "minmax", "--block", "32x1"]
+
+
+@pytest.mark.parametrize("bits,format", [(4, "gguf"), (5, "gguf"), (4, "mlx"), (2, "mlx"), (3, "safetensors")])
+def test_lota_leaves_with_its_codes_and_offsets(small_base, tmp_path, bits, format):
+    """Exactly in MLX; in GGUF, the offsets are float16."""
+    run = made_run(tmp_path / "run", small_base, *LOTA, "--bits", bits)
+    to = tmp_path / ("out.gguf" if format == "gguf" else "out")
+    dense = ["--dtype", "float32"] if format == "safetensors" else []
+    report = export(run, format, to, *dense)
+    again, ours = loaded(to) if format == "gguf" else Source(to).load(torch.float32, "cpu"), as_trained(run)
+    assert report["largest_weight_difference"] < (1e-3 if format == "gguf" else 1e-6)
+    moved = difference(ours, Source(small_base).load(torch.float32, "cpu"))
+    assert difference(ours, again) < (1e-2 if format == "gguf" else 1e-4) * moved
+    for name, layer in adapted_layers(ours).items() if format != "safetensors" else ():
+        codes = again.get_submodule(name).quantized_weight().codes
+        assert torch.equal(codes, merge_into_codes(layer).quantized_weight().codes)
+        assert not torch.equal(codes, layer.base.quantized_weight().codes)
+
+
+def test_lota_goes_into_no_type_without_an_offset(tmp_path):
+    _, path = write_k_types(tmp_path / "base.gguf", "Q6_K")
+    run = made_run(tmp_path / "run", path, *LOTA[:-4], "--quantizer", "none")
+    assert "Q6_K stores a block's scale as d * s for a small integer s, and no offset" in refusal(
+        run, "gguf", tmp_path / "out.gguf")
