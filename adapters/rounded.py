@@ -19,7 +19,7 @@ from quant.grid import QuantizedWeight
 from quant.linear import QuantLinear
 from quant.moved import clipped, positions, rounded
 
-CODES = "codes"
+CODES, SPREAD = "codes", "spread"
 NO_CODES = ("its base is not quantized, so it has no codes to merge into: leave --merge-into out, or quantize the "
             "base, for example with --method qlora")
 
@@ -57,7 +57,7 @@ class RoundedLinear(AdaptedLinear):
     There is no dropout: it acts on the input of an adapter that has a product of its own. Raises ValueError for a base
     without codes."""
 
-    residual: Tensor | None
+    residual: Tensor | None  # None: that of `quant.moved.spread`
 
     def __init__(self, base: nn.Module, adapter: nn.Module, dropout: float = 0.0):
         if not isinstance(base, QuantLinear):

@@ -11,7 +11,7 @@ from adapters.adapted import AdaptedLinear, adapted_layers, adapter_parameters, 
 from adapters.adapter import Adapter
 from adapters.merge import codes_moved as moved_in
 from adapters.merge import merge_into_codes, merge_target, merge_to_dense
-from adapters.rounded import into_codes
+from adapters.rounded import SPREAD, into_codes
 from adapters.rounding import TrainingLost
 from finetune.config import RunConfig
 from finetune.methods import TARGETS
@@ -64,6 +64,8 @@ def attach_adapters(model: Llama, config: RunConfig, residuals: Callable[[str], 
             layer = adapted_layer(base, adapter.to(model.device), config.adapter.dropout)
             if config.adapter.keep_residual:
                 layer.residual = residual(name, base)
+            elif config.adapter.merge_into and config.adapter.begins != SPREAD:
+                layer.residual = layer.base.levels.new_zeros(1, 1)  # earlier versions began in the middle of the cells
             return layer
         except ValueError as error:
             raise ValueError(f"layer {name}: {error}") from None

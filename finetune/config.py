@@ -249,6 +249,7 @@ class AdapterConfig:
     merge_into: str | None = option(
         None, choices=(CODES,), only="adapter", shown="offset or scale where that is exact, else 16 bits",
         help="train through the rounding to the base's grid, so that the adapter merges into the codes exactly")
+    begins: str | None = option(None, flag=False)  # with merge_into: where in their cells weights begin
     keep_residual: bool = option(
         False, only="adapter",
         help="--merge-into codes only: add delta_W to the original weights, which takes 16 more bits a weight in "

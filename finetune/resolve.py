@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from adapters import ADAPTERS
 from adapters.lam import Lam
+from adapters.rounded import SPREAD
 from finetune.config import (
     AdapterConfig,
     BaseConfig,
@@ -61,7 +62,8 @@ def resolve_run(given: Given) -> RunConfig:
     refuse_quantization_of_16_bits(given, name)
     quantization = quantization_of(given, method.quantizer, name)
     base = part(BaseConfig, given, quantization=quantization)
-    adapter = part(AdapterConfig, given, lam=lam_of(given, method, base.block))
+    spreads = given.get("merge_into") and not given.get("keep_residual")
+    adapter = part(AdapterConfig, given, lam=lam_of(given, method, base.block), begins=SPREAD if spreads else None)
     if quantization and method.adapter and not set(TARGETS[adapter.targets]) <= set(TARGETS[base.quantized_layers]):
         raise ValueError(f"--targets {adapter.targets} adapts layers that --quantized-layers {base.quantized_layers} "
                          f"leaves in 16 bits: quantize them too, or adapt fewer")

@@ -1,10 +1,18 @@
 """--merge-into codes as a user runs it, on a very small model."""
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import eval as eval_script
 import train as train_script
+from adapters.adapted import adapted_layers
+from adapters.merge import merge_into_codes
+from finetune.run import open_run
+from finetune.source import load_trained
+from model.files import read_json, write_json
+from quant.grid import round_to_grid
 from tests.cli import FEW, call, forbid_loading, interrupted_after, rows_of, train_once
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
@@ -49,6 +57,27 @@ def test_with_the_residual_the_run_needs_no_original_weights(small_base, tmp_pat
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
     (tmp_path / "whole" / "residual.safetensors").unlink()
     assert "residual.safetensors: no such file; it holds the residuals" in call(eval_script, "whole")
+
+
+def test_a_run_of_an_earlier_version_began_in_the_middle_of_its_cells(small_base, tmp_path):
+    """It says nothing of where weights begin, and is read as it trained: delta_W is added to W_hat."""
+    train_once(small_base, *CODES)
+    config = read_json(tmp_path / "x" / "config.json")
+    assert config["config"]["adapter"].pop("begins") == "spread"
+    now = merged_codes()
+    write_json(tmp_path / "x" / "config.json", config)
+    before = merged_codes()
+    assert now.keys() == before.keys() and any(not torch.equal(now[name], before[name]) for name in now)
+    run = open_run(tmp_path / "x")
+    for name, layer in adapted_layers(load_trained(run, run.config, torch.float32, "cpu")).items():
+        base, sum = layer.base, layer.base.dequantize() + layer.adapter.delta_weight().detach()
+        assert (round_to_grid(sum, base.grid) != before[name]).float().mean() < 0.01, name
+
+
+def merged_codes():
+    run = open_run(Path("x"))
+    layers = adapted_layers(load_trained(run, run.config, torch.float32, "cpu"))
+    return {name: merge_into_codes(layer).quantized_weight().codes for name, layer in layers.items()}
 
 
 def test_the_memory_of_the_residual_is_predicted(small_base, capsys):
