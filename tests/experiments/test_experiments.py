@@ -14,7 +14,8 @@ from scoring.state import TRAINED, State
 from tasks.mmlu import CATEGORY_OF, pooled_error
 from tests.cli import call
 
-COMMANDS = sorted(module.name for module in pkgutil.iter_modules(experiments.__path__) if module.name != "shared")
+COMMANDS = sorted(module.name for module in pkgutil.iter_modules(experiments.__path__)
+                  if module.name != "shared" and not module.ispkg)
 WITH_OPTIONS = [benchmarks, methods, real_model, restoration, sft_ptq_qlora]
 
 @pytest.mark.parametrize("name", COMMANDS)

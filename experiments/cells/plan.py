@@ -1,0 +1,101 @@
+"""What is to be done: cells, plans, and the settings that a plan is made for."""
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+RUN_OF = "cell:"  # `cell:NAME` in a cell's arguments is the run directory of that cell
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all cells of a plan have in common. `scale` below 1 makes rows and steps fewer, to try a plan out."""
+    model: Path | None            # None: the embedded base
+    data: Path                    # the directory with sql_create_context, bitext, ...
+    device: str = "cpu"
+    scale: float = 1.0
+    scratch: Path = Path("cells")  # files that a plan writes before its runs, such as calibration texts
+
+    def rows(self, n: int, least: int = 1) -> int:
+        """`Settings(..., scale=0.01).rows(500) == 5`"""
+        return max(least, round(self.scale * n))
+
+    @property
+    def flags(self) -> list[str]:
+        """Of every cell: where the model is and where it computes."""
+        return [*(["--model", str(self.model)] if self.model else []), "--device", self.device]
+
+    @property
+    def graphs(self) -> list[str]:
+        """For cells whose training can be recorded."""
+        return ["--cuda-graphs"] if self.device.startswith("cuda") else []
+
+    def to_json(self) -> dict:
+        return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run and its scores.
+
+    argv: of train.py, without --out. `cell:NAME` stands for the run of another cell, which is done first.
+    states: which states to score: base, quantized, trained, merged (as trained and merged and, with --requantize,
+    requantized), restored-8bit, restored-16bit and so on. A cell that asks for base and quantized only does not train.
+    priority: the lower, the earlier.
+    kind: cells of one kind take about the same time; `seconds` is the guess until one of them is done.
+    tags: what tables select by, such as {"bits": 2, "seed": 0}. They are copied into the facts."""
+    name: str
+    argv: Sequence[str]
+    states: Sequence[str] = ("trained",)
+    priority: int = 0
+    kind: str = ""
+    seconds: float = 5.0
+    tags: dict = field(default_factory=dict)
+    after: Sequence[str] = ()  # further cells to be done first
+
+    @property
+    def needs(self) -> list[str]:
+        return list(dict.fromkeys([*(word.removeprefix(RUN_OF) for word in self.argv if word.startswith(RUN_OF)),
+                                   *self.after]))
+
+    @property
+    def trains(self) -> bool:
+        return not set(self.states) <= {"base", "quantized"}
+
+    def command(self, folder: Path) -> list[str]:
+        """train.py's arguments, for runs in `folder`."""
+        return [str(run_folder(folder, word.removeprefix(RUN_OF))) if word.startswith(RUN_OF) else word
+                for word in self.argv] + ["--out", str(run_folder(folder, self.name))]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`about`: rows, steps, seeds, tests and corrections, in words. It is stored with the results."""
+    name: str
+    about: str
+    cells: list[Cell]
+
+
+def run_folder(folder: Path, name: str) -> Path:
+    return folder / name
+
+
+def checked(plan: Plan) -> Plan:
+    """Raises ValueError for a name that occurs twice, or a need that is no earlier cell of the plan."""
+    seen: set[str] = set()
+    for cell in plan.cells:
+        if cell.name in seen:
+            raise ValueError(f"{plan.name}: two cells are called {cell.name}")
+        if missing := [need for need in cell.needs if need not in seen]:
+            raise ValueError(f"{plan.name}: cell {cell.name} needs {missing[0]}, which is no cell before it")
+        seen.add(cell.name)
+    return plan
+
+
+def selected(cells: Iterable[Cell], words: Sequence[str]) -> list[Cell]:
+    """Those whose name holds one of the words, and what they need. All cells if there are no words."""
+    every = list(cells)
+    wanted = {cell.name for cell in every if not words or any(word in cell.name for word in words)}
+    for cell in reversed(every):
+        if cell.name in wanted:
+            wanted.update(cell.needs)
+    return [cell for cell in every if cell.name in wanted]
