@@ -1,10 +1,11 @@
-"""Do the cells of a plan, many at a time, within a time limit. Given again, do what is missing.
+"""Do the cells of one or several plans, many at a time, within a time limit. Given again, do what is missing.
 
     python -m experiments.run plr --model smollm2 --data ../shared/data --jobs 12 --seconds 280 --device cuda --out DIR
     python -m experiments.run plr --data ../shared/data --scale 0.01 --out DIR      # try a plan out, embedded base
 
-A plan is a module of experiments/plans. The results go to DIR/cells.json, after each cell. Runs and quantized bases are
-kept in --scratch while they are needed; a directory in memory, such as /dev/shm, saves time.
+A plan is a module of experiments/plans. Cells of all plans named go by their priority: 0 for the first seed of what a
+claim needs, 1 for the second, and so on. The results go to DIR/cells.json, after each cell. Runs and quantized bases
+are kept in --scratch while they are needed; a directory in memory, such as /dev/shm, saves time.
 """
 import argparse
 import importlib
@@ -26,8 +27,9 @@ from model.files import read_json, write_json
 
 def options_parser() -> argparse.ArgumentParser:
     parser = experiment_parser(__doc__)
-    parser.add_argument("plan", help="do this plan: the name of a module of experiments/plans")
-    parser.add_argument("--out", type=Path, help="write cells.json and logs to this directory (default: runs/PLAN)")
+    parser.add_argument("plan", nargs="+", help="do these plans: names of modules of experiments/plans")
+    parser.add_argument("--out", type=Path, default=Path("runs/cells"),
+                        help="write cells.json and logs to this directory (default: %(default)s)")
     parser.add_argument("--model", type=Path, help="start from this model (default: the embedded base)")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"),
                         help="read data sets in this directory (default: %(default)s)")
@@ -48,13 +50,12 @@ def options_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     began, options = time.monotonic(), options_parser().parse_args()
-    out = options.out or Path("runs") / options.plan
-    scratch = options.scratch or out / "runs"
-    plan = plan_of(options, scratch)
-    cells = selected(plan.cells, options.only)
+    out, scratch = options.out, options.scratch or options.out / "runs"
+    plans = plans_of(options, scratch)
+    cells = selected([cell for plan in plans for cell in plan.cells], options.only)
     if options.list:
         return show(cells)
-    results = Results(out / "cells.json", plan, options)
+    results = Results(out / "cells.json", plans, options)
     (out / "logs").mkdir(parents=True, exist_ok=True)
     scratch.mkdir(parents=True, exist_ok=True)
     pool = Pool(do, options.jobs, scratch.resolve(), out / "logs", results.keep, began + options.seconds,
@@ -64,11 +65,13 @@ def main() -> None:
     print(results.line(cells))
 
 
-def plan_of(options: argparse.Namespace, scratch: Path) -> Plan:
-    module = importlib.import_module(f"experiments.plans.{options.plan}")
+def plans_of(options: argparse.Namespace, scratch: Path) -> list[Plan]:
+    """Raises ValueError for cells of the same name, in one plan or in two."""
     model = options.model.resolve() if options.model else None
-    return checked(module.plan(Settings(model, options.data.resolve(), options.device, options.scale,
-                                        scratch.resolve())))
+    settings = Settings(model, options.data.resolve(), options.device, options.scale, scratch.resolve())
+    plans = [importlib.import_module(f"experiments.plans.{name}").plan(settings) for name in options.plan]
+    checked([cell for plan in plans for cell in plan.cells])
+    return plans
 
 
 def show(cells: list[Cell]) -> None:
@@ -81,16 +84,16 @@ def show(cells: list[Cell]) -> None:
 class Results:
     """cells.json: read once, written anew after each cell."""
 
-    def __init__(self, file: Path, plan: Plan, options: argparse.Namespace):
+    def __init__(self, file: Path, plans: list[Plan], options: argparse.Namespace):
         self.file = file
-        self.kept = read_json(file) if file.is_file() else {"plan": plan.name, "cells": {}, "sessions": []}
-        if self.kept["plan"] != plan.name:
-            sys.exit(f"error: {file} holds the plan {self.kept['plan']}, not {plan.name}: give another --out")
+        self.plan_of = {cell.name: plan.name for plan in plans for cell in plan.cells}
+        self.kept = read_json(file) if file.is_file() else {"plans": {}, "cells": {}, "sessions": []}
         settings = {"model": options.model and options.model.name, "scale": options.scale}
         if self.kept.get("settings", settings) != settings:
             sys.exit(f"error: {file} holds cells with other settings, {json.dumps(self.kept['settings'])}: give "
                      "another --out")
-        self.kept |= {"about": plan.about, "settings": settings}
+        self.kept["settings"] = settings
+        self.kept["plans"] |= {plan.name: plan.about for plan in plans}
         self.kept["sessions"].append({"machine": machine(options.device), "jobs": options.jobs,
                                       "began": time.strftime("%Y-%m-%d %H:%M:%S")})
 
@@ -98,7 +101,7 @@ class Results:
         return {name: facts for name, facts in self.kept["cells"].items() if "error" not in facts}
 
     def keep(self, name: str, facts: Facts) -> None:
-        self.kept["cells"][name] = facts
+        self.kept["cells"][name] = {"plan": self.plan_of[name], **facts}
         write_json(self.file, self.kept)
 
     def end(self, seconds: float) -> None:

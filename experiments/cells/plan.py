@@ -79,16 +79,16 @@ def run_folder(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def checked(plan: Plan) -> Plan:
-    """Raises ValueError for a name that occurs twice, or a need that is no earlier cell of the plan."""
+def checked(cells: Sequence[Cell]) -> Sequence[Cell]:
+    """Raises ValueError for a name that occurs twice, or a need that is no earlier cell."""
     seen: set[str] = set()
-    for cell in plan.cells:
+    for cell in cells:
         if cell.name in seen:
-            raise ValueError(f"{plan.name}: two cells are called {cell.name}")
+            raise ValueError(f"two cells are called {cell.name}")
         if missing := [need for need in cell.needs if need not in seen]:
-            raise ValueError(f"{plan.name}: cell {cell.name} needs {missing[0]}, which is no cell before it")
+            raise ValueError(f"cell {cell.name} needs {missing[0]}, which is no cell before it")
         seen.add(cell.name)
-    return plan
+    return cells
 
 
 def selected(cells: Iterable[Cell], words: Sequence[str]) -> list[Cell]:

@@ -69,11 +69,11 @@ def test_expected_seconds_are_those_of_the_kind(tmp_path):
 def test_plans_are_checked_and_selected():
     cells = [Cell("sft", ["a"]), Cell("more", ["--model", "cell:sft"]), Cell("other", ["a"])]
     assert [cell.name for cell in selected(cells, ["more"])] == ["sft", "more"]
-    assert checked(Plan("p", "", cells)).cells == cells
+    assert checked(cells) == cells
     with pytest.raises(ValueError, match="two cells are called sft"):
-        checked(Plan("p", "", [*cells, cells[0]]))
+        checked([*cells, cells[0]])
     with pytest.raises(ValueError, match="cell more needs sft, which is no cell before it"):
-        checked(Plan("p", "", cells[1:]))
+        checked(cells[1:])
 
 
 def test_marks_are_packed():
@@ -102,7 +102,7 @@ def test_a_real_cell_is_trained_scored_restored_and_resumed(tmp_path, monkeypatc
         assert says in capsys.readouterr().out
     kept = json.loads((tmp_path / "out" / "cells.json").read_text())
     facts = kept["cells"]["q2"]
-    assert kept["about"] == "what is tested" and len(kept["sessions"]) == 2
+    assert kept["plans"] == {"plr": "what is tested"} and facts["plan"] == "plr" and len(kept["sessions"]) == 2
     assert list(facts["states"]) == ["quantized", "trained", "restored-16bit"]
     restored = facts["states"]["restored-16bit"]
     assert len(restored["marks"]) == 3 and len(facts["training"]["losses"]) == 2
