@@ -22,7 +22,7 @@ from experiments.cells.plan import Cell, Plan, Settings, checked, selected
 from experiments.cells.pool import Facts, Pool
 from experiments.cells.work import do
 from experiments.shared import experiment_parser
-from model.files import read_json, write_json
+from model.files import read_json, write_text
 
 
 def options_parser() -> argparse.ArgumentParser:
@@ -95,18 +95,24 @@ class Results:
         self.kept["settings"] = settings
         self.kept["plans"] |= {plan.name: plan.about for plan in plans}
         self.kept["sessions"].append({"machine": machine(options.device), "jobs": options.jobs,
-                                      "began": time.strftime("%Y-%m-%d %H:%M:%S")})
+                                      "began": time.strftime("%Y-%m-%d %H:%M:%S"), "plans": options.plan})
 
     def done(self) -> dict[str, Facts]:
         return {name: facts for name, facts in self.kept["cells"].items() if "error" not in facts}
 
     def keep(self, name: str, facts: Facts) -> None:
         self.kept["cells"][name] = {"plan": self.plan_of[name], **facts}
-        write_json(self.file, self.kept)
+        self._write()
 
     def end(self, seconds: float) -> None:
         self.kept["sessions"][-1]["seconds"] = round(seconds, 1)
-        write_json(self.file, self.kept)
+        self._write()
+
+    def _write(self) -> None:
+        """A line a cell: some hundred numbers each."""
+        cells = ",\n".join(f"{json.dumps(name)}: {json.dumps(facts)}" for name, facts in self.kept["cells"].items())
+        head = json.dumps({name: value for name, value in self.kept.items() if name != "cells"}, indent=1)
+        write_text(self.file, f"{head[:-2]},\n \"cells\": {{\n{cells}\n}}}}\n")
 
     def line(self, cells: list[Cell]) -> str:
         done, failed = self.done(), [n for n, facts in self.kept["cells"].items() if "error" in facts]

@@ -27,13 +27,17 @@ class Cells:
         self.files = [read_json(file) for file in files]
         self.facts = {name: facts for file in self.files for name, facts in file["cells"].items()
                       if "error" not in facts}
-        self.failed = {name: facts["error"] for file in self.files for name, facts in file["cells"].items()
+        self.failed = {name: facts for file in self.files for name, facts in file["cells"].items()
                        if "error" in facts and name not in self.facts}
 
     def group(self, plan: str, **tags: object) -> Group:
         """The cells with these tags, by seed; cells without a seed count as seed 0."""
         return {facts["tags"].get("seed", 0): facts for facts in self.facts.values()
                 if facts["plan"] == plan and all(facts["tags"].get(name) == value for name, value in tags.items())}
+
+    def about(self, plan: str) -> str:
+        """The plan's text, as it was when its cells were run last."""
+        return next(file["plans"][plan] for file in reversed(self.files) if plan in file["plans"])
 
     def of_prefix(self, prefix: str) -> "Cells":
         """Those whose names begin so."""
