@@ -48,8 +48,8 @@ export PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 OMP_WAIT
 scratch=$(mktemp -d -p "$([ -w /dev/shm ] && echo /dev/shm || echo "${TMPDIR:-/tmp}")" cells.XXXXXX)
 export TORCHINDUCTOR_CACHE_DIR=$scratch/inductor  # the first worker compiles, the others read
 ended() {
-    rm -rf "$scratch"
     if [ -n "$mps" ]; then echo quit | nvidia-cuda-mps-control >/dev/null 2>&1; fi
+    rm -rf "$scratch"
 }
 trap ended EXIT
 
@@ -57,8 +57,10 @@ trap ended EXIT
 if [ -n "$mps" ]; then
     export CUDA_MPS_PIPE_DIRECTORY=$scratch/mps CUDA_MPS_LOG_DIRECTORY=$scratch/mps-log
     mkdir -p "$CUDA_MPS_PIPE_DIRECTORY" "$CUDA_MPS_LOG_DIRECTORY"
-    nvidia-cuda-mps-control -d && timeout 40 python3 -c 'import torch; print("mps:", torch.ones(2, device="cuda").sum())' ||
-        { echo "mps does not run here"; echo quit | nvidia-cuda-mps-control; mps=""; unset CUDA_MPS_PIPE_DIRECTORY; }
+    command -v nvidia-cuda-mps-control && nvidia-cuda-mps-control -d &&
+        timeout 30 python3 -c 'import torch; print("mps:", torch.ones(2, device="cuda").sum())' ||
+        { echo "mps does not run here"; echo quit | nvidia-cuda-mps-control; mps=""
+          unset CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY; } 2>/dev/null
 fi
 left=$((seconds - SECONDS))
 timeout --kill-after=5 $((left + 20)) python3 -m experiments.run $plans ${model:+--model "$model"} --data "$data" \

@@ -205,16 +205,14 @@ def unpacked(marks: str | list[float]) -> list[float]:
 
 def do(cell: Cell, folder: Path) -> dict:
     """The facts of a cell. Its run stays in `folder`, and shared bases in `folder`/bases."""
-    start, bases = time.perf_counter(), Bases(folder / "bases")
-    on_gpu = torch.cuda.is_available()
+    start, on_gpu = time.perf_counter(), torch.cuda.is_available()
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     try:
-        done = Done(cell, folder, bases)
-        facts = done.facts()
+        facts = Done(cell, folder, Bases(folder / "bases")).facts()
         facts["peak_gpu_mb"] = peak_memory(torch.device("cuda"))["peak_gpu_memory_mb"] if on_gpu else None
         return {**facts, "wall_seconds": round(time.perf_counter() - start, 3)}
     finally:
-        gc.collect()
+        gc.collect()  # models and recordings, which nobody holds now
         if on_gpu:
             torch.cuda.empty_cache()

@@ -1,5 +1,6 @@
 """cells.json as evidence: seeds of one setting as a group, paired tests over test rows, Holm's correction, verdicts."""
 import math
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -171,6 +172,11 @@ def sentence(claim: str, judged: Sequence[Judged]) -> str:
     smallest = f", smallest corrected p {min(ps):.2g}" if ps else ""
     return (f"{claim}: {overall(judged)} at this scale ({ups} of {len(judged)} comparisons significantly above, "
             f"{downs} below{smallest}).")
+
+
+def headline(finding: str) -> str:
+    """A finding without what is in brackets: the title of a picture."""
+    return re.sub(r" \([^)]*\)", "", finding).rstrip(".")
 
 
 def table_of(judged: Sequence[Judged], difference: str) -> dict:

@@ -9,6 +9,7 @@ from experiments.claims.evidence import (
     compared,
     family,
     figure_of,
+    headline,
     mean_cell,
     p_cell,
     score_of,
@@ -63,7 +64,7 @@ def beside_lora(cells: Cells, plan: str, tasks: Sequence[str]) -> list[Judged]:
 
 def draw_scores(cells: Cells, tasks: Sequence[str], plan: str, title: str, path: Path) -> None:
     """As trained and restored to 16 bits, against the width trained at."""
-    figure, axes = pictures.panels(tasks, title, "score, % (95 % interval over test rows)")
+    figure, axes = pictures.panels(tasks, title, "score, % (95 % interval)")
     widths = [2, 3, 4, 8]
     for panel, task in zip(axes, tasks, strict=True):
         groups = [group_of(cells, plan, task, "qlora", bits) for bits in widths]
@@ -91,8 +92,8 @@ def record(cells: Cells, place: Path) -> dict:
                 equal_to_lora(lora),
                 sentence("At 2 bits, restoring QA-LoRA and QA-BLoRA raises their scores (their open question)", aware),
                 rule.sentence()]
-    draw_scores(cells, TASKS, PLAN, findings[0].split(" (")[0], place / "plr_scores.png")
-    draw_moves(rule, findings[3].split(" (")[0], place / "plr_ratio.png")
+    draw_scores(cells, TASKS, PLAN, headline(findings[0]), place / "plr_scores.png")
+    draw_moves(rule, headline(findings[3]), place / "plr_ratio.png")
     gain = "restored - as trained, points [95 %]"
     return {"title": "Post-LoRA Restoration on SmolLM2-135M",
             "tables": [table_1(cells, PLAN, TASKS), {"caption": "Family 1.", **table_of(ours, gain)},

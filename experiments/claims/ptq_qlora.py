@@ -3,7 +3,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.claims import pictures
-from experiments.claims.evidence import Cells, Group, Judged, compared, family, score_of, sentence, table_of
+from experiments.claims.evidence import Cells, Group, Judged, compared, family, headline, score_of, sentence, table_of
 
 PLAN = "ptq_qlora"
 TASKS = ("banking77", "bitext", "bitext-response")
@@ -56,7 +56,7 @@ def scores_table(cells: Cells, plan: str, tasks: Sequence[str]) -> dict:
 
 def draw(cells: Cells, plan: str, tasks: Sequence[str], how: str, title: str, path: Path) -> None:
     """A panel for each task: the pipelines against the width."""
-    figure, axes = pictures.panels(tasks, title, "score, % (95 % interval over test rows)")
+    figure, axes = pictures.panels(tasks, title, "score, % (95 % interval)")
     for panel, task in zip(axes, tasks, strict=True):
         pictures.level(panel, score_of(group_of(cells, plan, task, "sft-more"), "trained"), pictures.BLACK,
                        "SFT, 16 bits, as many steps")
@@ -87,7 +87,7 @@ def record(cells: Cells, place: Path) -> dict:
         sentence(f"Open question 1: {PIPELINE} scores above PTQ -> QLoRA without SFT, for as many steps", without),
         sentence("Open question 2: at 3 and 2 bits, QLoRA recovers what PTQ lost", narrow)]
     for how in QUANTIZERS:
-        draw(cells, PLAN, TASKS, how, findings[0].split(" (")[0] + f" ({how.upper()} shown)", place / f"ptq_{how}.png")
+        draw(cells, PLAN, TASKS, how, f"{headline(findings[0])}; {how.upper()}", place / f"ptq_{how}.png")
     tables = [scores_table(cells, PLAN, TASKS)]
     for name, judged, other in (("A", recovers, "SFT -> PTQ"), ("B", beats, "SFT for as many steps"),
                                 ("C", without, "PTQ -> QLoRA")):

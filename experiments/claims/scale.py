@@ -45,24 +45,32 @@ def points_of(a: Group, state_a: str, b: Group, state_b: str) -> str | None:
 def record(cells: Cells, place: Path) -> dict:
     """Writes the picture into `place`. Returns the section of the page."""
     rows = effects(cells)
-    finding = said(rows)
-    draw(cells, finding, place / "scale.png")
+    draw(cells, title(rows), place / "scale.png")
     return {"title": "The scale of the effects: 5.8 M and 135 M parameters", "tables": [
         {"caption": f"{TASK}, percentage points [95 % interval], p not corrected.", "columns": ["", *sides(cells)],
          "rows": rows}], "pictures": [["QLoRA as trained and restored, on both bases", "scale.png"]],
-        "findings": [finding]}
+        "findings": [said(rows)]}
 
 
 def said(rows: list[list[str]]) -> str:
     cost = next(row for row in rows if row[0].startswith("what training at 2 bits costs"))
     gain = next(row for row in rows if row[0].startswith("what restoring 2 to 16"))
-    return (f"At 2 bits, QLoRA differs from LoRA by {cost[1]} on the embedded base and {cost[2]} on SmolLM2-135M; "
+    return (f"At 2 bits, QLoRA differs from LoRA by {cost[1]} on the embedded base and by {cost[2]} on SmolLM2-135M; "
             f"restoring to 16 bits then brings {gain[1]} and {gain[2]} points.")
+
+
+def title(rows: list[list[str]]) -> str:
+    """The points alone."""
+    def points(start: str) -> list[str]:
+        return [cell.split(" ")[0] for cell in next(row for row in rows if row[0].startswith(start))[1:]]
+    cost, gain = points("what training at 2 bits costs"), points("what restoring 2 to 16")
+    return (f"2-bit QLoRA beside LoRA: {cost[0]} points at 5.8 M parameters, {cost[1]} at 135 M; "
+            f"restored to 16 bits, {gain[0]} and {gain[1]}")
 
 
 def draw(cells: Cells, title: str, path: Path) -> None:
     found = sides(cells)
-    figure, axes = pictures.panels(list(found), title, f"{TASK}, % (95 % interval over test rows)")
+    figure, axes = pictures.panels(list(found), title, f"{TASK}, % (95 % interval)")
     for panel, (restoring, plan, _, _) in zip(axes, found.values(), strict=True):
         groups = [plr.group_of(restoring, plan, TASK, "qlora", bits) for bits in WIDTHS]
         pictures.level(panel, score_of(plr.group_of(restoring, plan, TASK, "lora", 16), "trained"), pictures.BLACK,
