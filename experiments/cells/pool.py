@@ -33,7 +33,7 @@ def work(connection: Connection, do: Do, folder: Path, log: Path) -> None:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         sys.stdout = sys.stderr = file
-        while (cell := connection.recv()) is not None:
+        while (cell := next_cell(connection)) is not None:
             print(f"==== {cell.name}: {' '.join(cell.argv)}")
             try:
                 facts = do(cell, folder)
@@ -42,7 +42,16 @@ def work(connection: Connection, do: Do, folder: Path, log: Path) -> None:
                 print("".join(lines))
                 facts = {"error": f"{type(error).__name__}: {error}"[:500],
                          "traceback": "".join(lines).splitlines()[-LAST_LINES:]}
-            connection.send(facts)
+            with contextlib.suppress(BrokenPipeError):
+                connection.send(facts)
+
+
+def next_cell(connection: Connection) -> Cell | None:
+    """None if the process that hands out cells is gone, too."""
+    try:
+        return connection.recv()
+    except EOFError:
+        return None
 
 
 class Worker:
