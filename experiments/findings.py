@@ -59,7 +59,7 @@ def provenance(cells: Cells, plan: str, commit: str) -> dict:
     failures = f", {failed} failed" if failed else ""
     counted = f"{done} cells of this plan are done{failures}, in sessions of {seconds:.0f} s."
     return {"date": min(session["began"] for session in sessions)[:10], "machine": "; ".join(sorted(machines)),
-            "commit": commit, "command": [f"python -m experiments.run {plans} --model smollm2 --data ../shared/data"],
+            "commit": commit, "command": [f"python -m experiments.run {plans} --model smollm2 --data DATA"],
             "about": [*paragraphs(cells.about(plan)), counted]}
 
 

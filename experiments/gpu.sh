@@ -17,7 +17,7 @@
 #     pip install --no-deps --target .gpu rouge-score nltk
 set -u
 cd "$(dirname "$0")/.." || exit 1
-stage=papers out=${OUT:-gpu-cells} model=${SMOLLM2:-} data=../shared/data seconds=280 jobs=12 device=cuda scale=1
+stage=papers out=${OUT:-gpu-cells} model=${SMOLLM2:-} data=data seconds=280 jobs=12 device=cuda scale=1
 earlier="" mps=""
 while [ $# -gt 0 ]; do
     case $1 in

@@ -1,7 +1,7 @@
 """Do the cells of one or several plans, many at a time, within a time limit. Given again, do what is missing.
 
-    python -m experiments.run plr --model smollm2 --data ../shared/data --jobs 12 --seconds 280 --device cuda --out DIR
-    python -m experiments.run plr --data ../shared/data --scale 0.01 --out DIR      # try a plan out, embedded base
+    python -m experiments.run plr --model smollm2 --data DATA --jobs 12 --seconds 280 --device cuda --out DIR
+    python -m experiments.run plr --data DATA --scale 0.01 --out DIR      # try a plan out, embedded base
 
 A plan is a module of experiments/plans. Cells of all plans named go by their priority: 0 for the first seed of what a
 claim needs, 1 for the second, and so on. The results go to DIR/cells.json, after each cell. Runs and quantized bases
@@ -31,7 +31,7 @@ def options_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=Path("runs/cells"),
                         help="write cells.json and logs to this directory (default: %(default)s)")
     parser.add_argument("--model", type=Path, help="start from this model (default: the embedded base)")
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"),
+    parser.add_argument("--data", type=Path, default=Path("data"),
                         help="read data sets in this directory (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), metavar="N",
                         help="do this many cells at a time (default: the number of CPUs)")

@@ -12,8 +12,9 @@ Base: SmolLM2-135M-Instruct. Tasks: sql-create-context and banking77; 2,000 trai
 validation; 256 and 512 test rows.
 Training: adapters on the attention layers, rank and alpha 16, batches of 32 rows, 2 epochs of sql-create-context and 3
 of banking77, the method's usual learning rate (docs/learning-rate.md) at every width; the validation loss is computed
-four times, and what has the lowest is kept. Bases: GPTQ, min-max 32x1, act-order, all linear layers, calibrated on 500 training rows of the two tasks, once
-for all seeds.
+four times, and what has the lowest is kept.
+Bases: GPTQ, min-max 32x1, act-order, all linear layers, calibrated on 500 training rows of the two tasks, once for all
+seeds.
 Cells: LoRA at 16 bits; QLoRA at 8, 4, 3 and 2 bits, each restored to every wider width; seeds 0, 1, 2. At 2 bits also
 QA-LoRA (on the same base) and QA-BLoRA (min-max 4x8), restored to 3, 4, 8 and 16 bits; seeds 0, 1.
 Not run: adapters trained by --merge-into codes. Restoring them is refused, since delta_W beside another base is
