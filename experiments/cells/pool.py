@@ -28,7 +28,8 @@ LAST_LINES = 12  # of a traceback that the results keep
 
 
 def work(connection: Connection, do: Do, folder: Path, log: Path) -> None:
-    """A worker: cells come by the connection, facts go back. It ends when None comes."""
+    """A worker: cells come by the connection, facts go back. It ends when None comes, and after a cell that failed:
+    an error of CUDA would make all later ones fail."""
     with open(log, "a", encoding="utf-8", buffering=1) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -44,6 +45,8 @@ def work(connection: Connection, do: Do, folder: Path, log: Path) -> None:
                          "traceback": "".join(lines).splitlines()[-LAST_LINES:]}
             with contextlib.suppress(BrokenPipeError):
                 connection.send(facts)
+            if "error" in facts:
+                return
 
 
 def next_cell(connection: Connection) -> Cell | None:
@@ -156,7 +159,8 @@ class Pool:
             cell, worker_facts = worker.cell, worker.result()
             assert cell is not None
             worker.cell = None
-            if not worker.process.is_alive():
+            if "error" in worker_facts:
+                worker.end()
                 self.workers.remove(worker)
             self._finish(cell, worker_facts)
             bar.update()

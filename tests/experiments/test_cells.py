@@ -43,6 +43,12 @@ def test_workers_are_kept_and_cells_go_by_priority(tmp_path):
     assert len({facts["pid"] for facts in kept.values()}) == 1
 
 
+def test_a_worker_whose_cell_failed_does_no_other(tmp_path):
+    cells = [Cell("a", ["ok"]), Cell("b", ["ok"]), Cell("bad", ["fail"]), Cell("c", ["ok"])]
+    kept = done_by(tmp_path, cells, jobs=1)
+    assert kept["a"]["pid"] == kept["b"]["pid"] != kept["c"]["pid"]
+
+
 def test_the_deadline_is_kept(tmp_path):
     """A cell that is expected to end too late does not start, and one that is too slow is stopped."""
     start = time.monotonic()
