@@ -14,7 +14,7 @@
 #             it changes no setting of the GPU, and ends with the script
 #
 # Packages that the machine lacks are found in .gpu/ (ignored by git). ROUGE needs
-#     pip install --no-deps --target .gpu rouge-score nltk
+#     pip install --no-deps --target .gpu rouge-score nltk defusedxml
 set -u
 cd "$(dirname "$0")/.." || exit 1
 stage=papers out=${OUT:-gpu-cells} model=${SMOLLM2:-} data=data seconds=280 jobs=12 device=cuda scale=1
