@@ -24,7 +24,7 @@ from finetune.loop import Trainer
 from finetune.run import Run
 from finetune.size import peak_memory
 from finetune.source import Source, load_run_base, load_trained
-from model.files import write_record
+from model.files import read_json, write_record
 from model.llama import Llama
 from scoring.restore import Restoration, base_changes, restored_state
 from scoring.score_run import adapted_states
@@ -83,7 +83,7 @@ class Done:
                 "rows": {"train": len(self.data.train), "validation": len(self.data.validation),
                          "test": len(self.data.test)},
                 "states": {row.state.key: state_facts(row, self.data) for row in rows},
-                "base_changes": self.base_changes,
+                "base_changes": self.base_changes, "gptq": gptq_errors(self.run),
                 "seconds": {part: round(s, 3) for part, s in self.seconds.items()}, "bases_made": self.bases.made}
 
     def train(self) -> dict:
@@ -165,6 +165,15 @@ def link_base(run: Run, file: Path) -> None:
     os.link(file, run.base_file)
     if report := gptq_report(file):
         write_record(run.quantization_file, report)
+
+
+def gptq_errors(run: Run) -> dict | None:
+    """Means over the layers of the relative output errors, and how many layers ended above plain rounding."""
+    if not run.quantization_file.is_file():
+        return None
+    layers = read_json(run.quantization_file)["layers"]
+    means = {name: sum(layer[name] for layer in layers) / len(layers) for name in ("gptq_error", "rounding_error")}
+    return {**means, "above_rounding": sum(layer["above_rounding"] for layer in layers), "layers": len(layers)}
 
 
 def trained(run: Run, config: RunConfig, data: PreparedData) -> tuple[list[dict], Trainer]:
