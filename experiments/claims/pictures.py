@@ -11,7 +11,7 @@ from model.durable import replace_file
 
 BLUE, ORANGE, GREEN, PINK, SKY, RED, BLACK = (
     "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
-MARKS = {BLUE: "o", ORANGE: "s", GREEN: "^", PINK: "D", SKY: "v", RED: "P", BLACK: "_"}  # told apart in grey, too
+MARKS = {BLUE: "o", ORANGE: "s", GREEN: "^", PINK: "D", SKY: "v", RED: "P", BLACK: "X"}  # told apart in grey, too
 
 
 def panels(titles: Sequence[str], title: str, ylabel: str, width: float = 4.2, height: float = 3.6) -> tuple[Any, list]:
@@ -25,7 +25,7 @@ def panels(titles: Sequence[str], title: str, ylabel: str, width: float = 4.2, h
         panel.set_axisbelow(True)
         for side in ("top", "right"):
             panel.spines[side].set_visible(False)
-    axes[0][0].set_ylabel(ylabel)
+    axes[0][0].set_ylabel(ylabel, fontsize=9)
     return figure, list(axes[0])
 
 

@@ -1,4 +1,5 @@
 """What the cells of the plan `plr` say of Kanda & Hatano's claims."""
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from experiments.claims.evidence import (
     score_of,
     sentence,
     table_of,
+    with_state,
 )
 from experiments.claims.ratio import TASKS, WIDTHS, Rule, draw_moves, group_of, key, moves, moves_table, wider
 
@@ -80,6 +82,28 @@ def draw_scores(cells: Cells, tasks: Sequence[str], plan: str, title: str, path:
     pictures.save(figure, path)
 
 
+def draw_memory(cells: Cells, tasks: Sequence[str], plan: str, title: str, path: Path) -> None:
+    """Score against the memory of all weights (Kanda & Hatano, Figure 2). A line for each width trained at: as trained
+    (the large marker), then restored to each wider one."""
+    figure, axes = pictures.panels(tasks, title, "score, % (95 % interval)")
+    colors = dict(zip(WIDTHS, (pictures.BLACK, pictures.GREEN, pictures.BLUE, pictures.ORANGE, pictures.PINK),
+                      strict=True))
+    for panel, task in zip(axes, tasks, strict=True):
+        for bits, color in colors.items():
+            group = group_of(cells, plan, task, "lora" if bits == 16 else "qlora", bits)
+            states = [state for state in ("trained", *map(key, wider(bits))) if with_state(group, state)]
+            if not states:
+                continue
+            megabytes = [statistics.mean(figure_of(group, state, "megabytes")) for state in states]
+            scores = [score_of(group, state) for state in states]
+            pictures.points(panel, megabytes, scores, color, f"trained at {bits} bits")
+            panel.plot(megabytes[:1], [100 * score.mean for score in scores[:1] if score], color=color, markersize=11,
+                       marker=pictures.MARKS[color], alpha=0.6)
+        panel.set_xlabel("weights, adapter included, MB")
+    pictures.legend(figure, axes)
+    pictures.save(figure, path)
+
+
 # ---- the record ----------------------------------------------------------------------------------------------------
 
 def record(cells: Cells, place: Path) -> dict:
@@ -93,6 +117,8 @@ def record(cells: Cells, place: Path) -> dict:
                 sentence("At 2 bits, restoring QA-LoRA and QA-BLoRA raises their scores (their open question)", aware),
                 rule.sentence()]
     draw_scores(cells, TASKS, PLAN, headline(findings[0]), place / "plr_scores.png")
+    draw_memory(cells, TASKS, PLAN, "Score against memory: as trained (large), then restored to wider bases",
+                place / "plr_memory.png")
     draw_moves(rule, headline(findings[3]), place / "plr_ratio.png")
     gain = "restored - as trained, points [95 %]"
     return {"title": "Post-LoRA Restoration on SmolLM2-135M",
@@ -100,6 +126,7 @@ def record(cells: Cells, place: Path) -> dict:
                        {"caption": "Family 2.", **table_of(lora, "restored to 16 - LoRA, points [95 %]")},
                        {"caption": "Family 3.", **table_of(aware, gain)}, rule.table(), moves_table(every)],
             "pictures": [["score against the width trained at", "plr_scores.png"],
+                         ["score against the memory of the weights", "plr_memory.png"],
                          ["gain against the early ratio", "plr_ratio.png"]],
             "findings": findings}
 

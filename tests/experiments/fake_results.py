@@ -32,7 +32,8 @@ def facts_of(cell: Cell, plan: str) -> dict:
         p = share(cell, state)
         marks = "".join(str(int(random.Random(f"{row}").random() + draw.gauss(0, 0.1) < p)) for row in range(TEST_ROWS))
         ratio = 5.0 if state.startswith("restored") else None
-        states[state] = {"marks": marks, "validation_loss": 2 - p, "restoration_ratio": ratio, "metric": "accuracy"}
+        states[state] = {"marks": marks, "validation_loss": 2 - p, "restoration_ratio": ratio, "metric": "accuracy",
+                         "megabytes": 60 + 13 * (int(state[9:-3]) if ratio else cell.tags.get("bits", 16))}
     norm = 4 + draw.random()
     changes = {state: 8 * COST[cell.tags["bits"]] * norm + draw.random() for state in states if "restored" in state}
     validations = [{"step": 1, "validation_loss": 2.0}, {"step": 1, "delta_norm": norm}]
