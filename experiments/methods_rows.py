@@ -3,40 +3,89 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 WIDTHS = (4, 3, 2)
-FACTORS = (1 / 3, 1.0, 3.0)  # times the method's usual rate
+FACTORS = (1 / 3, 1.0, 3.0)  # times the row's usual rate
 REFERENCE = "qablora-4x8"    # each row is tested against this one
 DOUBLE = ("--double-quant",)
-AFTERWARDS = ("--requantize", "gptq")  # the same adapter, merged to 16 bits and rounded afterwards
+AFTERWARDS = ("--requantize", "gptq:minmax@32x1+act-order")  # merged to 16 bits, then rounded
+STRAIGHT = ("--merge-into", "codes")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table, at one width or more."""
+    """One line of a table. `part` is the table; `usual` is the rate that FACTORS multiply; `recorded` says whether
+    training can be recorded on a GPU."""
     name: str
     title: str
     flags: tuple[str, ...]
-    part: str                      # the table that it belongs to
+    usual: float
+    part: str = "methods"
     widths: tuple[int, ...] = WIDTHS
-    tried: str = "--lr"            # the flag that is tuned
+    tuned: str = "--lr"
+    recorded: bool = True
 
-    @property
-    def method(self) -> str:
-        return self.flags[1]
+    def values(self) -> list[str]:
+        """Of the flag that is tuned."""
+        return [f"{factor * self.usual:.3g}" for factor in FACTORS]
 
 
 def methods() -> Iterator[Row]:
-    """Every way to a fine-tuned model: Shen et al., Table 1, and the merges that came after it."""
-    yield Row("full", "full fine-tuning", ("--method", "full"), "methods", (16,))
-    yield Row("lora", "LoRA", ("--method", "lora"), "methods", (16,))
+    """Every way to a fine-tuned model: Shen et al., Table 1, and merges that came after it."""
+    yield Row("full", "full fine-tuning", ("--method", "full"), 1e-3, widths=(16,))
+    yield Row("lora", "LoRA", ("--method", "lora"), 5e-3, widths=(16,))
     for lam in (2, 4, 8):
-        yield Row(f"blora-{lam}", f"BLoRA, lam {lam}", ("--method", "blora", "--lam", str(lam)), "methods", (16,))
-    yield Row("qlora", "QLoRA", ("--method", "qlora", *DOUBLE, *AFTERWARDS), "methods")
+        yield Row(f"blora-{lam}", f"BLoRA, lam {lam}", ("--method", "blora", "--lam", f"{lam}"), 5e-3, widths=(16,))
+    yield Row("qlora", "QLoRA", ("--method", "qlora", *DOUBLE, *AFTERWARDS), 5e-3)
     for lam in (2, 4, 8):
-        yield Row(f"qblora-{lam}", f"Q-BLoRA, lam {lam}",
-                  ("--method", "qblora", "--lam", str(lam), *DOUBLE, *AFTERWARDS), "methods")
-    yield Row("irqlora", "IR-QLoRA", ("--method", "irqlora", *DOUBLE, *AFTERWARDS), "methods")
-    yield Row("qalora", "QA-LoRA", ("--method", "qalora"), "methods")
-    for block in ("4x8", "8x8"):
-        yield Row(f"qablora-{block}", f"QA-BLoRA, {block}", ("--method", "qablora", "--block", block), "methods")
-    yield Row("peqa", "PEQA", ("--method", "peqa"), "methods")
-    yield Row("codes", "QLoRA into codes", ("--method", "qlora", *DOUBLE, "--merge-into", "codes"), "methods")
+        yield qblora(lam)
+    yield Row("irqlora", "IR-QLoRA", ("--method", "irqlora", *DOUBLE, *AFTERWARDS), 5e-3)
+    yield Row("qalora", "QA-LoRA", ("--method", "qalora", "--act-order"), 2e-2)
+    yield qablora("4x8")
+    yield qablora("8x8")
+    yield Row("peqa", "PEQA", ("--method", "peqa"), 3e-2)
+    yield Row("codes", "QLoRA into codes", ("--method", "qlora", *DOUBLE, *STRAIGHT), 1e-2, recorded=False)
+
+
+def qblora(lam: int, part: str = "methods", name: str = "", title: str = "", more: tuple[str, ...] = (),
+           widths: tuple[int, ...] = WIDTHS) -> Row:
+    return Row(name or f"qblora-{lam}", title or f"Q-BLoRA, lam {lam}",
+               ("--method", "qblora", "--lam", f"{lam}", *DOUBLE, *AFTERWARDS, *more), 5e-3, part, widths)
+
+
+def qablora(block: str, part: str = "methods", name: str = "", title: str = "", more: tuple[str, ...] = (),
+            widths: tuple[int, ...] = WIDTHS) -> Row:
+    """The usual rate grows with the inputs that are averaged (finetune/usual_rate.py)."""
+    inputs = 4 if more else int(block.split("x")[0])
+    return Row(name or f"qablora-{block}", title or f"QA-BLoRA, {block}",
+               ("--method", "qablora", "--block", block, *more), 2e-2 * inputs / 4, part, widths)
+
+
+def operators() -> Iterator[Row]:
+    """Shen et al., Table 6, at 4 bits. Average pooling is in the first table."""
+    for name in ("truncation", "interval"):
+        more = ("--operators", name)
+        for lam in (2, 4):
+            yield qblora(lam, "operators", f"qblora-{lam}-{name}", f"Q-BLoRA, lam {lam}, {name}", more, (4,))
+        for block in ("4x8", "8x8"):
+            yield qablora(block, "operators", f"qablora-{block}-{name}", f"QA-BLoRA, {block}, {name}", more, (4,))
+
+
+def blocks() -> Iterator[Row]:
+    """Shen et al., Figure 7b, at 4 bits: blocks of 32 and of 64 weights. 4x8 and 8x8 are in the first table."""
+    for block in ("32x1", "16x2", "8x4", "2x16", "1x32", "16x4", "4x16"):
+        yield qablora(block, "blocks", widths=(4,))
+
+
+def equal_parameters() -> Iterator[Row]:
+    """As many trainable parameters as QA-BLoRA with 4x8 blocks, 147,456, or a few less."""
+    alone = ("--rank", "5", "--lora-alpha", "5")
+    yield Row("qlora-r5", "QLoRA, rank 5", ("--method", "qlora", *DOUBLE, *AFTERWARDS, *alone), 5e-3, "parameters",
+              (4, 2))
+    yield qblora(2, "parameters", "qblora-2-r5", "Q-BLoRA, lam 2, rank 5", alone, (4, 2))
+    yield Row("qalora-r9", "QA-LoRA, rank 9", ("--method", "qalora", "--act-order", "--rank", "9", "--lora-alpha", "9"),
+              2e-2, "parameters", (4, 2))
+
+
+def every_row() -> list[Row]:
+    return [*methods(), *operators(), *blocks(), *equal_parameters()]
+
+
