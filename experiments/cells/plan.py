@@ -1,9 +1,10 @@
 """What is to be done: cells, plans, and the settings that a plan is made for."""
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-RUN_OF = "cell:"  # `cell:NAME` in a cell's arguments is the run directory of that cell
+RUN_OF = "cell:"   # `cell:NAME` in a cell's arguments is the run directory of that cell
+BEST_OF = "best:"  # `--lr best:A,B`: the value of --lr in the one of these cells with the lowest validation loss
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class Settings:
 class Cell:
     """One run and its scores.
 
-    argv: of train.py, without --out. `cell:NAME` stands for the run of another cell, which is done first.
+    argv: of train.py, without --out. `cell:NAME` stands for the run of another cell, which is done first, and
+    `--lr best:A,B` for the rate of the cell with the lower validation loss.
     states: which states to score: base, quantized, trained, merged (as trained and merged and, with --requantize,
     requantized), restored-8bit, restored-16bit and so on. A cell that asks for base and quantized only does not train.
     priority: the lower, the earlier.
@@ -54,8 +56,31 @@ class Cell:
 
     @property
     def needs(self) -> list[str]:
-        return list(dict.fromkeys([*(word.removeprefix(RUN_OF) for word in self.argv if word.startswith(RUN_OF)),
-                                   *self.after]))
+        """The cells to be done first."""
+        return list(dict.fromkeys([*self.runs, *(name for _, names in self.choices for name in names)]))
+
+    @property
+    def runs(self) -> list[str]:
+        """The cells whose runs it reads."""
+        return [*(word.removeprefix(RUN_OF) for word in self.argv if word.startswith(RUN_OF)), *self.after]
+
+    @property
+    def choices(self) -> list[tuple[int, list[str]]]:
+        """(place in argv, the cells to choose from) of each `best:` in the arguments."""
+        return [(i, word.removeprefix(BEST_OF).split(",")) for i, word in enumerate(self.argv)
+                if word.startswith(BEST_OF)]
+
+    def settled(self, done: Mapping[str, dict]) -> "Cell":
+        """The cell with every `best:` replaced. Raises ValueError if training diverged in all cells of a choice."""
+        argv = list(self.argv)
+        for place, names in self.choices:
+            losses = {name: loss for name in names
+                      if (loss := done[name]["training"]["best_validation_loss"]) is not None}
+            if not losses:
+                raise ValueError(f"cell {self.name}: training diverged in all of {', '.join(names)}")
+            best = done[min(losses, key=losses.__getitem__)]["argv"]
+            argv[place] = best[best.index(argv[place - 1]) + 1]
+        return replace(self, argv=argv)
 
     @property
     def trains(self) -> bool:

@@ -130,8 +130,13 @@ class Pool:
     def _hand_out(self) -> None:
         while len(self.busy) < self.jobs and (cell := self._next()):
             self.left.remove(cell)
+            try:
+                settled = cell.settled(self.done)
+            except ValueError as error:
+                self._finish(cell, {"error": str(error), "traceback": []})
+                continue
             idle = next((worker for worker in self.workers if not worker.cell), None)
-            (idle or self._new_worker()).begin(cell)
+            (idle or self._new_worker()).begin(settled)
 
     def _new_worker(self) -> Worker:
         self.workers.append(Worker(self.do, self.folder, self.logs / f"worker-{self.started}.log"))
@@ -184,7 +189,7 @@ class Pool:
     def _remove_runs(self) -> None:
         """Those that no cell needs any more."""
         waiting = [*self.left, *(worker.cell for worker in self.busy if worker.cell)]
-        kept = {name for cell in waiting for name in (cell.name, *cell.needs)}
+        kept = {name for cell in waiting for name in (cell.name, *cell.runs)}
         for name in [name for name in self.done if name not in kept]:
             shutil.rmtree(run_folder(self.folder, name), ignore_errors=True)
 
@@ -194,7 +199,7 @@ def missing(cells: Sequence[Cell], done: dict[str, Facts], folder: Path) -> list
     again: set[str] = set()
     for cell in reversed(cells):
         if cell.name not in done or cell.name in again:
-            again.update(need for need in cell.needs if not run_folder(folder, need).is_dir())
+            again.update(need for need in cell.runs if not run_folder(folder, need).is_dir())
     for name in again:
         done.pop(name, None)
     return [cell for cell in cells if cell.name not in done]

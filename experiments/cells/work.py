@@ -20,7 +20,7 @@ from finetune.command_line import train_parser
 from finetune.config import RunConfig
 from finetune.data import PreparedData
 from finetune.kept import keep_anew
-from finetune.loop import Trainer
+from finetune.loop import Trainer, TrainingDiverged
 from finetune.run import Run
 from finetune.size import peak_memory
 from finetune.source import Source, load_run_base, load_trained
@@ -52,6 +52,21 @@ def delta_norm(model: Llama) -> float:
     return sum((adapter.delta_weight().norm() ** 2 for adapter in adapters), start=torch.zeros(())).sqrt().item()
 
 
+PREPARED: dict[tuple, PreparedData] = {}  # of this process, the newest last
+REMEMBERED = 4
+
+
+def prepared_rows(source: Source, config: RunConfig) -> PreparedData:
+    """The rows, as train.py prepares them. Cells of one process that ask for the same rows share them."""
+    calibrate = train_script.calibrates(config)
+    key = source.path, config.data, calibrate, config.base.calibration, config.base.calibration_rows
+    if key not in PREPARED:
+        while len(PREPARED) >= REMEMBERED:
+            PREPARED.pop(next(iter(PREPARED)))
+        PREPARED[key] = train_script.prepare_data(source, config, calibrate)
+    return PREPARED[key]
+
+
 class Done:
     """A cell as it is done: its run, and the seconds of each part."""
 
@@ -63,7 +78,8 @@ class Done:
         self.base_changes: dict[str, float] = {}  # of restored states: ||W_l - W_k|| over all layers
         given = train_parser().given(cell.command(folder))
         with self.timed("preparing"):
-            source, self.config, self.data = train_script.prepare(given)
+            source, self.config = train_script.checked(given)
+            self.data = prepared_rows(source, self.config)
             self.run = Run(self.out)
             train_script.describe(self.run, source, self.config, self.data)
         self.scoring = Scoring(self.data, self.config.evaluation.eval_batch_size)
@@ -76,8 +92,9 @@ class Done:
             with self.timed("base"):
                 link_base(self.run, self.bases.file(self.config.base, self.config.compute, self.data.calibration))
         training = self.train() if self.cell.trains else {}
+        states = [] if "diverged" in training else self.cell.states
         with self.timed("scoring"):
-            rows = [row for state in self.cell.states for row in self.rows_of(state)]
+            rows = [row for state in states for row in self.rows_of(state)]
         return {"tags": dict(self.cell.tags), "kind": self.cell.kind, "argv": list(self.cell.argv),
                 "lr": self.config.training.lr, "training": training,
                 "rows": {"train": len(self.data.train), "validation": len(self.data.validation),
@@ -87,8 +104,12 @@ class Done:
                 "seconds": {part: round(s, 3) for part, s in self.seconds.items()}, "bases_made": self.bases.made}
 
     def train(self) -> dict:
-        with self.timed("training"):
-            log, trainer = trained(self.run, self.config, self.data)
+        """A training that diverges is a result, not an error: the rate is too high."""
+        try:
+            with self.timed("training"):
+                log, trainer = trained(self.run, self.config, self.data)
+        except TrainingDiverged as error:
+            return {"diverged": str(error), "best_validation_loss": None}
         steps = [line for line in log if "gradient_norm" in line]
         return {"trainable_parameters": sum(p.numel() for p in trainer.parameters.values()), "tokens": trainer.tokens,
                 "step_seconds": round(trainer.seconds, 3), "best_validation_loss": trainer.best,

@@ -82,6 +82,26 @@ def test_plans_are_checked_and_selected():
         checked(cells[1:])
 
 
+def rate(name, loss):
+    return {"argv": ["--lr", name, "--bits", "2"], "training": {"best_validation_loss": loss}}
+
+
+def test_a_cell_takes_the_value_of_the_best_of_others():
+    """Of those with a loss: a training that diverged has none."""
+    cell = Cell("seed1", ["--seed", "1", "--lr", "best:a,b,c"])
+    done = {"a": rate("0.1", 2.0), "b": rate("0.2", 1.5), "c": rate("0.3", None), "d": rate("0.4", 0.1)}
+    assert cell.needs == ["a", "b", "c"] and cell.runs == []
+    assert cell.settled(done).argv == ["--seed", "1", "--lr", "0.2"] and cell.argv[-1] == "best:a,b,c"
+    with pytest.raises(ValueError, match="seed1: training diverged in all of a, b, c"):
+        cell.settled({name: rate("0.1", None) for name in "abc"})
+
+
+def test_a_choice_without_a_loss_fails_its_cell_only(tmp_path):
+    cells = [Cell("seed1", ["ok", "best:a"]), Cell("good", ["ok"])]
+    kept = done_by(tmp_path, [Cell("a", ["ok"]), *cells], done={"a": rate("0.1", None)})
+    assert kept["seed1"]["error"] == "cell seed1: training diverged in all of a" and "error" not in kept["good"]
+
+
 def test_marks_are_packed():
     assert packed([1.0, 0.0, 1.0]) == "101" and unpacked("101") == [1, 0, 1]
     assert unpacked(packed([0.25, 1.0])) == [0.25, 1.0]
