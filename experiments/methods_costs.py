@@ -20,7 +20,7 @@ import torch
 
 import train as train_script
 from adapters.adapted import adapter_parameters
-from experiments.methods_rows import Row, methods
+from experiments.plans.method_rows import Row, methods
 from experiments.shared import experiment_parser
 from finetune.adapted_model import linear_names, merge_best, sixteen_bit_type
 from finetune.command_line import train_parser

@@ -7,13 +7,16 @@ FACTORS = (1 / 3, 1.0, 3.0)  # times the row's usual rate
 REFERENCE = "qablora-4x8"    # each row is tested against this one
 DOUBLE = ("--double-quant",)
 AFTERWARDS = ("--requantize", "gptq:minmax@32x1+act-order")  # merged to 16 bits, then rounded
+GPTQ_METHODS = ("qalora", "lota")  # their base is made by GPTQ
+SMALL = ("lora", "qlora", "qblora-2", "qblora-8", "irqlora", "qalora", "qablora-4x8", "peqa", "codes", "codes-residual",
+         "lota", "scaleoffset")     # on a real model
 STRAIGHT = ("--merge-into", "codes")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table. `part` is the table; `usual` is the rate that FACTORS multiply; `recorded` says whether
-    training can be recorded on a GPU."""
+    """One line of a table. `part` is the table; `usual` is the rate that FACTORS multiply, at a width of 256; `recorded`
+    says whether training can be recorded on a GPU."""
     name: str
     title: str
     flags: tuple[str, ...]
@@ -21,11 +24,26 @@ class Row:
     part: str = "methods"
     widths: tuple[int, ...] = WIDTHS
     tuned: str = "--lr"
+    tried: tuple[str, ...] = ()  # of --lr: FACTORS times the usual rate
     recorded: bool = True
 
-    def values(self) -> list[str]:
-        """Of the flag that is tuned."""
-        return [f"{factor * self.usual:.3g}" for factor in FACTORS]
+    @property
+    def method(self) -> str:
+        return self.flags[1]
+
+    @property
+    def base(self) -> str:
+        """The name of the untrained base, which rows share; empty if the row says nothing new about it."""
+        return {"lora": "16", "qlora": "nf", "irqlora": "icq", "qalora": "gptq", "peqa": "intminmax",
+                "qablora-4x8": "minmax-4x8", "qablora-8x8": "minmax-8x8"}.get(self.name, "")
+
+    @property
+    def by_gptq(self) -> bool:
+        return self.method in GPTQ_METHODS or any("gptq" in word for word in self.flags)
+
+    def values(self, slower: float = 1.0) -> list[str]:
+        """Of the flag that is tuned. A learning rate is multiplied by `slower`."""
+        return list(self.tried) or [f"{factor * self.usual * slower:.3g}" for factor in FACTORS]
 
 
 def methods() -> Iterator[Row]:
@@ -43,6 +61,11 @@ def methods() -> Iterator[Row]:
     yield qablora("8x8")
     yield Row("peqa", "PEQA", ("--method", "peqa"), 3e-2)
     yield Row("codes", "QLoRA into codes", ("--method", "qlora", *DOUBLE, *STRAIGHT), 1e-2, recorded=False)
+    yield Row("codes-residual", "QLoRA into codes, 16-bit weights kept",
+              ("--method", "qlora", *DOUBLE, *STRAIGHT, "--keep-residual"), 1e-2, recorded=False)
+    yield Row("lota", "LoTA-QAF", ("--method", "lota", "--act-order"), 0.0, tuned="--omega", tried=("4", "8", "12"),
+              recorded=False)
+    yield Row("scaleoffset", "scale and offset", ("--method", "scaleoffset"), 2e-2)
 
 
 def qblora(lam: int, part: str = "methods", name: str = "", title: str = "", more: tuple[str, ...] = (),
@@ -85,7 +108,16 @@ def equal_parameters() -> Iterator[Row]:
               2e-2, "parameters", (4, 2))
 
 
+def targets() -> Iterator[Row]:
+    """Merges into codes, and into scale and offset, on QA-LoRA's and LoTA-QAF's base."""
+    base = ("--quantizer", "gptq", "--block", "32x1", "--act-order")
+    yield Row("codes-gptq", "LoRA into codes, GPTQ base", ("--method", "qlora", *base, *STRAIGHT), 1e-2, "targets",
+              (4, 2), recorded=False)
+    yield Row("scaleoffset-gptq", "scale and offset, GPTQ base", ("--method", "scaleoffset", *base), 2e-2, "targets",
+              (4, 2))
+
+
 def every_row() -> list[Row]:
-    return [*methods(), *operators(), *blocks(), *equal_parameters()]
+    return [*methods(), *operators(), *blocks(), *equal_parameters(), *targets()]
 
 
