@@ -15,8 +15,9 @@ STRAIGHT = ("--merge-into", "codes")
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table. `part` is the table; `usual` is the rate that FACTORS multiply, at a width of 256; `recorded`
-    says whether training can be recorded on a GPU."""
+    """One line of a table. `part` is the table; `usual` the rate that FACTORS multiply, at a width of 256.
+
+    recorded: whether training can be recorded on a GPU. afterwards: whether the merged model is rounded again."""
     name: str
     title: str
     flags: tuple[str, ...]
@@ -26,6 +27,7 @@ class Row:
     tuned: str = "--lr"
     tried: tuple[str, ...] = ()  # of --lr: FACTORS times the usual rate
     recorded: bool = True
+    afterwards: bool = False
 
     @property
     def method(self) -> str:
@@ -38,8 +40,8 @@ class Row:
                 "qablora-4x8": "minmax-4x8", "qablora-8x8": "minmax-8x8"}.get(self.name, "")
 
     @property
-    def by_gptq(self) -> bool:
-        return self.method in GPTQ_METHODS or any("gptq" in word for word in self.flags)
+    def on_gptq(self) -> bool:
+        return self.method in GPTQ_METHODS or "gptq" in self.flags
 
     def values(self, slower: float = 1.0) -> list[str]:
         """Of the flag that is tuned. A learning rate is multiplied by `slower`."""
@@ -52,10 +54,10 @@ def methods() -> Iterator[Row]:
     yield Row("lora", "LoRA", ("--method", "lora"), 5e-3, widths=(16,))
     for lam in (2, 4, 8):
         yield Row(f"blora-{lam}", f"BLoRA, lam {lam}", ("--method", "blora", "--lam", f"{lam}"), 5e-3, widths=(16,))
-    yield Row("qlora", "QLoRA", ("--method", "qlora", *DOUBLE, *AFTERWARDS), 5e-3)
+    yield Row("qlora", "QLoRA", ("--method", "qlora", *DOUBLE), 5e-3, afterwards=True)
     for lam in (2, 4, 8):
         yield qblora(lam)
-    yield Row("irqlora", "IR-QLoRA", ("--method", "irqlora", *DOUBLE, *AFTERWARDS), 5e-3)
+    yield Row("irqlora", "IR-QLoRA", ("--method", "irqlora", *DOUBLE), 5e-3, afterwards=True)
     yield Row("qalora", "QA-LoRA", ("--method", "qalora", "--act-order"), 2e-2)
     yield qablora("4x8")
     yield qablora("8x8")
@@ -71,7 +73,7 @@ def methods() -> Iterator[Row]:
 def qblora(lam: int, part: str = "methods", name: str = "", title: str = "", more: tuple[str, ...] = (),
            widths: tuple[int, ...] = WIDTHS) -> Row:
     return Row(name or f"qblora-{lam}", title or f"Q-BLoRA, lam {lam}",
-               ("--method", "qblora", "--lam", f"{lam}", *DOUBLE, *AFTERWARDS, *more), 5e-3, part, widths)
+               ("--method", "qblora", "--lam", f"{lam}", *DOUBLE, *more), 5e-3, part, widths, afterwards=True)
 
 
 def qablora(block: str, part: str = "methods", name: str = "", title: str = "", more: tuple[str, ...] = (),
@@ -101,8 +103,8 @@ def blocks() -> Iterator[Row]:
 def equal_parameters() -> Iterator[Row]:
     """As many trainable parameters as QA-BLoRA with 4x8 blocks, 147,456, or a few less."""
     alone = ("--rank", "5", "--lora-alpha", "5")
-    yield Row("qlora-r5", "QLoRA, rank 5", ("--method", "qlora", *DOUBLE, *AFTERWARDS, *alone), 5e-3, "parameters",
-              (4, 2))
+    yield Row("qlora-r5", "QLoRA, rank 5", ("--method", "qlora", *DOUBLE, *alone), 5e-3, "parameters",
+              (4, 2), afterwards=True)
     yield qblora(2, "parameters", "qblora-2-r5", "Q-BLoRA, lam 2, rank 5", alone, (4, 2))
     yield Row("qalora-r9", "QA-LoRA, rank 9", ("--method", "qalora", "--act-order", "--rank", "9", "--lora-alpha", "9"),
               2e-2, "parameters", (4, 2))
