@@ -4,7 +4,7 @@
     python -m experiments.run plr --data DATA --scale 0.01 --out DIR      # try a plan out, embedded base
 
 A plan is a module of experiments/plans. Cells of all plans named go by their priority: 0 for the first seed of what a
-claim needs, 1 for the second, and so on. The results go to DIR/cells.json, after each cell. Runs and quantized bases
+claim needs, 1 for the second, and so on. The results go to DIR/cells.json as cells end. Runs and quantized bases
 are kept in --scratch while they are needed; a directory in memory, such as /dev/shm, saves time.
 """
 import argparse
@@ -60,8 +60,10 @@ def main() -> None:
     scratch.mkdir(parents=True, exist_ok=True)
     pool = Pool(do, options.jobs, scratch.resolve(), out / "logs", results.keep, began + options.seconds,
                 results.done())
-    pool.run(cells)
-    results.end(time.monotonic() - began)
+    try:
+        pool.run(cells)
+    finally:
+        results.end(time.monotonic() - began)
     print(results.line(cells))
 
 
@@ -81,11 +83,14 @@ def show(cells: list[Cell]) -> None:
     print(f"{len(cells)} cells, {sum(cell.seconds for cell in cells):.0f} s by the plan's guesses")
 
 
+SAVED_EVERY = 5.0  # seconds: all cells take some tenths of a second to write
+
+
 class Results:
-    """cells.json: read once, written anew after each cell."""
+    """cells.json: read once, written anew at the end, and after a cell if the last time is SAVED_EVERY ago."""
 
     def __init__(self, file: Path, plans: list[Plan], options: argparse.Namespace):
-        self.file = file
+        self.file, self.saved_at = file, -SAVED_EVERY
         self.plan_of = {cell.name: plan.name for plan in plans for cell in plan.cells}
         self.kept = read_json(file) if file.is_file() else {"plans": {}, "cells": {}, "sessions": []}
         settings = {"model": options.model and options.model.name, "scale": options.scale}
@@ -102,7 +107,9 @@ class Results:
 
     def keep(self, name: str, facts: Facts) -> None:
         self.kept["cells"][name] = {"plan": self.plan_of[name], **facts}
-        self._write()
+        if time.monotonic() - self.saved_at >= SAVED_EVERY:
+            self._write()
+            self.saved_at = time.monotonic()
 
     def end(self, seconds: float) -> None:
         self.kept["sessions"][-1]["seconds"] = round(seconds, 1)

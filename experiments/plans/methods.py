@@ -14,8 +14,8 @@ SLOWER = (1.1, 1.4)      # times QLoRA's step: Q-BLoRA's on a GPU, and on a CPU.
 TIMED, TIMED_WIDTHS = "qblora-2", (4, 2)
 ANSWERED = ("qlora", "qblora-2", "qblora-4", "qblora-8")  # their test rows are scored at each rate
 WIDTH = 256              # hidden_size of the embedded base: usual rates fall with the width above it
-ORDER = {16: 0, 4: 0, 2: 2, 3: 4}  # widths; rates and seed 0 go before other seeds, and those before further parts
-LATER, FURTHER = 10, 20
+ORDER = {16: 0, 4: 0, 2: 1, 3: 2}  # widths; rates and seed 0 go before other seeds, and those before further parts
+LATER, FURTHER = 3, 6
 
 ABOUT = """
 Question: which way to a fine-tuned k-bit model is best when each has a learning rate of its own?
@@ -77,7 +77,7 @@ class Asked:
 
     def final(self, row: Row, bits: int, seed: int) -> Cell:
         states = ("trained",) if row.method == "full" else ("merged",)
-        first = (ORDER[bits] if row.part == "methods" else FURTHER) + 1
+        first = ORDER[bits] if row.part == "methods" else FURTHER
         return Cell(f"{row.name}-{bits}bit-seed{seed}",
                     [*self.argv(row, bits, rounded=True), "--seed", str(seed), *self.best(row, bits)], states,
                     first + LATER * (seed > 0), row.name, tags={**self.tags(row, bits), "role": "final", "seed": seed})
