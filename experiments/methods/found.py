@@ -16,7 +16,7 @@ Facts = dict
 Key = tuple[str, int]  # (row, bits)
 
 
-@dataclass
+@dataclass(eq=False)
 class Found:
     """One row of the plan at one width. `finals` are in the order of their seeds."""
     row: str

@@ -15,6 +15,7 @@ from experiments.plans.method_rows import REFERENCE
 from experiments.shared import spread
 
 Table = dict
+Against = dict[str, dict[tuple[str, int], Tested]]
 LATE = 5        # the last fifth of the training
 LEVEL = 0.05
 STATES = (("as trained", as_trained), ("at k bits", at_k_bits))
@@ -57,9 +58,9 @@ def parameters(found: Found) -> str:
     return f"{found.finals[0]['training']['trainable_parameters']:,}" if found.finals else "-"
 
 
-def against_reference(found: Sequence[Found]) -> dict[str, dict[tuple[str, int], Tested]]:
+def against_reference(found: Sequence[Found]) -> Against:
     """By state, then by row and width: tests of each row of the first table against REFERENCE at the same width."""
-    tested: dict[str, dict[tuple[str, int], Tested]] = {name: {} for name, _ in STATES}
+    tested: Against = {name: {} for name, _ in STATES}
     first = [one for one in found if one.part == "methods"]
     for reference in (one for one in first if one.row == REFERENCE):
         others = [one for one in first if one.row != REFERENCE and one.bits in (reference.bits, 16)]
@@ -69,9 +70,8 @@ def against_reference(found: Sequence[Found]) -> dict[str, dict[tuple[str, int],
     return tested
 
 
-def methods_table(found: Sequence[Found], bits: int) -> Table:
-    """One width of the first table, with the rows of 16 bits above."""
-    tested = against_reference(found)
+def methods_table(found: Sequence[Found], bits: int, tested: Against) -> Table:
+    """One width of the first table, with the rows of 16 bits above. `tested`: of `against_reference`."""
     rows = []
     for one in (one for one in found if one.part == "methods" and one.bits in (16, bits)):
         exact = "rounded afterwards" if one.states(rounded_afterwards) else "merged"
@@ -184,3 +184,14 @@ def costs_table(costs: dict) -> Table:
             "rows": rows, "columns": ["method", "bits", "to fine-tune, MB", "merged, MB", "rounded afterwards, MB",
                                       "loading and quantizing, s", "step, ms", "step / LoRA's", "merging, s",
                                       "merging and rounding, s"]}
+
+
+def bases_table(bases: Sequence[dict]) -> Table:
+    """The untrained bases: what rounding alone costs."""
+    rows = []
+    for facts in bases:
+        for state in facts["states"].values():
+            rows.append([facts["tags"]["title"], str(facts["tags"]["bits"]), f"{state['validation_loss']:.3f}",
+                         f"{100 * state['scores'][state['metric']]:.1f}", f"{state['bits_per_weight']:.2f}"])
+    return {"caption": "The bases before training, named after the method that uses them.", "rows": rows,
+            "columns": ["base of", "bits", "validation loss", "score, %", "bits a weight"]}

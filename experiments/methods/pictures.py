@@ -1,0 +1,228 @@
+"""Pictures of the comparison of methods. Colours are Okabe and Ito's, which readers with any colour vision tell apart.
+Titles say what was found, from the numbers."""
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.methods.found import Found, as_trained, at_k_bits, rounded_afterwards
+from experiments.methods.tables import LATE, fifth
+from finetune.pictures import pyplot, save_figure
+
+BLACK, ORANGE, SKY, GREEN, BLUE, RED, PINK = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00",
+                                              "#CC79A7")
+LAMS = ((1, BLACK, "o"), (2, ORANGE, "s"), (4, BLUE, "^"), (8, RED, "D"))
+WIDTHS = ((4, BLUE, "o"), (3, GREEN, "s"), (2, RED, "D"))
+BINS = 20
+
+
+def mean(values: Sequence[float]) -> float:
+    return statistics.mean(values)
+
+
+def figures(states: Sequence[dict], of: str) -> list[float]:
+    if of == "loss":
+        return [state["validation_loss"] for state in states]
+    return [100 * state["scores"][state["metric"]] for state in states]
+
+
+def spread_of(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def first_table(found: Sequence[Found]) -> list[Found]:
+    return [one for one in found if one.part == "methods" and one.finals]
+
+
+# ---- the scores -----------------------------------------------------------------------------------------------------
+
+def draw_scores(found: Sequence[Found], path: Path, base: str) -> None:
+    """A panel for each width: as trained (hollow) and at k bits (filled), beside LoRA at 16 bits."""
+    rows = first_table(found)
+    titles = list(dict.fromkeys(one.title for one in rows if one.bits < 16))
+    widths = [bits for bits, *_ in WIDTHS if any(one.bits == bits for one in rows)]
+    figure, panels = pyplot().subplots(1, len(widths), figsize=(4 * len(widths) + 1.5, 0.36 * len(titles) + 2.2),
+                                       sharey=True, squeeze=False)
+    lora = next((one for one in rows if one.row == "lora"), None)
+    for axes, bits in zip(panels[0], widths, strict=True):
+        for one in (one for one in rows if one.bits == bits):
+            dots(axes, one, len(titles) - titles.index(one.title))
+        if lora:
+            axes.axvline(mean(figures(lora.states(as_trained), "score")), color=BLACK, linestyle=":", linewidth=1)
+        axes.set_title(f"{bits} bits", fontsize=10)
+        axes.set_xlabel("test score, %")
+        axes.grid(axis="x", alpha=0.3)
+    panels[0][0].set_yticks(range(len(titles), 0, -1), titles)
+    figure.suptitle(f"{scores_title(rows)}\n{base}", fontsize=11)
+    figure.legend(handles=legend(lora), loc="lower center", ncols=4, fontsize=8, frameon=False)
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
+    save_figure(figure, path)
+
+
+def dots(axes: Any, one: Found, y: float) -> None:
+    trained, last = (figures(one.states(which), "score") for which in (as_trained, at_k_bits))
+    if trained and last:
+        axes.plot([mean(trained), mean(last)], [y, y], color="0.6", linewidth=1.5, zorder=1)
+    for values, filled, lift in ((trained, False, 0.12), (last, True, -0.12)):
+        if values:
+            colour = RED if filled and one.states(rounded_afterwards) else BLUE
+            axes.errorbar(mean(values), y + lift, xerr=spread_of(values) or None, fmt="o", color=colour, markersize=5.5,
+                          markerfacecolor=colour if filled else "white", capsize=2, elinewidth=1, zorder=2)
+
+
+def legend(lora: Found | None) -> list:
+    line = pyplot().Line2D
+    shown = [("as trained", BLUE, "white"), ("merged into k bits", BLUE, BLUE), ("rounded afterwards", RED, RED)]
+    return [*(line([], [], marker="o", linestyle="", color=colour, markerfacecolor=face, label=text)
+              for text, colour, face in shown),
+            *([line([], [], color=BLACK, linestyle=":", label="LoRA on 16 bits; bars: deviation over seeds")]
+              if lora else [])]
+
+
+def scores_title(rows: Sequence[Found]) -> str:
+    """What rounding QLoRA afterwards costs at the narrowest width, and the best that ends in k bits there."""
+    bits = min((one.bits for one in rows), default=16)
+    ends = {one: mean(figures(states, "score")) for one in rows
+            if one.bits == bits and (states := one.states(at_k_bits))} if bits < 16 else {}
+    qlora = next((one for one in ends if one.row == "qlora"), None)
+    if not ends:
+        return "Methods at k bits"
+    best = max(ends, key=lambda one: ends[one])
+    if qlora is None:
+        return f"At {bits} bits, {best.title} is best: {ends[best]:.1f} %"
+    cost = mean(figures(qlora.states(as_trained), "score")) - ends[qlora]
+    return (f"At {bits} bits, rounding QLoRA afterwards costs {cost:.1f} points; "
+            f"{best.title} ends there with {ends[best]:.1f} %")
+
+
+# ---- the balancing factor -------------------------------------------------------------------------------------------
+
+def lam_rows(found: Sequence[Found], bits: int) -> list[tuple[int, str, str, Found]]:
+    """(lam, colour, marker, row) of LoRA and BLoRA at 16 bits, of QLoRA and Q-BLoRA below."""
+    plain, balanced = ("lora", "blora") if bits == 16 else ("qlora", "qblora")
+    by_name = {one.row: one for one in found if one.part == "methods" and one.bits == bits}
+    names = {1: plain, **{lam: f"{balanced}-{lam}" for lam, *_ in LAMS[1:]}}
+    return [(lam, colour, marker, by_name[names[lam]]) for lam, colour, marker in LAMS if names[lam] in by_name]
+
+
+def lam_widths(found: Sequence[Found]) -> list[int]:
+    return [bits for bits in (16, 4, 3, 2) if lam_rows(found, bits)]
+
+
+def draw_rates(found: Sequence[Found], path: Path, base: str) -> None:
+    """Validation loss by learning rate, a line for each lam: whether a gain holds at every rate, or at the best."""
+    widths = lam_widths(found)
+    figure, panels = pyplot().subplots(1, len(widths), figsize=(3.4 * len(widths) + 0.6, 4.1), sharey=True,
+                                       squeeze=False)
+    for axes, bits in zip(panels[0], widths, strict=True):
+        for lam, colour, marker, one in lam_rows(found, bits):
+            points = [(facts["tags"]["value"], facts["training"]["best_validation_loss"]) for facts in one.rates
+                      if facts["training"]["best_validation_loss"] is not None]
+            axes.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=5, label=f"lam {lam}")
+            seeds = figures(one.states(as_trained), "loss")
+            if len(seeds) > 1 and one.best:
+                axes.errorbar(one.best["tags"]["value"], mean(seeds), yerr=spread_of(seeds), color=colour, capsize=4)
+        axes.set(xscale="log", yscale="log", xlabel="learning rate", title=f"{bits} bits")
+        axes.grid(alpha=0.3)
+    panels[0][0].set_ylabel("validation loss, nats a target token")
+    panels[0][-1].legend(fontsize=8, title="lam 1: (Q)LoRA", title_fontsize=8)
+    figure.suptitle(f"{rates_title(found)}\n{base}; bars: mean and deviation over seeds at the best rate", fontsize=11)
+    save_figure(figure, path)
+
+
+def rates_title(found: Sequence[Found]) -> str:
+    said = []
+    for bits in lam_widths(found):
+        losses = {lam: mean(states) for lam, _, _, one in lam_rows(found, bits)
+                  if (states := figures(one.states(as_trained), "loss"))}
+        if 1 in losses and len(losses) > 1:
+            best = min((lam for lam in losses if lam > 1), key=losses.__getitem__)
+            said.append(f"{losses[best] - losses[1]:+.3f} at {bits} bits (lam {best})")
+    return f"(Q-)BLoRA's best lam minus (Q)LoRA, each at its best rate, nats: {', '.join(said)}"
+
+
+def draw_gradients(found: Sequence[Found], path: Path, base: str) -> None:
+    """The gradient's norm by step at the same rate: mean and quartiles of 20 equal parts of the training."""
+    widths = lam_widths(found)
+    figure, panels = pyplot().subplots(1, len(widths), figsize=(3.4 * len(widths) + 0.6, 4.1), sharey=True,
+                                       squeeze=False)
+    for axes, bits in zip(panels[0], widths, strict=True):
+        for lam, colour, marker, one in lam_rows(found, bits):
+            same = one.at_factor(1.0)
+            norms = same["training"].get("gradient_norms") if same else None
+            if not norms or len(norms) < BINS:
+                continue
+            parts = [norms[i * len(norms) // BINS:(i + 1) * len(norms) // BINS] for i in range(BINS)]
+            steps = [(i + 0.5) * len(norms) / BINS for i in range(BINS)]
+            axes.plot(steps, list(map(mean, parts)), color=colour, marker=marker, markersize=3.5, label=f"lam {lam}")
+            low, high = zip(*(quartiles(part) for part in parts), strict=True)
+            axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.set(yscale="log", xlabel="step", title=f"{bits} bits")
+        axes.grid(alpha=0.3)
+    panels[0][0].set_ylabel("norm of the gradient")
+    panels[0][-1].legend(fontsize=8, title="lam 1: (Q)LoRA", title_fontsize=8)
+    figure.suptitle(f"{gradients_title(found)}\n{base}; all at the same rate; bands: quartiles", fontsize=11)
+    save_figure(figure, path)
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float]:
+    if len(values) < 2:
+        return values[0], values[0]
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, high
+
+
+def late_norms(found: Sequence[Found], bits: int) -> dict[int, float]:
+    """By lam: the mean norm over the last fifth of the training at the usual rate, seed 0."""
+    return {lam: fifth(facts["training"]["gradient_norms"], LATE - 1) for lam, _, _, one in lam_rows(found, bits)
+            if (facts := one.at_factor(1.0)) and facts["training"].get("gradient_norms")}
+
+
+def gradients_title(found: Sequence[Found]) -> str:
+    norms = {bits: late_norms(found, bits) for bits in lam_widths(found)}
+    lora = norms.get(16, {}).get(1)
+    narrow = [bits for bits in norms if bits < 16 and 1 in norms[bits]]
+    beside = [f"{norms[bits][1] / lora:.2f} times LoRA's at {bits} bits" for bits in narrow] if lora else []
+    lowered = [f"{norms[bits][8] / norms[bits][1]:.2f} at {bits} bits" for bits in narrow if 8 in norms[bits]]
+    return (f"Late in training QLoRA's gradient is {', '.join(beside) or 'not compared'}; lam 8 multiplies it by "
+            f"{', '.join(lowered) or '-'}")
+
+
+# ---- the size of the effect -----------------------------------------------------------------------------------------
+
+def draw_sizes(bases: dict[str, Sequence[Found]], path: Path) -> None:
+    """A panel for each base: how far each row's validation loss at k bits is above LoRA's on 16 bits."""
+    figure, panels = pyplot().subplots(1, len(bases), figsize=(5.2 * len(bases) + 1, 5.2), squeeze=False, sharey=True)
+    titles = list(dict.fromkeys(one.title for found in bases.values() for one in first_table(found) if one.bits < 16))
+    for axes, (name, found) in zip(panels[0], bases.items(), strict=True):
+        rows = first_table(found)
+        lora = next((mean(figures(one.states(as_trained), "loss")) for one in rows if one.row == "lora"), None)
+        for place, (bits, colour, marker) in enumerate(WIDTHS):
+            for one in (one for one in rows if one.bits == bits and lora is not None):
+                if values := figures(one.states(at_k_bits), "loss"):
+                    y = len(titles) - titles.index(one.title) + 0.2 * (1 - place)
+                    axes.errorbar(mean(values) - lora, y, xerr=spread_of(values) or None, fmt=marker, color=colour,
+                                  markersize=5, capsize=2, elinewidth=1)
+        axes.axvline(0, color=BLACK, linestyle=":", linewidth=1)
+        axes.set_xscale("symlog", linthresh=0.05)
+        axes.set(xlabel="validation loss at k bits minus LoRA's on 16 bits, nats", title=name)
+        axes.grid(axis="x", alpha=0.3)
+    panels[0][0].set_yticks(range(len(titles), 0, -1), titles)
+    line = pyplot().Line2D
+    figure.legend(handles=[line([], [], marker=marker, linestyle="", color=colour, label=f"{bits} bits")
+                           for bits, colour, marker in WIDTHS], loc="lower center", ncols=3, frameon=False, fontsize=9)
+    figure.suptitle(sizes_title(bases), fontsize=11)
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
+    save_figure(figure, path)
+
+
+def sizes_title(bases: dict[str, Sequence[Found]]) -> str:
+    said = []
+    for name, found in bases.items():
+        rows = {one.row: one for one in first_table(found) if one.bits in (2, 16)}
+        lora, ends = rows.get("lora"), [one for one in rows.values() if one.bits == 2 and one.states(at_k_bits)]
+        if lora and ends:
+            gaps = [mean(figures(one.states(at_k_bits), "loss")) for one in ends]
+            base = mean(figures(lora.states(as_trained), "loss"))
+            said.append(f"{min(gaps) - base:+.2f} to {max(gaps) - base:+.2f} nats on {name}")
+    return f"What 2 bits cost beside LoRA on 16 bits: {'; '.join(said) or 'not measured'}"
