@@ -54,8 +54,8 @@ def draw_scores(found: Sequence[Found], path: Path, base: str) -> None:
         axes.grid(axis="x", alpha=0.3)
     panels[0][0].set_yticks(range(len(titles), 0, -1), titles)
     figure.suptitle(f"{scores_title(rows)}\n{base}", fontsize=11)
-    figure.legend(handles=legend(lora), loc="lower center", ncols=4, fontsize=8, frameon=False)
-    figure.tight_layout(rect=(0, 0.06, 1, 1))
+    panels[0][0].legend(handles=legend(lora), loc="upper left", bbox_to_anchor=(-0.9, -0.12), ncols=4, fontsize=8,
+                        frameon=False)
     save_figure(figure, path)
 
 
@@ -122,12 +122,21 @@ def draw_rates(found: Sequence[Found], path: Path, base: str) -> None:
             seeds = figures(one.states(as_trained), "loss")
             if len(seeds) > 1 and one.best:
                 axes.errorbar(one.best["tags"]["value"], mean(seeds), yerr=spread_of(seeds), color=colour, capsize=4)
-        axes.set(xscale="log", yscale="log", xlabel="learning rate", title=f"{bits} bits")
+        axes.set(xscale="log", xlabel="learning rate", title=f"{bits} bits")
+        rates = sorted({facts["tags"]["value"] for *_, one in lam_rows(found, bits) for facts in one.rates})
+        axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
+        axes.minorticks_off()
         axes.grid(alpha=0.3)
     panels[0][0].set_ylabel("validation loss, nats a target token")
-    panels[0][-1].legend(fontsize=8, title="lam 1: (Q)LoRA", title_fontsize=8)
+    beside(panels[0][-1])
     figure.suptitle(f"{rates_title(found)}\n{base}; bars: mean and deviation over seeds at the best rate", fontsize=11)
     save_figure(figure, path)
+
+
+def beside(axes: Any) -> None:
+    """The legend to the right of the last panel, where it covers nothing."""
+    axes.legend(fontsize=8, title="lam 1: (Q)LoRA", title_fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5),
+                frameon=False)
 
 
 def rates_title(found: Sequence[Found]) -> str:
@@ -138,7 +147,7 @@ def rates_title(found: Sequence[Found]) -> str:
         if 1 in losses and len(losses) > 1:
             best = min((lam for lam in losses if lam > 1), key=losses.__getitem__)
             said.append(f"{losses[best] - losses[1]:+.3f} at {bits} bits (lam {best})")
-    return f"(Q-)BLoRA's best lam minus (Q)LoRA, each at its best rate, nats: {', '.join(said)}"
+    return f"The best lam against lam 1, each at its best rate, nats: {', '.join(said)}"
 
 
 def draw_gradients(found: Sequence[Found], path: Path, base: str) -> None:
@@ -160,7 +169,7 @@ def draw_gradients(found: Sequence[Found], path: Path, base: str) -> None:
         axes.set(yscale="log", xlabel="step", title=f"{bits} bits")
         axes.grid(alpha=0.3)
     panels[0][0].set_ylabel("norm of the gradient")
-    panels[0][-1].legend(fontsize=8, title="lam 1: (Q)LoRA", title_fontsize=8)
+    beside(panels[0][-1])
     figure.suptitle(f"{gradients_title(found)}\n{base}; all at the same rate; bands: quartiles", fontsize=11)
     save_figure(figure, path)
 
@@ -182,10 +191,11 @@ def gradients_title(found: Sequence[Found]) -> str:
     norms = {bits: late_norms(found, bits) for bits in lam_widths(found)}
     lora = norms.get(16, {}).get(1)
     narrow = [bits for bits in norms if bits < 16 and 1 in norms[bits]]
-    beside = [f"{norms[bits][1] / lora:.2f} times LoRA's at {bits} bits" for bits in narrow] if lora else []
-    lowered = [f"{norms[bits][8] / norms[bits][1]:.2f} at {bits} bits" for bits in narrow if 8 in norms[bits]]
-    return (f"Late in training QLoRA's gradient is {', '.join(beside) or 'not compared'}; lam 8 multiplies it by "
-            f"{', '.join(lowered) or '-'}")
+    widths = " / ".join(map(str, narrow))
+    ratios = " / ".join(f"{norms[bits][1] / lora:.2f}" for bits in narrow) if lora else "not compared"
+    lowered = " / ".join(f"{norms[bits][8] / norms[bits][1]:.2f}" for bits in narrow if 8 in norms[bits])
+    return (f"Late in training, QLoRA's gradient at {widths} bits is {ratios} times LoRA's; lam 8 multiplies it by "
+            f"{lowered or '-'}")
 
 
 # ---- the size of the effect -----------------------------------------------------------------------------------------
