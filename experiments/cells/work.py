@@ -88,8 +88,8 @@ class Done:
         return Timed(self.seconds, part)
 
     def facts(self) -> dict:
-        if self.config.base.quantization:
-            with self.timed("base"):
+        if self.config.base.quantization and not getattr(self.config.adapter, "keep_residual", False):
+            with self.timed("base"):  # a run that keeps the residual makes both itself
                 link_base(self.run, self.bases.file(self.config.base, self.config.compute, self.data.calibration))
         training = self.train() if self.cell.trains else {}
         states = [] if "diverged" in training else self.cell.states

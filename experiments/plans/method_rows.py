@@ -67,7 +67,7 @@ def methods() -> Iterator[Row]:
               ("--method", "qlora", *DOUBLE, *STRAIGHT, "--keep-residual"), 1e-2, recorded=False)
     yield Row("lota", "LoTA-QAF", ("--method", "lota", "--act-order"), 0.0, tuned="--omega", tried=("4", "8", "12"),
               recorded=False)
-    yield Row("scaleoffset", "scale and offset", ("--method", "scaleoffset"), 2e-2)
+    yield Row("scaleoffset", "scale and offset", ("--method", "scaleoffset"), 3e-2)
 
 
 def qblora(lam: int, part: str = "methods", name: str = "", title: str = "", more: tuple[str, ...] = (),
@@ -115,7 +115,7 @@ def targets() -> Iterator[Row]:
     base = ("--quantizer", "gptq", "--block", "32x1", "--act-order")
     yield Row("codes-gptq", "LoRA into codes, GPTQ base", ("--method", "qlora", *base, *STRAIGHT), 1e-2, "targets",
               (4, 2), recorded=False)
-    yield Row("scaleoffset-gptq", "scale and offset, GPTQ base", ("--method", "scaleoffset", *base), 2e-2, "targets",
+    yield Row("scaleoffset-gptq", "scale and offset, GPTQ base", ("--method", "scaleoffset", *base), 3e-2, "targets",
               (4, 2))
 
 
