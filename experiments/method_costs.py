@@ -1,8 +1,8 @@
 """Measure what fine-tuning by each method costs: memory for fine-tuning, memory for inference, and time (Shen et al.,
 Table 5).
 
-    python -m experiments.methods.costs --out runs/methods
-    python -m experiments.methods.costs --out runs/methods --model DIR --task sql-create-context --dtype bfloat16
+    python -m experiments.method_costs --out runs/methods
+    python -m experiments.method_costs --out runs/methods --model DIR --task sql-create-context --dtype bfloat16
 
 All methods are measured in one process on one device. On each batch all take one step in turn, so quote the ratios,
 not the seconds. Memory is that of tensors on a GPU, from loading the base to the end of a step; on a CPU it is not

@@ -2,35 +2,33 @@
 import statistics
 from collections.abc import Iterable, Sequence
 
-from experiments.methods.found import (
+from experiments.claims.evidence import LEVEL, Facts, Judged, mean_cell, p_cell
+from experiments.claims.method_rows import (
     Found,
-    Tested,
     Which,
     as_trained,
     at_k_bits,
-    family,
+    first_table,
+    loss_of,
     rounded_afterwards,
+    tested,
 )
-from experiments.plans.method_rows import REFERENCE
-from experiments.shared import spread
+from experiments.plans.method_rows import FACTORS, REFERENCE
 
 Table = dict
-Against = dict[str, dict[tuple[str, int], Tested]]
-LATE = 5        # the last fifth of the training
-LEVEL = 0.05
-STATES = (("as trained", as_trained), ("at k bits", at_k_bits))
+Tests = dict[tuple[str, int], Judged]
+FIFTHS = 5
+STATES = {"as trained": as_trained, "at k bits": at_k_bits}
 
 
 def score(found: Found, which: Which) -> str:
-    """Of the task's metric, in percent; mean and standard deviation over the seeds."""
-    states = found.states(which)
-    return spread([state["scores"][state["metric"]] for state in states], 1, scale=100) if states else "-"
+    """Percent; mean and standard deviation over the seeds."""
+    return mean_cell(found.scores(which), 1)
 
 
 def loss(found: Found, which: Which) -> str:
     """Validation loss in nats a target token, likewise."""
-    states = found.states(which)
-    return spread([state["validation_loss"] for state in states], 3) if states else "-"
+    return mean_cell(found.losses(which), 3)
 
 
 def value(found: Found) -> str:
@@ -39,45 +37,43 @@ def value(found: Found) -> str:
     return "-" if best is None else f"{best['tags']['value']:g}{' (edge)' if found.at_edge else ''}"
 
 
-def difference(tested: Tested | None) -> str:
-    """`+1.2 (p 0.03)*` in percentage points; a star below LEVEL."""
-    if tested is None:
+def difference(judged: Judged | None) -> str:
+    """`+1.2 [+0.1, +2.3], p 0.03 *`: percentage points; p is corrected, a star means below LEVEL."""
+    if judged is None:
         return "-"
-    p = "-" if tested.p is None else f"{tested.p:.2g}"
-    star = "*" if tested.p is not None and tested.p < LEVEL else ""
-    return f"{100 * tested.result.difference:+.1f} (p {p}){star}"
+    star = " *" if judged.adjusted is not None and judged.adjusted < LEVEL else ""
+    return f"{judged.points}, p {p_cell(judged)}{star}"
 
 
 def deployed(found: Found) -> str:
     """Bits a weight of the model at k bits, or of the merged one in 16 bits."""
-    states = found.states(at_k_bits)
+    states = list(found.states(at_k_bits).values())
     return f"{states[0]['bits_per_weight']:.2f}" if states else "16.00"
 
 
 def parameters(found: Found) -> str:
-    return f"{found.finals[0]['training']['trainable_parameters']:,}" if found.finals else "-"
+    counts = [facts["training"]["trainable_parameters"] for facts in found.finals.values() if facts["states"]]
+    return f"{counts[0]:,}" if counts else "-"
 
 
-def against_reference(found: Sequence[Found]) -> Against:
-    """By state, then by row and width: tests of each row of the first table against REFERENCE at the same width."""
-    tested: Against = {name: {} for name, _ in STATES}
-    first = [one for one in found if one.part == "methods"]
-    for reference in (one for one in first if one.row == REFERENCE):
-        others = [one for one in first if one.row != REFERENCE and one.bits in (reference.bits, 16)]
-        for name, which in STATES:
-            pairs = [(other, reference) for other in others if which is as_trained or other.bits != 16]
-            tested[name] |= {(t.a, reference.bits): t for t in family(pairs, which)}
-    return tested
+def against_reference(found: Sequence[Found]) -> dict[str, Tests]:
+    """By state: each row of the first table against REFERENCE at the same width. A width and state is one family."""
+    of_states: dict[str, Tests] = {name: {} for name in STATES}
+    for reference in (one for one in first_table(found) if one.row == REFERENCE):
+        others = [one for one in first_table(found) if one.row != REFERENCE and one.bits in (reference.bits, 16)]
+        for name, which in STATES.items():
+            of_states[name] |= tested([(other, reference) for other in others], which)
+    return of_states
 
 
-def methods_table(found: Sequence[Found], bits: int, tested: Against) -> Table:
-    """One width of the first table, with the rows of 16 bits above. `tested`: of `against_reference`."""
+def methods_table(found: Sequence[Found], bits: int, tests: dict[str, Tests]) -> Table:
+    """One width of the first table, with the rows of 16 bits above. `tests`: of `against_reference`."""
     rows = []
-    for one in (one for one in found if one.part == "methods" and one.bits in (16, bits)):
+    for one in (one for one in first_table(found) if one.bits in (16, bits)):
         exact = "rounded afterwards" if one.states(rounded_afterwards) else "merged"
         rows.append([one.title, str(one.bits), value(one), score(one, as_trained), loss(one, as_trained),
                      score(one, at_k_bits), loss(one, at_k_bits), exact if one.states(at_k_bits) else "-",
-                     *(difference(tested[name].get((one.row, bits))) for name, _ in STATES), deployed(one),
+                     *(difference(tests[name].get((one.row, bits))) for name in STATES), deployed(one),
                      parameters(one)])
     return {"caption": f"{bits} bits, and 16 for comparison.", "rows": rows, "columns": [
         "method", "bits", "rate", "as trained, %", "loss as trained", "at k bits, %", "loss at k bits", "how",
@@ -87,19 +83,19 @@ def methods_table(found: Sequence[Found], bits: int, tested: Against) -> Table:
 def balance(found: Sequence[Found]) -> list[tuple[Found, Found]]:
     """(Q-BLoRA, QLoRA) of each lam and width."""
     plain = {one.bits: one for one in found if one.row == "qlora"}
-    return [(one, plain[one.bits]) for one in found
-            if one.part == "methods" and one.row.startswith("qblora-") and one.bits in plain]
+    return [(one, plain[one.bits]) for one in first_table(found)
+            if one.row.startswith("qblora-") and one.bits in plain]
 
 
 def balance_table(found: Sequence[Found]) -> Table:
     """Does the gain of Q-BLoRA over QLoRA survive tuned rates?"""
     pairs = balance(found)
-    tested = {(t.a, t.bits): t for t in family(pairs, as_trained)}
+    tests = tested(pairs, as_trained)
     rows = []
     for one, plain in pairs:
-        same = [gain(one, plain, factor) for factor in (1 / 3, 1.0, 3.0)]
+        same = [gain(one, plain, factor) for factor in FACTORS]
         rows.append([one.title, str(one.bits), *same, loss_gain(one, plain),
-                     difference(tested.get((one.row, one.bits)))])
+                     difference(tests.get((one.row, one.bits)))])
     return {"caption": "Q-BLoRA minus QLoRA, of equal parameters. Validation loss: below 0 means that Q-BLoRA is "
                        "better. The first three columns: one seed at the same rate.",
             "rows": rows, "columns": ["method", "bits", "loss at usual / 3", "loss at the usual rate",
@@ -108,15 +104,15 @@ def balance_table(found: Sequence[Found]) -> Table:
 
 
 def gain(one: Found, plain: Found, factor: float) -> str:
-    pair = [facts["training"]["best_validation_loss"] if (facts := found.at_factor(factor)) else None
-            for found in (one, plain)]
-    return "-" if None in pair else f"{pair[0] - pair[1]:+.3f}"
+    a, b = (loss_of(facts) if (facts := found.at_factor(factor)) else None for found in (one, plain))
+    return "-" if a is None or b is None else f"{a - b:+.3f}"
 
 
 def loss_gain(one: Found, plain: Found) -> str:
     """Over the seeds that both have."""
-    pairs = list(zip(one.states(as_trained), plain.states(as_trained), strict=False))
-    return spread([a["validation_loss"] - b["validation_loss"] for a, b in pairs], 3, "+") if pairs else "-"
+    a, b = one.states(as_trained), plain.states(as_trained)
+    return mean_cell([a[seed]["validation_loss"] - b[seed]["validation_loss"] for seed in sorted(a.keys() & b.keys())],
+                     3, "+")
 
 
 # ---- gradients ------------------------------------------------------------------------------------------------------
@@ -126,18 +122,17 @@ GRADIENTS = ("lora", "blora-2", "blora-4", "blora-8", "qlora", "qblora-2", "qblo
 
 def gradients_table(found: Sequence[Found]) -> Table:
     rows = []
-    for one in (one for one in found if one.part == "methods" and one.row in GRADIENTS):
+    for one in (one for one in first_table(found) if one.row in GRADIENTS):
         same = one.at_factor(1.0)
-        norms = same["training"].get("gradient_norms") if same else None
-        if not norms:
+        if not same or "gradient_norms" not in same["training"]:
             continue
-        first, late = fifth(norms, 0), fifth(norms, LATE - 1)
-        tuned = [fifth(facts["training"]["gradient_norms"], LATE - 1) for facts in one.finals]
-        losses = same["training"]["losses"]
-        rows.append([one.title, str(one.bits), f"{first:.3f}", f"{late:.3f}", f"{fifth(losses, LATE - 1):.3f}",
-                     spread(tuned, 3) if tuned else "-"])
+        norms, losses = same["training"]["gradient_norms"], same["training"]["losses"]
+        tuned = [fifth(facts["training"]["gradient_norms"], FIFTHS - 1) for facts in one.finals.values()
+                 if facts["states"]]
+        rows.append([one.title, str(one.bits), f"{fifth(norms, 0):.3f}", f"{fifth(norms, FIFTHS - 1):.3f}",
+                     f"{fifth(losses, FIFTHS - 1):.3f}", mean_cell(tuned, 3)])
     return {"caption": "Norm of the gradient over all adapters, before clipping: mean of the first and the last fifth "
-                       "of the steps, at the same rate (seed 0), and at each row's best rate.",
+                       "of the steps, at the usual rate (seed 0), and at each row's best rate.",
             "rows": rows, "columns": ["method", "bits", "first fifth", "last fifth", "training loss, last fifth",
                                       "last fifth at the best rate"]}
 
@@ -145,7 +140,7 @@ def gradients_table(found: Sequence[Found]) -> Table:
 def fifth(values: Sequence[float], i: int) -> float:
     """The mean of the i-th fifth."""
     n = len(values)
-    return statistics.mean(values[i * n // LATE:(i + 1) * n // LATE])
+    return statistics.mean(values[i * n // FIFTHS:max(i * n // FIFTHS + 1, (i + 1) * n // FIFTHS)])
 
 
 # ---- the other parts ------------------------------------------------------------------------------------------------
@@ -168,30 +163,29 @@ def titled(found: Found) -> str:
 
 
 def costs_table(costs: dict) -> Table:
-    """Shen et al., Table 5."""
+    """Shen et al., Table 5, of `python -m experiments.method_costs`."""
     rows = []
     for row in costs["rows"]:
-        peak = row["peak_mb"]
+        peak, after, inference = row["peak_mb"], row["seconds_after_training"], row["inference_mb"]
         training = "-" if peak is None else f"{row['base_mb']:.1f} + {peak - row['base_mb']:.1f}"
-        after, inference = row["seconds_after_training"], row["inference_mb"]
-        rows.append([row["title"], str(row["bits"]), training, *(f"{inference[key]:.1f}" if key in inference else "-"
-                                                                for key in ("merged", "requantized")),
+        rows.append([row["title"], str(row["bits"]), training, *numbers(inference, 1),
                      f"{row['seconds_before_training']:.2f}", f"{1000 * row['step_seconds']:.1f}",
-                     f"{row['step_to_lora']:.2f}", *(f"{after[key]:.2f}" if key in after else "-"
-                                                     for key in ("merged", "requantized"))])
-    return {"caption": f"{costs['model']} on {costs['device']}: memory for fine-tuning (base + the rest at the peak), "
-                       f"memory for inference, and time.",
+                     f"{row['step_to_lora']:.2f}", *numbers(after, 2)])
+    return {"caption": f"Costs with {costs['model']} on {costs['device']}: memory for fine-tuning (base + the rest at "
+                       f"the peak), memory for inference, and time. All rows took turns in one process.",
             "rows": rows, "columns": ["method", "bits", "to fine-tune, MB", "merged, MB", "rounded afterwards, MB",
                                       "loading and quantizing, s", "step, ms", "step / LoRA's", "merging, s",
                                       "merging and rounding, s"]}
 
 
-def bases_table(bases: Sequence[dict]) -> Table:
+def numbers(of_states: dict[str, float], digits: int) -> list[str]:
+    return [f"{of_states[key]:.{digits}f}" if key in of_states else "-" for key in ("merged", "requantized")]
+
+
+def bases_table(bases: Iterable[Facts]) -> Table:
     """The untrained bases: what rounding alone costs."""
-    rows = []
-    for facts in bases:
-        for state in facts["states"].values():
-            rows.append([facts["tags"]["title"], str(facts["tags"]["bits"]), f"{state['validation_loss']:.3f}",
-                         f"{100 * state['scores'][state['metric']]:.1f}", f"{state['bits_per_weight']:.2f}"])
-    return {"caption": "The bases before training, named after the method that uses them.", "rows": rows,
+    rows = [[facts["tags"]["title"], str(facts["tags"]["bits"]), f"{state['validation_loss']:.3f}",
+             f"{100 * state['scores'][state['metric']]:.1f}", f"{state['bits_per_weight']:.2f}"]
+            for facts in bases for state in facts["states"].values()]
+    return {"caption": "The bases before training, named after a method that uses them.", "rows": rows,
             "columns": ["base of", "bits", "validation loss", "score, %", "bits a weight"]}
