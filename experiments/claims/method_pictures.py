@@ -13,6 +13,7 @@ from finetune.pictures import pyplot
 LAMS = ((1, BLACK, "o"), (2, ORANGE, "s"), (4, BLUE, "^"), (8, RED, "D"))
 WIDTHS = ((4, BLUE, "o"), (3, GREEN, "s"), (2, RED, "D"))
 BINS = 20
+TICKS = (-0.3, -0.1, 0, 0.1, 0.3, 1, 3, 10)
 
 
 def mean(values: Sequence[float]) -> float:
@@ -133,13 +134,16 @@ def beside(axes: Any) -> None:
 
 
 def rates_title(found: Sequence[Found]) -> str:
-    said = []
+    said: list[tuple[str, str, str]] = []
     for bits in lam_widths(found):
         losses = {lam: mean(seeds) for lam, _, _, one in lam_rows(found, bits) if (seeds := one.losses(as_trained))}
         if 1 in losses and len(losses) > 1:
             best = min((lam for lam in losses if lam > 1), key=losses.__getitem__)
-            said.append(f"{losses[best] - losses[1]:+.3f} at {bits} bits (lam {best})")
-    return f"The best lam against lam 1, each at its best rate, nats: {', '.join(said)}"
+            said.append((f"{losses[best] - losses[1]:+.3f}", str(bits), str(best)))
+    if not said:
+        return "Validation loss by rate and lam"
+    gains, at, lams = (" / ".join(column) for column in zip(*said, strict=True))
+    return f"Best lam minus lam 1, each at its best rate: {gains} nats at {at} bits (lam {lams})"
 
 
 def draw_gradients(found: Sequence[Found], path: Path, base: str) -> None:
@@ -205,7 +209,10 @@ def draw_sizes(bases: dict[str, Sequence[Found]], path: Path) -> None:
                     axes.errorbar(mean(values) - (lora or 0.0), y, xerr=spread_of(values), fmt=marker, color=color,
                                   markersize=5, capsize=2, elinewidth=1)
         axes.axvline(0, color=BLACK, linestyle=":", linewidth=1)
-        axes.set_xscale("symlog", linthresh=0.05)
+        axes.set_xscale("symlog", linthresh=0.1)
+        low, high = axes.get_xlim()
+        axes.set_xticks([tick for tick in TICKS if low <= tick <= high], [f"{t:g}" for t in TICKS if low <= t <= high])
+        axes.minorticks_off()
         axes.set(xlabel="validation loss at k bits minus LoRA's on 16 bits, nats", title=name)
         axes.grid(axis="x", alpha=0.3)
     panels[0].set_yticks(range(len(titles), 0, -1), titles)

@@ -65,7 +65,7 @@ def methods() -> Iterator[Row]:
     yield Row("codes", "QLoRA into codes", ("--method", "qlora", *DOUBLE, *STRAIGHT), 1e-2, recorded=False)
     yield Row("codes-residual", "QLoRA into codes, 16-bit weights kept",
               ("--method", "qlora", *DOUBLE, *STRAIGHT, "--keep-residual"), 1e-2, recorded=False)
-    yield Row("lota", "LoTA-QAF", ("--method", "lota", "--act-order"), 0.0, tuned="--omega", tried=("4", "8", "12"),
+    yield Row("lota", "LoTA-QAF", ("--method", "lota", "--act-order"), 0.0, tuned="--omega", tried=("3", "6", "12"),
               recorded=False)
     yield Row("scaleoffset", "scale and offset", ("--method", "scaleoffset"), 3e-2)
 

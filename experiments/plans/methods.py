@@ -16,7 +16,7 @@ LATER, FURTHER = 3, 6
 ABOUT = """\
 Question: which way to a fine-tuned k-bit model is best when each has a learning rate of its own?
 Rates: a third, once and three times the row's usual rate, at seed 0. The one with the lowest validation loss is used
-with seeds 0, 1 and 2. (LoTA-QAF has no rate: its threshold is tuned, 4, 8 and 12.) The rule is the same for all rows
+with seeds 0, 1 and 2. (LoTA-QAF has no rate: its threshold is tuned, 3, 6 and 12.) The rule is the same for all rows
 and widths. Test rows play no part in the choice.
 Tests: scores of the same test rows, averaged over the seeds, row by row; paired, two-sided, against QA-BLoRA 4x8 of the
 same width; Holm's correction over the rows of a width, for each of two states: as trained, and at k bits (merged into
