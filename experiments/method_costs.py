@@ -1,12 +1,13 @@
 """Measure what fine-tuning by each method costs: memory for fine-tuning, memory for inference, and time (Shen et al.,
 Table 5).
 
-    python -m experiments.method_costs --out runs/methods
-    python -m experiments.method_costs --out runs/methods --model DIR --task sql-create-context --dtype bfloat16
+    python -m experiments.method_costs --out experiments/results
+    python -m experiments.method_costs --model smollm2 --task sql-create-context --data FILE --rows lora qlora peqa
 
 All methods are measured in one process on one device. On each batch all take one step in turn, so quote the ratios,
 not the seconds. Memory is that of tensors on a GPU, from loading the base to the end of a step; on a CPU it is not
-measured. Results go to --out/costs-MODEL.json.
+measured. Flags that are not listed go to train.py. Results go to --out/methods_costs_base.json, or with --model to
+--out/methods_real_costs_MODEL.json; `python -m experiments.findings` puts them into the record of the plan.
 """
 import argparse
 import statistics
@@ -19,25 +20,26 @@ from pathlib import Path
 import torch
 
 import train as train_script
-from adapters.adapted import adapter_parameters
-from experiments.plans.method_rows import Row, methods
+from experiments.plans.method_rows import AFTERWARDS, Row, methods
 from experiments.shared import experiment_parser
 from finetune.adapted_model import linear_names, merge_best, sixteen_bit_type
 from finetune.command_line import train_parser
 from finetune.config import RunConfig
 from finetune.data import PreparedData, calibration_of
 from finetune.loop import Trainer
-from finetune.memory import prepared
 from finetune.quantize import requantize
-from finetune.range_test import base_model, batches
+from finetune.range_test import batches, trainer_of
 from finetune.resolve import resolve_run
+from finetune.run import Run
 from finetune.source import Source
 from model.files import write_json
 from quant.linear import stored_bytes
+from tasks.task import Encoded
 
 WARM_UP, TIMED = 3, 12
 LONG = 2048  # tokens of a calibration row, at most
-WIDTH = 4  # of the quantized bases
+WIDTH = 4          # of the quantized bases
+ROUNDED = "qlora"  # the row that is also rounded afterwards
 
 
 @dataclass
@@ -47,7 +49,7 @@ class Measured:
     config: RunConfig
     data: PreparedData
     trainer: Trainer
-    quantizing: float          # seconds to load the base, and to quantize it
+    making: float              # seconds to load and quantize the base
     base_mb: float
     peak_mb: float | None      # tensors on the GPU at the peak of loading and of the first steps
     steps: list[float]         # seconds
@@ -57,7 +59,7 @@ class Measured:
         ratios = [mine / its for mine, its in zip(self.steps, lora, strict=True)]
         finish, inference = self.finished()
         return {"row": self.row.name, "title": self.row.title, "bits": self.config.base.bits,
-                "seconds_before_training": self.quantizing, "base_mb": self.base_mb, "peak_mb": self.peak_mb,
+                "seconds_before_training": self.making, "base_mb": self.base_mb, "peak_mb": self.peak_mb,
                 "step_seconds": statistics.median(self.steps), "step_to_lora": statistics.median(ratios),
                 "seconds_after_training": finish, "inference_mb": inference,
                 "trainable_parameters": sum(p.numel() for p in self.trainer.parameters.values())}
@@ -83,58 +85,76 @@ def elapsed(start: float, device: torch.device) -> float:
 
 def options_parser() -> argparse.ArgumentParser:
     parser = experiment_parser(__doc__, "runs/methods")
-    parser.add_argument("--rows", nargs="+", help="measure these rows of the plan, the first as what others are "
-                                                  "compared with (default: all, beside LoRA)")
+    parser.add_argument("--rows", nargs="+", metavar="ROW",
+                        help="measure these rows of the plan methods, and compare all with the first (default: all, "
+                             "compared with LoRA)")
+    parser.add_argument("--graphs", action="store_true", help="record training on the GPU where it can be recorded")
+    parser.add_argument("--model", help="start from this model (default: the embedded base)")
     return parser
 
 
 def main() -> None:
     options, shared = options_parser().parse_known_args()  # the rest goes to train.py
     every = {row.name: row for row in methods()}
-    found = measure([every[name] for name in options.rows or sorted(every, key=lambda name: name != "lora")], shared)
-    first = found[0]
-    write_json(options.out / f"costs-{first.config.base.model.name}.json", {
-        "device": device_words(first.trainer.model.device), "model": first.config.base.model.name, "flags": shared,
-        "steps": TIMED, "rows": [one.to_json(first.steps) for one in found]})
+    names = options.rows or sorted(every, key=lambda name: name != "lora")
+    shared += ["--model", options.model] if options.model else []
+    found, failed = measure([every[name] for name in names], shared, options.graphs)
+    model, device = found[0].config.base.model.name, found[0].trainer.model.device
+    name = f"methods_real_costs_{model}" if options.model else "methods_costs_base"
+    write_json(options.out / f"{name}.json", {
+        "device": device_words(device), "model": model, "flags": shared, "recorded": options.graphs, "steps": TIMED,
+        "failed": failed, "rows": [one.to_json(found[0].steps) for one in found]})
 
 
 def device_words(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
 
 
-def measure(rows: Sequence[Row], shared: list[str]) -> list[Measured]:
-    """Each with the seconds of its steps: of the same batches, in turn."""
+def measure(rows: Sequence[Row], shared: list[str], graphs: bool) -> tuple[list[Measured], dict[str, str]]:
+    """Each with the seconds of its steps: of the same batches, in turn. And why others could not be measured."""
     source, config, data = train_script.prepare(train_parser().given([*rows[0].flags, *shared]))
     data = replace(data, calibration=calibration_of(config, data.tokenizer, data.train, config.data.max_length or LONG))
-    found = [begun(row, source, data, shared) for row in rows]
+    found: list[Measured] = []
+    failed: dict[str, str] = {}
+    for row in rows:
+        try:
+            found.append(begun(row, source, data, [*shared, *["--cuda-graphs"] * (graphs and row.recorded)]))
+        except (ValueError, OSError, SystemExit) as error:  # SystemExit: a flag that is not known
+            failed[row.name] = str(error)
     for batch in islice(batches(found[0].trainer), WARM_UP + TIMED):
         for one in found:
             start = time.perf_counter()
-            one.trainer.take_step(batch, one.config.training.lr)
+            one.trainer.take_step(batch, rate(one))
             one.steps.append(elapsed(start, one.trainer.model.device))
     for one in found:
         del one.steps[:WARM_UP]
-    return found
+    return found, failed
+
+
+def rate(one: Measured) -> float:
+    """Any will do. An optimizer without a learning rate gets its first share of entries that step."""
+    return one.config.training.lr or 0.95
 
 
 def begun(row: Row, source: Source, data: PreparedData, shared: list[str]) -> Measured:
     """The method with its base, and with the memory of one step on the batch with the most tokens."""
-    torch.manual_seed(0)
     width = [] if 16 in row.widths else ["--bits", str(WIDTH)]
-    config = resolve_run(train_parser().given([*row.flags, *width, *shared]))
+    afterwards = AFTERWARDS if row.name == ROUNDED else ()
+    config = resolve_run(train_parser().given([*row.flags, *width, *afterwards, *shared]))
     device = torch.device(config.compute.device)
     held = start_of_memory(device)
     start = time.perf_counter()
-    model = base_model(source, config, data)
-    quantizing = elapsed(start, device)
-    base_mb = stored_bytes([model]) / 1e6
-    model = prepared(model, config)
-    parameters = dict(model.named_parameters()) if config.adapter_kind is None else adapter_parameters(model)
-    trainer = Trainer(model, parameters, config.training, 0, data.train, data.validation, Path("unused"),
-                      lambda: None, lambda record: None)
-    longest = max(islice(batches(trainer), TIMED), key=lambda rows: sum(len(e.tokens) for e in rows))
-    trainer.take_step(longest, config.training.lr)
-    return Measured(row, config, data, trainer, quantizing, base_mb, peak_since(held, device), [])
+    trainer = trainer_of(Run(Path("unused")), source, config, data)
+    making, trained = elapsed(start, device), sum(p.numel() for p in trainer.parameters.values())
+    base_mb = (stored_bytes([trainer.model]) - (4 * trained if config.adapter_kind else 0)) / 1e6
+    one = Measured(row, config, data, trainer, making, base_mb, None, [])
+    trainer.take_step(max(islice(batches(trainer), TIMED), key=tokens), rate(one))
+    one.peak_mb = peak_since(held, device)
+    return one
+
+
+def tokens(batch: Sequence[Encoded]) -> int:
+    return sum(len(e.tokens) for e in batch)
 
 
 def start_of_memory(device: torch.device) -> int:
