@@ -40,7 +40,8 @@ def methods_tables() -> list[Table]:
     columns = ["method", "bits", "as trained, %", "merged, %", "loss as trained", "loss merged", "merged into",
                "bits a weight, base", "bits a weight, merged", "trainable parameters", "step time / LoRA",
                "peak memory, MB"]
-    return [{"columns": columns, "rows": [[str(row[name]) for name in columns] for row in read("methods_60_steps")["rows"]]}]
+    rows = read("methods_60_steps")["rows"]
+    return [{"columns": columns, "rows": [[str(row[name]) for name in columns] for row in rows]}]
 
 
 def restoration_tables() -> list[Table]:
@@ -134,10 +135,11 @@ def before_and_after_rows(name: str, metrics: tuple[str, ...]) -> list[list[str]
 MADE_BY_SCRIPTS = {"methods_60_steps": methods_tables, "restoration": restoration_tables, "sft_ptq_qlora": sft_tables,
                    "benchmarks": benchmark_tables, "before_and_after": before_and_after_tables}
 PICTURES = {"restoration": ("accuracy against the memory of the weights", "../experiments/results/restoration.png")}
-ORDER = ("main_job", "main_job_history", "methods_60_steps", "full_length", "rounding", "restoration", "restoration_low_lr",
-         "sft_ptq_qlora", "real_model_loading", "real_model_perplexity", "gguf_fine_tuning", "gguf_round_trip",
-         "benchmarks", "before_and_after")
-CELLS = ("methods", "methods_real", "plr", "ptq_qlora", "scale")  # records of experiments/findings.py, where the cells were run
+ORDER = ("main_job", "main_job_history", "methods_60_steps", "full_length", "rounding", "restoration",
+         "restoration_low_lr", "sft_ptq_qlora", "real_model_loading", "real_model_perplexity", "gguf_fine_tuning",
+         "gguf_round_trip", "benchmarks", "before_and_after")
+# records of experiments/findings.py, where the cells were run
+CELLS = ("methods", "methods_real", "plr", "ptq_qlora", "scale")
 FILES = {"before_and_after": ("qlora_sql_create_context", "qlora_gsm8k")}  # where they do not have the section's name
 
 
