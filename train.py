@@ -147,8 +147,13 @@ def how_to_get_out(run: Run) -> str:
 # ---- before any weight is read --------------------------------------------------------------------------------------
 
 def prepare(given: Mapping[str, Any]) -> tuple[Source, RunConfig, PreparedData]:
-    """All that can be wrong is found here, before any weight is read. The run remembers the commit of what the hub
-    holds."""
+    """All that can be wrong is found here, before any weight is read."""
+    source, config = checked(given)
+    return source, config, prepare_data(source, config, calibrates(config))
+
+
+def checked(given: Mapping[str, Any]) -> tuple[Source, RunConfig]:
+    """What was asked for, without its rows. The run remembers the commit of what the hub holds."""
     check_out(given.get("out"))
     config = resolve_run(given)
     config = replace(config, base=replace(config.base, model=pinned(config.base.model)))
@@ -157,9 +162,11 @@ def prepare(given: Mapping[str, Any]) -> tuple[Source, RunConfig, PreparedData]:
     if "lr" not in given:
         config = with_usual_rate(config, source.config.hidden_size)
     check_run(source, config)
-    config = with_pinned_data(config)
-    calibrate = config.base.by_gptq or config.evaluation.requantizes_by_gptq
-    return source, config, prepare_data(source, config, calibrate)
+    return source, with_pinned_data(config)
+
+
+def calibrates(config: RunConfig) -> bool:
+    return config.base.by_gptq or config.evaluation.requantizes_by_gptq
 
 
 def reopened(given: Mapping[str, Any]) -> Run:

@@ -51,6 +51,7 @@ TASKS = ("tests/tasks",)
 OWN = ("tests/tasks/test_messages.py", "tests/tasks/test_own_rows.py", "tests/tasks/test_own_commands.py")
 CHAT = ("tests/model/test_chat_template.py", "tests/model/test_talk.py", "tests/tasks/test_messages.py")
 SCORING = ("tests/scoring",)
+CELLS = ("tests/experiments/test_cells.py", "tests/experiments/test_methods.py")
 EXPORT = ("tests/interop/test_export.py",)
 PEFT = ("tests/interop/test_export_peft.py",)
 CARD = ("tests/interop/test_model_card.py", "tests/interop/test_modelfile.py", "tests/interop/test_push.py")
@@ -164,9 +165,13 @@ MUTANTS = [
     M("gptq-stale-groups", "quant/gptq.py", "quantizer.fit(w[i:i + group].T.contiguous(), layer)",
       "quantizer.fit(weight[:, i:i + group], layer)", QUANT),
     M("gptq-no-feedback-in-the-block", "quant/gptq_columns.py",
-      "w[i + 1:end] -= torch.mul(U[i, i + 1:end, None], error, out=update[i + 1 - start:])", "pass", QUANT),
+      "w[i + 1:] -= torch.mul(U[i, i + 1:, None], error, out=update[i + 1:])", "pass", QUANT),
     M("gptq-no-feedback-beyond-the-block", "quant/gptq_columns.py", "w[end:] -= U[start:end, end:].T @ errors", "pass",
       QUANT),
+    M("recorded-columns-with-the-grids-of-the-first-range", "quant/gptq_recorded.py", "self.group_of[start:end]",
+      "self.group_of[:end - start]", QUANT),
+    M("recorded-columns-keep-the-first-factor", "quant/gptq_recorded.py", "mine.copy_(given)",
+      "mine.copy_(given if given is not U else mine)", QUANT),
     M("gptq-factor-of-fewer-tokens", "quant/gptq.py", "        self.factors.clear()\n", "", QUANT),
     M("dequantize-with-two-roundings", "quant/grid.py", "fused=not exact", "fused=False", QUANT),
     M("dequantize-scale-0-as-positive", "quant/grid.py", "scale.min() > 0 and not offset.any()", "not offset.any()",
@@ -433,6 +438,17 @@ MUTANTS = [
     M("gsm8k-shots-of-another-seed", "tasks/gsm8k.py", "FEWSHOT_SEED = 1234", "FEWSHOT_SEED = 1235", TASKS),
     M("macro-f1-over-written-classes", "tasks/labels.py", "for c in n_gold) / len(n_gold)",
       "for c in n_gold) / len(n_gold | n_written)", TASKS),
+    M("best-rate-is-the-worst", "experiments/cells/plan.py", "done[min(losses, key=losses.__getitem__)]",
+      "done[max(losses, key=losses.__getitem__)]", CELLS),
+    M("best-rate-diverged", "experiments/cells/plan.py",
+      "(loss := done[name][\"training\"][\"best_validation_loss\"]) is not None",
+      "(loss := done[name][\"training\"][\"best_validation_loss\"] or 0.0) is not None", CELLS),
+    M("sixteen-bits-count-as-k", "experiments/claims/method_rows.py", " and key != \"merged-16bit\"", "", CELLS),
+    M("seeds-of-one-row-only", "experiments/claims/method_rows.py",
+      "a.states(which).keys() & b.states(which).keys()", "a.states(which).keys() | b.states(which).keys()", CELLS),
+    M("edge-is-not-said", "experiments/claims/method_rows.py", "in (min(values), max(values))",
+      "in (min(values),)", CELLS),
+    M("slower-gets-more-steps", "experiments/plans/methods.py", "STEPS / ratio", "STEPS * ratio", CELLS),
     M("mcnemar-one-sided", "tasks/significance.py", "min(1.0, 2 * tail / 2 ** n)", "min(1.0, tail / 2 ** n)", TASKS),
     M("bootstrap-not-paired", "tasks/significance.py", "mean_test(a - b, seed)",
       "mean_test(a - np.random.default_rng(0).permutation(b), seed)", TASKS),
