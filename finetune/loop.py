@@ -25,6 +25,8 @@ from model.token_loss import summed_loss_of
 from tasks.batching import collate, epoch_batches, split_list
 from tasks.task import Encoded
 
+Loss = Callable[[nn.Module, Sequence[Encoded]], tuple[Tensor, int]]  # summed over the target tokens, and how many
+
 
 class TrainingDiverged(RuntimeError):
     """A gradient or the validation loss is not finite."""
@@ -38,14 +40,15 @@ def summed_loss(model: nn.Module, examples: Sequence[Encoded]) -> tuple[Tensor, 
 
 
 @torch.no_grad()
-def mean_loss(model: nn.Module, examples: Sequence[Encoded], micro_batch: int) -> float:
-    """Mean over all target tokens of `examples`: the same whatever the batch size.
+def mean_loss(model: nn.Module, examples: Sequence[Encoded], micro_batch: int, objective: Loss | None = None) -> float:
+    """Mean over all target tokens of `examples`: the same whatever the batch size. Of `summed_loss` unless `objective`
+    is given.
 
     Raises NotFinite, with the tensor or the layer that is to blame: NaN is below no other loss, and above none."""
     ordered = sorted(examples, key=lambda e: len(e.tokens))
     total = tokens = 0
     for part in tqdm(split_list(ordered, micro_batch), desc="validation loss", disable=None, leave=False):
-        loss, n = summed_loss(model, part)
+        loss, n = (objective or summed_loss)(model, part)
         total, tokens = total + loss.item(), tokens + n
         if not math.isfinite(total):
             raise NotFinite(f"the validation loss is not a number ({total}): {to_blame(model, part)}")
@@ -61,7 +64,7 @@ def to_blame(model: nn.Module, examples: Sequence[Encoded]) -> str:
 
 class Trainer:
     """The optimizer steps `parameters` only. `keep_best` is called at each new lowest validation loss. `flush_log`:
-    makes what `log` got so far survive a power loss.
+    makes what `log` got so far survive a power loss. `objective`: what is minimised, in the place of `summed_loss`.
 
     `state_file` holds what resuming needs (`training_state.py`)."""
 
@@ -69,7 +72,7 @@ class Trainer:
                  train: list[Encoded], validation: list[Encoded], state_file: Path,
                  keep_best: Callable[[], None], log: Callable[[dict], None],
                  flush_log: Callable[[], None] = lambda: None,
-                 clock: Callable[[], float] = time.monotonic):
+                 clock: Callable[[], float] = time.monotonic, objective: Loss | None = None):
         self.model, self.parameters, self.settings, self.seed = model, parameters, settings, seed
         self.train_set, self.validation_set = train, validation
         self.states, self.keep_best, self.log, self.flush_log = StateFiles(state_file), keep_best, log, flush_log
@@ -81,6 +84,7 @@ class Trainer:
         self.total_steps = settings.steps or settings.epochs * self.per_epoch
         self.step, self.best, self.tokens, self.seconds = 0, math.inf, 0, 0.0
         self.since_best = 0  # validations since the best one
+        self.objective = objective
         self.to_validate = False  # a validation is due after this step, and its loss is not known yet
         self.clock, self.saved_at = clock, clock()
         self.latest, self.validated_in = deque[float](maxlen=50), 0.0  # seconds of steps, and of a validation
@@ -181,7 +185,7 @@ class Trainer:
         """Of a micro-batch; returns its summed loss."""
         if self.recorded:
             return self.recorded(part, n_targets)
-        loss, _ = summed_loss(self.model, part)
+        loss, _ = (self.objective or summed_loss)(self.model, part)
         (loss / n_targets).backward()
         return loss.detach()
 
@@ -194,7 +198,7 @@ class Trainer:
         self.model.eval()
         try:
             with STOP.at_once():
-                loss = mean_loss(self.model, self.validation_set, self.settings.micro_batch)
+                loss = mean_loss(self.model, self.validation_set, self.settings.micro_batch, self.objective)
         except Stopped:
             self._save()
             self._stop()
