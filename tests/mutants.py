@@ -34,6 +34,7 @@ QUANT = ("tests/quant",)
 ADAPTERS = ("tests/adapters",)
 ROUNDED = ("tests/adapters/test_rounded.py", "tests/quant/test_moved.py")
 LOTA, SIGNS = ("tests/adapters/test_lota.py",), ("tests/finetune/test_sign_sgd.py",)
+HELD = ("tests/adapters/test_held.py",)
 LOSS = ("tests/model/test_token_loss.py",)
 LOOP = ("tests/finetune/test_loop.py", "tests/finetune/test_not_finite.py")
 RATES = ("tests/finetune/test_range_test.py", "tests/finetune/test_usual_rate.py")
@@ -274,6 +275,9 @@ MUTANTS = [
       "self.moved(0 * self.adapter.delta_weight().detach())", ROUNDED),
     M("a-rounded-adapter-merges-by-the-rule-of-tiles", "adapters/merge.py", " or adapter.merges_into == CODES:", ":",
       ROUNDED),
+    M("held-bias-in-one-rounding", "adapters/held.py", "self.product(x, None) + self.bias", "self.product(x, self.bias)",
+      HELD),
+    M("held-in-float32-too", "adapters/held.py", "model.dtype == torch.bfloat16", "True", HELD),
     M("held-without-the-moved-codes", "adapters/held.py", "RescaledLinear | RoundedLinear", "RescaledLinear", ROUNDED),
     M("merge-into-is-ignored", "finetune/adapted_model.py",
       "into_codes(adapter) if config.adapter.merge_into else adapter", "adapter", FLAGS),
