@@ -35,7 +35,7 @@ def damaged_weights(model: Llama, used_ids: Collection[int]) -> Iterator[str]:
                 more = f" and {len(rows) - 1} others" if len(rows) > 1 else ""
                 yield f"{name} is not finite in the row of token {rows[0]}{more}"
         else:
-            name = name.replace(".base.", ".")  # as the checkpoint has it, where an adapter stands beside the layer
+            name = name.replace(".base", "")  # as the checkpoint has it: an adapter, or a held weight, has a base
             yield f"{name} holds {int(bad.sum())} values of {tensor.numel()} that are not finite"
 
 

@@ -15,6 +15,7 @@ same worked examples. Shared text is computed once:
 | row | the model's input for a pair: all but the last token. Choices of one token (A, B, C, D) share a row |
 | stem | common start of all rows of a question, up to the first position whose logits are used |
 | `prefix` | common start of all stems of a batch, or nearly all of it |
+| end | what a row has after prefix and stem |
 | `Branch` | keys and values of sequences that extend other sequences |
 
 Where context and continuation are cut, and how long texts are shortened, follows lm-evaluation-harness 0.4.
@@ -30,7 +31,9 @@ from model.padding import pad_right
 from model.tokenizer import Tokenizer
 
 SHORTEST_PREFIX = 16  # tokens; a shorter prefix costs more as a pass of its own than it saves
-PLACES_AT_ONCE = 512  # positions per vocabulary projection: bounds memory by 512 x vocabulary
+TOKENS_AT_ONCE = 384  # of ends that a CPU reads in one pass: ends of near-equal length need little padding
+PLACES_AT_ONCE = 256  # positions per vocabulary projection: bounds memory by 256 x vocabulary
+LOGITS_AT_ONCE = 2 ** 20  # per softmax on a CPU: 4 MB in float32 stay in its cache. 512 x 49,152 logits: 108 to 16 ms
 
 
 @dataclass(frozen=True)
@@ -77,10 +80,10 @@ def log_likelihoods(model: Llama, questions: Sequence[Sequence[Pair]],
                     batch_size: int) -> Iterator[tuple[int, list[float]]]:
     """Yields (index of a question, log-likelihood of each of its pairs), batch by batch.
 
-    A batch holds `batch_size` questions of near-equal length. A prefix is computed once for a batch only if ALL its
-    questions begin with it, and once for two batches only if every batch between them begins with it too. So call this
-    once for each group of questions that begin alike."""
-    length = [max(len(p.context) + len(p.continuation) for p in pairs) for pairs in questions]
+    A batch holds `batch_size` questions, with contexts of near-equal length. A prefix is computed once for a batch only
+    if ALL its questions begin with it, and once for two batches only if every batch between them begins with it too. So
+    call this once for each group of questions that begin alike."""
+    length = [max(len(p.context) for p in pairs) for pairs in questions]
     order = sorted(range(len(questions)), key=length.__getitem__)
     prefix = Prefix([])
     for start in range(0, len(order), batch_size):
@@ -113,16 +116,16 @@ class QuestionBatch:
 
 
 def batch_log_likelihoods(model: Llama, batch: QuestionBatch, prefix: "Prefix") -> list[list[float]]:
-    x, done = last_pass(model, batch, prefix)
-    places, targets, sizes = [], [], []
+    trunk = read_stems(model, batch, prefix)
+    outputs = end_outputs(model, batch, trunk)
+    scored, targets, sizes = [], [], []
     for pairs, chosen in zip(batch.questions, batch.row_of, strict=True):
         for pair, row in zip(pairs, chosen, strict=True):
-            first = len(pair.context) - 1 - done[row]
-            places += [(row, first + j) for j in range(len(pair.continuation))]
+            first = len(pair.context) - 1 - trunk.lengths[row]
+            scored.append(outputs[row][first:first + len(pair.continuation)])
             targets += pair.continuation
             sizes.append(len(pair.continuation))
-    at = torch.tensor(places, device=model.device).unbind(1)
-    log_p = token_log_probabilities(model, x[at], targets).double()
+    log_p = token_log_probabilities(model, torch.cat(scored), targets).double()
     sums = iter(part.sum().item() for part in log_p.split(sizes))
     return [[next(sums) for _ in pairs] for pairs in batch.questions]
 
@@ -190,32 +193,64 @@ def read_prefix(model: Llama, batch: QuestionBatch, before: Prefix) -> Prefix:
     return Prefix(shared, new)
 
 
-def last_pass(model: Llama, batch: QuestionBatch, prefix: Prefix) -> tuple[Tensor, list[int]]:
-    """Outputs of the last decoder layer for the end of each row, (rows, T, hidden_size), padded on the right; and the
-    number of tokens that each row has before that end.
+@dataclass(frozen=True)
+class Trunk:
+    """What the rows of a batch have before their ends."""
+    branch: Branch | None
+    parents: list[int]   # row -> sequence of the branch
+    lengths: list[int]   # row -> its tokens before the end
+    mask: Tensor | None  # real tokens, (sequences of the branch, its length); None: all of them
 
-    Those earlier tokens, of prefix and stem, are in the cache only. If no question has two rows, the stems get no pass
-    of their own."""
-    rows, parents, stems = batch.rows, batch.parents, batch.stems
-    n, trunk, mask = len(prefix.tokens), prefix.branch, None
-    done = [n] * len(rows)
-    if len(rows) > len(stems) and max(map(len, stems)) > n:
-        trunk = Branch(trunk, [0] * len(stems))
-        tokens, real = pad_right([stem[n:] for stem in stems], model.device)
-        # Causality hides the padding from a stem. Rows that extend the stem need the mask.
-        model.hidden(tokens, cache=trunk)
-        done = [len(stems[i]) for i in parents]
-        mask = torch.cat((real.new_ones(len(rows), n), real[parents]), dim=1)
-    else:
-        parents = [0] * len(rows)
-    tokens, real = pad_right([row[start:] for row, start in zip(rows, done, strict=True)], model.device)
-    if mask is not None:
-        mask = torch.cat((mask, torch.ones_like(real)), dim=1)
-    return model.hidden(tokens, mask, Branch(trunk, parents, keep=False)), done
+
+def read_stems(model: Llama, batch: QuestionBatch, prefix: Prefix) -> Trunk:
+    """Stems are padded on the right. If no question has two rows, stems get no pass of their own."""
+    n, stems = len(prefix.tokens), batch.stems
+    if len(batch.rows) == len(stems) or max(map(len, stems)) == n:
+        return Trunk(prefix.branch, [0] * len(batch.rows), [n] * len(batch.rows), None)
+    branch = Branch(prefix.branch, [0] * len(stems))
+    tokens, real = pad_right([stem[n:] for stem in stems], model.device)
+    # Causality hides the padding from a stem. Rows that extend the stem need the mask.
+    model.hidden(tokens, cache=branch)
+    mask = torch.cat((real.new_ones(len(stems), n), real), dim=1)
+    return Trunk(branch, batch.parents, [len(stems[i]) for i in batch.parents], mask)
+
+
+def end_outputs(model: Llama, batch: QuestionBatch, trunk: Trunk) -> list[Tensor]:
+    """Outputs of the last decoder layer for the end of each row, (T, hidden_size) with its padding on the right."""
+    ends = [row[start:] for row, start in zip(batch.rows, trunk.lengths, strict=True)]
+    found: dict[int, Tensor] = {}
+    for rows in passes(list(map(len, ends)), TOKENS_AT_ONCE if model.device.type == "cpu" else None):
+        tokens, mask = pad_right([ends[i] for i in rows], model.device)
+        parents = [trunk.parents[i] for i in rows]
+        if trunk.mask is not None:
+            mask = torch.cat((trunk.mask[parents], torch.ones_like(mask)), dim=1)
+        x = model.hidden(tokens, None if trunk.mask is None else mask, Branch(trunk.branch, parents, keep=False))
+        found.update(zip(rows, x, strict=True))
+    return [found[i] for i in range(len(ends))]
+
+
+def passes(lengths: Sequence[int], tokens: int | None) -> list[list[int]]:
+    """Rows by length, as many together as have at most `tokens` with their padding; None: all.
+
+    `passes([9, 2, 1, 3], 9) -> [[2, 1, 3], [0]]`"""
+    groups: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if groups and (tokens is None or (len(groups[-1]) + 1) * lengths[row] <= tokens):
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return groups
 
 
 def token_log_probabilities(model: Llama, x: Tensor, targets: Sequence[int]) -> Tensor:
     """log softmax(logits of x_i)[target_i], float32 (n,), for outputs of the last decoder layer x (n, hidden_size)."""
     chosen = torch.tensor(targets, device=x.device)
     parts = zip(x.split(PLACES_AT_ONCE), chosen.split(PLACES_AT_ONCE), strict=True)
-    return torch.cat([model.logits(part).float().log_softmax(-1).gather(1, ids[:, None])[:, 0] for part, ids in parts])
+    return torch.cat([chosen_log_softmax(model.logits(part), ids) for part, ids in parts])
+
+
+def chosen_log_softmax(logits: Tensor, ids: Tensor) -> Tensor:
+    """log softmax(logits_i)[ids_i], float32 (n,)."""
+    rows = max(1, LOGITS_AT_ONCE // logits.shape[1]) if logits.is_cpu else len(logits)
+    parts = zip(logits.split(rows), ids.split(rows), strict=True)
+    return torch.cat([part.float().log_softmax(-1).gather(1, i[:, None])[:, 0] for part, i in parts])

@@ -37,6 +37,7 @@ REFITTED = ("tests/adapters/test_scaleoffset.py",)
 DISTILLED = ("tests/finetune/test_distillation.py",)
 ROUNDED = ("tests/adapters/test_rounded.py", "tests/quant/test_moved.py")
 LOTA, SIGNS = ("tests/adapters/test_lota.py",), ("tests/finetune/test_sign_sgd.py",)
+HELD = ("tests/adapters/test_held.py",)
 LOSS = ("tests/model/test_token_loss.py",)
 LOOP = ("tests/finetune/test_loop.py", "tests/finetune/test_not_finite.py")
 RATES = ("tests/finetune/test_range_test.py", "tests/finetune/test_usual_rate.py")
@@ -104,9 +105,9 @@ MUTANTS = [
     M("training-loss-bf16", "model/token_loss.py", "dtype=torch.promote_types(logits.dtype, torch.float32)",
       "dtype=logits.dtype", (*LOOP, *HALF)),
     M("loss-gradient-of-one-part", "model/token_loss.py", "total += grad", "total.copy_(grad)", LOSS),
-    M("log-likelihood-bf16", "model/likelihood.py", "model.logits(part).float().log_softmax",
-      "model.logits(part).log_softmax", (*LIKELY, *HALF)),
-    M("log-likelihood-sums-bf16", "model/likelihood.py", "x[at], targets).double()", "x[at], targets).bfloat16()",
+    M("log-likelihood-bf16", "model/likelihood.py", "part.float().log_softmax", "part.log_softmax",
+      (*LIKELY, *HALF)),
+    M("log-likelihood-sums-bf16", "model/likelihood.py", "targets).double()", "targets).bfloat16()",
       (*LIKELY, *HALF)),
     M("perplexity-sum-bf16", "tasks/perplexity.py", "x, tokens[1:]).double().sum()", "x, tokens[1:]).bfloat16().sum()",
       ("tests/scoring", "tests/model/test_bfloat16.py")),
@@ -307,6 +308,9 @@ MUTANTS = [
       "summed_loss(model, part)", DISTILLED),
     M("another-teacher-than-named", "finetune/distillation.py", "config.training.distill_from or config.base.model",
       "config.base.model", FLAGS),
+    M("held-bias-in-one-rounding", "adapters/held.py", "self.product(x, None) + self.bias",
+      "self.product(x, self.bias)", HELD),
+    M("held-in-float32-too", "adapters/held.py", "model.dtype == torch.bfloat16", "True", HELD),
     M("merge-into-is-ignored", "finetune/adapted_model.py",
       "into_codes(adapter) if config.adapter.merge_into else adapter", "adapter", FLAGS),
     M("a-rounded-adapter-on-another-base", "adapters/restoration.py", "if merge_into == CODES:",
@@ -549,8 +553,10 @@ MUTANTS = [
       "model, gptq_report = load_base(Source(base.model), config.base,", RESTORE),
     M("ratio-adds-norms-not-squares", "adapters/restoration.py", "** 2 for c in changes) ** 0.5", "for c in changes)",
       ADAPTERS),
-    M("continuation-one-place-late", "model/likelihood.py", "first = len(pair.context) - 1 - done[row]",
-      "first = min(len(pair.context) - done[row], len(x[row]) - len(pair.continuation))", LIKELY),
+    M("continuation-one-place-late", "model/likelihood.py", "first = len(pair.context) - 1 - trunk.lengths[row]",
+      "first = min(len(pair.context) - trunk.lengths[row], len(outputs[row]) - len(pair.continuation))", LIKELY),
+    M("ends-after-other-stems", "model/likelihood.py", "parents = [trunk.parents[i] for i in rows]",
+      "parents = trunk.parents[:len(rows)]", LIKELY),
     M("pooling-sums", "adapters/lam.py", "x.unflatten(-1, (-1, lam_in)).mean(-1)",
       "x.unflatten(-1, (-1, lam_in)).sum(-1)", ADAPTERS),
     M("outputs-tiled-not-repeated", "adapters/lam.py", "y.repeat_interleave(lam_out, dim=-1)",

@@ -1,16 +1,17 @@
-"""A model that holds its dequantized weights answers the same bits, and is what it was afterwards."""
+"""A model that holds its weights answers the same bits, and is what it was afterwards."""
 import pytest
 import torch
 
 from adapters import held
 from adapters.adapted import adapter_parameters
-from adapters.held import HeldLinear, dense_weights
+from adapters.held import HeldLinear, PackedLinear, dense_weights, packs
 from finetune.adapted_model import attach_adapters
 from finetune.command_line import train_parser
 from finetune.quantize import quantized_layer
 from finetune.resolve import resolve_run
 from model.checkpoint import random_model
 from model.config import LlamaConfig
+from model.finite import damaged_weights
 from quant import QUANTIZERS
 from quant.linear import QuantLinear
 
@@ -28,6 +29,8 @@ def trained(method: str, dtype: torch.dtype):
     config, model = resolve_run(train_parser().given(flags)), random_model(CONFIG, dtype, seed=1)
     for name, layer in list(model.named_modules()):
         if name.endswith("_proj"):
+            if layer.bias is not None:
+                torch.nn.init.normal_(layer.bias)
             weight = QUANTIZERS[quantizer](4, config.base.block).quantize(layer.weight.detach().float())
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, quantized_layer(layer, weight))
@@ -41,6 +44,18 @@ def trained(method: str, dtype: torch.dtype):
 TOKENS = torch.randint(3, 48, (3, 11), generator=torch.Generator().manual_seed(0))
 
 
+def held_modules(model) -> list:
+    """The modules of a model that are outermost of those which hold weights, and layers of codes that none holds."""
+    held, codes = [], []
+    for name, module in model.named_modules():
+        if isinstance(module, HeldLinear):
+            held.append(name)
+        elif isinstance(module, QuantLinear) and not name.startswith(tuple(f"{one}." for one in held)):
+            codes.append(name)
+    assert not codes
+    return held
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("method", METHODS)
 @torch.no_grad()
@@ -49,10 +64,30 @@ def test_the_same_bits_and_the_same_modules_afterwards(method, dtype, capsys):
     before, modules = model(TOKENS), dict(model.named_modules())
     with dense_weights(model) as holds:
         assert holds and torch.equal(model(TOKENS), before)
-        assert sum(isinstance(m, HeldLinear) for m in model.modules()) == 14
-        assert not any(isinstance(m, QuantLinear) for m in model.modules())
+        assert len(held_modules(model)) == 14 + packs(model)  # and the head, which has no codes
     assert dict(model.named_modules()) == modules and torch.equal(model(TOKENS), before)
-    assert "dequantized weights are held while the model answers: 0 MB" in capsys.readouterr().err
+    assert "weights are held while the model answers, as products read them: 0 MB" in capsys.readouterr().err
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16], ids=str)
+def test_packed_weights_of_16_bits_give_the_same_bits(stored):
+    """A matrix of 16 bits, stored in either type, with a bias in some layers; and the adapter beside it."""
+    model = random_model(CONFIG, stored, seed=1).eval()
+    model.dtype = torch.bfloat16
+    if not packs(model):
+        pytest.skip("this processor does not multiply bfloat16")
+    attach_adapters(model, resolve_run(train_parser().given(["--method", "lora", "--rank", "4"])))
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    before, one = model(TOKENS), model(TOKENS[:1, :1])
+    with dense_weights(model) as holds:
+        assert holds and sum(isinstance(m, PackedLinear) for m in model.modules()) == 15
+        assert torch.equal(model(TOKENS), before) and torch.equal(model(TOKENS[:1, :1]), one)
+        model.get_submodule("model.layers.1.mlp.up_proj.base.base").weight[0, 0] = torch.nan
+        assert next(damaged_weights(model, [])).startswith("model.layers.1.mlp.up_proj.weight holds 1 ")
+        with dense_weights(model) as again:  # nothing is held twice
+            assert not again
 
 
 def test_what_fails_inside_leaves_the_model_as_it_was():
@@ -71,7 +106,7 @@ def test_without_room_the_codes_stay(monkeypatch, capsys):
     assert "they would take 0 MB of 0 that are free" in capsys.readouterr().err
 
 
-def test_a_model_without_codes_is_left_alone(capsys):
+def test_a_model_without_codes_in_float32_is_left_alone(capsys):
     with dense_weights(random_model(CONFIG, torch.float32, seed=1)) as holds:
         assert not holds
     assert capsys.readouterr().err == ""

@@ -10,7 +10,7 @@ from finetune.config import EMBEDDED_BASE
 from model import likelihood
 from model.checkpoint import random_model
 from model.config import LlamaConfig
-from model.likelihood import Pair, common_start, encode_pairs, fitted, log_likelihoods
+from model.likelihood import Pair, common_start, encode_pairs, fitted, log_likelihoods, passes
 from model.llama import Llama
 from model.tokenizer import load_tokenizer
 
@@ -72,10 +72,15 @@ def question_lists(draw):
 
 @pytest.mark.parametrize("attention", MODELS)
 @settings(max_examples=25)
-@given(questions=question_lists(), batch_size=st.sampled_from([1, 2, 64]))
-def test_sharing_changes_nothing(attention, questions, batch_size):
+@given(questions=question_lists(), batch_size=st.sampled_from([1, 2, 64]), at_once=st.sampled_from([1, 20, 512]))
+def test_sharing_changes_nothing(attention, questions, batch_size, at_once):
+    """`at_once`: tokens of ends in a pass, and logits in a softmax."""
     model = MODELS[attention]
-    for pairs, values in zip(questions, scored(model, questions, batch_size), strict=True):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(likelihood, "TOKENS_AT_ONCE", at_once)
+        patch.setattr(likelihood, "LOGITS_AT_ONCE", 48 * at_once)
+        found = scored(model, questions, batch_size)
+    for pairs, values in zip(questions, found, strict=True):
         assert values == pytest.approx([naive(model, pair) for pair in pairs], abs=1e-4)
 
 
@@ -133,6 +138,16 @@ def test_a_prefix_goes_on_from_what_it_shares_with_the_one_before(shared, more, 
     assert values == [pytest.approx([naive(model, pair) for pair in pairs], abs=1e-4) for pairs in questions]
 
 
+def test_ends_of_near_equal_length_share_a_pass(read, monkeypatch):
+    model = MODELS["a window"]
+    assert passes([9, 2, 1, 3], 9) == [[2, 1, 3], [0]] and passes([9, 2, 1, 3], None) == [[2, 1, 3, 0]]
+    monkeypatch.setattr(likelihood, "TOKENS_AT_ONCE", 12)
+    questions = [[Pair([20 + i, 7, 9], [c] * c) for c in (3, 8)] for i in range(3)]
+    values = scored(model, questions)
+    assert read == [(3, 2), (3, 3), (1, 8), (1, 8), (1, 8)]
+    assert values == [pytest.approx([naive(model, pair) for pair in pairs], abs=1e-4) for pairs in questions]
+
+
 def test_only_the_places_that_are_read_go_through_the_vocabulary(monkeypatch):
     read, model = [], MODELS["all that came before"]
     logits = type(model).logits
@@ -151,7 +166,7 @@ def test_the_comparison_notices(damage, monkeypatch):
     model = MODELS["a window" if damage == "window in places" else "all that came before"]
     questions = [[Pair([9 + i, 4] * (1 + 4 * i) + [c], [5, c, 8]) for c in (6, 7)] for i in range(3)]
     if damage == "parents":
-        monkeypatch.setattr(likelihood, "last_pass", lambda m, batch, prefix, real=likelihood.last_pass:
+        monkeypatch.setattr(likelihood, "read_stems", lambda m, batch, prefix, real=likelihood.read_stems:
                             real(m, replace(batch, parents=[0] * len(batch.rows)), prefix))
     elif damage == "mask":
         hidden = type(model).hidden
