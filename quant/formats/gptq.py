@@ -12,8 +12,8 @@
 Version 1 stores zeros - 1, version 2 zeros. `sym` changes nothing in the layout: all zeros are 2^(bits - 1).
 
 In version 1, the zero 0 is stored as 2^bits - 1, and tools disagree on it. GPTQModel takes 1 off each word, not off
-each field, so that a field may borrow from the next one; adding 1 to the words undoes that. AutoGPTQ reads fields, of 2,
-4 and 8 bits as here. So version 1 is written only of symmetric layers, which have no such zero, and version 2 of others.
+each field, so that a field may borrow from the next one; adding 1 to the words undoes that. AutoGPTQ reads fields, at
+2, 4 and 8 bits as here. So version 1 is written only of symmetric layers, which have no such zero; others get version 2.
 
 Transposed and read as bytes, `qweight` is what `quant.packing` packs.
 """
@@ -47,7 +47,6 @@ from quant.grid import Block, Grid
 from quant.linear import QuantLinear
 
 BITS = (2, 3, 4, 8)
-WORD = 32  # outputs whose zeros fill whole words, at any bits
 VERSIONS = {"gptq": 1, "gptq_v2": 2}
 
 
@@ -116,8 +115,9 @@ class GPTQ(StoredFormat):
 
     @classmethod
     def setting_for(cls, stated: Stated) -> IntegerSetting:
-        if stated.D_in % WORD or stated.D_out % WORD:
-            raise ValueError(f"{stated.D_in} inputs and {stated.D_out} outputs do not fill whole words of {WORD} bits")
+        if stated.D_in * stated.bits % 32 or stated.D_out * stated.bits % 32:
+            raise ValueError(f"{stated.D_in} inputs and {stated.D_out} outputs of {stated.bits} bits do not fill whole "
+                             f"words of 32 bits")
         return IntegerSetting.of(stated, "GPTQ", BITS)
 
     @classmethod

@@ -151,6 +151,7 @@ def check_order(layer: str, groups: Tensor | None, D_in: int, n_in: int) -> None
 
 def unpack_rows(words: Tensor, bits: int, n: int) -> Tensor:
     """int32 words, the first code in the lowest bits -> uint8 codes, (rows, n)."""
+    words = F.pad(words, (0, -words.shape[1] % bits)).contiguous()  # `bits` words are 32 codes
     return unpack(words.flatten().view(torch.uint8), bits, (len(words), words.shape[1] * 32 // bits))[:, :n]
 
 

@@ -122,10 +122,6 @@ def test_real_offsets_are_held_only_if_they_are_whole_multiples(kind):
         written(kind, still)
 
 
-def with_offset_of_the_layer(layer: QuantLinear) -> QuantLinear:
-    return layer.with_offset(layer.scale[:1, :1])
-
-
 @pytest.mark.parametrize("kind,layer,message", [
     (GPTQ, (NormalFloat, 4, Block(64, 1)), "levels that are no whole numbers"),
     (CompressedTensors, (NormalFloat, 4, Block(64, 1)), "levels that are no whole numbers"),
@@ -140,19 +136,21 @@ def test_what_has_no_place_is_refused_by_name(kind, layer, message):
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_offset_of_a_symmetric_layer_is_not_dropped(kind):
     layer = layer_of(AbsMax, 4, Block(256, 1))
-    one = QuantLinear(64, 256, layer.codes, Grid(layer.levels, layer.scale[:1].expand(64, 1), layer.scale[:1], layer.block, 4))
+    scale = layer.scale[:1].expand(64, 1)
+    one = QuantLinear(64, 256, layer.codes, Grid(layer.levels, scale, scale[:1], layer.block, 4))
     with pytest.raises(ValueError, match="its offset is not 0"):
         written(kind, one)
 
 
 def test_words_that_are_not_filled_are_refused():
-    layer = QuantLinear.from_weight(AbsMax(4, Block(64, 1)).quantize(torch.randn(40, 64)))
-    with pytest.raises(ValueError, match="64 inputs and 40 outputs do not fill whole words"):
-        written(GPTQ, layer)
-    parts = written(CompressedTensors, QuantLinear.from_weight(IntegerMinMax(4, Block(64, 1)).quantize(torch.randn(44, 64))))[1]
-    assert parts["weight_zero_point"].shape == (6, 1)  # 44 zeros and 4 that are not used
+    def layer(D_out: int, D_in: int, bits: int = 4) -> QuantLinear:
+        return QuantLinear.from_weight(IntegerMinMax(bits, Block(D_in, 1)).quantize(torch.randn(D_out, D_in)))
+    for sizes in ((44, 64), (40, 60), (16, 64, 3)):
+        with pytest.raises(ValueError, match=f"{sizes[1]} inputs and {sizes[0]} outputs of . bits do not fill whole"):
+            written(GPTQ, layer(*sizes))
+    assert written(CompressedTensors, layer(44, 64))[1]["weight_zero_point"].shape == (6, 1)  # 4 zeros are not used
     with pytest.raises(ValueError, match="12 codes of 4 bits do not fill"):
-        written(CompressedTensors, QuantLinear.from_weight(AbsMax(4, Block(12, 1)).quantize(torch.randn(40, 12))))
+        written(CompressedTensors, layer(40, 12))
 
 
 # ---- config.json of whole models
@@ -177,4 +175,5 @@ def test_layers_of_compressed_tensors_may_differ():
     held = settings(CompressedTensors, a=(AbsMax, 4, "32x1"), b=(AbsMax, 4, "32x1"), c=(IntegerMinMax, 8, "rowx1"))
     stated = CompressedTensors.config_of(held, ["d"])["quantization_config"]
     assert [group["targets"] for group in stated["config_groups"].values()] == [["Linear"], ["c"]]
-    assert stated["ignore"] == ["d", "lm_head"] and len(CompressedTensors.of({"quantization_config": stated}).schemes) == 2
+    assert stated["ignore"] == ["d", "lm_head"]
+    assert len(CompressedTensors.of({"quantization_config": stated}).schemes) == 2
