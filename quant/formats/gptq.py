@@ -13,7 +13,7 @@ Version 1 stores zeros - 1, version 2 zeros. `sym` changes nothing in the layout
 
 In version 1, the zero 0 is stored as 2^bits - 1, and tools disagree on it. GPTQModel takes 1 off each word, not off
 each field, so that a field may borrow from the next one; adding 1 to the words undoes that. AutoGPTQ reads fields, at
-2, 4 and 8 bits as here. So version 1 is written only of symmetric layers, which have no such zero; others get version 2.
+2, 4 and 8 bits as here. So version 1 is written only of symmetric layers, which have no such zero; others get 2.
 
 Transposed and read as bytes, `qweight` is what `quant.packing` packs.
 """
