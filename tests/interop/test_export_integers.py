@@ -12,7 +12,7 @@ from adapters.peft_in import attach_peft, read_peft
 from model.checkpoint import load_config, load_model, random_model, save_model, weight_files
 from model.config_json import config_to_json
 from model.files import read_json, write_json
-from model.tokenizer import copy_tokenizer
+from model.tokenizer_files import copy_tokenizer
 from quant.linear import QuantLinear
 from tests.cli import FEW, call
 from tests.export_runs import as_trained, difference, export, made_run, refusal
