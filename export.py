@@ -6,6 +6,8 @@
     python export.py runs/x --format gguf --to x.gguf                        # the k-bit model: codes as they are
     python export.py runs/x --format gguf --dtype float16 --to x.gguf        # dense
     python export.py runs/x --format mlx --to DIR                            # the k-bit model, for mlx-lm
+    python export.py runs/x --format compressed-tensors --to DIR             # for vLLM and transformers; also gptq
+    python export.py runs/x --format peft --base-format gptq --to DIR        # adapter, and k-bit base in DIR/base
     python export.py runs/x/merged --format gguf --to x.gguf                 # a model directory that is a result itself
     python export.py runs/x --format gguf --to x.gguf --push org/name        # and to the Hugging Face hub, private
 
@@ -29,10 +31,11 @@ from interop.hand_over import check_target, hand_over
 from interop.hugging_face import SafetensorsExport
 from interop.peft import PEFTExport
 from interop.push import Destination
-from interop.stored_format import MLXExport
+from interop.stored_format import INTEGER_FORMATS, MLXExport
 from interop.trained import Trained
 
-FORMATS = {export.name: export for export in (SafetensorsExport, PEFTExport, GGUFExport, MLXExport)}
+FORMATS = {export.name: export for export in (SafetensorsExport, PEFTExport, GGUFExport, MLXExport,
+                                              *INTEGER_FORMATS.values())}
 
 
 def export_parser() -> Parser:
@@ -44,7 +47,11 @@ def export_parser() -> Parser:
         help="write to this new directory; for gguf, a new file NAME.gguf")
     add("--dtype", choices=DTYPES,
         help="store dense weights in this type (default: safetensors, the base's type, or bfloat16 if that is float32; "
-             "gguf and mlx, codes stay codes; peft, float32 for the base in PLACE/base)")
+             "k-bit formats, each keeps its type; peft, float32 for the base in PLACE/base). Scales and offsets get it "
+             "too (default: gptq and compressed-tensors, 16 bits; mlx, what holds them exactly)")
+    add("--base-format", choices=INTEGER_FORMATS,
+        help="peft: keep the codes of the base in PLACE/base, in this format, for vLLM's --enable-lora (default: "
+             "dequantize them)")
     add("--allow-loss", action="store_true",
         help="export even if rounding takes most of what was trained; without it, such an export is refused")
     add("--push", metavar="ORG/NAME",
@@ -60,7 +67,10 @@ def export(given: Given, work: Work) -> None:
     sweep_locks(to.parent, lock)
     check_target(to, kind.is_directory)
     trained = Trained.at(given["run"])
-    exported = kind(trained, to, given.get("dtype"))
+    if "base_format" in given and kind is not PEFTExport:
+        raise ValueError(f"--base-format {given['base_format']} goes with --format peft only")
+    more = {"base_format": given["base_format"]} if "base_format" in given else {}
+    exported = kind(trained, to, given.get("dtype"), **more)
     if "public" in given and "push" not in given:
         raise ValueError("--public goes with --push only")
     destination = Destination.prepared(given["push"], "public" in given) if "push" in given else None
@@ -79,8 +89,8 @@ def export(given: Given, work: Work) -> None:
 
 def options_of(given: Given) -> tuple[str, ...]:
     """The flags that change what is written, as they were typed."""
-    dtype = (f"--dtype {given['dtype']}",) if "dtype" in given else ()
-    return (*dtype, "--allow-loss") if "allow_loss" in given else dtype
+    values = [f"--{name.replace('_', '-')} {given[name]}" for name in ("base_format", "dtype") if name in given]
+    return (*values, "--allow-loss") if "allow_loss" in given else tuple(values)
 
 
 def main() -> None:

@@ -36,6 +36,7 @@ from model.gguf_reader import GGUFWeights, read_gguf
 from model.llama import Llama
 from model.rotary import llama3_frequencies, rotary_frequencies
 from model.stored_names import joined_names
+from quant.formats.stored import NONE
 from quant.gguf_blocks import BLOCK_TYPES, fitting_type, in_file_blocks, stored_rows
 from quant.gguf_superblocks import SUPERBLOCK_TYPES
 from quant.grid import QuantizedWeight
@@ -195,7 +196,9 @@ def types_of_codes(trained: Trained) -> dict[str, str]:
                 return kind
             check_merge_fits(kind, codes.target)
         codes.check_merges()
-        return fitting_type(codes.grid.levels, codes.grid.bits, codes.grid.block, codes.has_offset)
+        stated = codes.stated
+        has_offset = stated.offset != NONE or codes.gains_offset
+        return fitting_type(stated.values(), stated.bits, stated.block, has_offset)
     return {name: kind for name, kind in fitting_codes(trained, type_of, INSTEAD).items() if kind}
 
 

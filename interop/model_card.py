@@ -23,9 +23,11 @@ from tasks import TASKS
 from tasks.hub_data import HubData
 
 CARD = "README.md"
-LIBRARIES = {"safetensors": "transformers", "peft": "peft", "mlx": "mlx"}  # what loads a format
+LIBRARIES = {"safetensors": "transformers", "peft": "peft", "mlx": "mlx", "gptq": "transformers",
+             "compressed-tensors": "transformers"}  # what loads a format
 WHAT = {"safetensors": "the merged model", "peft": "the adapter, as a plain LoRA", "gguf": "for llama.cpp",
-        "mlx": "for mlx-lm"}
+        "mlx": "for mlx-lm", "gptq": "its codes in the format of GPTQ",
+        "compressed-tensors": "its codes in the format of compressed-tensors"}
 ABSOLUTE = re.compile(r"(?<![\w:/.<])/(?:[^\s/'\"`()|]+/)+")  # the directories of an absolute path
 
 

@@ -18,7 +18,7 @@ load a base of codes from this project's files. Such a base is exported dequanti
 adapter_config.json names it. Its type is float32 unless --dtype names another: no smaller type holds a dequantized
 weight exactly. (A 4-bit nf base of block 64 without --double-quant equals, bit for bit, what bitsandbytes makes of the
 original checkpoint. For serving with bitsandbytes, adapter_config.json may name the original, and PLACE/base is not
-needed.)
+needed.) With --base-format, PLACE/base holds the codes as they are, in a format that vLLM and transformers read.
 """
 import math
 from collections import Counter
@@ -34,6 +34,7 @@ from finetune.config import DTYPES
 from finetune.run import is_run
 from finetune.source import load_run_base
 from interop.hugging_face import read_model, write_model
+from interop.stored_format import INTEGER_FORMATS, VLLM
 from interop.trained import Trained
 from model.checksums import write_sums
 from model.files import write_json
@@ -43,15 +44,17 @@ from model.stored_names import joined_layers
 from model.tensor_files import name_of, write_safetensors
 
 PRODUCTS = 1e-4  # of a tensor's largest value: B A and the run's own delta_W are rounded differently
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM 0.33, MaxLoRARanks
 CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "base"
 
 
 class PEFTExport:
     name, is_directory = "peft", True
 
-    def __init__(self, trained: Trained, to: Path, dtype: str | None):
-        """dtype: of the base in PLACE/base; None for float32. Raises ValueError if the run has no additive adapter, and
-        for a dtype if the base is the original. Reads headers only."""
+    def __init__(self, trained: Trained, to: Path, dtype: str | None, base_format: str | None = None):
+        """dtype: of the base in PLACE/base; None for float32. base_format: that in which PLACE/base holds codes; None
+        for dense weights. Raises ValueError if the run has no additive adapter, for a dtype or format if the base is
+        the original, and for codes that the format does not hold. Reads headers only."""
         if trained.adapter_name is None:
             raise ValueError(f"{trained.path} has no adapter, so --format peft has nothing to write: "
                              f"use --format safetensors")
@@ -66,10 +69,12 @@ class PEFTExport:
                              f"with --format safetensors, gguf or mlx")
         self.trained, self.to = trained, to
         self.original = original_base(trained)
-        if self.original and dtype:
-            raise ValueError(f"--dtype {dtype} is for a base that is exported with its adapter; this adapter uses the "
-                             f"original base, {self.original}: leave --dtype out")
-        self.dtype = DTYPES[dtype or "float32"]
+        for flag, value in (("--dtype", dtype), ("--base-format", base_format)):
+            if self.original and value:
+                raise ValueError(f"{flag} {value} is for a base that is exported with its adapter; this adapter uses "
+                                 f"the original base, {self.original}: leave {flag} out")
+        self.codes = INTEGER_FORMATS[base_format](trained, to / BASE, dtype, merged=False) if base_format else None
+        self.dtype = DTYPES[dtype or ("float16" if base_format else "float32")]
         self.tolerance = max(PRODUCTS, 4 * torch.finfo(self.dtype).eps)
 
     def write(self, model: Llama, place: Path) -> dict:
@@ -86,11 +91,20 @@ class PEFTExport:
         facts = {"rank": "; ".join(f"{rank} ({', '.join(names)})" for rank, names in kinds.items())}
         if self.original:
             return {**facts, "base": f"{self.original}, the original"}
+        return {**facts, **self.write_base(place / BASE, max(ranks.values()))}
+
+    def write_base(self, place: Path, rank: int) -> dict:
+        """rank: the largest of the adapter, for vLLM's command line."""
         base = load_base(self.trained)
-        write_model(self.trained, base, self.dtype, place / BASE)
-        write_sums(place / BASE)
-        said = f"{self.to / BASE}, dequantized to {name_of(self.dtype)}: load the adapter with this base"
-        return {**facts, "base": said}
+        if self.codes:
+            facts, form = self.codes.write(base, place), f"its codes as {self.codes.name}"
+            facts[VLLM] = self.codes.served("--enable-lora", f"--max-lora-rank {vllm_rank(rank)}",
+                                            f"--lora-modules {self.trained.path.name}={self.to}")
+        else:
+            write_model(self.trained, base, self.dtype, place)
+            facts, form = {}, f"dequantized to {name_of(self.dtype)}"
+        write_sums(place)
+        return {**facts, "base": f"{self.to / BASE}, {form}: load the adapter with this base"}
 
     @property
     def rslora(self) -> bool:
@@ -152,6 +166,11 @@ def joined_factors(model: Llama, parts: tuple[str, ...], layers: dict) -> tuple[
         else:
             Bs.append(torch.zeros(model.get_submodule(part).out_features, 0))
     return torch.cat(As), torch.block_diag(*(B.float() for B in Bs)), scaling
+
+
+def vllm_rank(rank: int) -> int:
+    """The smallest value of vLLM's --max-lora-rank that is enough; the rank itself if none is."""
+    return next((most for most in VLLM_RANKS if most >= rank), rank)
 
 
 def whole(alpha: float) -> float | int:

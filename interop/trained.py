@@ -1,7 +1,7 @@
 """What is exported: a run as trained, or a model directory or GGUF file that is itself a result, such as RUN/merged."""
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -16,18 +16,11 @@ from finetune.checks import planned_run
 from finetune.config import Place
 from finetune.run import Run, is_run, open_run
 from finetune.source import Source, check_fingerprint, check_trained, load_trained, note_another
-from model.checkpoint import (
-    StoredGrid,
-    empty_model,
-    load_config,
-    open_weights,
-    quantized_layers,
-    stored_grids,
-    weight_files,
-)
+from model.checkpoint import empty_model, load_config, open_weights, quantized_layers, stored_grids, weight_files
 from model.config import LlamaConfig
 from model.gguf_reader import is_gguf
 from model.llama import Llama
+from quant.formats.stored import Stated
 from quant.linear import QuantLinear
 
 T = TypeVar("T")
@@ -168,13 +161,13 @@ class Trained:
 class PlannedCodes:
     """A layer that holds codes, and where its adapter goes in them."""
     name: str
-    grid: StoredGrid            # its block as numbers
-    target: MergeTarget | None  # None: no adapter
+    stated: Stated              # before the merge
+    target: MergeTarget | None  # None: no adapter that merges
 
     @property
-    def has_offset(self) -> bool:
-        """After the merge."""
-        return self.grid.has_offset or self.target is not None and "offset" in self.target.into
+    def gains_offset(self) -> bool:
+        """The adapter merges into the offset, whose values are then any numbers."""
+        return self.target is not None and "offset" in self.target.into
 
     def check_merges(self) -> None:
         """Raises MergeRefused, with the layer and the reason, for an adapter that does not merge into k bits."""
@@ -182,17 +175,20 @@ class PlannedCodes:
             raise MergeRefused(f"layer {self.name}: {self.target.reason}")
 
 
-def fitting_codes(trained: Trained, fit: Callable[[PlannedCodes], T], instead: str) -> dict[str, T]:
+def fitting_codes(trained: Trained, fit: Callable[[PlannedCodes], T], instead: str,
+                  merged: bool = True) -> dict[str, T]:
     """What `fit` makes of each layer that holds codes. Raises ValueError for one that `fit` refuses: with the run, the
-    layer, and what to do instead. Reads headers only."""
+    layer, and what to do instead. Reads headers only. merged: with its adapter, if it has one; False for the base."""
     planned = trained.planned() if trained.adapted else empty_model(trained.config, torch.float32)
     found = {}
     for name, grid in stored_grids(trained.code_files, trained.quantized()).items():
         layer = planned.get_submodule(name)
         adapted = isinstance(layer, AdaptedLinear)
         target, base = (merge_target(layer.base, layer.adapter), layer.base) if adapted else (None, layer)
+        stated = Stated(base.out_features, base.in_features, grid.bits, grid.block.in_layer(base.in_features),
+                        grid.offset, grid.levels)
         try:
-            found[name] = fit(PlannedCodes(name, replace(grid, block=grid.block.in_layer(base.in_features)), target))
+            found[name] = fit(PlannedCodes(name, stated, target if merged else None))
         except ValueError as error:
             where = "" if name in str(error) else f"layer {name}: "
             raise ValueError(f"{trained.path}: {where}{error}. {instead}") from None

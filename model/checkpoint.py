@@ -26,6 +26,7 @@ from model.stored_checkpoint import StoredWeights, stored_format
 from model.stored_names import Stored, places
 from model.tensor_files import open_safetensors, write_safetensors
 from quant.factors import OUTER_BLOCK, DoubleQuantized, ZeroPoints
+from quant.formats.stored import EACH, INTEGER, NONE
 from quant.grid import Block, Grid
 from quant.linear import QuantLinear
 from quant.packing import packed_bytes, word_shape
@@ -409,7 +410,7 @@ class StoredGrid:
     bits: int
     block: Block
     levels: Tensor
-    has_offset: bool  # one per block; False: one for the whole layer
+    offset: str  # EACH, INTEGER or NONE of quant.formats.stored
 
 
 def stored_grids(files: list[Path], names: Collection[str]) -> dict[str, StoredGrid]:
@@ -417,6 +418,8 @@ def stored_grids(files: list[Path], names: Collection[str]) -> dict[str, StoredG
     weights = open_checkpoint(files)
 
     def grid(name: str) -> StoredGrid:
-        stated, has_offset = weights.quantized[name], weights.shapes.get(f"{name}.offset") != (1, 1)
-        return StoredGrid(stated["bits"], Block.parse(stated["block"]), weights.levels(name), has_offset)
+        stated, shapes = weights.quantized[name], weights.shapes
+        integers, one = f"{name}.offset.zero" in shapes, shapes.get(f"{name}.offset") == (1, 1)
+        offset = INTEGER if integers else NONE if one else EACH
+        return StoredGrid(stated["bits"], Block.parse(stated["block"]), weights.levels(name), offset)
     return {name: grid(name) for name in names}

@@ -63,6 +63,7 @@ GGUF = ("tests/interop/test_export_gguf.py", "tests/quant/test_gguf_blocks.py")
 TOKENIZER = ("tests/model/test_added_tokens.py", "tests/interop/test_export.py", "tests/model/test_hub.py",
              "tests/interop/test_export_tokenizer.py")
 HUB = ("tests/model/test_hub.py",)
+INTEGERS = ("tests/quant/test_integer_formats.py",)
 LOST = ("tests/interop/test_lost.py",)
 JUDGING = ("tests/judging",)
 STANDS = ("tests/scripts/test_a_run_stands_alone.py",)
@@ -315,6 +316,16 @@ MUTANTS = [
       "into_codes(adapter) if config.adapter.merge_into else adapter", "adapter", FLAGS),
     M("a-rounded-adapter-on-another-base", "adapters/restoration.py", "if merge_into == CODES:",
       "if merge_into is kind:", ROUNDED),
+    M("integers-beside-real-offsets", "quant/formats/integers.py",
+      "if not torch.equal(-scale * zeros, offset.expand_as(scale)):", "if False:", INTEGERS),
+    M("symmetric-codes-not-shifted", "quant/formats/integers.py", "shift = half + low if low < 0 else 0", "shift = 0",
+      INTEGERS),
+    M("gptq-v1-stores-the-zeros", "quant/formats/gptq.py", "- int(self.version == 1)", "- 0", INTEGERS),
+    M("gptq-v1-for-any-zeros", "quant/formats/gptq.py", '"gptq" if symmetric else "gptq_v2"', '"gptq"', INTEGERS),
+    M("gptqmodel-zeros-read-by-fields", "quant/formats/gptq.py", "if self.by_words else 0", "if False else 0",
+      ("tests/quant/test_prebuilt_goldens.py",)),
+    M("merged-offsets-in-integer-formats", "interop/stored_format.py",
+      "if codes.gains_offset and not kind.real_offsets:", "if False:", ("tests/interop/test_export_integers.py",)),
     M("a-rounded-adapter-as-a-lora", "interop/peft.py", "if trained.run.config.adapter.merge_into:", "if False:",
       ("tests/interop/test_export_codes.py",)),
     M("moved-codes-in-a-k-type", "interop/gguf_writer.py", "self.rows_of_heads(merged.moved(model, part), part, model)",

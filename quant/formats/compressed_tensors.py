@@ -17,13 +17,15 @@ The library counts codes and zeros from -2^(bits - 1), and adds 2^(bits - 1) to 
 bytes, `weight_packed` is what `quant.packing` packs. config.json states `config_groups`; a layer's bits and group
 follow from its shapes, and must be those of one of the groups.
 """
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from quant.factors import ZeroPoints
+from quant.formats.integers import Integers, IntegerSetting
 from quant.formats.stored import (
     CONFIG,
     FLOATS,
@@ -34,15 +36,19 @@ from quant.formats.stored import (
     check_order,
     check_shapes,
     group_size,
+    in_type,
     levels_of,
+    of_16_bits,
     one_of,
+    pack_rows,
     settings_by,
+    stated_of,
     unpack_rows,
 )
 from quant.grid import Block, Grid
 from quant.linear import QuantLinear
 
-BITS = (4, 8)
+BITS = (2, 3, 4, 5, 6, 8)
 LAYOUT = "pack-quantized"
 UNREAD = ("kv_cache_scheme", "sparsity_config", "transform_config")  # of the model
 ACTIVATIONS = ("input_activations", "output_activations")            # of a group
@@ -77,6 +83,11 @@ class Scheme:
     def n_in(self, D_in: int) -> int:
         return self.group_size or D_in
 
+    def to_json(self, targets: list[str]) -> dict:
+        weights = {"num_bits": self.bits, "type": "int", "symmetric": self.symmetric, "group_size": self.group_size,
+                   "strategy": "group" if self.group_size else "channel", "dynamic": False}
+        return {"targets": targets, "weights": weights, "input_activations": None, "output_activations": None}
+
 
 @dataclass(frozen=True)
 class CompressedTensors(StoredFormat):
@@ -85,6 +96,7 @@ class CompressedTensors(StoredFormat):
     parts = {"weight_packed": ("I32",), "weight_scale": FLOATS, "weight_shape": ("I64", "I32")}
     optional = {"weight_zero_point": ("I32",), "weight_g_idx": ("I32",)}
     small = ("weight_shape", "weight_g_idx")
+    real_offsets = False
 
     @classmethod
     def of(cls, config: dict) -> "CompressedTensors | None":
@@ -108,21 +120,25 @@ class CompressedTensors(StoredFormat):
             raise ValueError(f"{layer}: weight_shape is {sizes[:4]}, and weight_packed has the shape {list(words)}; "
                              f"they must be D_out, D_in and (D_out, D_in * bits / 32)")
         D_out, D_in = sizes
-        symmetric = "weight_zero_point" not in shapes
-        scheme = next((scheme for scheme in self.schemes if words[1] * 32 == D_in * scheme.bits
-                       and shapes["weight_scale"] == (D_out, D_in // scheme.n_in(D_in))
-                       and scheme.symmetric == symmetric), None)
-        if scheme is None:
-            raise ValueError(f"{layer}: {D_out} x {D_in} weights in {list(words)} words with scales of "
-                             f"{list(shapes['weight_scale'])}, {'without' if symmetric else 'with'} zero points, are "
-                             f"none of the stated config_groups: {', '.join(map(str, self.schemes))}")
+        scheme = self.scheme_for(layer, shapes, D_out, D_in)
         bits, n_in = scheme.bits, scheme.n_in(D_in)
         check_order(layer, small.get("weight_g_idx"), D_in, n_in)
-        if symmetric:
+        if scheme.symmetric:
             return Stated(D_out, D_in, bits, Block(n_in, 1), NONE, levels_of(bits) - 2 ** (bits - 1))
         check_shapes(layer, shapes, {"weight_zero_point": (-(-D_out * bits // 32), D_in // n_in)},
                      f"{D_out} outputs and {D_in // n_in} groups of {bits} bits")
         return Stated(D_out, D_in, bits, Block(n_in, 1), INTEGER)
+
+    def scheme_for(self, layer: str, shapes: dict[str, tuple[int, ...]], D_out: int, D_in: int) -> Scheme:
+        """The config group that these shapes fit. Raises ValueError, with the layer, if none does."""
+        words, scales, symmetric = shapes["weight_packed"], shapes["weight_scale"], "weight_zero_point" not in shapes
+        for scheme in self.schemes:
+            if (words[1] * 32, scales, symmetric) == (D_in * scheme.bits, (D_out, D_in // scheme.n_in(D_in)),
+                                                      scheme.symmetric):
+                return scheme
+        raise ValueError(f"{layer}: {D_out} x {D_in} weights in {list(words)} words with scales of {list(scales)}, "
+                         f"{'without' if symmetric else 'with'} zero points, are none of the stated config_groups: "
+                         f"{', '.join(map(str, self.schemes))}")
 
     def read(self, stated: Stated, parts: dict[str, Tensor]) -> QuantLinear:
         offset: Tensor | ZeroPoints = torch.zeros(1, 1)
@@ -132,3 +148,32 @@ class CompressedTensors(StoredFormat):
         codes = parts["weight_packed"].flatten().view(torch.uint8)
         grid = Grid(stated.values(), parts["weight_scale"], offset, stated.block, stated.bits)
         return QuantLinear(stated.D_out, stated.D_in, codes, grid)
+
+    # ---- writing
+
+    @classmethod
+    def setting_for(cls, stated: Stated) -> Scheme:
+        setting = IntegerSetting.of(stated, cls.name, BITS)
+        if stated.D_in * stated.bits % 32:
+            raise ValueError(f"{stated.D_in} codes of {stated.bits} bits do not fill whole words of 32 bits")
+        return Scheme(stated.bits, None if setting.whole_rows else setting.group, setting.symmetric)
+
+    @classmethod
+    def config_of(cls, settings: dict[str, Scheme], dense: Sequence[str] = ()) -> dict:
+        """The usual scheme is for every linear layer; layers with another one are named. lm_head is a linear layer of
+        transformers also if the file has none of its own."""
+        usual, *others = (scheme for scheme, _ in Counter(settings.values()).most_common())
+        groups = {"group_0": usual.to_json(["Linear"])}
+        for i, scheme in enumerate(others, 1):
+            groups[f"group_{i}"] = scheme.to_json([name for name, other in settings.items() if other == scheme])
+        ignore = [*dense, *({"lm_head"} - {*dense, *settings})]
+        return {CONFIG: {"quant_method": cls.name, "format": LAYOUT, "quantization_status": "compressed",
+                         "config_groups": groups, "ignore": ignore}}
+
+    def write(self, name: str, layer: QuantLinear, dtype: torch.dtype | None) -> dict[str, Tensor]:
+        """The usual type of scales has 16 bits."""
+        scheme = self.setting_for(stated_of(layer))
+        held = Integers.of(layer, scheme.group_size, scheme.symmetric)
+        zeros = {} if scheme.symmetric else {"weight_zero_point": pack_rows(held.zeros.T, scheme.bits).T.contiguous()}
+        return {"weight_packed": pack_rows(held.codes, scheme.bits), "weight_shape": torch.tensor(held.codes.shape),
+                **in_type({"weight_scale": held.scale.contiguous()}, dtype or of_16_bits(layer)), **zeros}

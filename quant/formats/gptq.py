@@ -9,18 +9,23 @@
 | `NAME.scales` | float16, bfloat16 or float32 | (D_in / group_size, D_out) |
 | `NAME.g_idx` | int32 | (D_in,): the group of each input |
 
-Version 1 stores zeros - 1, version 2 zeros. In version 1, the zero 0 is stored as 2^bits - 1: AutoGPTQ and this reader
-take it back to 0, some kernels to 2^bits. `sym` changes nothing in the layout: all zeros are 2^(bits - 1).
+Version 1 stores zeros - 1, version 2 zeros. `sym` changes nothing in the layout: all zeros are 2^(bits - 1).
+
+In version 1, the zero 0 is stored as 2^bits - 1, and tools disagree on it. GPTQModel takes 1 off each word, not off
+each field, so that a field may borrow from the next one; adding 1 to the words undoes that. AutoGPTQ reads fields, at
+2, 4 and 8 bits as here. So version 1 is written only of symmetric layers, which have no such zero; others get 2.
 
 Transposed and read as bytes, `qweight` is what `quant.packing` packs.
 """
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from quant.factors import ZeroPoints
+from quant.formats.integers import Integers, IntegerSetting
 from quant.formats.stored import (
     CONFIG,
     FLOATS,
@@ -30,8 +35,11 @@ from quant.formats.stored import (
     check_order,
     check_shapes,
     group_size,
+    in_type,
     levels_of,
+    of_16_bits,
     one_of,
+    pack_rows,
     settings_by,
     unpack_rows,
 )
@@ -48,10 +56,13 @@ class GPTQ(StoredFormat):
     group_size: int | None  # None: all inputs
     desc_act: bool
     version: int
+    symmetric: bool
+    by_words: bool = False  # version 1, whose zeros - 1 were made word by word
     name = "gptq"
     parts = {"qweight": ("I32",), "qzeros": ("I32",), "scales": FLOATS}
     optional = {"g_idx": ("I32",)}
     small = ("g_idx",)
+    real_offsets = False
 
     @classmethod
     def of(cls, config: dict) -> "GPTQ | None":
@@ -68,7 +79,10 @@ class GPTQ(StoredFormat):
             raise ValueError(f"{CONFIG}: dynamic states sizes of single layers, which are not read; only layers that "
                              f"stay dense (-:NAME) are")
         desc_act = one_of(stated, "desc_act", (False, True), usual=False)
-        return cls(one_of(stated, "bits", BITS), group_size(stated), desc_act, version)
+        bits, symmetric = one_of(stated, "bits", BITS), stated.get("sym") is True
+        meta = stated.get("meta")
+        by_words = bits != 3 and "gptqmodel" in str(meta.get("quantizer") if isinstance(meta, dict) else "").lower()
+        return cls(bits, group_size(stated), desc_act, version, symmetric, by_words)
 
     def stated(self, layer: str, shapes: dict[str, tuple[int, ...]], small: Mapping[str, Tensor]) -> Stated:
         words, scales, bits = shapes["qweight"], shapes["scales"], self.bits
@@ -89,9 +103,42 @@ class GPTQ(StoredFormat):
 
     def read(self, stated: Stated, parts: dict[str, Tensor]) -> QuantLinear:
         codes = parts["qweight"].T.flatten().view(torch.uint8)
-        zeros = unpack_rows(parts["qzeros"], stated.bits, stated.D_out)
-        if self.version == 1:
+        each = sum(1 << i for i in range(0, 32, stated.bits)) if self.by_words else 0
+        zeros = unpack_rows(parts["qzeros"] + each * (self.version == 1), stated.bits, stated.D_out)
+        if self.version == 1 and not self.by_words:
             zeros = zeros + 1 & 2 ** stated.bits - 1
         grid = Grid(levels_of(stated.bits), parts["scales"].T.contiguous(), ZeroPoints.of(zeros.T, stated.bits),
                     stated.block, stated.bits)
         return QuantLinear(stated.D_out, stated.D_in, codes, grid)
+
+    # ---- writing
+
+    @classmethod
+    def setting_for(cls, stated: Stated) -> IntegerSetting:
+        if stated.D_in * stated.bits % 32 or stated.D_out * stated.bits % 32:
+            raise ValueError(f"{stated.D_in} inputs and {stated.D_out} outputs of {stated.bits} bits do not fill whole "
+                             f"words of 32 bits")
+        return IntegerSetting.of(stated, "GPTQ", BITS)
+
+    @classmethod
+    def config_of(cls, settings: dict[str, IntegerSetting], dense: Sequence[str] = ()) -> dict:
+        """Layers of different sizes are refused: `dynamic` would state them, but few readers read it."""
+        whole = all(setting.whole_rows for setting in settings.values())
+        sizes = {name: (setting.bits, -1 if whole else setting.group) for name, setting in settings.items()}
+        (first, size), *others = sizes.items()
+        if different := [f"{name}: {bits} bits in groups of {group}" for name, (bits, group) in others
+                         if (bits, group) != size]:
+            raise ValueError(f"GPTQ has one number of bits and one group for all layers, but {first} has {size[0]} "
+                             f"bits in groups of {size[1]}, {different[0]}")
+        symmetric = all(setting.symmetric for setting in settings.values())
+        stated = {"quant_method": cls.name, "bits": size[0], "group_size": size[1], "sym": symmetric, "desc_act": False,
+                  "checkpoint_format": "gptq" if symmetric else "gptq_v2", "lm_head": False}
+        return {CONFIG: stated | ({"dynamic": {f"-:{re.escape(name)}$": {} for name in dense}} if dense else {})}
+
+    def write(self, name: str, layer: QuantLinear, dtype: torch.dtype | None) -> dict[str, Tensor]:
+        """The usual type of scales has 16 bits."""
+        held = Integers.of(layer, self.group_size, self.symmetric)
+        groups = torch.arange(layer.in_features, dtype=torch.int32) // (self.group_size or layer.in_features)
+        zeros = held.zeros.T - int(self.version == 1)
+        return {"qweight": pack_rows(held.codes, self.bits).T.contiguous(), "qzeros": pack_rows(zeros, self.bits),
+                **in_type({"scales": held.scale.T.contiguous()}, dtype or of_16_bits(layer)), "g_idx": groups}

@@ -11,18 +11,28 @@ Read as bytes, `weight` is what `quant.packing` packs. config.json states `quant
 sizes for single layers by their name. A layer that stays dense has no `scales`.
 """
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from quant.formats.stored import FLOATS, Stated, StoredFormat, affine_factors, affine_low, in_one_type, levels_of
+from quant.formats.stored import (
+    FLOATS,
+    GROUPS,
+    Stated,
+    StoredFormat,
+    affine_factors,
+    affine_low,
+    group_of,
+    in_type,
+    levels_of,
+    smallest_type,
+)
 from quant.grid import Block, Grid
 from quant.linear import QuantLinear
 
 KEYS = ("quantization", "quantization_config")  # mlx-lm writes the same object under both
-GROUPS = (128, 64, 32)
 BITS = (2, 3, 4, 5, 6, 8)
 
 
@@ -88,30 +98,30 @@ class MLX(StoredFormat):
     # ---- writing
 
     @classmethod
-    def setting_for(cls, levels: Tensor, bits: int, block: Block) -> Setting:
+    def setting_for(cls, stated: Stated) -> Setting:
         """A block of several outputs, or of more inputs than a group, becomes several groups."""
-        affine_low(levels)
-        if bits not in BITS:
-            raise ValueError(f"{bits} bits have no place in MLX, which has {', '.join(map(str, BITS))}")
-        group = next((g for g in GROUPS if block.n_in and block.n_in % g == 0), None)
+        affine_low(stated.values())
+        if stated.bits not in BITS:
+            raise ValueError(f"{stated.bits} bits have no place in MLX, which has {', '.join(map(str, BITS))}")
+        group = group_of(stated.block)
         if group is None:
-            raise ValueError(f"blocks of {block} (n_in x n_out) do not fall into MLX's groups of "
+            raise ValueError(f"blocks of {stated.block} (n_in x n_out) do not fall into MLX's groups of "
                              f"{', '.join(map(str, sorted(GROUPS)))} inputs x 1 output")
-        return Setting(bits, group)
+        return Setting(stated.bits, group)
 
     @classmethod
-    def config_of(cls, settings: dict[str, Setting]) -> dict:
+    def config_of(cls, settings: dict[str, Setting], dense: Sequence[str] = ()) -> dict:
         usual, _ = Counter(settings.values()).most_common(1)[0]
         others = {layer: setting.to_json() for layer, setting in settings.items() if setting != usual}
         return dict.fromkeys(KEYS, {**usual.to_json(), **others})
 
-    @classmethod
-    def write(cls, layer: QuantLinear, dtype: torch.dtype | None) -> dict[str, Tensor]:
-        """Levels from `low` on become codes from 0 on: biases = offset + scale * low."""
-        setting = cls.setting_for(layer.levels, layer.bits, layer.grid.block.in_layer(layer.in_features))
+    def write(self, name: str, layer: QuantLinear, dtype: torch.dtype | None) -> dict[str, Tensor]:
+        """Levels from `low` on become codes from 0 on: biases = offset + scale * low. The usual type of factors is one
+        that holds them exactly."""
+        group_size = self.layers.get(name, self.usual).group_size
         n_in, n_out = layer.block_size
         scale, offset = affine_factors(layer)
-        parts = {"scales": scale, "biases": offset.expand_as(scale)}
-        parts = {name: factor.repeat_interleave(n_out, 0).repeat_interleave(n_in // setting.group_size, 1)
-                 for name, factor in in_one_type(parts, layer, dtype).items()}
+        factors = {"scales": scale, "biases": offset.expand_as(scale)}
+        parts = {part: factor.repeat_interleave(n_out, 0).repeat_interleave(n_in // group_size, 1)
+                 for part, factor in in_type(factors, dtype or smallest_type(factors, layer)).items()}
         return {"weight": layer.codes.view(layer.out_features, -1).view(torch.uint32), **parts}

@@ -1,19 +1,22 @@
 """What the formats have in common: a layer is some tensors with one name, `NAME.part`."""
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from quant.factors import ZeroPoints
 from quant.grid import Block
 from quant.linear import QuantLinear
-from quant.packing import packed_bytes, unpack
+from quant.packing import pack, packed_bytes, unpack
 
 FLOATS = ("F32", "F16", "BF16")
 EACH, INTEGER, NONE = "one for each block", "an integer zero point for each block", "0 everywhere"  # kinds of offset
 CONFIG = "quantization_config"  # the key of config.json
+GROUPS = (128, 64, 32)  # inputs that share a scale, as engines have kernels for
 
 
 @dataclass(frozen=True)
@@ -41,12 +44,23 @@ class Stated:
                 "scale": factors, **offset[self.offset]}
 
 
+def stated_of(layer: QuantLinear) -> Stated:
+    """The sizes of a layer, its block as two numbers."""
+    if isinstance(layer.offset, ZeroPoints):
+        offset = INTEGER
+    else:
+        offset = NONE if isinstance(layer.offset, Tensor) and layer.offset.shape == (1, 1) else EACH
+    block = layer.block.in_layer(layer.in_features)
+    return Stated(layer.out_features, layer.in_features, layer.bits, block, offset, layer.levels)
+
+
 class StoredFormat(ABC):
     """One way of storing quantized layers, with the settings of one config.json."""
     name: ClassVar[str]
     parts: ClassVar[dict[str, tuple[str, ...]]]  # suffix of a layer's tensor -> types that safetensors may hold it in
     optional: ClassVar[dict[str, tuple[str, ...]]] = {}  # parts that a layer may lack
     small: ClassVar[tuple[str, ...]] = ()  # parts of few bytes whose values tell a layer's sizes
+    real_offsets: ClassVar[bool] = True    # False: its offsets are integers
 
     @classmethod
     @abstractmethod
@@ -70,20 +84,22 @@ class StoredFormat(ABC):
     # ---- writing: formats that cannot be written leave these out
 
     @classmethod
-    def setting_for(cls, levels: Tensor, bits: int, block: Block) -> Any:
-        """The sizes in which the format holds every weight on such a grid. Raises ValueError with what does not fit."""
+    def setting_for(cls, stated: Stated) -> Any:
+        """How the format holds a layer of these sizes, its block as two numbers. Raises ValueError with what does not
+        fit."""
         raise NotImplementedError(f"{cls.name} is read only")
 
     @classmethod
-    def config_of(cls, settings: dict[str, Any]) -> dict:
-        """What config.json states of layers with these sizes."""
+    def config_of(cls, settings: dict[str, Any], dense: Sequence[str] = ()) -> dict:
+        """What config.json states of these layers, and of linear layers that stay dense. Raises ValueError if one
+        model cannot hold them all."""
         raise NotImplementedError(f"{cls.name} is read only")
 
-    @classmethod
-    def write(cls, layer: QuantLinear, dtype: torch.dtype | None) -> dict[str, Tensor]:
-        """The parts of a layer. Only the factors may be rounded, to `dtype`. None: to no smaller type than holds them.
-        Raises ValueError as `setting_for`, and for factors that `dtype` cannot hold."""
-        raise NotImplementedError(f"{cls.name} is read only")
+    def write(self, name: str, layer: QuantLinear, dtype: torch.dtype | None) -> dict[str, Tensor]:
+        """The parts of a layer that `config_of` states. Only the factors may be rounded, to `dtype`. None: to the
+        format's usual type. Raises ValueError for offsets that the format does not hold, and for factors that the type
+        cannot hold."""
+        raise NotImplementedError(f"{self.name} is read only")
 
 
 def settings_by(method: str, config: dict) -> dict | None:
@@ -109,6 +125,11 @@ def group_size(stated: dict, where: str = CONFIG) -> int | None:
     return None if size == -1 else size
 
 
+def group_of(block: Block) -> int | None:
+    """The largest of GROUPS that divides the block's inputs: `group_of(Block(192, 8)) == 64`; None for 16x1."""
+    return next((size for size in GROUPS if block.n_in and block.n_in % size == 0), None)
+
+
 def check_shapes(layer: str, shapes: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]], what: str) -> None:
     """Raises ValueError, with the layer and the part, for a part that has another shape."""
     for part, shape in wanted.items():
@@ -130,7 +151,14 @@ def check_order(layer: str, groups: Tensor | None, D_in: int, n_in: int) -> None
 
 def unpack_rows(words: Tensor, bits: int, n: int) -> Tensor:
     """int32 words, the first code in the lowest bits -> uint8 codes, (rows, n)."""
+    words = F.pad(words, (0, -words.shape[1] % bits)).contiguous()  # `bits` words are 32 codes
     return unpack(words.flatten().view(torch.uint8), bits, (len(words), words.shape[1] * 32 // bits))[:, :n]
+
+
+def pack_rows(codes: Tensor, bits: int) -> Tensor:
+    """The inverse of `unpack_rows`: each row is padded with zeros to whole words."""
+    rows = F.pad(codes, (0, -codes.shape[1] % 32))  # 32 codes are whole words at any bits
+    return pack(rows, bits).view(len(rows), -1).view(torch.int32)[:, :-(-codes.shape[1] * bits // 32)].contiguous()
 
 
 def levels_of(bits: int) -> Tensor:
@@ -153,12 +181,21 @@ def affine_factors(layer: QuantLinear) -> tuple[Tensor, Tensor]:
     return scale, torch.addcmul(offset, scale, scale.new_tensor(affine_low(layer.levels)))
 
 
-def in_one_type(factors: dict[str, Tensor], layer: QuantLinear, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """The factors in `dtype`. None: in the type of the layer's scale, if that holds all of them exactly, else in
-    float32. Raises ValueError for factors beyond the type."""
+def smallest_type(factors: dict[str, Tensor], layer: QuantLinear) -> torch.dtype:
+    """The type of the layer's scale, if that holds all of these factors exactly, else float32."""
     own = layer.scale.dtype if isinstance(layer.scale, Tensor) else torch.float32
     exact = all(torch.equal(factor.to(own).float(), factor) for factor in factors.values())
-    kind = dtype or (own if exact else torch.float32)
+    return own if exact else torch.float32
+
+
+def of_16_bits(layer: QuantLinear) -> torch.dtype:
+    """The type of the layer's scale, if that has 16 bits, else float16."""
+    own = layer.scale.dtype if isinstance(layer.scale, Tensor) else torch.float32
+    return own if own.itemsize == 2 else torch.float16
+
+
+def in_type(factors: dict[str, Tensor], kind: torch.dtype) -> dict[str, Tensor]:
+    """The factors, rounded. Raises ValueError for factors beyond the type."""
     for name, factor in factors.items():
         if not factor.to(kind).isfinite().all():
             raise ValueError(f"{name} up to {factor.abs().max():.4g} are beyond {kind}: give --dtype float32")

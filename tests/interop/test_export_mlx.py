@@ -11,6 +11,7 @@ from model.config_json import config_to_json
 from model.files import read_json, write_json
 from model.tokenizer_files import copy_tokenizer
 from quant.formats.mlx import MLX
+from quant.formats.stored import stated_of
 from quant.grid import Block
 from quant.linear import QuantLinear
 from quant.minmax import MinMax
@@ -28,16 +29,17 @@ def mlx_base(small_base, tmp_path_factory):
     model = random_model(config, torch.float32, seed=1)
     names = [name for name, module in model.named_modules() if hasattr(module, "weight") and module.weight.ndim == 2]
     names = [name for name in names if name not in ("lm_head", "model.layers.0.mlp.down_proj")]
-    tensors, settings = {}, {}
+    layers = {}
     for name in names:
         bits = 8 if name == "model.layers.0.self_attn.q_proj" else 4
         codes = MinMax(bits, Block(32, 1)).quantize(model.get_submodule(name).weight.detach())
-        layer = QuantLinear.from_weight(codes)
-        settings[name] = MLX.setting_for(layer.levels, bits, Block(32, 1))
-        tensors |= {f"{name}.{part}": tensor for part, tensor in MLX.write(layer, None).items()}
+        layers[name] = QuantLinear.from_weight(codes)
+    stated = MLX.config_of({name: MLX.setting_for(stated_of(layer)) for name, layer in layers.items()})
+    tensors = {f"{name}.{part}": tensor for name, layer in layers.items()
+               for part, tensor in MLX.of(stated).write(name, layer, None).items()}
     dense = [name for name in model.state_dict() if name.rpartition(".")[0] not in names and name != "lm_head.weight"]
     save_file({**tensors, **{name: model.state_dict()[name].half() for name in dense}}, path / "model.safetensors")
-    write_json(path / "config.json", {**config_to_json(config), **MLX.config_of(settings)})
+    write_json(path / "config.json", {**config_to_json(config), **stated})
     copy_tokenizer(small_base, path)
     return path
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from quant.absmax import AbsMax
 from quant.formats import format_of
 from quant.formats.mlx import BITS, GROUPS, MLX
+from quant.formats.stored import stated_of
 from quant.grid import Block
 from quant.linear import QuantLinear
 from quant.minmax import MinMax
@@ -21,10 +22,17 @@ def layer_of(kind, bits, block, D_out=16, D_in=256, seed=0) -> QuantLinear:
     return QuantLinear.from_weight(kind(bits, block).quantize(weight))
 
 
+def writer_of(layer: QuantLinear) -> MLX:
+    return MLX.of(MLX.config_of({"layer": MLX.setting_for(stated_of(layer))}))
+
+
+def written(layer: QuantLinear, dtype=None) -> dict:
+    return writer_of(layer).write("layer", layer, dtype)
+
+
 def again(layer: QuantLinear, dtype=None) -> QuantLinear:
     """Written as MLX and read."""
-    setting = MLX.setting_for(layer.levels, layer.bits, layer.block.in_layer(layer.in_features))
-    return MLX.of(MLX.config_of({"layer": setting})).layer("layer", MLX.write(layer, dtype))
+    return writer_of(layer).layer("layer", written(layer, dtype))
 
 
 @given(st.sampled_from(BITS), st.sampled_from([Block(32, 1), Block(64, 2), Block(128, 1), Block(256, 8)]),
@@ -39,7 +47,7 @@ def test_mlx_holds_every_code_and_every_weight(bits, block, kind, seed):
 
 def test_a_word_of_mlx_holds_the_first_code_in_its_lowest_bits():
     layer = layer_of(MinMax, 4, Block(32, 1))
-    words, codes = MLX.write(layer, None)["weight"], unpack(layer.codes, 4, (16, 256))
+    words, codes = written(layer)["weight"], unpack(layer.codes, 4, (16, 256))
     assert words.dtype == torch.uint32 and words.shape == (16, 32)
     first = sum(int(code) << (4 * i) for i, code in enumerate(codes[0, :8]))
     assert int(words[0, 0].to(torch.int64)) == first
@@ -57,19 +65,19 @@ def test_scales_may_be_negative():
     (MinMax, 4, Block(16, 1), "blocks of 16x1"), (NormalFloat, 4, Block(64, 1), "levels that are no whole numbers")])
 def test_what_mlx_cannot_hold_is_refused_by_name(kind, bits, block, message):
     with pytest.raises(ValueError, match=message):
-        MLX.write(layer_of(kind, bits, block), None)
+        written(layer_of(kind, bits, block))
 
 
 def test_factors_are_rounded_to_the_type_that_was_asked_for_and_to_no_smaller_one():
     layer = layer_of(MinMax, 4, Block(32, 1))
-    assert {part.dtype for part in MLX.write(layer, None).values()} == {torch.uint32, torch.float16}
+    assert {part.dtype for part in written(layer).values()} == {torch.uint32, torch.float16}
     moved = layer.with_offset(layer.offset.float() + 1e-4)
-    assert MLX.write(moved, None)["biases"].dtype == torch.float32
+    assert written(moved)["biases"].dtype == torch.float32
     rounded = again(moved, torch.bfloat16)
     assert rounded.scale.dtype == torch.bfloat16 and torch.equal(rounded.codes, moved.codes)
     assert (rounded.dequantize() - moved.dequantize()).abs().max() > 1e-4
     with pytest.raises(ValueError, match="scales up to .* are beyond torch.float16: give --dtype float32"):
-        MLX.write(layer.with_scale(layer.scale.float() * 1e6), torch.float16)
+        written(layer.with_scale(layer.scale.float() * 1e6), torch.float16)
 
 
 @pytest.mark.parametrize("config,message", [

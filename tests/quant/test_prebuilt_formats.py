@@ -123,7 +123,7 @@ def test_awq_parts_that_do_not_fit_are_named():
 
 # ---- compressed-tensors
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 @pytest.mark.parametrize("group", [32, 128, None])
 @pytest.mark.parametrize("kind", [AbsMax, IntegerMinMax])
 def test_compressed_tensors(bits, group, kind):
@@ -135,7 +135,7 @@ def test_compressed_tensors(bits, group, kind):
 
 
 @pytest.mark.parametrize("config,message", [
-    (compressed_config(3), "config_groups, group_0: num_bits is 3, but only 4, 8 are read"),
+    (compressed_config(7), "config_groups, group_0: num_bits is 7, but only 2, 3, 4, 5, 6, 8 are read"),
     (compressed_config(type="float"), "group_0: type is float"),
     (compressed_config(strategy="tensor"), "strategy is tensor, but only group, channel are read"),
     (compressed_config(dynamic=True), "dynamic is True"),
