@@ -47,6 +47,7 @@ from finetune.shown import print_plan, show_example
 from finetune.size import peak_memory
 from finetune.source import Source, base_of, load_run_base, why_no_base
 from finetune.usual_rate import with_usual_rate
+from model import processes
 from model.chat_template import write_end_tokens
 from model.checkpoint import load_config, random_model, save_model
 from model.config_json import config_to_json
@@ -66,7 +67,7 @@ Prepared = tuple[Llama, Parameters, Callable[[], None]]  # the model, what train
 
 
 def main() -> None:
-    run_command(train_parser(), fine_tune)
+    run_command(train_parser(), fine_tune, several=True)
 
 
 def fine_tune(given: Given, work: Work) -> None:
@@ -78,7 +79,12 @@ def fine_tune(given: Given, work: Work) -> None:
         goes_on(work, run)
         return train_and_score(run, run.config, data_of(run), work)
     work.begins("preparing the data")
+    if "mem_report" in given and processes.several():
+        raise ValueError(f"--mem-report measures in one process, and there are {processes.size()}: start it by python, "
+                         f"without torchrun")
     source, config, data = prepare(given)
+    processes.check_same("the configuration", config_json(config))
+    processes.check_same("what the rows are", data.fingerprints)
     if "show_example" in given:
         work.done()
         return show_example(data)
@@ -91,7 +97,7 @@ def fine_tune(given: Given, work: Work) -> None:
     run = new_run(given.get("out"), name)
     with discarded_if_useless(run, work):
         goes_on(work, run)
-        describe(run, source, config, data)
+        processes.by_first(describe, run, source, config, data)
         train_and_score(run, config, data, work)
 
 
@@ -122,7 +128,8 @@ def discarded_if_useless(run: Run, work: Work) -> Iterator[None]:
         yield
     except BaseException as error:
         if not run.has_progress() and (isinstance(error, Exception) or not run.config_file.is_file()):
-            run.discard()
+            if processes.is_first():
+                run.discard()
             work.begins(work.doing, safe="nothing was kept", go_on="give the same command again", log=None)
         raise
 
@@ -138,8 +145,8 @@ def how_to_get_out(run: Run) -> str:
     """What to do with what a run kept that could not go on."""
     if not run.path.is_dir():  # it was discarded
         return ""
-    if not run.trained_file.is_file():
-        return keep_base_of_gptq(run)
+    if not processes.by_first(run.trained_file.is_file):
+        return processes.by_first(keep_base_of_gptq, run)
     return f", in {run.trained_file}: python eval.py {run.path} scores it, python export.py {run.path} writes it out"
 
 
@@ -165,7 +172,7 @@ def reopened(given: Mapping[str, Any]) -> Run:
     if others := [flag(name) for name in given if name != "resume"]:
         raise ValueError(f"--resume takes every other flag from the run, {', '.join(others)} too: give it alone")
     run = open_run(given["resume"])
-    hold(run.path)
+    processes.by_first(hold, run.path)
     return run
 
 
@@ -224,18 +231,27 @@ def train(run: Run, config: RunConfig, data: PreparedData, work: Work | None = N
     trainer = Trainer(model, parameters, config.training, config.data.seed, data.train, data.validation,
                       run.states.newest, keep, run.metrics.append, run.metrics.flush)
     print_plan(run.path, config, model, parameters, data, trainer.total_steps)
-    if run.has_state():
-        trainer.load_state()
-        check_kept(run, trainer.step, trainer.best, keep)
+    if processes.by_first(run.has_state):
+        processes.in_turn(trainer.load_state)
+        processes.by_first(check_kept, run, trainer.step, trainer.best, keep)
         print(f"{run.path} goes on {trainer.goes_on_at()}")
     elif run.metrics_file.is_file():
         print("no step was saved before: training starts again at step 1")
-    note_session(run.sessions, config.compute, trainer.step)
-    run.forget_after(trainer.step)
+    processes.by_first(begin_session, run, config, trainer.step)
     if work:
         work.begins("training", memory="start a new run with a smaller --micro-batch: it changes no number but "
                                        "rounding")
     trainer.run()
+    processes.by_first(note_training, run, model, parameters, trainer)
+
+
+def begin_session(run: Run, config: RunConfig, step: int) -> None:
+    note_session(run.sessions, config.compute, step)
+    run.forget_after(step)
+
+
+def note_training(run: Run, model: Llama, parameters: Parameters, trainer: Trainer) -> None:
+    """What training took, in training.json and in a line; and its picture."""
     peak = peak_memory(model.device)
     write_record(run.training_file, {"trainable_parameters": sum(p.numel() for p in parameters.values()),
                                    "tokens": trainer.tokens, "seconds": round(trainer.seconds, 3),
@@ -251,15 +267,16 @@ def full(run: Run, config: RunConfig) -> Prepared:
     """Every weight trains, in float32. It is saved in the checkpoint's own type unless --save-dtype names another. A
     run with a state does not need the checkpoint any more."""
     compute = config.compute
-    known = facts_of(run.kept_file).get("stored_as", "float32")
-    if config.base.from_scratch or weights_from_state(run):
+    known, from_state = processes.by_first(lambda: [facts_of(run.kept_file).get("stored_as", "float32"),
+                                                    config.base.from_scratch or weights_from_state(run)])
+    if from_state:
         model = random_model(load_config(run.path), compute.torch_dtype, config.data.seed).to(compute.device)
         stored_as = DTYPES[known]
     else:
         model = Source(config.base.model).load(compute.torch_dtype, compute.device)
         stored_as = model.model.embed_tokens.weight.dtype
         model.float().requires_grad_(True)
-    add_facts(run.kept_file, stored_as=name_of(stored_as))
+    processes.by_first(add_facts, run.kept_file, stored_as=name_of(stored_as))
     kept = DTYPES[config.training.save_dtype] if config.training.save_dtype else stored_as
     source = None if config.base.from_scratch or why_no_base(run, config.base) else Source(config.base.model)
     return model, dict(model.named_parameters()), lambda: save_trained(model, run, source, kept)
@@ -269,14 +286,27 @@ def adapted(run: Run, config: RunConfig, data: PreparedData | None) -> Prepared:
     """The adapters train. The base is quantized once, saved, and from then on read from its file. Only GPTQ needs the
     data."""
     compute = config.compute
-    if config.base.quantization and not run.base_file.is_file():
-        base, report = load_base(Source(config.base.model), config.base, compute, data and data.calibration)
-        if report:
-            write_record(run.quantization_file, report)
-        save_model(base, run.base_file)
+    if config.base.quantization and not processes.by_first(run.base_file.is_file):
+        quantize_base(run, config, data)
     model = load_run_base(run, config, compute.torch_dtype, compute.device)
     attach_adapters(model, config)
     return model, adapter_parameters(model), lambda: save_adapter(model, run)
+
+
+def quantize_base(run: Run, config: RunConfig, data: PreparedData | None) -> None:
+    """Into the run's base.safetensors. Several processes calibrate GPTQ together; the first one rounds alone."""
+    def made() -> tuple[Llama, dict | None]:
+        return load_base(Source(config.base.model), config.base, config.compute, data and data.calibration)
+
+    def keep(base: Llama, report: dict | None) -> None:
+        if report:
+            write_record(run.quantization_file, report)
+        save_model(base, run.base_file)
+    if config.base.by_gptq:
+        base, report = made()
+        processes.by_first(keep, base, report)
+    else:
+        processes.by_first(lambda: keep(*made()))
 
 
 def score(run: Run, config: RunConfig, data: PreparedData) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from adapters.adapted import replace_layers
+from model import processes
 from model.llama import DecoderLayer, Llama
 from model.padding import pad_right
 from quant.gptq import Hessian, LayerReport, quantize_by_gptq
@@ -31,7 +32,8 @@ def gptq_model(model: Llama, bring: Callable[[str], None], names: list[str], qua
     the layer."""
     bring("model.embed_tokens.")
     kept, model.dtype = model.dtype, torch.float32
-    batches = [CalibrationBatch(model, part) for part in split_list(sorted(rows, key=len), AT_A_TIME)]
+    parts = processes.share(split_list(sorted(rows, key=len), AT_A_TIME))
+    batches = [CalibrationBatch(model, part) for part in parts]
     model.dtype = kept
     reports: list[LayerReport] = []
     bar = tqdm(model.model.layers, desc="gptq", unit="layer", disable=None)
@@ -71,7 +73,8 @@ class Reached(Exception):
 
 
 def collect(decoder_layer: DecoderLayer, half: int, name: str, batches: list[CalibrationBatch]) -> Hessian:
-    """H of the inputs that the named linear layer, in this half, gets from the rows' real tokens."""
+    """H of the inputs that the named linear layer, in this half, gets from the rows' real tokens; of several
+    processes, from the rows of all."""
     layer = decoder_layer.get_submodule(name)
     hessian = Hessian(layer.in_features, device=layer.weight.device)
     for batch in batches:
@@ -85,6 +88,8 @@ def collect(decoder_layer: DecoderLayer, half: int, name: str, batches: list[Cal
             pass
         finally:
             hook.remove()
+    processes.add_up(hessian.sum)
+    hessian.tokens = sum(processes.gather(hessian.tokens))
     return hessian
 
 

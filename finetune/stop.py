@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from model import processes
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 ONE_REQUEST = 1.0  # seconds; `timeout` and a closing terminal send their signal twice, and mean one stop
 
@@ -46,7 +48,7 @@ class Stop:
         name = signal.Signals(number).name
         if self.asked is None:
             self.asked, self.since = number, self.clock()
-            if self.holding:
+            if self.holding and not processes.several():  # torchrun says so itself, and sends one when a process fails
                 say(f"{name}: stopping after this step; a second signal stops at once")
             self.check()
         elif self.clock() - self.since >= ONE_REQUEST:
@@ -68,8 +70,9 @@ class Stop:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Inside, within `held`, a signal raises Stopped again."""
-        with self._set(holding=False):
+        """Inside, within `held`, a signal raises Stopped again. Not in one of several processes, for which the others
+        would wait: they stop together (`loop.mean_loss`)."""
+        with self._set(holding=processes.several()):
             self.check()
             yield
 
@@ -84,7 +87,8 @@ class Stop:
 
 def say(line: str) -> None:
     """A line on stderr, from a signal handler: print() must not be entered twice."""
-    os.write(2, f"\n{line}\n".encode(errors="replace"))
+    if processes.is_first():
+        os.write(2, f"\n{line}\n".encode(errors="replace"))
 
 
 STOP = Stop()
