@@ -138,7 +138,7 @@ def discarded_if_useless(run: Run, work: Work) -> Iterator[None]:
 
 def goes_on(work: Work, run: Run) -> None:
     work.begins("preparing the data", safe=run.states.stand,
-                go_on=f"go on with: python train.py --resume {run.path}")
+                go_on=f"go on with: {processes.started_by()} train.py --resume {run.path}")
 
 
 def how_to_get_out(run: Run) -> str:

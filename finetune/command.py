@@ -105,17 +105,21 @@ def run_command(parser: "Parser", do: Callable[[Given, Work], None], several: bo
             finally:
                 sys.stdout.flush()
         except SystemExit as error:
-            if isinstance(error.code, str):  # of the parser
-                end(error, error.code, 1, False) if processes.several() else None
+            if processes.several() and isinstance(error.code, str):  # of the parser
+                STOP.ending()
+                end(error, error.code, 1, False)
             raise
         except BrokenPipeError as error:
+            STOP.ending()
             silent = not work.doing or isinstance(error.__context__, SystemExit)  # all was done, or --help
             line = "" if silent else work.stopped("the reader of the output has gone")
             end(error, line, 128 + signal.SIGPIPE, debug)
         except KeyboardInterrupt as error:
+            STOP.ending()
             number, saved = (error.number, error.saved) if isinstance(error, Stopped) else (signal.SIGINT, "")
             end(error, work.stopped(named(number), saved), 128 + number, debug)
         except BaseException as error:  # a panic of a Rust library is no Exception
+            STOP.ending()
             end(error, line_of(error, work), 1, debug)
 
 

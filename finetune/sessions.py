@@ -23,7 +23,7 @@ DECIDES = {  # key -> what a user calls it; the last bits depend on these
 def session(compute: ComputeConfig) -> dict:
     """What this process computes on."""
     on_gpu = compute.device.startswith("cuda")
-    return {"processes": processes.size(),
+    return {"processes": processes.HERE.size,
             "threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version(),
             "processor": processor(), "vector_instructions": torch.backends.cpu.get_cpu_capability(),
             "device": torch.cuda.get_device_name(compute.device) if on_gpu else compute.device,

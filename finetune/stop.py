@@ -61,6 +61,11 @@ class Stop:
         if self.asked is not None and not self.holding:
             raise Stopped(self.asked)
 
+    def ending(self) -> None:
+        """From now on a first signal does nothing: torchrun sends one as soon as another process has failed, and this
+        one may still have to say why."""
+        self.holding = True
+
     @contextmanager
     def held(self) -> Iterator[None]:
         """Inside, a signal only sets `asked`. At the end, `Stopped` is raised for one that nobody looked at."""

@@ -71,6 +71,13 @@ def is_first() -> bool:
     return HERE.rank == 0
 
 
+def started_by() -> str:
+    """What stands before the script's name in a command."""
+    local = os.environ.get("LOCAL_WORLD_SIZE")
+    return f"torchrun --nproc-per-node {HERE.size}" if several() and local == str(HERE.size) else (
+        "torchrun ..." if several() else "python")
+
+
 # ---- beginning and end ----------------------------------------------------------------------------------------------
 
 def begin() -> None:
