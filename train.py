@@ -31,6 +31,7 @@ from finetune.command_line import train_parser
 from finetune.config import DTYPES, RunConfig, flag
 from finetune.config_json import FORMAT, config_json
 from finetune.data import PreparedData, check_calibration, check_data, prepare_data, with_pinned_data
+from finetune.dry_run import dry_run, planned_processes
 from finetune.kept import add_facts, facts_of, keep_anew
 from finetune.lock import hold
 from finetune.loop import Trainer, TrainingDiverged
@@ -78,10 +79,14 @@ def fine_tune(given: Given, work: Work) -> None:
         run = reopened(given)
         goes_on(work, run)
         return train_and_score(run, run.config, data_of(run), work)
+    planned = planned_processes(given)
     work.begins("preparing the data")
-    if "mem_report" in given and processes.several():
-        raise ValueError(f"--mem-report measures in one process, and there are {processes.size()}: start it by python, "
-                         f"without torchrun")
+    if processes.several() and (asked := {"mem_report", "dry_run"} & given.keys()):
+        raise ValueError(f"{flag(min(asked))} runs in one process, and there are {processes.size()}: start it by "
+                         f"python, without torchrun, and give --nproc {processes.size()}")
+    if "dry_run" in given:
+        dry_run(given, planned)
+        return work.done()
     source, config, data = prepare(given)
     processes.check_same("the configuration", config_json(config))
     processes.check_same("what the rows are", data.fingerprints)
@@ -89,7 +94,7 @@ def fine_tune(given: Given, work: Work) -> None:
         work.done()
         return show_example(data)
     if "mem_report" in given:
-        report_memory(source, config, data)
+        report_memory(source, config, data, planned)
         return work.done()
     name = f"{config.method}-{config.base.bits}bit-{config.data.task}"
     if "find_lr" in given:

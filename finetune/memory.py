@@ -8,9 +8,13 @@
 | gradients, optimizer | 4 and 8 bytes for each number that trains |
 | activations | what a forward pass of the longest micro-batch keeps for backward, on a model without memory |
 | logits | those of one part of the vocabulary's loss, and its gradients of x (`token_loss.py`) |
+| at work | the largest layer's weights as it computes, and the gradients of its inputs and outputs; with |
+|  | --gradient-checkpointing also what a decoder layer keeps while it is computed again |
 
-The process takes some hundred MB besides, most of them for torch itself, and dequantizes one layer at a time. With
---merge-into codes, one layer also has delta_W, its gradient, and the positions among the levels: 12 bytes a weight.
+The process takes some hundred MB besides, most of them for torch itself. With --merge-into codes, the layer at work
+also has delta_W, its gradient, and the positions among the levels: 12 bytes a weight.
+
+--nproc N: what one of N processes takes that train together (`by_process.py`).
 """
 from collections.abc import Sequence
 
@@ -20,32 +24,38 @@ from torch import Tensor, nn
 from adapters.adapted import adapter_parameters
 from adapters.held import free_memory
 from finetune.adapted_model import attach_adapters
+from finetune.by_process import ALONE, Parts, Processes, moved_in_a_step, of_process
 from finetune.checks import planned_model
 from finetune.config import RunConfig
 from finetune.data import PreparedData
 from finetune.quantize import load_base
 from finetune.source import Source
 from model.llama import SHORT, Llama
-from model.token_loss import LOGITS_AT_ONCE
+from model.token_loss import tokens_at_once
 from quant.linear import QuantLinear, stored_bytes
 from quant.spec import QuantSpec
 from tasks.batching import collate
 from tasks.task import Encoded
 
-Parts = dict[str, float]  # bytes
 
-
-def report_memory(source: Source, config: RunConfig, data: PreparedData) -> None:
-    """Prints the table. A model that does not fit, or that GPTQ would quantize first, is predicted only."""
-    rows = sorted(data.train, key=lambda e: len(e.tokens))[-config.training.micro_batch:]
-    expected, found = predicted(planned_model(source, config), config, rows), None
-    if sum(expected.values()) < 0.7 * free_memory(torch.device(config.compute.device)) and not config.base.by_gptq:
+def report_memory(source: Source, config: RunConfig, data: PreparedData, processes: Processes = ALONE) -> None:
+    """Prints the table. A model that does not fit, that GPTQ would quantize first, or that several processes train, is
+    predicted only."""
+    rows = sorted(data.train, key=lambda e: len(e.tokens))[-processes.rows_at_a_time(config):]
+    planned = planned_model(source, config)
+    expected, found = predicted(planned, config, rows, processes), None
+    fits = sum(expected.values()) < 0.7 * free_memory(torch.device(config.compute.device))
+    if fits and not config.base.by_gptq and processes == ALONE:
         model, _ = load_base(source, config.base, config.compute, None)
-        found = measured(prepared(model, config), config, rows)
+        found = {**measured(prepared(model, config), config, rows), "at work": expected["at work"]}
     print(f"{'MB':12} {'predicted':>10} {'measured':>10}")
     for part, size in {**expected, "all": sum(expected.values())}.items():
         of_part = sum(found.values()) if found and part == "all" else (found or {}).get(part)
         print(f"{part:12} {size / 1e6:10.1f} {'-' if of_part is None else f'{of_part / 1e6:.1f}':>10}")
+    if processes != ALONE:
+        print(f"each of {processes}: {len(rows)} rows at a time; "
+              + ", ".join(f"{size / 1e6:.1f} MB" + f" for {what}" for what, size in moved(planned, config, processes)
+                          .items()) + " sent and received in a step")
 
 
 def prepared(model: Llama, config: RunConfig) -> Llama:
@@ -65,27 +75,50 @@ def measured(model: Llama, config: RunConfig, rows: Sequence[Encoded]) -> Parts:
     factors = stored_bytes(list(codes)) - packed
     kept = kept_for_backward(model, collate(rows, model.device).tokens)
     return {"weights": stored_bytes([model]) - packed - factors - adapters, "codes": packed, "factors": factors,
-            "adapters": adapters, **of_training(model), "activations": kept, "logits": of_logits(model, rows)}
+            "adapters": adapters, **of_training(model), "activations": kept,
+            "logits": of_logits(model, rows, model.device.type)}
 
 
-def predicted(planned: Llama, config: RunConfig, rows: Sequence[Encoded]) -> Parts:
-    """From a model on the meta device. Attention over more than `SHORT` tokens keeps no scores, so that activations
-    grow with the tokens: those of shorter rows are scaled up."""
+def predicted(planned: Llama, config: RunConfig, rows: Sequence[Encoded], processes: Processes = ALONE) -> Parts:
+    """From a model on the meta device; `rows`: those that a process holds at a time."""
     planned.dtype = config.compute.torch_dtype
+    planned.train().checkpointing = config.training.gradient_checkpointing
+    freeze(planned, config)
+    return {**of_process(of_base(planned, config), planned, processes),
+            "adapters": 4.0 * sum(p.numel() for p in adapter_parameters(planned).values()), **of_training(planned),
+            "activations": planned_activations(planned, rows),
+            "logits": of_logits(planned, rows, config.compute.device), "at work": of_work(planned, rows)}
+
+
+def moved(planned: Llama, config: RunConfig, processes: Processes) -> Parts:
+    """Bytes that a process sends and receives in a step."""
+    freeze(planned, config)
+    return moved_in_a_step(sum(of_base(planned, config).values()), trained_numbers(planned), config, processes)
+
+
+def freeze(planned: Llama, config: RunConfig) -> None:
+    """All but what trains."""
     planned.requires_grad_(config.adapter_kind is None)
     for p in adapter_parameters(planned).values():
         p.requires_grad_(True)
-    planned.checkpointing = config.training.gradient_checkpointing
+
+
+def of_base(planned: Llama, config: RunConfig) -> Parts:
     codes = [m for m in planned.modules() if isinstance(m, QuantLinear)]
     coded = sum(m.in_features * m.out_features for m in codes)
-    dense = sum(p.numel() for p in planned.parameters()) - sum(p.numel() for p in adapter_parameters(planned).values())
-    T = max(len(e.tokens) for e in rows) - 1
-    kept = kept_for_backward(planned.train(), torch.zeros(len(rows), min(T, SHORT), dtype=torch.long, device="meta"))
+    adapters = sum(p.numel() for p in adapter_parameters(planned).values())
+    dense = sum(p.numel() for p in planned.parameters()) - adapters
     return {"weights": dense * (4.0 if config.adapter_kind is None else 2.0),
             "codes": float(sum(m.codes.numel() for m in codes)),
-            "factors": coded * factor_bytes(config.base.quantization),
-            "adapters": 4.0 * sum(p.numel() for p in adapter_parameters(planned).values()), **of_training(planned),
-            "activations": kept * max(1.0, T / SHORT), "logits": of_logits(planned, rows)}
+            "factors": coded * factor_bytes(config.base.quantization)}
+
+
+def planned_activations(planned: Llama, rows: Sequence[Encoded]) -> float:
+    """What a forward pass keeps. Attention over more than `SHORT` tokens keeps no scores, so that activations grow with
+    the tokens: those of shorter rows are scaled up."""
+    T = max(len(e.tokens) for e in rows) - 1
+    tokens = torch.zeros(len(rows), min(T, SHORT), dtype=torch.long, device="meta")
+    return kept_for_backward(planned, tokens) * max(1.0, T / SHORT)
 
 
 def factor_bytes(spec: QuantSpec | None) -> float:
@@ -99,15 +132,31 @@ def factor_bytes(spec: QuantSpec | None) -> float:
 
 def of_training(model: nn.Module) -> Parts:
     """AdamW has two moments of each number."""
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    trained = trained_numbers(model)
     return {"gradients": 4.0 * trained, "optimizer": 8.0 * trained}
 
 
-def of_logits(model: Llama, rows: Sequence[Encoded]) -> float:
+def trained_numbers(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def of_logits(model: Llama, rows: Sequence[Encoded], device: str) -> float:
     """One part's logits and their gradient in the model's type, log-probabilities in float32; x and its gradient."""
-    targets, width = sum(len(e.learned) for e in rows), model.dtype.itemsize
-    at_once = min(targets * model.config.vocab_size, LOGITS_AT_ONCE)
+    targets, width, vocab = sum(len(e.learned) for e in rows), model.dtype.itemsize, model.config.vocab_size
+    at_once = vocab * min(targets, tokens_at_once(vocab, model.lm_head.weight.requires_grad, device.partition(":")[0]))
     return at_once * (2.0 * width + 4) + 2.0 * targets * model.config.hidden_size * width
+
+
+def of_work(planned: Llama, rows: Sequence[Encoded]) -> float:
+    """The largest of the decoder's linear layers, dequantized or cast, the gradients of its input and output, and a
+    decoder layer's activations if they are computed again."""
+    width, config = planned.dtype.itemsize, planned.config
+    tokens, again = len(rows) * (max(len(e.tokens) for e in rows) - 1), 0.0
+    if planned.checkpointing:
+        planned.checkpointing = False
+        again = planned_activations(planned, rows) / config.num_hidden_layers
+        planned.checkpointing = True
+    return width * config.intermediate_size * (config.hidden_size + 2.0 * tokens) + again
 
 
 def kept_for_backward(model: Llama, tokens: Tensor) -> float:

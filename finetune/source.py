@@ -89,6 +89,11 @@ class Source:
         stored = quantized_layers([run.base_file]) if own_codes else Source(run.config.base.model).quantized()
         return {name: stated for name, stated in stored.items() if name not in merged}
 
+    def check_tensors(self) -> None:
+        """Reads headers. Raises ValueError as `open_weights` does. A run with an adapter has its own checks."""
+        if not self.is_adapter_run:
+            open_weights(weight_files(self.path), self.config, torch.float32)
+
     def stop_ids(self) -> tuple[int, ...]:
         """End tokens; training teaches the first. Raises ValueError if the model names none, or names differ."""
         note_begin(self.config, self.tokenizer, self.path)
