@@ -8,7 +8,7 @@
 | gradients, optimizer | 4 and 8 bytes for each number that trains |
 | activations | what a forward pass of the longest micro-batch keeps for backward, on a model without memory |
 | logits | those of one part of the vocabulary's loss, and its gradients of x (`token_loss.py`) |
-| at work | the largest layer's weights as it computes, and the gradients of its inputs and outputs; with |
+| working | the largest layer's weights as it computes, and the gradients of its inputs and outputs; with |
 |  | --gradient-checkpointing also what a decoder layer keeps while it is computed again |
 
 The process takes some hundred MB besides, most of them for torch itself. With --merge-into codes, the layer at work
@@ -17,6 +17,7 @@ also has delta_W, its gradient, and the positions among the levels: 12 bytes a w
 --nproc N: what one of N processes takes that train together (`by_process.py`).
 """
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,7 @@ def report_memory(source: Source, config: RunConfig, data: PreparedData, process
     fits = sum(expected.values()) < 0.7 * free_memory(torch.device(config.compute.device))
     if fits and not config.base.by_gptq and processes == ALONE:
         model, _ = load_base(source, config.base, config.compute, None)
-        found = {**measured(prepared(model, config), config, rows), "at work": expected["at work"]}
+        found = {**measured(prepared(model, config), config, rows), "working": expected["working"]}
     print(f"{'MB':12} {'predicted':>10} {'measured':>10}")
     for part, size in {**expected, "all": sum(expected.values())}.items():
         of_part = sum(found.values()) if found and part == "all" else (found or {}).get(part)
@@ -87,7 +88,7 @@ def predicted(planned: Llama, config: RunConfig, rows: Sequence[Encoded], proces
     return {**of_process(of_base(planned, config), planned, processes),
             "adapters": 4.0 * sum(p.numel() for p in adapter_parameters(planned).values()), **of_training(planned),
             "activations": planned_activations(planned, rows),
-            "logits": of_logits(planned, rows, config.compute.device), "at work": of_work(planned, rows)}
+            "logits": of_logits(planned, rows, config.compute.device), "working": of_work(planned, rows)}
 
 
 def moved(planned: Llama, config: RunConfig, processes: Processes) -> Parts:
@@ -118,9 +119,26 @@ def planned_activations(planned: Llama, rows: Sequence[Encoded]) -> float:
     the tokens: those of shorter rows are scaled up."""
     T = max(len(e.tokens) for e in rows) - 1
     tokens = torch.zeros(len(rows), min(T, SHORT), dtype=torch.long, device="meta")
-    return kept_for_backward(planned, tokens) * max(1.0, T / SHORT)
+    return kept_by_layers(planned, tokens) * max(1.0, T / SHORT)
 
 
+def kept_by_layers(planned: Llama, tokens: Tensor) -> float:
+    """As `kept_for_backward`. Of layers that are alike, the third keeps what all further ones keep."""
+    layers, config = planned.model.layers, planned.config
+    kinds = {(config.window(i), config.rotary(i), *map(type, layer.modules())) for i, layer in enumerate(layers)}
+    if len(kinds) > 1 or len(layers) < 4:
+        return kept_for_backward(planned, tokens)
+    try:
+        planned.model.layers = layers[:2]
+        two = kept_for_backward(planned, tokens)
+        planned.model.layers = layers[:3]
+        three = kept_for_backward(planned, tokens)
+    finally:
+        planned.model.layers = layers
+    return two + (len(layers) - 2) * (three - two)
+
+
+@cache
 def factor_bytes(spec: QuantSpec | None) -> float:
     """Of scales and offsets, for each weight: those of a layer of 16 x 16 blocks. 0 for codes that the model brings."""
     if spec is None:
