@@ -123,19 +123,21 @@ def planned_activations(planned: Llama, rows: Sequence[Encoded]) -> float:
 
 
 def kept_by_layers(planned: Llama, tokens: Tensor) -> float:
-    """As `kept_for_backward`. Of layers that are alike, the third keeps what all further ones keep."""
+    """As `kept_for_backward`. Of layers that are alike, the second keeps what all further ones keep."""
     layers, config = planned.model.layers, planned.config
     kinds = {(config.window(i), config.rotary(i), *map(type, layer.modules())) for i, layer in enumerate(layers)}
-    if len(kinds) > 1 or len(layers) < 4:
+    if len(kinds) > 1 or len(layers) < 3:
         return kept_for_backward(planned, tokens)
+    so_far: list[float] = []
+    hook = layers[0].register_forward_hook(lambda *_: so_far.append(bytes_of(kept)))
+    kept: dict[int, Tensor] = {}
     try:
         planned.model.layers = layers[:2]
-        two = kept_for_backward(planned, tokens)
-        planned.model.layers = layers[:3]
-        three = kept_for_backward(planned, tokens)
+        both = kept_for_backward(planned, tokens, kept)
     finally:
         planned.model.layers = layers
-    return two + (len(layers) - 2) * (three - two)
+        hook.remove()
+    return both + (len(layers) - 2) * (both - so_far[0])
 
 
 @cache
@@ -177,11 +179,11 @@ def of_work(planned: Llama, rows: Sequence[Encoded]) -> float:
     return width * config.intermediate_size * (config.hidden_size + 2.0 * tokens) + again
 
 
-def kept_for_backward(model: Llama, tokens: Tensor) -> float:
+def kept_for_backward(model: Llama, tokens: Tensor, kept: dict[int, Tensor] | None = None) -> float:
     """Bytes of the tensors that a forward pass keeps. Parameters and buffers are not counted, and what
-    several steps keep counts once."""
+    several steps keep counts once. `kept`: is filled with them meanwhile."""
     own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
-    kept: dict[int, Tensor] = {}  # also keeps the storages alive, so that no number comes twice
+    kept = {} if kept is None else kept  # also keeps the storages alive, so that no number comes twice
 
     def keep(t: Tensor) -> Tensor:
         if t.untyped_storage()._cdata not in own:
@@ -189,4 +191,8 @@ def kept_for_backward(model: Llama, tokens: Tensor) -> float:
         return t
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         model.hidden(tokens)
+    return bytes_of(kept)
+
+
+def bytes_of(kept: dict[int, Tensor]) -> float:
     return float(sum(t.untyped_storage().nbytes() for t in kept.values()))

@@ -285,6 +285,8 @@ PROOFS: dict[str, Proof | str] = {
     "show_example": "test_what_only_prints",
     "find_lr": "test_the_range_test_takes_so_many_steps",
     "mem_report": "test_the_memory_report_predicts_what_is_measured",
+    "dry_run": "test_a_dry_run_only_prints",
+    "nproc": "test_a_dry_run_only_prints",
     "out": "test_requantize_adds_a_state",
     "resume": "test_resume_goes_on",
     "debug": "test_debug_shows_the_traceback_and_nothing_else_does",
@@ -463,6 +465,16 @@ def test_the_memory_report_predicts_what_is_measured(small_base, place, monkeypa
     for part, (expected, found) in table.items():
         assert found == pytest.approx(expected, rel=0.1, abs=0.11), part
     assert set(Path().iterdir()) == before
+
+
+def test_a_dry_run_only_prints(small_base, place, monkeypatch, capsys):
+    """More of both: tests/finetune/test_dry_run.py."""
+    monkeypatch.chdir(place)
+    before = set(Path().rglob("*"))
+    for more, rows in (([], 6), (["--nproc", "3"], 2)):
+        assert call(train_script, "--model", small_base, *USUAL, *LORA, "--dry-run", *more) is None
+        assert f"{rows} rows of up to" in capsys.readouterr().out
+    assert set(Path().rglob("*")) == before
 
 
 def test_resume_goes_on(small_base, command, monkeypatch):
