@@ -44,6 +44,7 @@ from finetune.resuming import check_kept, holds_its_base, keep_base_of_gptq, wei
 from finetune.run import Run, check_out, new_run, open_run
 from finetune.saving import save_trained
 from finetune.sessions import note_session
+from finetune.sharded import check_sharing, load_shared_base, quantize_part_by_part
 from finetune.shown import print_plan, show_example
 from finetune.size import peak_memory
 from finetune.source import Source, base_of, load_run_base, why_no_base
@@ -169,6 +170,8 @@ def prepare(given: Mapping[str, Any]) -> tuple[Source, RunConfig, PreparedData]:
         config = with_usual_rate(config, source.config.hidden_size)
     check_run(source, config)
     config = with_pinned_data(config)
+    if config.training.shard_base:
+        check_sharing(given, source)
     calibrate = config.base.by_gptq or config.evaluation.requantizes_by_gptq
     return source, config, prepare_data(source, config, calibrate)
 
@@ -247,7 +250,8 @@ def train(run: Run, config: RunConfig, data: PreparedData, work: Work | None = N
         work.begins("training", memory="start a new run with a smaller --micro-batch: it changes no number but "
                                        "rounding")
     trainer.run()
-    processes.by_first(note_training, run, model, parameters, trainer)
+    peaks = processes.gather(peak_memory(model.device))
+    processes.by_first(note_training, run, peaks, parameters, trainer)
 
 
 def begin_session(run: Run, config: RunConfig, step: int) -> None:
@@ -255,16 +259,20 @@ def begin_session(run: Run, config: RunConfig, step: int) -> None:
     run.forget_after(step)
 
 
-def note_training(run: Run, model: Llama, parameters: Parameters, trainer: Trainer) -> None:
-    """What training took, in training.json and in a line; and its picture."""
-    peak = peak_memory(model.device)
+def note_training(run: Run, peaks: list[dict[str, float]], parameters: Parameters, trainer: Trainer) -> None:
+    """What training took, in training.json and in a line; and its picture. peaks: of memory, process by process."""
+    peak = peaks[0]
     write_record(run.training_file, {"trainable_parameters": sum(p.numel() for p in parameters.values()),
                                    "tokens": trainer.tokens, "seconds": round(trainer.seconds, 3),
                                    **({"stopped_by": "patience"} if trainer.stopped_early else {}),
-                                   **{key: round(megabytes) for key, megabytes in peak.items()}})
+                                   **{key: round(megabytes) for key, megabytes in peak.items()},
+                                   **({"processes": [{key: round(megabytes) for key, megabytes in one.items()}
+                                                     for one in peaks]} if len(peaks) > 1 else {})})
     of_gpu = f", of the GPU {peak['peak_gpu_memory_mb']:.0f} MB" if "peak_gpu_memory_mb" in peak else ""
     print(f"trained {trainer.tokens} tokens in {trainer.seconds:.0f} s, {trainer.tokens / trainer.seconds:.0f} "
           f"tokens/s, peak memory of the process {peak['peak_memory_mb']:.0f} MB{of_gpu}")
+    if len(peaks) > 1:
+        print(f"peak memory by process: {', '.join(f'{max(one.values()):.0f}' for one in peaks)} MB")
     plot_losses(run)
 
 
@@ -293,9 +301,14 @@ def adapted(run: Run, config: RunConfig, data: PreparedData | None) -> Prepared:
     compute = config.compute
     if config.base.quantization and not processes.by_first(run.base_file.is_file):
         quantize_base(run, config, data)
-    model = load_run_base(run, config, compute.torch_dtype, compute.device)
+    model = load_shared_base(run, config) if shares_base(config) else load_run_base(run, config, compute.torch_dtype,
+                                                                                    compute.device)
     attach_adapters(model, config)
     return model, adapter_parameters(model), lambda: save_adapter(model, run)
+
+
+def shares_base(config: RunConfig) -> bool:
+    return config.training.shard_base and processes.several()
 
 
 def quantize_base(run: Run, config: RunConfig, data: PreparedData | None) -> None:
@@ -307,7 +320,9 @@ def quantize_base(run: Run, config: RunConfig, data: PreparedData | None) -> Non
         if report:
             write_record(run.quantization_file, report)
         save_model(base, run.base_file)
-    if config.base.by_gptq:
+    if shares_base(config):
+        quantize_part_by_part(run, config, data and data.calibration)
+    elif config.base.by_gptq:
         base, report = made()
         processes.by_first(keep, base, report)
     else:
@@ -315,7 +330,11 @@ def quantize_base(run: Run, config: RunConfig, data: PreparedData | None) -> Non
 
 
 def score(run: Run, config: RunConfig, data: PreparedData) -> None:
-    """Training is over, so an error here costs no more than the scores."""
+    """Training is over, so an error here costs no more than the scores. A process that holds a part of the base cannot
+    score: each answer takes as many steps as it has tokens, and all processes would have to take them together."""
+    if shares_base(config):
+        return print(f"--shard-base trains, and does not score: python eval.py {run.path} does, with the whole base in "
+                     f"each process")
     try:
         evaluate_run(run, config, data, Destination.of_own_task(run, run.results_file))
     except (ValueError, FileNotFoundError) as error:

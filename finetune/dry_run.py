@@ -37,7 +37,7 @@ def planned_processes(given: Mapping[str, Any]) -> Processes:
     """Raises ValueError for --nproc where nothing is predicted."""
     if "nproc" in given and not {"mem_report", "dry_run"} & given.keys():
         raise ValueError(f"--nproc {given['nproc']} goes with --mem-report or --dry-run only: leave it out, or add one")
-    return Processes(given.get("nproc", 1))
+    return Processes(given.get("nproc", 1), "shard_base" in given)
 
 
 @dataclass(frozen=True)

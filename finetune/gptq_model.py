@@ -23,10 +23,11 @@ Made = Callable[[str, nn.Module, QuantizedWeight], nn.Module]
 
 @torch.no_grad()
 def gptq_model(model: Llama, bring: Callable[[str], None], names: list[str], quantizer: Quantizer, act_order: bool,
-               rows: Sequence[list[int]], made: Made) -> list[LayerReport]:
+               rows: Sequence[list[int]], made: Made,
+               done: Callable[[str], None] = lambda prefix: None) -> list[LayerReport]:
     """Quantizes every named layer, in the order in which the model uses them, on calibration rows of token ids.
     `bring(prefix)` loads the tensors whose names begin so: memory holds one dense decoder layer, and the rows'
-    activations between two layers.
+    activations between two layers. `done(prefix)` is called when a decoder layer is not needed any more.
 
     Activations are float32, whatever the model otherwise computes in. Raises CalibrationError and ValueError, naming
     the layer."""
@@ -48,6 +49,7 @@ def gptq_model(model: Llama, bring: Callable[[str], None], names: list[str], qua
                     reports += quantize_stage(layer, targets, prefix, hessian, quantizer, act_order, made)
             for batch in batches:
                 batch.x = batch.through(layer, half)
+        done(prefix)
         bar.set_postfix(worst=f"{max(r.gptq_error for r in reports):.1e}" if reports else "-")
     bring("model.norm.")
     bring("lm_head.")

@@ -19,7 +19,7 @@ from finetune.progress import figures, seconds_left, training_bar
 from finetune.schedule import evaluations_left, is_evaluated, learning_rate
 from finetune.state_files import StateFiles
 from finetune.stop import STOP, Stopped
-from finetune.together import SharedGradients, seed_dropout
+from finetune.together import SharedGradients, beside, gathering, seed_dropout
 from finetune.training_state import restore, state_of
 from model import processes
 from model.finite import NotFinite, why_not_finite
@@ -49,7 +49,10 @@ def mean_loss(model: nn.Module, examples: Sequence[Encoded], micro_batch: int) -
     parts = split_list(sorted(examples, key=lambda e: len(e.tokens)), micro_batch)
     total = tokens = 0
     for at_once in tqdm(split_list(parts, processes.size()), desc="validation loss", disable=None, leave=False):
-        mine = [(loss.item(), n) for loss, n in (summed_loss(model, part) for part in processes.share(at_once))]
+        with gathering(model.shared):
+            found = [(*summed_loss(model, part), counts)
+                     for part, counts in beside(processes.share(at_once), 1, at_once[0], model.shared)]
+        mine = [(loss.item(), n) for loss, n, counts in found if counts]
         found, asked = zip(*processes.gather((mine, STOP.asked)), strict=True)
         if processes.several() and any(asked) and STOP.holding:
             raise Stopped(max(filter(None, asked)))
@@ -191,8 +194,14 @@ class Trainer:
             seed_dropout(self.seed, self.step)
         n_targets = sum(len(e.learned) for e in examples)
         losses = []
-        for part in split_list(processes.share(examples), self.settings.micro_batch):
-            losses.append(self._add_gradients(part, n_targets))
+        parts = split_list(processes.share(examples), self.settings.micro_batch)
+        most = math.ceil(math.ceil(len(examples) / processes.size()) / self.settings.micro_batch)
+        with gathering(self.model.shared):
+            for part, counts in beside(parts, most, examples[:1], self.model.shared):
+                if counts:
+                    losses.append(self._add_gradients(part, n_targets))
+                else:
+                    self._add_gradients(part, math.inf)
         if self.shared:
             losses[:], self.agreed = self.shared.add_up(losses)
         gradient_norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip)

@@ -73,6 +73,7 @@ def resolve_run(given: Given) -> RunConfig:
     compute = part(ComputeConfig, given)
     check_graphs(training, compute)
     check_rounding(adapter, training)
+    check_sharing(training, name)
     return RunConfig(base, data, part(EvaluationConfig, given, requantize=requantize), compute, name, adapter, training)
 
 
@@ -83,6 +84,14 @@ def check_graphs(training: TrainingConfig, compute: ComputeConfig) -> None:
     if training.cuda_graphs and training.gradient_checkpointing:
         raise ValueError("--cuda-graphs does not go with --gradient-checkpointing, whose second forward pass cannot be "
                          "recorded: give one of the two")
+
+
+def check_sharing(training: TrainingConfig, name: str) -> None:
+    if training.shard_base and METHODS[name].adapter is None:
+        raise ValueError(f"--shard-base shares a frozen base, and --method {name} trains all of it: leave it out")
+    if training.shard_base and training.cuda_graphs:
+        raise ValueError("--shard-base does not go with --cuda-graphs, which cannot record what processes tell each "
+                         "other: give one of the two")
 
 
 def check_rounding(adapter: AdapterConfig, training: TrainingConfig) -> None:

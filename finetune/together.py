@@ -6,7 +6,10 @@ The gradients of all parameters are views of one buffer, which one all-reduce ad
 stop travel at its end, so that all processes see the same loss and stop after the same step.
 """
 import hashlib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +17,8 @@ from torch import Tensor, nn
 from finetune.stop import STOP
 from model import processes
 
+Part = TypeVar("Part")
+OF_THE_NETWORK = re.compile("gloo|nccl|connection|socket|timed out|peer", re.IGNORECASE)
 NUMBERS = 3  # behind the gradients: the loss, how many processes are asked to stop, and by which signals (their sum)
 
 
@@ -42,6 +47,25 @@ class SharedGradients:
 
     def forget(self) -> None:
         self.buffer.zero_()
+
+
+def beside(parts: Sequence[Part], most: int, spare: Part, shared: bool) -> list[tuple[Part, bool]]:
+    """(part, whether it counts). Processes that share the base compute each layer at the same time: one that has fewer
+    parts than the others computes `spare` along with them, which does not count."""
+    counted = [(part, True) for part in parts]
+    return counted + [(spare, False)] * (most - len(parts)) if shared else counted
+
+
+@contextmanager
+def gathering(shared: bool) -> Iterator[None]:
+    """Raises Gone where torch, gathering a layer, finds that another process has ended."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not (shared and OF_THE_NETWORK.search(str(error))):
+            raise
+        with processes.talking():
+            raise
 
 
 def seed_dropout(seed: int, step: int) -> None:
