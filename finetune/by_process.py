@@ -3,12 +3,13 @@
 | | each of N processes |
 |---|---|
 | rows of a batch | batch / N, at most `--micro-batch` of them at a time |
-| base (weights, codes, factors), sharded | 1 / N, and what is gathered: two decoder layers, or the embeddings |
+| decoder layers of a shared base | 1 / N of them, and two layers that are gathered |
+| embeddings, head, last norm | as one process |
 | adapters, gradients, optimizer | as one process |
 | sent for the gradients, once a step | 2 (N - 1) / N of their bytes, as a ring of processes adds them up |
-| received for a sharded base, each micro-batch | (N - 1) / N of its bytes to compute forward, and again backward |
+| received for a shared base, each micro-batch | (N - 1) / N of its layers' bytes, forward and again backward |
 
-Two layers: one computes while the next is on its way.
+Two layers: what arrives, and the tensors that it is put into.
 """
 import math
 from dataclasses import dataclass
@@ -51,16 +52,27 @@ def of_process(base: Parts, planned: Llama, processes: Processes) -> Parts:
     """What a process holds of the base between layers, and what it gathers."""
     if not processes.sharded:
         return base
+    layers, outside = of_layers(base, planned), outside_layers(planned)
+    held = {part: size / processes.number for part, size in layers.items()}
+    gathered = 2 * sum(layers.values()) / planned.config.num_hidden_layers
+    return {**held, "weights": held["weights"] + outside, "gathered": gathered}
+
+
+def outside_layers(planned: Llama) -> float:
+    """Bytes of the dense weights in no decoder layer."""
     config = planned.config
-    embeddings = 2.0 * config.vocab_size * config.hidden_size
     heads = 1 if config.tie_word_embeddings else 2
-    layer = (sum(base.values()) - heads * embeddings) / config.num_hidden_layers
-    return {**{part: size / processes.number for part, size in base.items()}, "gathered": max(2 * layer, embeddings)}
+    return 2.0 * config.hidden_size * (heads * config.vocab_size + 1)
 
 
-def moved_in_a_step(base_bytes: float, trained: int, config: RunConfig, processes: Processes) -> Parts:
+def of_layers(base: Parts, planned: Llama) -> Parts:
+    """The part of a base that processes share."""
+    return {**base, "weights": base["weights"] - outside_layers(planned)}
+
+
+def moved_in_a_step(layer_bytes: float, trained: int, config: RunConfig, processes: Processes) -> Parts:
     """Bytes that each process receives, which are as many as it sends; `trained` numbers have gradients in float32."""
     parts = {"gradients": 2 * processes.others * 4.0 * trained}
     if processes.sharded:
-        parts["base"] = 2 * processes.micro_batches(config) * processes.others * base_bytes
+        parts["base"] = 2 * processes.micro_batches(config) * processes.others * layer_bytes
     return parts

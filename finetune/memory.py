@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from adapters.adapted import adapter_parameters
 from adapters.held import free_memory
 from finetune.adapted_model import attach_adapters
-from finetune.by_process import ALONE, Parts, Processes, moved_in_a_step, of_process
+from finetune.by_process import ALONE, Parts, Processes, moved_in_a_step, of_layers, of_process
 from finetune.checks import planned_model
 from finetune.config import RunConfig
 from finetune.data import PreparedData
@@ -94,7 +94,8 @@ def predicted(planned: Llama, config: RunConfig, rows: Sequence[Encoded], proces
 def moved(planned: Llama, config: RunConfig, processes: Processes) -> Parts:
     """Bytes that a process sends and receives in a step."""
     freeze(planned, config)
-    return moved_in_a_step(sum(of_base(planned, config).values()), trained_numbers(planned), config, processes)
+    layers = of_layers(of_base(planned, config), planned)
+    return moved_in_a_step(sum(layers.values()), trained_numbers(planned), config, processes)
 
 
 def freeze(planned: Llama, config: RunConfig) -> None:

@@ -83,6 +83,7 @@ SLOW = (
     "scripts/test_a_run_stands_alone.py",
     "scripts/test_one_writer.py",
     "finetune/test_flags.py",
+    "finetune/test_sharded.py",
     "experiments/test_scale.py",
     "tasks/test_texts.py",
     "tasks/test_own_commands.py",

@@ -106,17 +106,19 @@ def test_a_shared_base_takes_its_part_of_each_process_and_two_layers():
     rows = [Encoded([0] * 33, 1)] * 2
     model, run = planned(DEEP)
     whole, part = (predicted(model, run, rows, p) for p in (ALONE, Processes(4, True)))
-    for name in ("weights", "codes", "factors"):
-        assert part[name] == whole[name] / 4
+    outside = 2 * (2 * 512 * 64 + 64)  # embeddings, head, last norm
+    assert part["weights"] == outside + (whole["weights"] - outside) / 4
+    assert (part["codes"], part["factors"]) == (whole["codes"] / 4, whole["factors"] / 4)
     same = ("adapters", "gradients", "optimizer", "activations", "logits", "working")
     assert [part[name] for name in same] == [whole[name] for name in same] and "gathered" not in whole
-    layer = (sum(whole[n] for n in ("weights", "codes", "factors")) - 2 * 2 * 512 * 64) / 6
-    assert part["gathered"] == max(2 * layer, 2 * 512 * 64)
+    layer = (sum(whole[n] for n in ("weights", "codes", "factors")) - outside) / 6
+    assert part["gathered"] == 2 * layer
 
 
 def test_a_shared_base_is_received_twice_for_each_micro_batch():
     model, run = planned(DEEP, micro_batch=2)
     base = sum(predicted(model, run, [Encoded([0] * 9, 1)])[name] for name in ("weights", "codes", "factors"))
+    base -= 2 * (2 * 512 * 64 + 64)  # what is in no layer is not shared
     gradients = 2 * 0.5 * 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert moved(model, run, Processes(2)) == {"gradients": gradients}
     assert moved(model, run, Processes(2, True)) == {"gradients": gradients, "base": 2 * 2 * 0.5 * base}

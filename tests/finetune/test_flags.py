@@ -259,6 +259,7 @@ PROOFS: dict[str, Proof | str] = {
     "gradient_checkpointing": shown("training", lambda a, b: not differ(a.trained, b.trained) and (
         a.recomputed, b.recomputed) == (False, True), LORA, "--gradient-checkpointing"),
     "cuda_graphs": "test_cuda_graphs_are_asked_for",
+    "shard_base": "test_shard_base_is_for_several_processes",
     "epochs": shown("training", lambda a, b: (a.steps[-1]["epoch"], b.steps[-1]["epoch"]) == (1, 4),
                     (*LORA, "--epochs", "1"), "--epochs", "4"),
     "steps": shown("training", lambda a, b: (a.steps[-1]["step"], b.steps[-1]["step"]) == (3, 5), LORA, "--steps", "5"),
@@ -465,6 +466,15 @@ def test_the_memory_report_predicts_what_is_measured(small_base, place, monkeypa
     for part, (expected, found) in table.items():
         assert found == pytest.approx(expected, rel=0.1, abs=0.11), part
     assert set(Path().iterdir()) == before
+
+
+def test_shard_base_is_for_several_processes(small_base, place, monkeypatch, capsys):
+    """What it changes: tests/finetune/test_sharded.py. Here, what each process is predicted to gather."""
+    monkeypatch.chdir(place)
+    usual = ("--model", small_base, *USUAL, *ROUNDED, "--dry-run", "--nproc", "2")
+    assert call(train_script, *usual) is None and "gathered" not in capsys.readouterr().out
+    assert call(train_script, *usual, "--shard-base") is None and "gathered" in capsys.readouterr().out
+    assert "there is one" in call(train_script, "--model", small_base, *USUAL, *ROUNDED, "--shard-base")
 
 
 def test_a_dry_run_only_prints(small_base, place, monkeypatch, capsys):
