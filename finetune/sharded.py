@@ -14,6 +14,7 @@ bytes as they are: every number is that of one process. Processes must compute e
 `together.py` sees to.
 """
 from collections.abc import Collection
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -83,7 +84,7 @@ def quantize_part_by_part(run: Run, config: RunConfig, calibration: Calibration 
     """Makes the run's base.safetensors, with the bytes that one process writes, and no process ever holds more of the
     model than a decoder layer. It takes twice the file's size on the disk until it is done."""
     if config.base.by_gptq:
-        with scratch_directory(run.base_file) as scratch:  # of each process; only the first one's is written to
+        with scratch_directory(run.base_file) if processes.is_first() else nullcontext(run.path) as scratch:
             parts = Parts(scratch)
             model, report = by_gptq(config, calibration, parts)
             processes.by_first(keep_parts, run, model, parts, report)
