@@ -109,6 +109,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=4, help="rows of a step (default: 4)")
     parser.add_argument("--length", type=int, default=64, help="tokens of a row at most (default: 64)")
     parser.add_argument("--nproc", type=int, default=2, help="processes (default: 2)")
+    parser.add_argument("--only", choices=("whole", "shared"), help="measure one of the two (default: both)")
     parser.add_argument("--out", type=Path, required=True, help="add the rows to this file")
     given = parser.parse_args()
     found = read_json(given.out)["rows"] if given.out.is_file() else []
@@ -116,6 +117,8 @@ def main() -> None:
         model = given.model or made(given.shape, given.tokenizer, Path(place))
         words = flags(given, model)
         for sharded in (False, True):
+            if given.only == ("whole" if sharded else "shared"):
+                continue
             run = Path(place) / f"run-{sharded}"
             command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(given.nproc), "train.py",
                        *words, *(["--shard-base"] if sharded else []), "--out", str(run)]

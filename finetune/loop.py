@@ -3,6 +3,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -108,7 +109,8 @@ class Trainer:
         """Raises Stopped, with a state saved, after the step in which a signal asked for it."""
         self.model.train()
         self.saved_at = self.clock()
-        with STOP.held(), kept_blocks(), training_bar(self.step, self.total_steps) as bar:
+        blocks = nullcontext() if self.model.shared else kept_blocks()
+        with STOP.held(), blocks, training_bar(self.step, self.total_steps) as bar:
             while self.to_validate or self.step < self.total_steps and not self.out_of_patience:
                 self._to_next_validation(bar)
                 self._validate()

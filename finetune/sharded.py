@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from adapters.adapted import replace_layers
 from finetune.adapted_model import linear_names
+from finetune.allocator import give_blocks_back
 from finetune.config import RunConfig
 from finetune.data import Calibration
 from finetune.quantize import WeightErrors, quantize_model_by_gptq, rounding
@@ -132,6 +133,7 @@ def load_shared_base(run: Run, config: RunConfig) -> Llama:
     """The base that the run trains on, of which this process holds its part."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
+    give_blocks_back()
     model, bring = open_run_base(run, config, config.compute.torch_dtype, config.compute.device)
     mesh = init_device_mesh(torch.device(config.compute.device).type, (processes.size(),))
     for prefix, layer in zip(layer_prefixes(model), model.model.layers, strict=True):
