@@ -3,14 +3,16 @@
 | part | predicted from |
 |---|---|
 | weights | dense weights: 2 bytes each, or 4 if they train |
+| residuals | 2 bytes for each weight of an adapted layer, with --keep-residual |
 | codes, factors | the packed codes; scales and offsets as a small layer of the same block holds them |
 | adapters | their float32 numbers |
-| gradients, optimizer | 4 and 8 bytes for each number that trains |
+| gradients, optimizer | 4 and 8 bytes for each number that trains; t-SignSGD keeps none |
 | activations | what a forward pass of the longest micro-batch keeps for backward, on a model without memory |
 | logits | those of one part of the vocabulary's loss, and its gradients of x (`token_loss.py`) |
 
 The process takes some hundred MB besides, most of them for torch itself, and dequantizes one layer at a time. With
 --merge-into codes, one layer also has delta_W, its gradient, and the positions among the levels: 12 bytes a weight.
+Those of lota are B A, its gradient and the codes' moves.
 """
 from collections.abc import Sequence
 
@@ -19,12 +21,16 @@ from torch import Tensor, nn
 
 from adapters.adapted import adapter_parameters
 from adapters.held import free_memory
-from finetune.adapted_model import attach_adapters
+from adapters.rounded import RoundedLinear
+from finetune.adapted_model import attach_adapters, residuals_to_keep
 from finetune.checks import planned_model
 from finetune.config import RunConfig
 from finetune.data import PreparedData
+from finetune.optimizer import MOMENTS
 from finetune.quantize import load_base
+from finetune.residual import Residuals
 from finetune.source import Source
+from model.checkpoint import empty_model
 from model.llama import SHORT, Llama
 from model.token_loss import LOGITS_AT_ONCE
 from quant.linear import QuantLinear, stored_bytes
@@ -40,20 +46,21 @@ def report_memory(source: Source, config: RunConfig, data: PreparedData) -> None
     rows = sorted(data.train, key=lambda e: len(e.tokens))[-config.training.micro_batch:]
     expected, found = predicted(planned_model(source, config), config, rows), None
     if sum(expected.values()) < 0.7 * free_memory(torch.device(config.compute.device)) and not config.base.by_gptq:
-        model, _ = load_base(source, config.base, config.compute, None)
-        found = measured(prepared(model, config), config, rows)
+        residuals = residuals_to_keep(config, empty_model(source.config, torch.float32))
+        model, _ = load_base(source, config.base, config.compute, None, residuals)
+        found = measured(prepared(model, config, residuals), config, rows)
     print(f"{'MB':12} {'predicted':>10} {'measured':>10}")
     for part, size in {**expected, "all": sum(expected.values())}.items():
         of_part = sum(found.values()) if found and part == "all" else (found or {}).get(part)
         print(f"{part:12} {size / 1e6:10.1f} {'-' if of_part is None else f'{of_part / 1e6:.1f}':>10}")
 
 
-def prepared(model: Llama, config: RunConfig) -> Llama:
+def prepared(model: Llama, config: RunConfig, residuals: Residuals | None = None) -> Llama:
     """The model as it trains."""
     if config.adapter_kind is None:
         model.float().requires_grad_(True)
     else:
-        attach_adapters(model, config)
+        attach_adapters(model, config, residuals and residuals.__getitem__)
     model.checkpointing = config.training.gradient_checkpointing
     return model.train()
 
@@ -64,8 +71,10 @@ def measured(model: Llama, config: RunConfig, rows: Sequence[Encoded]) -> Parts:
     adapters = 4.0 * sum(p.numel() for p in adapter_parameters(model).values())
     factors = stored_bytes(list(codes)) - packed
     kept = kept_for_backward(model, collate(rows, model.device).tokens)
-    return {"weights": stored_bytes([model]) - packed - factors - adapters, "codes": packed, "factors": factors,
-            "adapters": adapters, **of_training(model), "activations": kept, "logits": of_logits(model, rows)}
+    residuals = of_residuals(model)
+    return {"weights": stored_bytes([model]) - packed - factors - adapters - residuals, "codes": packed,
+            "factors": factors, **({"residuals": residuals} if residuals else {}), "adapters": adapters,
+            **of_training(model, config), "activations": kept, "logits": of_logits(model, rows)}
 
 
 def predicted(planned: Llama, config: RunConfig, rows: Sequence[Encoded]) -> Parts:
@@ -84,8 +93,15 @@ def predicted(planned: Llama, config: RunConfig, rows: Sequence[Encoded]) -> Par
     return {"weights": dense * (4.0 if config.adapter_kind is None else 2.0),
             "codes": float(sum(m.codes.numel() for m in codes)),
             "factors": coded * factor_bytes(config.base.quantization),
-            "adapters": 4.0 * sum(p.numel() for p in adapter_parameters(planned).values()), **of_training(planned),
-            "activations": kept * max(1.0, T / SHORT), "logits": of_logits(planned, rows)}
+            **({"residuals": of_residuals(planned)} if config.adapter.keep_residual else {}),
+            "adapters": 4.0 * sum(p.numel() for p in adapter_parameters(planned).values()),
+            **of_training(planned, config), "activations": kept * max(1.0, T / SHORT),
+            "logits": of_logits(planned, rows)}
+
+
+def of_residuals(model: Llama) -> float:
+    kept = (m.residual for m in model.modules() if isinstance(m, RoundedLinear))
+    return float(sum(2 * residual.numel() for residual in kept if residual is not None))
 
 
 def factor_bytes(spec: QuantSpec | None) -> float:
@@ -97,10 +113,10 @@ def factor_bytes(spec: QuantSpec | None) -> float:
     return (stored_bytes([layer]) - layer.codes.numel() - 4 * layer.levels.numel()) / (256 * n_in * spec.block.n_out)
 
 
-def of_training(model: nn.Module) -> Parts:
+def of_training(model: nn.Module, config: RunConfig) -> Parts:
     """AdamW has two moments of each number."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return {"gradients": 4.0 * trained, "optimizer": 8.0 * trained}
+    return {"gradients": 4.0 * trained, "optimizer": 4.0 * len(MOMENTS[config.training.optimizer]) * trained}
 
 
 def of_logits(model: Llama, rows: Sequence[Encoded]) -> float:
