@@ -45,7 +45,7 @@ from finetune.source import Source, check_fingerprint, check_trained, note_anoth
 from model import processes
 from model.files import say_once
 from model.hub import pinned
-from model.tokenizer import note_other_tokenizer
+from model.token_agreement import note_other_tokenizer
 from quant.spec import QuantSpec, whole
 from scoring.destination import Destination
 from scoring.predictions import check_predictions, compare

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from adapters.adapted import adapter_parameters
-from finetune.adapted_model import attach_adapters, save_adapter
+from finetune.adapted_model import attach_adapters, residuals_to_keep, save_adapter
 from finetune.checks import check_run, with_codes_of_base
 from finetune.command import Given, Work, run_command
 from finetune.command_line import train_parser
@@ -39,6 +39,7 @@ from finetune.memory import report_memory
 from finetune.pictures import plot_losses
 from finetune.quantize import load_base
 from finetune.range_test import find_rate
+from finetune.residual import residuals_of, save_residuals
 from finetune.resolve import resolve_run
 from finetune.resuming import check_kept, holds_its_base, keep_base_of_gptq, weights_from_state
 from finetune.run import Run, check_out, new_run, open_run
@@ -51,14 +52,14 @@ from finetune.source import Source, base_of, load_run_base, why_no_base
 from finetune.usual_rate import with_usual_rate
 from model import processes
 from model.chat_template import write_end_tokens
-from model.checkpoint import load_config, random_model, save_model
+from model.checkpoint import empty_model, load_config, random_model, save_model
 from model.config_json import config_to_json
 from model.files import sha256_of, write_record
 from model.finite import check_weights
 from model.hub import pinned
 from model.llama import Llama
 from model.tensor_files import name_of
-from model.tokenizer import copy_tokenizer, travelling_files
+from model.tokenizer_files import copy_tokenizer, travelling_files
 from scoring.destination import Destination
 from scoring.score_run import evaluate_run
 from tasks import TRAINING_TASKS
@@ -303,7 +304,7 @@ def adapted(run: Run, config: RunConfig, data: PreparedData | None) -> Prepared:
         quantize_base(run, config, data)
     model = load_shared_base(run, config) if shares_base(config) else load_run_base(run, config, compute.torch_dtype,
                                                                                     compute.device)
-    attach_adapters(model, config)
+    attach_adapters(model, config, residuals_of(run, config))
     return model, adapter_parameters(model), lambda: save_adapter(model, run)
 
 
@@ -312,11 +313,17 @@ def shares_base(config: RunConfig) -> bool:
 
 
 def quantize_base(run: Run, config: RunConfig, data: PreparedData | None) -> None:
-    """Into the run's base.safetensors. Several processes calibrate GPTQ together; the first one rounds alone."""
+    """Into the run's base.safetensors, and what else it leaves. Several processes calibrate GPTQ together; the first
+    one rounds alone."""
+    source = Source(config.base.model)
+    residuals = residuals_to_keep(config, empty_model(source.config, torch.float32))
+
     def made() -> tuple[Llama, dict | None]:
-        return load_base(Source(config.base.model), config.base, config.compute, data and data.calibration)
+        return load_base(source, config.base, config.compute, data and data.calibration, residuals)
 
     def keep(base: Llama, report: dict | None) -> None:
+        if residuals:
+            save_residuals(run, residuals)
         if report:
             write_record(run.quantization_file, report)
         save_model(base, run.base_file)

@@ -17,6 +17,7 @@ by that Kronecker product. It is constant on tiles of lam_in inputs x lam_out ou
 | `tile` | the largest rectangle on which delta_W is constant: lam, or 1x1 | | |
 | `iec_a`, `iec_b` | the scalars of IR-QLoRA's two shortcuts | (1,) | |
 | `log_factor` | ln of PEQA's factor on each scale | (D_out/n_out, D_in/n_in) | |
+| `omega` | LoTA's threshold: a code moves by one where abs(B A) is larger | | |
 
 | file | method | lam_in x lam_out | core | merges into |
 |---|---|---|---|---|
@@ -26,6 +27,7 @@ by that Kronecker product. It is constant on tiles of lam_in inputs x lam_out ou
 | `qablora.py` | QA-BLoRA | n_in x n_out of the block | H | k bits |
 | `irqlora.py` | IR-QLoRA | 1 x 1 | (B + iec_b R)(A + iec_a P) | 16 bits |
 | `peqa.py` | PEQA | not additive: (scale + d_scale) * (codes - z) | | k bits |
+| `lota.py` | LoTA-QAF | not additive: codes + t, offset + scale * mu, of ternary B A | | k bits |
 
 `adapter.py` states the facts of a method, and has the equations that all additive methods share: `delta(x)`, the cheap
 path that training uses; `delta_weight()`, the dense matrix that it equals; `lora_factors()`, the A and B of the plain
@@ -42,13 +44,16 @@ from adapters.adapter import Adapter
 from adapters.blora import BLoRA
 from adapters.irqlora import IRQLoRA
 from adapters.lora import LoRA
+from adapters.lota import LoTA
 from adapters.peqa import PEQA
 from adapters.qablora import QABLoRA
 from adapters.qalora import QALoRA
 
-ADAPTERS: dict[str, type[Adapter]] = {kind.name: kind for kind in (LoRA, BLoRA, QALoRA, QABLoRA, IRQLoRA, PEQA)}
+ADAPTERS: dict[str, type[Adapter]] = {
+    kind.name: kind for kind in (LoRA, BLoRA, QALoRA, QABLoRA, IRQLoRA, PEQA, LoTA)}
 
 
 def adapted_layer(base: nn.Module, adapter: Adapter, dropout: float = 0.0) -> AdaptedLinear:
-    """Base and adapter as one layer. Raises ValueError for PEQA on a base without integer zero points."""
+    """Base and adapter as one layer. Raises ValueError for PEQA on a base without integer zero points, and for LoTA on
+    one without whole levels."""
     return adapter.layer(base, adapter, dropout)

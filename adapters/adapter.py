@@ -17,8 +17,9 @@ class Adapter(nn.Module):
     name: ClassVar[str]                   # its key in ADAPTERS
     options: ClassVar[tuple[str, ...]]    # constructor arguments besides D_out and D_in; the command line supplies them
     additive: ClassVar[bool]              # whether the adapted layer is base(x) + delta(x)
-    merges_into: str                      # what a merge into k bits replaces in the base: "offset", "scale" or "codes"
+    merges_into: str                      # what a merge into k bits replaces in the base (`merge.py`)
     layer: type[AdaptedLinear]            # the layer that holds a base and this adapter; `rounded.py` changes both
+    only_here: ClassVar[str] = ""         # of an adapter that is not additive: why it says nothing beside another base
 
     @property
     def tile(self) -> Lam | None:

@@ -7,6 +7,7 @@
 | `offset` | offset + delta_W on each block; codes, levels and scale unchanged | each block lies inside one tile |
 | `scale` | scale + d_scale; codes, levels and zero points unchanged | always, for PEQA |
 | `codes` | codes moved by delta_W; levels, scale and offset unchanged | always, if it trained so (`rounded.py`) |
+| `codes and offset` | codes + t, offset + scale * mu; levels and scale unchanged | always, for LoTA (`lota.py`) |
 | `16 bits` | a dense layer, W_hat + delta_W | all other cases |
 
 A tile is a rectangle of lam_in inputs x lam_out outputs on which delta_W is constant (`adapter.tile`). Each block of
@@ -24,9 +25,10 @@ from torch import Tensor, nn
 
 from adapters.adapted import AdaptedLinear
 from adapters.adapter import Adapter, AdditiveAdapter
+from adapters.lota import TernaryLinear
 from adapters.merged_form import has_merged_form, inside_tiles, offset_with
 from adapters.peqa import PEQA
-from adapters.rounded import CODES, moved_weight
+from adapters.rounded import CODES, RoundedLinear
 from model.llama import Linear
 from quant.linear import QuantLinear
 
@@ -39,7 +41,7 @@ class MergeRefused(ValueError):
 
 @dataclass(frozen=True)
 class MergeTarget:
-    """What `into` names is replaced in the base: "offset", "scale", "codes", or "16 bits" for the whole layer."""
+    """What `into` names is replaced in the base, or "16 bits" for the whole layer."""
     into: str
     reason: str = ""  # of "16 bits": why not into k bits, with the rule and the sizes
 
@@ -67,7 +69,7 @@ def merge_target(base: nn.Module, adapter: Adapter) -> MergeTarget:
 
 
 def merge_into_codes(adapted: AdaptedLinear, layer: str = "weight") -> QuantLinear:
-    """The k-bit layer with the adapter in its offset, its scale or its codes. It shares all other buffers of the base.
+    """The k-bit layer with the adapter in what `merge_target` names. It shares all other buffers of the base.
 
     Raises MergeRefused, with the layer and the reason, unless `merge_target` keeps the k bits."""
     base, adapter = adapted.base, adapted.adapter
@@ -76,9 +78,17 @@ def merge_into_codes(adapted: AdaptedLinear, layer: str = "weight") -> QuantLine
         return base.with_offset(merged_offset(base, adapter))
     if target.into == "scale":
         return base.with_scale(merged_scale(base, adapter))
-    if target.into == CODES:
-        return QuantLinear.from_weight(moved_weight(base, adapter.delta_weight().detach()), base.bias)
+    if isinstance(adapted, RoundedLinear | TernaryLinear):
+        return adapted.merged()
     raise MergeRefused(f"layer {layer}: {target.reason}")
+
+
+def codes_moved(adapted: AdaptedLinear) -> float | None:
+    """The share of a layer's codes that its merge changes; None for a merge that leaves all codes."""
+    if CODES not in merge_target(adapted.base, adapted.adapter).into:
+        return None
+    before, after = (layer.quantized_weight().codes for layer in (adapted.base, merge_into_codes(adapted)))
+    return (before != after).double().mean().item()
 
 
 def merged_offset(base: QuantLinear, adapter: AdditiveAdapter) -> Tensor:

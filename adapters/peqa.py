@@ -70,6 +70,8 @@ class PEQA(Adapter):
     name = "peqa"
     options = ("block",)
     additive, merges_into, layer = False, "scale", RescaledLinear
+    only_here = ("it trained a factor on each scale of the k-bit codes, and an l-bit base has other codes and other "
+                 "scales")
 
     def __init__(self, D_out: int, D_in: int, block: Block | None):
         super().__init__()

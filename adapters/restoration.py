@@ -24,9 +24,8 @@ class RestorationRefused(ValueError):
 def check_restores(kind: type[Adapter], merge_into: str | None = None) -> None:
     """Raises RestorationRefused for an adapter that is not additive, and for one that was trained with --merge-into."""
     if not kind.additive:
-        raise RestorationRefused(f"{kind.name} does not transfer to another base: it trained a factor on each scale of "
-                                 f"the k-bit codes, and an l-bit base has other codes and other scales. Merge at the "
-                                 f"width that was trained, or train an additive method, such as qalora or qablora")
+        raise RestorationRefused(f"{kind.name} does not transfer to another base: {kind.only_here}. Merge at the width "
+                                 f"that was trained, or train an additive method, such as qalora or qablora")
     if merge_into == CODES:
         raise RestorationRefused("--merge-into codes trained delta_W through the rounding to the k-bit grid: only the "
                                  "codes that it moved were ever seen, and delta_W beside another base is another "

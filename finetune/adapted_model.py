@@ -4,13 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adapters import ADAPTERS, adapted_layer
 from adapters.adapted import AdaptedLinear, adapted_layers, adapter_parameters, dense_weight, replace_layers
 from adapters.adapter import Adapter
+from adapters.merge import codes_moved as moved_in
 from adapters.merge import merge_into_codes, merge_target, merge_to_dense
-from adapters.rounded import into_codes
+from adapters.rounded import SPREAD, into_codes
 from adapters.rounding import TrainingLost
 from finetune.config import RunConfig
 from finetune.methods import TARGETS
@@ -22,8 +23,13 @@ from model.files import write_json
 from model.llama import Llama
 from model.published import publish, scratch_directory
 from model.tensor_files import open_safetensors, write_safetensors
-from model.tokenizer import copy_tokenizer
+from model.tokenizer_files import copy_tokenizer
 from quant.grid import Block
+
+
+def residuals_to_keep(config: RunConfig, model: Llama) -> dict[str, Tensor | None] | None:
+    """The layers whose residuals are kept, each with None; None without --keep-residual."""
+    return dict.fromkeys(linear_names(model, config.adapter.targets)) if config.adapter.keep_residual else None
 
 
 def linear_names(model: Llama, targets: str) -> list[str]:
@@ -42,13 +48,25 @@ def new_adapter(config: RunConfig, D_out: int, D_in: int, block: Block | None) -
     return into_codes(adapter) if config.adapter.merge_into else adapter
 
 
-def attach_adapters(model: Llama, config: RunConfig) -> None:
-    """An adapter beside every target layer of a frozen model. Raises ValueError, naming the layer, for an adapter that
-    does not go with it."""
+def attach_adapters(model: Llama, config: RunConfig, residuals: Callable[[str], Tensor] | None = None) -> None:
+    """An adapter beside every target layer of a frozen model. `residuals` gives those of --keep-residual by layer.
+    Raises ValueError, naming the layer, for an adapter that does not go with it."""
+    def residual(name: str, base: nn.Module) -> Tensor:
+        if base.codes.is_meta:
+            return torch.empty(base.out_features, base.in_features, dtype=torch.float16, device="meta")
+        if residuals is None:
+            raise ValueError("--keep-residual without the residuals")
+        return residuals(name).to(model.device)
+
     def adapt(name: str, base: nn.Module) -> AdaptedLinear:
         try:
             adapter = new_adapter(config, base.out_features, base.in_features, getattr(base, "block", None))
-            return adapted_layer(base, adapter.to(model.device), config.adapter.dropout)
+            layer = adapted_layer(base, adapter.to(model.device), config.adapter.dropout)
+            if config.adapter.keep_residual:
+                layer.residual = residual(name, base)
+            elif config.adapter.merge_into and config.adapter.begins != SPREAD:
+                layer.residual = layer.base.levels.new_zeros(1, 1)  # earlier versions began in the middle of the cells
+            return layer
         except ValueError as error:
             raise ValueError(f"layer {name}: {error}") from None
     replace_layers(model, linear_names(model, config.adapter.targets), adapt)
@@ -69,6 +87,12 @@ def why_not_k_bits(model: Llama) -> str | None:
         if not target.keeps_codes:
             return f"layer {name}: {target.reason}"
     return None
+
+
+def codes_moved(model: Llama) -> dict[str, float]:
+    """The share of each layer's codes that its adapter moves; empty if no adapter moves codes."""
+    shares = {name: moved_in(layer) for name, layer in adapted_layers(model).items()}
+    return {name: share for name, share in shares.items() if share is not None}
 
 
 def merge_best(model: Llama, storage: torch.dtype, lost: TrainingLost | None = None) -> list[int]:

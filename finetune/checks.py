@@ -7,16 +7,18 @@ from torch import nn
 
 from adapters.adapted import adapted_layers, replace_layers
 from adapters.lam import Lam
+from adapters.lota import NO_WHOLE_LEVELS
 from adapters.merge import MergeRefused
 from finetune.adapted_model import attach_adapters, linear_names, why_not_k_bits
 from finetune.config import BaseConfig, RunConfig, StoredCodes
 from finetune.methods import METHODS
 from finetune.run import Run
 from finetune.source import Source
-from model.checkpoint import empty_model
+from model.checkpoint import empty_model, stored_grids, weight_files
 from model.llama import Llama
 from quant.grid import Block
 from quant.linear import QuantLinear
+from quant.rounding import whole_ends
 from quant.spec import QuantSpec
 
 
@@ -114,6 +116,17 @@ def check_run(source: Source, config: RunConfig) -> None:
     """Raises ValueError as `planned_model` and `check_requantization` do. Random weights need no check."""
     if not config.base.from_scratch:
         check_requantization(planned_model(source, config), config)
+        check_levels(source, config)
+
+
+def check_levels(source: Source, config: RunConfig) -> None:
+    """Raises ValueError, naming the layer, for codes of a base whose levels are not those that the method needs."""
+    targets = linear_names(empty_model(source.config, torch.float32), config.adapter.targets)
+    looked_at = config.of_method.even and not source.is_adapter_run
+    held = [name for name in targets if name in source.quantized()] if looked_at else []
+    for name, grid in (stored_grids(weight_files(source.path), held) if held else {}).items():
+        if not whole_ends(grid.levels):
+            raise ValueError(f"{source.path}: layer {name}: {NO_WHOLE_LEVELS}")
 
 
 def check_requantization(planned: Llama, config: RunConfig) -> None:

@@ -25,6 +25,7 @@ from adapters.lora import SCALINGS
 from adapters.operators import OPERATORS
 from adapters.rounded import CODES
 from finetune.methods import METHODS, TARGETS, Method
+from finetune.optimizer import ADAMW
 from finetune.schedule import SCHEDULES
 from model.gguf_reader import is_gguf
 from model.hub import HubModel
@@ -50,7 +51,7 @@ def option(default: Any = MISSING, *, factory: Callable = MISSING, **facts) -> A
     choices   what is allowed, or a function that gives it
     metavar   what stands behind the flag in --help
     shown     the default in words, where the value itself says too little
-    only      "adapter", "full" or "gptq": the flag is refused without it
+    only      "adapter", "full", "gptq" or "adamw": the flag is refused without it
     rescore   True: may be given anew when a run is scored
     of_task   True: what a run says of it holds for the run's own task only
     answers   False: the field changes nothing in an answer but rounding
@@ -242,9 +243,17 @@ class AdapterConfig:
                                  "6)")
     dropout: float = option(0.0, parse=share, metavar="P", only="adapter",
                             help="drop this share of the adapter's inputs in training")
+    omega: float | None = option(None, parse=positive(float), metavar="OMEGA", only="adapter",
+                                 shown="4 * sqrt(rank) / 2^bits",
+                                 help="lota only: move a code where the product of the ternary matrices is larger")
     merge_into: str | None = option(
         None, choices=(CODES,), only="adapter", shown="offset or scale where that is exact, else 16 bits",
         help="train through the rounding to the base's grid, so that the adapter merges into the codes exactly")
+    begins: str | None = option(None, flag=False)  # with merge_into: where in their cells weights begin
+    keep_residual: bool = option(
+        False, only="adapter",
+        help="--merge-into codes only: add delta_W to the original weights, which takes 16 more bits a weight in "
+             "training, and not to the quantized ones")
 
 
 @dataclass(frozen=True)
@@ -278,8 +287,8 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    lr: float = option(parse=positive(float), shown="that of method, tile, scaling and width",
-                       help="set the largest learning rate of AdamW")
+    lr: float | None = option(parse=positive(float), only=ADAMW, shown="that of method, tile, scaling and width",
+                              help="set the largest learning rate of AdamW")
     batch_size: int = option(64, parse=positive(int), metavar="ROWS", help="take this many rows for one optimizer step")
     micro_batch: int | None = option(None, parse=positive(int), metavar="ROWS", shown="--batch-size", setting=False,
                                      help="hold this many rows in memory at a time")
@@ -298,15 +307,15 @@ class TrainingConfig:
     epochs: int = option(2, parse=positive(int), help="train this many epochs")
     steps: int | None = option(None, parse=positive(int), shown="what --epochs makes", help="train this many steps "
                                                                                             "instead")
-    warmup: float = option(0.05, parse=share, metavar="SHARE", help="raise the learning rate in this share of the "
-                                                                    "steps")
-    lr_schedule: str = option("cosine", choices=SCHEDULES,
+    warmup: float = option(0.05, parse=share, metavar="SHARE", only=ADAMW,
+                           help="raise the learning rate in this share of the steps")
+    lr_schedule: str = option("cosine", choices=SCHEDULES, only=ADAMW,
                               help="lower the learning rate to 0 after the warm-up along half a cosine or a line, or "
                                    "keep it constant")
-    clip: float = option(1.0, parse=positive(float), metavar="NORM", help="clip the gradient to this norm")
-    weight_decay: float = option(0.0, parse=share, metavar="W", help="decay matrices by this factor a step, times the "
-                                                                     "learning rate")
-    beta2: float = option(0.999, parse=share, metavar="B", help="set AdamW's second beta")
+    clip: float = option(1.0, parse=positive(float), metavar="NORM", only=ADAMW, help="clip the gradient to this norm")
+    weight_decay: float = option(0.0, parse=share, metavar="W", only=ADAMW,
+                                 help="decay matrices by this factor a step, times the learning rate")
+    beta2: float = option(0.999, parse=share, metavar="B", only=ADAMW, help="set AdamW's second beta")
     eval_every: int | None = option(
         None, parse=positive(int), metavar="STEPS", shown="at the end of each epoch",
         help="compute the validation loss after every STEPS steps too, and keep what has the lowest")
@@ -317,6 +326,7 @@ class TrainingConfig:
         SaveEvery(200, 10.0), parse=SaveEvery.parse, load=SaveEvery.parse, metavar="STEPS,MINUTESm", setting=False,
         help="save a state to resume from every N steps (200), every N minutes (10m), or at whichever comes first "
              "(200,10m)")
+    optimizer: str = option(ADAMW, flag=False)
     save_dtype: str | None = option(None, choices=DTYPES, only="full", shown="the checkpoint's",
                                     help="save the weights in this type (--method full)")
 

@@ -16,8 +16,9 @@ from tqdm import tqdm
 from finetune.allocator import kept_blocks
 from finetune.config import TrainingConfig
 from finetune.graphs import RecordedSteps
+from finetune.optimizer import RATES, new_optimizer, rate_of_step, set_rate
 from finetune.progress import figures, seconds_left, training_bar
-from finetune.schedule import evaluations_left, is_evaluated, learning_rate
+from finetune.schedule import evaluations_left, is_evaluated
 from finetune.state_files import StateFiles
 from finetune.stop import STOP, Stopped
 from finetune.together import SharedGradients, beside, gathering, seed_dropout
@@ -72,8 +73,8 @@ def to_blame(model: nn.Module, examples: Sequence[Encoded]) -> str:
 
 
 class Trainer:
-    """AdamW over `parameters` only. `keep_best` is called at each new lowest validation loss. `flush_log`: makes what
-    `log` got so far survive a power loss.
+    """The optimizer steps `parameters` only. `keep_best` is called at each new lowest validation loss. `flush_log`:
+    makes what `log` got so far survive a power loss.
 
     `state_file` holds what resuming needs (`training_state.py`)."""
 
@@ -87,13 +88,9 @@ class Trainer:
         self.states, self.keep_best, self.log, self.flush_log = StateFiles(state_file), keep_best, log, flush_log
         if not processes.is_first():
             self.keep_best, self.log = (lambda: None), (lambda record: None)
-        matrices = [p for p in parameters.values() if p.ndim >= 2]
-        others = [p for p in parameters.values() if p.ndim < 2]
-        # On a GPU one kernel steps all parameters. Its count of steps is there, too.
         self.fused = model.device.type == "cuda"
-        self.optimizer = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
-            lr=settings.lr, betas=(0.9, settings.beta2), fused=self.fused)
+        self.optimizer = new_optimizer(parameters.values(), settings, self.fused)
+        self.rate_name = RATES[settings.optimizer][0]
         self.shared = SharedGradients(list(parameters.values())) if processes.several() else None
         self.recorded = RecordedSteps(model, list(parameters.values())) if settings.cuda_graphs else None
         self.per_epoch = math.ceil(len(train) / settings.batch_size)
@@ -174,8 +171,8 @@ class Trainer:
 
     def _one_step(self, examples: list[Encoded], bar: tqdm) -> None:
         start = time.perf_counter()
-        lr = learning_rate(self.step, self.total_steps, self.settings)
-        loss, norm = self.take_step(examples, lr)
+        rate = rate_of_step(self.step, self.total_steps, self.settings)
+        loss, norm = self.take_step(examples, rate)
         self.step += 1
         self.tokens += sum(len(e.tokens) - 1 for e in examples)
         self.latest.append(time.perf_counter() - start)
@@ -183,15 +180,14 @@ class Trainer:
         left = seconds_left(self.total_steps - self.step, sum(self.latest) / len(self.latest),
                             evaluations_left(*self._place()), self.validated_in)
         bar.update()
-        bar.set_postfix_str(figures(left, loss, lr, self.tokens / self.seconds))
-        self.log({"step": self.step, "loss": loss, "lr": lr, "gradient_norm": norm,
+        bar.set_postfix_str(figures(left, loss, (self.rate_name, rate), self.tokens / self.seconds))
+        self.log({"step": self.step, "loss": loss, self.rate_name: rate, "gradient_norm": norm,
                   "tokens": self.tokens, "seconds": round(self.seconds, 3)})
 
-    def take_step(self, examples: list[Encoded], lr: float) -> tuple[float, float]:
+    def take_step(self, examples: list[Encoded], rate: float) -> tuple[float, float]:
         """One optimizer step. Each micro-batch's summed loss is divided by the targets of the WHOLE batch, so that the
         gradient is that of the batch's mean loss however it is cut. Returns that loss, and the gradient's norm."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_rate(self.optimizer, rate, self.settings)
         if self.shared:
             seed_dropout(self.seed, self.step)
         n_targets = sum(len(e.learned) for e in examples)
@@ -278,7 +274,7 @@ class Trainer:
 
     def _remedy(self) -> str:
         wider = "" if self.model.dtype == torch.float32 else " or use --dtype float32"
-        return f"lower --lr (now {self.settings.lr}){wider}"
+        return f"lower --lr (now {self.settings.lr}){wider}" if self.settings.lr else "use --dtype float32"
 
     def _keep_last_good(self) -> str:
         """Keeps what has been trained, and says what is kept. The step that failed has changed nothing."""

@@ -3,9 +3,10 @@
 | part | predicted from |
 |---|---|
 | weights | dense weights: 2 bytes each, or 4 if they train |
+| residuals | 2 bytes for each weight of an adapted layer, with --keep-residual |
 | codes, factors | the packed codes; scales and offsets as a small layer of the same block holds them |
 | adapters | their float32 numbers |
-| gradients, optimizer | 4 and 8 bytes for each number that trains |
+| gradients, optimizer | 4 and 8 bytes for each number that trains; t-SignSGD keeps none |
 | activations | what a forward pass of the longest micro-batch keeps for backward, on a model without memory |
 | logits | those of one part of the vocabulary's loss, and its gradients of x (`token_loss.py`) |
 | working | the largest layer's weights as it computes, and the gradients of its inputs and outputs; with |
@@ -13,6 +14,7 @@
 
 The process takes some hundred MB besides, most of them for torch itself. With --merge-into codes, the layer at work
 also has delta_W, its gradient, and the positions among the levels: 12 bytes a weight.
+Those of lota are B A, its gradient and the codes' moves.
 
 --nproc N: what one of N processes takes that train together (`by_process.py`).
 """
@@ -24,13 +26,17 @@ from torch import Tensor, nn
 
 from adapters.adapted import adapter_parameters
 from adapters.held import free_memory
-from finetune.adapted_model import attach_adapters
+from adapters.rounded import RoundedLinear
+from finetune.adapted_model import attach_adapters, residuals_to_keep
 from finetune.by_process import ALONE, Parts, Processes, moved_in_a_step, of_layers, of_process
 from finetune.checks import planned_model
 from finetune.config import RunConfig
 from finetune.data import PreparedData
+from finetune.optimizer import MOMENTS
 from finetune.quantize import load_base
+from finetune.residual import Residuals
 from finetune.source import Source
+from model.checkpoint import empty_model
 from model.llama import SHORT, Llama
 from model.token_loss import tokens_at_once
 from quant.linear import QuantLinear, stored_bytes
@@ -47,8 +53,9 @@ def report_memory(source: Source, config: RunConfig, data: PreparedData, process
     expected, found = predicted(planned, config, rows, processes), None
     fits = sum(expected.values()) < 0.7 * free_memory(torch.device(config.compute.device))
     if fits and not config.base.by_gptq and processes == ALONE:
-        model, _ = load_base(source, config.base, config.compute, None)
-        found = {**measured(prepared(model, config), config, rows), "working": expected["working"]}
+        residuals = residuals_to_keep(config, empty_model(source.config, torch.float32))
+        model, _ = load_base(source, config.base, config.compute, None, residuals)
+        found = {**measured(prepared(model, config, residuals), config, rows), "working": expected["working"]}
     print(f"{'MB':12} {'predicted':>10} {'measured':>10}")
     for part, size in {**expected, "all": sum(expected.values())}.items():
         of_part = sum(found.values()) if found and part == "all" else (found or {}).get(part)
@@ -59,12 +66,12 @@ def report_memory(source: Source, config: RunConfig, data: PreparedData, process
                           .items()) + " sent and received in a step")
 
 
-def prepared(model: Llama, config: RunConfig) -> Llama:
+def prepared(model: Llama, config: RunConfig, residuals: Residuals | None = None) -> Llama:
     """The model as it trains."""
     if config.adapter_kind is None:
         model.float().requires_grad_(True)
     else:
-        attach_adapters(model, config)
+        attach_adapters(model, config, residuals and residuals.__getitem__)
     model.checkpointing = config.training.gradient_checkpointing
     return model.train()
 
@@ -75,9 +82,10 @@ def measured(model: Llama, config: RunConfig, rows: Sequence[Encoded]) -> Parts:
     adapters = 4.0 * sum(p.numel() for p in adapter_parameters(model).values())
     factors = stored_bytes(list(codes)) - packed
     kept = kept_for_backward(model, collate(rows, model.device).tokens)
-    return {"weights": stored_bytes([model]) - packed - factors - adapters, "codes": packed, "factors": factors,
-            "adapters": adapters, **of_training(model), "activations": kept,
-            "logits": of_logits(model, rows, model.device.type)}
+    residuals = of_residuals(model)
+    return {"weights": stored_bytes([model]) - packed - factors - adapters - residuals, "codes": packed,
+            "factors": factors, **({"residuals": residuals} if residuals else {}), "adapters": adapters,
+            **of_training(model, config), "activations": kept, "logits": of_logits(model, rows, model.device.type)}
 
 
 def predicted(planned: Llama, config: RunConfig, rows: Sequence[Encoded], processes: Processes = ALONE) -> Parts:
@@ -86,8 +94,8 @@ def predicted(planned: Llama, config: RunConfig, rows: Sequence[Encoded], proces
     planned.train().checkpointing = config.training.gradient_checkpointing
     freeze(planned, config)
     return {**of_process(of_base(planned, config), planned, processes),
-            "adapters": 4.0 * sum(p.numel() for p in adapter_parameters(planned).values()), **of_training(planned),
-            "activations": planned_activations(planned, rows),
+            "adapters": 4.0 * sum(p.numel() for p in adapter_parameters(planned).values()),
+            **of_training(planned, config), "activations": planned_activations(planned, rows),
             "logits": of_logits(planned, rows, config.compute.device), "working": of_work(planned, rows)}
 
 
@@ -112,7 +120,13 @@ def of_base(planned: Llama, config: RunConfig) -> Parts:
     dense = sum(p.numel() for p in planned.parameters()) - adapters
     return {"weights": dense * (4.0 if config.adapter_kind is None else 2.0),
             "codes": float(sum(m.codes.numel() for m in codes)),
-            "factors": coded * factor_bytes(config.base.quantization)}
+            "factors": coded * factor_bytes(config.base.quantization),
+            **({"residuals": of_residuals(planned)} if config.adapter.keep_residual else {})}
+
+
+def of_residuals(model: Llama) -> float:
+    kept = (m.residual for m in model.modules() if isinstance(m, RoundedLinear))
+    return float(sum(2 * residual.numel() for residual in kept if residual is not None))
 
 
 def planned_activations(planned: Llama, rows: Sequence[Encoded]) -> float:
@@ -151,10 +165,10 @@ def factor_bytes(spec: QuantSpec | None) -> float:
     return (stored_bytes([layer]) - layer.codes.numel() - 4 * layer.levels.numel()) / (256 * n_in * spec.block.n_out)
 
 
-def of_training(model: nn.Module) -> Parts:
+def of_training(model: nn.Module, config: RunConfig) -> Parts:
     """AdamW has two moments of each number."""
-    trained = trained_numbers(model)
-    return {"gradients": 4.0 * trained, "optimizer": 8.0 * trained}
+    return {"gradients": 4.0 * (trained := trained_numbers(model)),
+            "optimizer": 4.0 * len(MOMENTS[config.training.optimizer]) * trained}
 
 
 def trained_numbers(model: nn.Module) -> int:

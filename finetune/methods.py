@@ -8,10 +8,12 @@ class Method:
     title: str
     adapter: str | None    # a key of adapters.ADAPTERS; None: all weights train
     quantizer: str         # a key of quant.QUANTIZERS, gptq, or none: the base stays as it is
-    lr: float              # works on the embedded base; --lr overrides it
+    lr: float | None       # works on the embedded base; --lr overrides it. None: the optimizer has none
     lam: str | None = None    # lam_in x lam_out, or "block": as the quantization block
     block: str | None = None  # n_in x n_out; None: the quantizer's usual block
     grid: str | None = None   # the only key of quant.QUANTIZERS that the method trains on; None: any
+    even: bool = False        # the method needs levels that are consecutive whole numbers
+    optimizer: str = "adamw"  # a key of finetune.optimizer.RATES
 
 
 METHODS = {
@@ -24,6 +26,7 @@ METHODS = {
     "qablora": Method("QA-BLoRA", "qablora", "minmax", 2e-2, lam="block", block="4x8"),
     "irqlora": Method("IR-QLoRA", "irqlora", "icq", 5e-3, lam="1"),
     "peqa": Method("PEQA", "peqa", "intminmax", 3e-2, grid="intminmax"),
+    "lota": Method("LoTA-QAF", "lota", "gptq", None, block="32x1", even=True, optimizer="t-signsgd"),
 }
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")

@@ -2,6 +2,7 @@
 
     training  42%|####      | step 59/141, 3 min 20 s left, loss 1.832, lr 4.1e-03, 5310 tokens/s
 
+An optimizer without a learning rate shows what it has instead (`sigma 9.7e-01`).
 Nothing is shown unless stderr is a terminal. The time left counts the validations that are still to come.
 """
 from tqdm import tqdm
@@ -18,8 +19,9 @@ def seconds_left(steps: int, a_step: float, evaluations: int, an_evaluation: flo
     return steps * a_step + evaluations * an_evaluation
 
 
-def figures(left: float, loss: float, lr: float, tokens_per_s: float) -> str:
-    return f"{in_words(left)} left, loss {loss:.3f}, lr {lr:.1e}, {tokens_per_s:.0f} tokens/s"
+def figures(left: float, loss: float, rate: tuple[str, float], tokens_per_s: float) -> str:
+    name, value = rate
+    return f"{in_words(left)} left, loss {loss:.3f}, {name} {value:.1e}, {tokens_per_s:.0f} tokens/s"
 
 
 def in_words(seconds: float) -> str:

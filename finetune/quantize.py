@@ -10,20 +10,23 @@ from finetune.adapted_model import linear_names
 from finetune.config import BaseConfig, ComputeConfig
 from finetune.data import Calibration
 from finetune.gptq_model import gptq_model, show_report
+from finetune.residual import Residuals
 from finetune.source import Source
 from model.checkpoint import empty_model
 from model.llama import Llama
 from quant.grid import QuantizedWeight
 from quant.linear import QuantLinear
+from quant.moved import residual_of
 from quant.quantizer import Quantizer
 from quant.spec import QuantSpec
 
 
 class WeightErrors:
-    """||W - W_hat|| / ||W||, layer by layer and over all."""
+    """||W - W_hat|| / ||W||, layer by layer and over all. `residuals`: gets W - W_hat itself of the layers it names."""
 
-    def __init__(self):
+    def __init__(self, residuals: Residuals | None = None):
         self.squares: dict[str, tuple[float, float]] = {}
+        self.residuals = residuals or {}
 
     def add(self, name: str, weight: Tensor, quantized: QuantizedWeight) -> None:
         error = weight.float() - quantized.dequantize()
@@ -32,6 +35,8 @@ class WeightErrors:
             raise ValueError(f"{name}: ||W - W_hat||^2 is {squares[0]:g} and ||W||^2 is {squares[1]:g}, which must be "
                              f"finite: weights or factors are no numbers, or too large to be squared in float32")
         self.squares[name] = squares
+        if name in self.residuals:
+            self.residuals[name] = residual_of(weight, quantized).cpu()
 
     def overall(self) -> float:
         errors, sizes = zip(*self.squares.values(), strict=True)
@@ -48,14 +53,16 @@ def quantized_layer(layer: nn.Module, weight: QuantizedWeight) -> QuantLinear:
     return QuantLinear.from_weight(weight, None if layer.bias is None else layer.bias.detach())
 
 
-def load_base(source: Source, base: BaseConfig, compute: ComputeConfig,
-              calibration: Calibration | None) -> tuple[Llama, dict | None]:
+def load_base(source: Source, base: BaseConfig, compute: ComputeConfig, calibration: Calibration | None,
+              residuals: Residuals | None = None) -> tuple[Llama, dict | None]:
     """The base, quantized if `base` says so, and GPTQ's report for `quantization.json`. Only GPTQ reads the
-    calibration. The worst layers are printed. Raises ValueError, naming the layer, for one that cannot be quantized."""
+    calibration. The worst layers are printed. `residuals` gets those of the layers that it names. Raises ValueError,
+    naming the layer, for one that cannot be quantized."""
     spec, dtype = base.quantization, compute.torch_dtype
     if spec is None:
         return source.load(dtype, compute.device), None
-    names, errors = linear_names(empty_model(source.config, torch.float32), base.quantized_layers), WeightErrors()
+    names = linear_names(empty_model(source.config, torch.float32), base.quantized_layers)
+    errors = WeightErrors(residuals)
     if spec.by_gptq:
         model, bring = source.open(dtype, compute.device)
         report = quantize_model_by_gptq(model, bring, names, spec, calibration, errors)

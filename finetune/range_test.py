@@ -17,6 +17,7 @@ from itertools import count, islice
 import torch
 
 from adapters.adapted import adapter_parameters
+from finetune.adapted_model import residuals_to_keep
 from finetune.config import RunConfig
 from finetune.config_json import config_json
 from finetune.data import PreparedData
@@ -24,10 +25,11 @@ from finetune.loop import Trainer, TrainingDiverged, mean_loss
 from finetune.memory import prepared
 from finetune.pictures import plot_rates
 from finetune.quantize import load_base
+from finetune.residual import Residuals
 from finetune.run import Run
 from finetune.source import Source
 from model import processes
-from model.checkpoint import random_model
+from model.checkpoint import empty_model, random_model
 from model.files import write_record
 from model.finite import NotFinite, check_weights
 from model.llama import Llama
@@ -141,14 +143,15 @@ def find_rate(place: Run, source: Source, config: RunConfig, data: PreparedData,
 def trainer_of(place: Run, source: Source, config: RunConfig, data: PreparedData) -> Trainer:
     """As train.py trains, but for files: nothing is kept."""
     torch.manual_seed(config.data.seed)
-    model = prepared(base_model(source, config, data), config)
+    residuals = residuals_to_keep(config, empty_model(source.config, torch.float32))
+    model = prepared(base_model(source, config, data, residuals), config, residuals)
     check_weights(model, data.used_ids, str(config.base.model))
     parameters = dict(model.named_parameters()) if config.adapter_kind is None else adapter_parameters(model)
     return Trainer(model, parameters, config.training, config.data.seed, data.train, data.validation,
                    place.states.newest, lambda: None, lambda record: None)
 
 
-def base_model(source: Source, config: RunConfig, data: PreparedData) -> Llama:
+def base_model(source: Source, config: RunConfig, data: PreparedData, residuals: Residuals | None = None) -> Llama:
     if config.base.from_scratch:
         return random_model(source.config, config.compute.torch_dtype, config.data.seed).to(config.compute.device)
-    return load_base(source, config.base, config.compute, data.calibration)[0]
+    return load_base(source, config.base, config.compute, data.calibration, residuals)[0]

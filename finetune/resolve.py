@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from adapters import ADAPTERS
 from adapters.lam import Lam
+from adapters.rounded import SPREAD
 from finetune.config import (
     AdapterConfig,
     BaseConfig,
@@ -20,6 +21,7 @@ from finetune.config import (
     flat,
 )
 from finetune.methods import METHODS, TARGETS, Method
+from finetune.optimizer import ADAMW, SIGN_SGD
 from model.files import say_once
 from quant.grid import Block
 from quant.spec import DEFAULT_BITS, GPTQ, QuantSpec
@@ -27,6 +29,8 @@ from tasks.own_rows import AUTO
 
 Given = Mapping[str, Any]  # field -> value, as the command line says it
 Config = TypeVar("Config", bound=ScoringConfig)
+EVEN = ("minmax", "intminmax", "absmax")  # grids whose levels are consecutive whole numbers
+NO_RATE = "steps ternary numbers by t-SignSGD, which is not AdamW and has no learning rate: leave it out"
 GPTQ_FIELDS = tuple(f.name for f in fields(BaseConfig) if f.metadata.get("only") == GPTQ)
 
 
@@ -58,7 +62,8 @@ def resolve_run(given: Given) -> RunConfig:
     refuse_quantization_of_16_bits(given, name)
     quantization = quantization_of(given, method.quantizer, name)
     base = part(BaseConfig, given, quantization=quantization)
-    adapter = part(AdapterConfig, given, lam=lam_of(given, method, base.block))
+    spreads = given.get("merge_into") and not given.get("keep_residual")
+    adapter = part(AdapterConfig, given, lam=lam_of(given, method, base.block), begins=SPREAD if spreads else None)
     if quantization and method.adapter and not set(TARGETS[adapter.targets]) <= set(TARGETS[base.quantized_layers]):
         raise ValueError(f"--targets {adapter.targets} adapts layers that --quantized-layers {base.quantized_layers} "
                          f"leaves in 16 bits: quantize them too, or adapt fewer")
@@ -68,12 +73,13 @@ def resolve_run(given: Given) -> RunConfig:
     if "steps" in given and "epochs" in given:
         say_once(f"--epochs {given['epochs']} has no effect: --steps {given['steps']} goes before it")
     rows = given.get("batch_size", TrainingConfig.batch_size)
-    training = part(TrainingConfig, given, lr=given.get("lr", method.lr),
+    training = part(TrainingConfig, given, lr=given.get("lr", method.lr), optimizer=method.optimizer,
                     micro_batch=min(given.get("micro_batch", rows), rows))
     compute = part(ComputeConfig, given)
     check_graphs(training, compute)
     check_rounding(adapter, training)
-    check_sharing(training, name)
+    check_residual(adapter, quantization)
+    check_sharing(training, adapter, name)
     return RunConfig(base, data, part(EvaluationConfig, given, requantize=requantize), compute, name, adapter, training)
 
 
@@ -86,7 +92,10 @@ def check_graphs(training: TrainingConfig, compute: ComputeConfig) -> None:
                          "recorded: give one of the two")
 
 
-def check_sharing(training: TrainingConfig, name: str) -> None:
+def check_sharing(training: TrainingConfig, adapter: AdapterConfig, name: str) -> None:
+    if training.shard_base and adapter.keep_residual:
+        raise ValueError("--shard-base does not go with --keep-residual yet, which every process would hold whole: "
+                         "give one of the two")
     if training.shard_base and METHODS[name].adapter is None:
         raise ValueError(f"--shard-base shares a frozen base, and --method {name} trains all of it: leave it out")
     if training.shard_base and training.cuda_graphs:
@@ -100,13 +109,25 @@ def check_rounding(adapter: AdapterConfig, training: TrainingConfig) -> None:
                          f"adapter has no input of its own: leave one of them out")
     if adapter.merge_into and training.cuda_graphs:
         raise ValueError(f"--cuda-graphs does not go with --merge-into {adapter.merge_into} yet: leave it out")
+    if training.optimizer == SIGN_SGD and training.cuda_graphs:
+        raise ValueError("--cuda-graphs does not go with --method lota yet: leave it out")
+
+
+def check_residual(adapter: AdapterConfig, quantization: QuantSpec | None) -> None:
+    if adapter.keep_residual and not adapter.merge_into:
+        raise ValueError("--keep-residual goes with --merge-into codes only: give both, or leave it out")
+    if adapter.keep_residual and quantization is None:
+        raise ValueError("--keep-residual keeps what quantizing takes from the original weights, and this base is not "
+                         "quantized here: give --quantizer and a dense model, or leave it out")
 
 
 def refuse_useless(given: Given, name: str) -> None:
     """Raises ValueError for a flag that the method has no use for."""
     adapter = METHODS[name].adapter
+    if "find_lr" in given and METHODS[name].lr is None:
+        raise ValueError(f"--find-lr does not go with --method {name}, which {NO_RATE}")
     kind = ADAPTERS[adapter] if adapter else None
-    taken = (*kind.options, *(["dropout", "merge_into"] if kind.additive else [])) if kind else ()
+    taken = (*kind.options, *(["dropout", "merge_into", "keep_residual"] if kind.additive else [])) if kind else ()
     for f, _ in flat(RunConfig()):
         only, reason = f.metadata.get("only"), None
         if only == "full" and adapter:
@@ -117,6 +138,8 @@ def refuse_useless(given: Given, name: str) -> None:
             reason = "has no use for it"
         elif f.name == "requantize" and not adapter:
             reason = "has nothing to merge"
+        elif only == ADAMW and METHODS[name].optimizer != ADAMW:
+            reason = NO_RATE
         if reason and f.name in given:
             raise ValueError(f"{flag(f.name)} does not go with --method {name}, which {reason}")
 
@@ -162,8 +185,12 @@ def quantization_of(given: Given, usual: str, method: str | None = None) -> Quan
     if needed and quantizer != needed and not (quantizer == GPTQ and grid == needed):
         raise ValueError(f"--method {method} trains the scales of a grid with integer zero points, which "
                          f"{grid or quantizer} is not: use --quantizer {needed}, or --quantizer {GPTQ} --grid {needed}")
-    return QuantSpec.of(quantizer, given.get("bits", DEFAULT_BITS), block, grid,
+    spec = QuantSpec.of(quantizer, given.get("bits", DEFAULT_BITS), block, grid,
                         given.get("double_quant", False), given.get("act_order", False))
+    if row and row.even and spec.grid_name not in EVEN:
+        raise ValueError(f"--method {method} moves codes by steps of an even grid, which {spec.grid_name} is not: use "
+                         f"--quantizer {', '.join(EVEN)}, or --quantizer {GPTQ} with one of them as --grid")
+    return spec
 
 
 def requantization_of(given: Given, bits: int) -> QuantSpec | None:

@@ -8,7 +8,7 @@ from model.checkpoint import load_config
 from model.config_json import config_to_json
 from model.durable import copy_file
 from model.files import write_json
-from model.tokenizer import copy_tokenizer
+from model.tokenizer_files import copy_tokenizer
 
 
 def holds_its_base(run: Run) -> bool:

@@ -7,6 +7,7 @@
     adapter.safetensors   what was trained (all other methods)
     base_sums.json        checksums of the base's weight files, tensor by tensor (model/weight_sums.py)
     base.safetensors      the quantized base: codes, scale, offset, levels, and all that was not quantized
+    residual.safetensors  with --keep-residual: what quantizing took from the weights, in 16 bits (residual.py)
     quantization.json     how GPTQ made the base: calibration rows, damping and errors of each layer
     training.json         trainable parameters, tokens, seconds, peak memory
     merged/               the merged k-bit model, a model directory of its own
@@ -36,7 +37,7 @@ from finetune.state_files import StateFiles
 from model import processes
 from model.files import read_json, say_once
 from model.journal import Journal
-from model.tokenizer import FILES, TRAVELLING
+from model.tokenizer_files import FILES, TRAVELLING
 
 BASE_SUMS = "base_sums.json"
 
@@ -54,6 +55,7 @@ class Run:
         self.adapter_file = path / "adapter.safetensors"
         self.base_file = path / "base.safetensors"
         self.base_sums_file = path / BASE_SUMS
+        self.residual_file = path / "residual.safetensors"
         self.quantization_file = path / "quantization.json"
         self.saving_file = path / "saving.json"
         self.training_file = path / "training.json"

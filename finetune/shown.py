@@ -26,7 +26,7 @@ def print_plan(path: Path, config: RunConfig, model: Llama, parameters: dict[str
           f"{len(adapted_layers(model))}, {bits_per_weight(model):.3f} bits a weight with the adapters")
     stated = {name: getattr(config.adapter, name, None) for name in options_of(config)}
     options = "".join(f", {name} {value}" for name, value in stated.items() if value is not None)
-    print(f"  trains    {trainable:,} parameters{options}, lr {config.training.lr:g}")
+    print(f"  trains    {trainable:,} parameters{options}, {stepping(config)}")
     print(f"  data      {len(data.train)} training rows, {len(data.validation)} validation, {len(data.test)} test"
           + "".join(f"; {rows} left out, {reason}" for reason, rows in data.left_out.items() if rows))
     print(f"  steps     {steps} of {config.training.batch_size} rows")
@@ -34,6 +34,14 @@ def print_plan(path: Path, config: RunConfig, model: Llama, parameters: dict[str
         print(f"  note      merges to 16 bits only: {reason}")
     if config.adapter.merge_into:
         print("  note      trains through the rounding: the adapter moves codes, and the merge writes these codes")
+    if config.adapter.keep_residual:
+        megabytes = 2e-6 * sum(m.residual.numel() for m in adapted_layers(model).values())
+        print(f"  note      adds delta_W to the original weights: their residual takes {megabytes:.1f} MB in training")
+
+
+def stepping(config: RunConfig) -> str:
+    """`lr 0.02`, or the optimizer that has no learning rate."""
+    return config.training.optimizer if config.training.lr is None else f"lr {config.training.lr:g}"
 
 
 def options_of(config: RunConfig) -> tuple[str, ...]:

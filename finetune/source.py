@@ -19,6 +19,7 @@ from finetune.adapted_model import (
 )
 from finetune.config import BaseConfig, Place, RunConfig
 from finetune.kept import Kept, is_another
+from finetune.residual import residuals_of
 from finetune.run import Run, open_run
 from model.checkpoint import (
     empty_model,
@@ -34,7 +35,8 @@ from model.config_json import config_to_json
 from model.files import read_json, say_once, sha256_of
 from model.hub import directory_of
 from model.llama import Llama
-from model.tokenizer import Tokenizer, end_ids, load_tokenizer, note_begin
+from model.token_agreement import end_ids, note_begin
+from model.tokenizer import Tokenizer, load_tokenizer
 from model.weight_sums import WeightSums, weight_sums
 
 Change = Callable[[str, nn.Module], nn.Module]  # (name, layer) -> the layer that takes its place
@@ -155,7 +157,8 @@ def run_fingerprint(run: Run) -> str:
     if run.config.adapter_kind is None:
         return trained
     codes = f"+{sha256_of(run.base_file)}" if run.base_file.is_file() else ""
-    return f"{run.fingerprints['base']}+{trained}{codes}"
+    kept = f"+{sha256_of(run.residual_file)}" if run.residual_file.is_file() else ""
+    return f"{run.fingerprints['base']}+{trained}{codes}{kept}"
 
 
 def check_fingerprint(source: Source, run: Run) -> None:
@@ -235,7 +238,7 @@ def load_trained(run: Run, config: RunConfig, dtype: torch.dtype, device: str) -
         return load_trained_weights(run, dtype, device).eval()
     run.keep_still()
     model = load_run_base(run, config, dtype, device)
-    attach_adapters(model, config)
+    attach_adapters(model, config, residuals_of(run, config))
     load_adapter(model, run)
     return model.eval()
 

@@ -47,7 +47,7 @@ def factors(config: RunConfig, width: int) -> dict[str, float]:
 def with_usual_rate(config: RunConfig, width: int) -> RunConfig:
     """The configuration with that rate, to three digits. A line says so if it is not that of the method."""
     found = factors(config, width)
-    if not found:
+    if config.of_method.lr is None or not found:
         return config
     lr = float(f"{config.of_method.lr * math.prod(found.values()):.2e}")
     print(f"--lr is not given: {lr:g} = {config.of_method.lr:g} of {config.of_method.title} * {' * '.join(found)}")

@@ -26,7 +26,9 @@ from model.gguf_tokenizer_reader import (
     USER_DEFINED,
     extract_gguf_tokenizer,
 )
-from model.tokenizer import Added, Tokenizer, beside, load_tokenizer, padded, stated_beside, tokenizer_file
+from model.stated_tokens import Added, padded, stated_beside
+from model.tokenizer import Tokenizer, load_tokenizer
+from model.tokenizer_files import beside, tokenizer_file
 
 WORD_BEGIN = "\u2581"  # sentencepiece's mark
 ADDED_SCORE, UNUSED_SCORE = -1e3, -1e4  # as llama.cpp's own converter writes them

@@ -135,6 +135,9 @@ class GGUFExport:
         if not tensor.ours:
             return (self.file.read(tensor.name) if self.file
                     else rotary_tensors(model.config)[tensor.name].view(torch.uint8)[None])
+        if tensor.type in SUPERBLOCK_TYPES:
+            codes = torch.cat([self.rows_of_heads(merged.moved(model, part), part, model) for part in tensor.ours])
+            return SUPERBLOCK_TYPES[tensor.type].with_codes(self.file.read(tensor.name), codes)
         return torch.cat([self.part_rows(tensor, part, model, merged) for part in tensor.ours])
 
     def part_rows(self, tensor: Planned, ours: str, model: Llama, merged: "MergedCodes") -> Tensor:
@@ -143,9 +146,12 @@ class GGUFExport:
             rows = stored_rows(merged.add(model, layer, tensor.type), BLOCK_TYPES[tensor.type])
         else:
             rows = in_type(self.as_stored(dense_tensor(model, ours), ours), PLAIN_TYPES[tensor.type], ours)
-        heads = heads_of(self.architecture, model.config).get(layer.rpartition(".")[2])
-        rows = interleaved(rows, heads) if heads else rows
-        return torch.atleast_2d(rows.contiguous()).view(torch.uint8)
+        return torch.atleast_2d(self.rows_of_heads(rows, ours, model).contiguous()).view(torch.uint8)
+
+    def rows_of_heads(self, rows: Tensor, ours: str, model: Llama) -> Tensor:
+        """In the order that the file has the rows of attention heads in."""
+        heads = heads_of(self.architecture, model.config).get(ours.rpartition(".")[0].rpartition(".")[2])
+        return interleaved(rows, heads) if heads else rows
 
     def as_stored(self, tensor: Tensor, ours: str) -> Tensor:
         return tensor.float() + 1 if is_shifted(ours, self.architecture) else tensor
@@ -184,19 +190,19 @@ def types_of_codes(trained: Trained) -> dict[str, str]:
         if stored and codes.target is None:
             return None
         if stored:
-            check_merge_fits(stored.type_of(f"{codes.name}.weight"), codes.target)
+            kind = stored.type_of(f"{codes.name}.weight")
+            if kind in SUPERBLOCK_TYPES and codes.target.into == CODES:
+                return kind
+            check_merge_fits(kind, codes.target)
         codes.check_merges()
         return fitting_type(codes.grid.levels, codes.grid.bits, codes.grid.block, codes.has_offset)
     return {name: kind for name, kind in fitting_codes(trained, type_of, INSTEAD).items() if kind}
 
 
 def check_merge_fits(kind: str, target: MergeTarget) -> None:
-    """Raises ValueError for a K type: what an adapter changes has no place in its superblocks. Moved codes would have
-    one, but superblocks are not written yet."""
+    """Raises ValueError for a K type: what an adapter changes has no place in its superblocks, unless it is codes
+    alone."""
     if kind in SUPERBLOCK_TYPES:
-        if target.into == CODES:
-            raise ValueError(f"{kind} would hold the moved codes, but its superblocks are not written yet. RUN/merged, "
-                             f"which train.py writes, holds the merged model exactly")
         stored = "and its offset as dmin * m, for small integers s, m. A merged scale or offset is no such product" \
             if SUPERBLOCK_TYPES[kind].has_offset else "for a small integer s, and no offset. A merged layer has one"
         near = f"; exported, its layers become {NEAR[kind]}, which rounds d and m to float16" if kind in NEAR else ""
@@ -231,6 +237,13 @@ class MergedCodes:
             self.same_codes += torch.equal(before.codes, weight.codes)
             self.same_scale += torch.equal(before.grid.scale, weight.grid.scale)
         return weight
+
+    def moved(self, model: Llama, ours: str) -> Tensor:
+        """The codes of a layer, which go among the scales that the file has: nothing is rounded."""
+        layer = ours.rpartition(".")[0]
+        self.layers += isinstance(model.get_submodule(layer), AdaptedLinear)
+        self.same_scale += isinstance(model.get_submodule(layer), AdaptedLinear)
+        return merged_layer(model, layer).quantized_weight().codes
 
     def facts(self) -> dict:
         merged = {"merged_layers": self.layers, "merged_layers_with_the_codes_of_the_base": self.same_codes,

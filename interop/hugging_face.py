@@ -23,7 +23,7 @@ from model.files import write_json
 from model.llama import Llama
 from model.stored_names import joined
 from model.tensor_files import name_of, write_safetensors
-from model.tokenizer import copy_tokenizer
+from model.tokenizer_files import copy_tokenizer
 
 # copied from the base for runs of earlier versions, which did not keep them
 BESIDE = ("generation_config.json", "special_tokens_map.json", "chat_template.jinja")

@@ -105,10 +105,12 @@ def training_lines(run: Run) -> list[str]:
         options = (option for option in ("rank", "lora_alpha", "scaling", "lam") if option in taken)
         lines.append(", ".join([f"adapter: beside the linear layers, {adapter.targets}",
                                 *(f"{option} {getattr(adapter, option)}" for option in options)]))
+    lr = config.training.lr
+    stepping = config.training.optimizer if lr is None else f"learning rate {lr:g}"
     rows = ", ".join(shown(place) for place in places_of_data(config)) or "the task's own rows"
     lines += [f"task: {task.name}, {task.title}; data: {rows}; licence of the data set: {task.licence}",
               f"rows: {config.data.limit or 'all'}; seed: {config.data.seed}",
-              f"learning rate {config.training.lr:g}, batches of {config.training.batch_size} rows; {progress(run)}"]
+              f"{stepping}, batches of {config.training.batch_size} rows; {progress(run)}"]
     fingerprints = run.fingerprints
     lines += [f"sha256 of the {what}: `{digest}`" for what, digest in
               (("base", fingerprints.get("base")), ("training rows", (fingerprints.get("data") or {}).get("train")))

@@ -10,8 +10,8 @@ Every additive adapter equals a plain LoRA, delta_W = scaling * B A, with these 
 | QA-BLoRA | H C and R, or C and R H | | min(D_out/lam_out, D_in/lam_in), which may differ from layer to layer |
 | IR-QLoRA | A + iec_a P | B + iec_b R | r |
 
-C and R are the compression and restoration of adapters/operators.py. PEQA multiplies scales, so it is not a LoRA. Full
-fine-tuning has no adapter. Both are refused.
+C and R are the compression and restoration of adapters/operators.py. PEQA multiplies scales and LoTA moves codes, so
+they are no LoRAs. Full fine-tuning has no adapter. All three are refused.
 
 A PEFT adapter needs the base that it was trained on. For lora and blora that is the original checkpoint. PEFT cannot
 load a base of codes from this project's files. Such a base is exported dequantized, in PLACE/base, and
@@ -55,10 +55,11 @@ class PEFTExport:
         if trained.adapter_name is None:
             raise ValueError(f"{trained.path} has no adapter, so --format peft has nothing to write: "
                              f"use --format safetensors")
-        if not ADAPTERS[trained.adapter_name].additive:
-            raise ValueError(f"{trained.path}: peqa multiplies the scales of its codes, and a LoRA only adds to the "
-                             f"base: export the merged model with --format safetensors, or with --format gguf if "
-                             f"its blocks are 32x1")
+        kind = ADAPTERS[trained.adapter_name]
+        if not kind.additive:
+            raise ValueError(f"{trained.path}: {trained.adapter_name} trains the {kind.merges_into} of its base, and a "
+                             f"LoRA only adds to the base: export the merged model with --format safetensors, or with "
+                             f"--format gguf if its blocks are 32x1")
         if trained.run.config.adapter.merge_into:
             raise ValueError(f"{trained.path}: --merge-into codes trained delta_W through the rounding to the k-bit "
                              f"grid, and a LoRA beside the unrounded base is another model: export the merged model "

@@ -174,7 +174,7 @@ class PlannedCodes:
     @property
     def has_offset(self) -> bool:
         """After the merge."""
-        return self.grid.has_offset or self.target is not None and self.target.into == "offset"
+        return self.grid.has_offset or self.target is not None and "offset" in self.target.into
 
     def check_merges(self) -> None:
         """Raises MergeRefused, with the layer and the reason, for an adapter that does not merge into k bits."""

@@ -20,8 +20,10 @@ from pathlib import Path
 
 from model.files import read_json, read_utf8, write_json
 from model.gguf_reader import is_gguf, read_gguf
+from model.sentencepiece_tokenizer import SentencePieceTokenizer
 from model.template_sandbox import compiled, rendered
-from model.tokenizer import CONFIG, MAP, SentencePieceTokenizer, Tokenizer
+from model.tokenizer import Tokenizer
+from model.tokenizer_files import CONFIG, MAP
 
 FILE, GGUF_KEY = "chat_template.jinja", "tokenizer.chat_template"
 START, END = "<|im_start|>", "<|im_end|>"  # of ChatML

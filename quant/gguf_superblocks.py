@@ -15,10 +15,12 @@ d and dmin are float16. s_j and m_j are integers of 6 bits (Q2_K: 4; Q6_K: a sig
 have at most 18 significant bits, and scale * level at most 23: float32 holds them exactly. `dequantize` therefore
 returns what llama.cpp computes.
 
-A trained offset is no multiple of dmin. It has no place in these types, so they are read and never written.
+A trained offset is no multiple of dmin, and has no place in these types. Moved codes have: `with_codes` puts them among
+the scales of a file. Nothing else is ever written.
 """
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -61,6 +63,39 @@ class SuperBlockType:
         codes, scale, offset = self.parts(rows.unflatten(1, (-1, self.bytes)))
         offset = offset.flatten(1) if self.has_offset else NO_OFFSET
         return QuantizedWeight(codes.flatten(1), Grid(self.levels(), scale.flatten(1), offset, self.block, self.bits))
+
+
+    def with_codes(self, rows: Tensor, codes: Tensor) -> Tensor:
+        """`rows` of a file, (D_out, bytes of a row), uint8, with other codes, (D_out, D_in). All other bits stay."""
+        where = bits_of_codes(self)
+        stored = rows.unflatten(1, (-1, self.bytes))
+        bits = (codes.unflatten(1, (-1, SUPERBLOCK))[..., where.code].to(torch.int16) >> where.of_code & 1) << where.bit
+        placed = torch.zeros(stored.shape, dtype=torch.int16).index_add_(-1, where.byte, bits)
+        return (stored & where.kept | placed.to(torch.uint8)).flatten(1)
+
+
+@dataclass(frozen=True)
+class BitsOfCodes:
+    """Bit `of_code` of code `code` is bit `bit` of byte `byte`: four tensors, one number for each bit of a superblock's
+    codes. kept: (bytes,), 1 at every other bit."""
+    code: Tensor
+    of_code: Tensor
+    byte: Tensor
+    bit: Tensor
+    kept: Tensor
+
+
+@cache
+def bits_of_codes(kind: SuperBlockType) -> BitsOfCodes:
+    """Found by reading superblocks that have one bit each: what is written cannot differ from what is read."""
+    at = torch.arange(8 * kind.bytes)
+    single = torch.zeros(len(at), kind.bytes, dtype=torch.uint8)
+    single[at, at // 8] = (1 << at % 8).to(torch.uint8)
+    value, code = kind.parts(single)[0].max(1)
+    found = at[value > 0]
+    kept = torch.full((kind.bytes,), 255).index_add_(0, found // 8, -(1 << found % 8))
+    return BitsOfCodes(code[found], value[found].float().log2().to(torch.int16), found // 8,
+                       (found % 8).to(torch.int16), kept.to(torch.uint8))
 
 
 NO_OFFSET = torch.zeros(1, 1)

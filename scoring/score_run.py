@@ -2,9 +2,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from adapters.adapted import adapted_layers
 from adapters.rounding import TrainingLost
 from finetune.adapted_model import (
     attach_adapters,
+    codes_moved,
     linear_names,
     load_adapter,
     merge_best,
@@ -15,6 +17,7 @@ from finetune.config import RunConfig, ScoringConfig, flat
 from finetune.config_json import config_json
 from finetune.data import PreparedData
 from finetune.quantize import requantize
+from finetune.residual import residuals_of
 from finetune.run import Run
 from finetune.saving import saved_with
 from finetune.source import Source, load_run_base, load_trained, run_fingerprint, why_no_base
@@ -22,12 +25,12 @@ from model import processes
 from model.config_json import config_to_json
 from model.files import sha256_of, write_record
 from model.llama import Llama
-from model.tokenizer import tokenizer_files
+from model.tokenizer_files import tokenizer_files
 from scoring.destination import Destination
 from scoring.predictions import save_predictions
 from scoring.restore import Restoration, restored_states
 from scoring.resume import KeptAnswers
-from scoring.scores import Row, Scoring, comparing, score_state, tell_loss, tell_share
+from scoring.scores import Row, Scoring, comparing, score_state, tell_loss, tell_moves, tell_share
 from scoring.state import BASE, QUANTIZED, TRAINED, State, merged_state
 from scoring.table import print_scores, save_table
 
@@ -150,14 +153,16 @@ def adapter_states(run: Run, config: RunConfig, scoring: Scoring) -> list[Row]:
 def adapted_states(model: Llama, run: Run, config: RunConfig, scoring: Scoring) -> list[Row]:
     """As trained, merged, and requantized if asked for. All are made of `model`, the run's base, in place."""
     storage = sixteen_bit_type(model)
-    attach_adapters(model, config)
+    attach_adapters(model, config, residuals_of(run, config))
     load_adapter(model, run)
     rows = [score_state(TRAINED, model, scoring)]
     compared = comparing(model, scoring)
-    lost = TrainingLost()
+    lost, moved = TrainingLost(), codes_moved(model)
+    sizes = {name: layer.base.in_features * layer.base.out_features for name, layer in adapted_layers(model).items()}
     bits = merge_best(model, storage, lost)
     rows.append(compared(merged_state(bits, storage)))
     tell_loss(rows[-1], lost)
+    tell_moves(rows[-1], moved, sizes)
     spec = config.evaluation.requantize
     kept_in = scoring.models
     if bits and kept_in:

@@ -37,6 +37,8 @@ class Row:
     weight_error: float | None = None       # ||W - W_hat|| / ||W|| of a lossy step, over all target layers
     training_lost: float | None = None      # ||rounding|| / ||delta_W|| of a merge to 16 bits
     restoration_ratio: float | None = None  # ||W_l - W_k|| / ||delta_W|| of a restored base
+    codes_moved: float | None = None        # the share of the codes of the adapted layers that the merge changed
+    layers_moved: dict[str, float] = field(default_factory=dict)     # the same, layer by layer
     seconds: float = 0.0
     standard_errors: dict[str, float] = field(default_factory=dict)  # of scores that are means over the test rows
     counts: dict[str, int] = field(default_factory=dict)             # test rows, and those out of the ordinary
@@ -134,6 +136,18 @@ def comparing(model: Llama, scoring: Scoring) -> Callable[[State], Row]:
         row.logit_difference = largest_difference(before, float32_logits(model, scoring.data.validation))
         return row
     return compared
+
+
+def tell_moves(row: Row, shares: Mapping[str, float], sizes: Mapping[str, int]) -> None:
+    """Into the row, and in one line: how many codes an adapter moved. Says nothing of one that moves none. sizes: the
+    weights of each layer."""
+    if not shares:
+        return
+    row.layers_moved = dict(shares)
+    row.codes_moved = sum(shares[name] * sizes[name] for name in shares) / sum(sizes[name] for name in shares)
+    most, least = (choose(shares, key=shares.__getitem__) for choose in (max, min))
+    print(f"{row.state.title}: {row.codes_moved:.1%} of the codes moved; most in {most} {shares[most]:.1%}, least in "
+          f"{least} {shares[least]:.1%}")
 
 
 def tell_loss(row: Row, lost: TrainingLost) -> None:

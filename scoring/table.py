@@ -9,7 +9,8 @@ from tasks.task import Task
 OPTIONAL = {  # columns that a table has if one of its rows has a value: field of Row, format
     "validation loss": ("validation_loss", ".4f"), "bits a weight": ("bits_per_weight", ".3f"),
     "MB": ("megabytes", ".2f"), "max |logit difference|": ("logit_difference", ".1e"),
-    "weight error": ("weight_error", ".1%"), "||rounding|| / ||delta_W||": ("noticed_loss", ".1%"),
+    "codes moved": ("codes_moved", ".1%"), "weight error": ("weight_error", ".1%"),
+    "||rounding|| / ||delta_W||": ("noticed_loss", ".1%"),
     "||W_l - W_k|| / ||delta_W||": ("restoration_ratio", ".3f")}
 
 

@@ -67,8 +67,8 @@ def rows_of(run: Path, file="results.json") -> dict[str, dict]:
 
 def few(method):
     """The flags of FEW that go with a method; block 16x1 divides every layer of the small base."""
-    return FEW if method.startswith("q") or method in ("irqlora",
-                                                       "peqa") else [f for f in FEW if f not in ("--block", "16x1")]
+    of_codes = method.startswith("q") or method in ("irqlora", "peqa", "lota")
+    return FEW if of_codes else [f for f in FEW if f not in ("--block", "16x1")]
 
 
 def forbid_loading(monkeypatch) -> None:

@@ -82,6 +82,7 @@ SLOW = (
     "scripts/test_cli_restore.py",
     "scripts/test_a_run_stands_alone.py",
     "scripts/test_one_writer.py",
+    "scripts/test_several_processes.py",
     "finetune/test_flags.py",
     "finetune/test_sharded.py",
     "experiments/test_scale.py",

@@ -18,7 +18,7 @@ from interop.trained import Trained
 from model.config_json import config_to_json
 from model.files import read_json, write_json
 from model.llama import Llama
-from model.tokenizer import copy_tokenizer
+from model.tokenizer_files import copy_tokenizer
 from tests.cli import call
 
 # flags -> "arguments", as the last version of format 1 wrote them

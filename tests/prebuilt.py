@@ -13,7 +13,7 @@ from torch import Tensor
 from model.checkpoint import random_model
 from model.config_json import config_to_json
 from model.files import write_json
-from model.tokenizer import copy_tokenizer
+from model.tokenizer_files import copy_tokenizer
 from quant.absmax import AbsMax
 from quant.factors import ZeroPoints
 from quant.grid import Block, QuantizedWeight

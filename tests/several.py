@@ -3,7 +3,8 @@ and has computed nothing. When one fails, the others get SIGTERM, and SIGKILL ha
 
     python -m tests.several < commands.json
 
-runs [{"cwd": ..., "processes": 2, "script": "train.py", "arguments": [...]}, ...] and prints how each ended.
+runs [{"cwd": ..., "processes": 2, "script": "train.py", "arguments": [...], "signal": [rank, SIGNAL, step]}, ...] and
+prints how each ended. The signal, if one is named, comes to a process in that step.
 """
 import json
 import os
@@ -80,9 +81,12 @@ def run_several(size: int, tree: Path, cwd: Path, script: str, *arguments: objec
 
 def main() -> None:
     from tests.faults.__main__ import load_product
+    from tests.faults.stop_signals import in_forward
     load_product(ROOT)
     for command in json.load(sys.stdin):
-        ended = run_several(command["processes"], ROOT, Path(command["cwd"]), command["script"], *command["arguments"])
+        patches = {rank: in_forward(number, step, True) for rank, number, step in [command["signal"]] if number}
+        ended = run_several(command["processes"], ROOT, Path(command["cwd"]), command["script"], *command["arguments"],
+                            patches=patches)
         print(json.dumps({"status": ended.status, "statuses": ended.statuses, "out": ended.out,
                           "sentences": ended.sentences, "seconds": ended.seconds, "after": ended.after}), flush=True)
 

@@ -50,10 +50,11 @@ def nonzero_adapter(kind, D_out, D_in, lam=NO_POOLING, rank=2, lora_alpha=3.0, s
                     scaling="lora"):
     """A float64 adapter whose every factor is random and not zero: a fresh one computes nothing."""
     values = {"lam": lam, "rank": rank, "lora_alpha": lora_alpha, "operators": operators, "block": block,
-              "scaling": scaling}
+              "scaling": scaling, "omega": None}
     adapter = kind(D_out, D_in, **{option: values[option] for option in kind.options}).double()
     for i, p in enumerate(adapter.parameters()):
-        p.data = random(*p.shape, seed=seed + i) + 0.1
+        value = random(*p.shape, seed=seed + i) + 0.1
+        p.data = value.sign() if kind.name == "lota" else value
     return adapter
 
 

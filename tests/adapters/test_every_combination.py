@@ -58,8 +58,9 @@ def base_layer(base, block, shape):
 
 
 def layers(kind, operators, base):
-    """Every adapted layer of this combination, over blocks, tiles and shapes. PEQA takes integer zero points only."""
-    if not kind.additive and base[0] != "intminmax":
+    """Every adapted layer of this combination, over blocks, tiles and shapes. PEQA takes integer zero points only, and
+    LoTA whole levels."""
+    if kind.name == "peqa" and base[0] != "intminmax" or kind.name == "lota" and base[0] in ("nf", "icq"):
         return
     for block, shape, lam in itertools.product(BLOCKS, SHAPES, lams_of(kind)):
         layer = base_layer(base, block, shape)
@@ -92,8 +93,9 @@ def test_the_layer_is_one_matrix_and_its_merge_is_exact_or_refused(kind, base):
             continue
         assert merges
         torch.testing.assert_close(merged(x), y, rtol=0, atol=1e-10)
-        assert merged.codes is layer.base.codes
-        kept = ("levels", *(n for n in before if ".scale" in n)) if kind[0].additive else ("levels", "offset.zero")
+        assert (merged.codes is layer.base.codes) == ("codes" not in kind[0].merges_into)
+        kept = ("levels", "offset.zero") if kind[0].name == "peqa" else (
+            "levels", *(n for n in before if ".scale" in n))
         for name in (n.removeprefix("base.") for n in kept):
             assert torch.equal(merged.state_dict()[name], before[f"base.{name}"]), name
         unchanged(layer, before)
@@ -106,8 +108,8 @@ def unchanged(layer, before):
 
 @pytest.mark.parametrize("base", BASES, ids=ids)
 def test_which_adapters_merge_into_k_bits(base):
-    """Averaged tiles that hold whole blocks merge, and so does PEQA. LoRA, IR-QLoRA and operators that skip inputs
-    never do."""
+    """Averaged tiles that hold whole blocks merge, and so do PEQA and LoTA. LoRA, IR-QLoRA and operators that skip
+    inputs never do."""
     into_k_bits = {}  # (adapter, operators) -> which of True and False were found
     for kind, operators in KINDS:
         for layer in layers(kind, operators, base):
@@ -143,6 +145,8 @@ def zero(parameter):
     ("irqlora", "first shortcut lost", lambda layer: zero(layer.adapter.iec_a)),
     ("qalora", "sum in place of mean", lambda layer: setattr(layer.adapter, "scaling", layer.adapter.scaling * 8)),
     ("peqa", "scale left as it was", lambda layer: zero(layer.adapter.log_factor)),
+    ("lota", "codes left as they were", lambda layer: setattr(layer.adapter, "omega", 9.0)),
+    ("lota", "half of the ternary matrix", lambda layer: zero(layer.adapter.A)),
     ("peqa", "zero points moved", lambda layer: layer.base.offset.zero.add_(1)),
     ("blora", "bias lost", lambda layer: layer.base.bias.zero_()),
     ("qablora", "a code changed", lambda layer: layer.base.codes[0].add_(1))])

@@ -10,13 +10,13 @@ from tests.cli import FEW, call, few, rows_of
 from tests.cuda.device import DEVICE, ON
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
-CODES = ("qalora", "qablora", "peqa")  # merge into k bits
+CODES = ("qalora", "qablora", "peqa", "lota")  # merge into k bits
 GPTQ_MAY_DIFFER = 2e-2  # of a loss; a near tie takes another code, and all later columns follow
 
 
 def run(base, method, out, *flags):
-    message = call(train_script, "--method", method, "--model", base, "--lr", "0.01", *few(method), *flags, "--out",
-                   out)
+    rate = ("--lr", "0.01") if METHODS[method].lr else ()
+    message = call(train_script, "--method", method, "--model", base, *rate, *few(method), *flags, "--out", out)
     assert message is None, message
     lines = [json.loads(line) for line in open(f"{out}/metrics.jsonl", encoding="utf-8")]
     return [line for line in lines if "gradient_norm" in line], [line for line in lines if "validation_loss" in line]

@@ -87,7 +87,7 @@ def test_a_recording_is_launched_and_not_computed_again():
 
 
 @pytest.mark.parametrize("dtype,flags", [("float32", ()), ("float32", ("--micro-batch", "3")), ("bfloat16", ())])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name, row in METHODS.items() if row.optimizer == "adamw"])
 def test_recorded_training_gives_the_losses_of_plain_training(small_base, tmp_path, allowed, method, dtype, flags):
     steps, ends = run(small_base, method, "plain", *ON, "--dtype", dtype, *flags)
     recorded, recorded_ends = run(small_base, method, "recorded", *ON, "--dtype", dtype, *flags, "--cuda-graphs")

@@ -39,6 +39,8 @@ VARIANTS = [
     ["--method", "qblora", "--lam", "4", "--operators", "interval", "--rank", "2", "--lora-alpha", "0.5", "--dropout",
      "0.1", "--scaling", "rslora"],
     ["--method", "qlora", "--merge-into", "codes", "--shard-base"],
+    ["--method", "qlora", "--merge-into", "codes", "--keep-residual"],
+    ["--method", "lota", "--omega", "9.5", "--rank", "12"],
     ["--quantizer", "none", "--lam", "32x8", "--model", "org/name@main", "--data", "org/rows@v1:a/b.csv"],
     ["--method", "lora", "--data", "a.jsonl", "--test-data", "b.jsonl", "--limit", "5", "--max-length", "9",
      "--max-new-tokens",

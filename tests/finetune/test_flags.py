@@ -26,6 +26,7 @@ from finetune.checks import planned_run
 from finetune.command_line import train_parser
 from finetune.config import flag
 from finetune.loop import Trainer
+from finetune.residual import residuals_of
 from finetune.run import new_run, open_run
 from finetune.source import load_run_base
 from model.checkpoint import random_model, save_model
@@ -41,6 +42,7 @@ ROWS = [{"instruction": f"{'my new card ' * (1 + i % 4)} number {i}, where is it
 USUAL = ("--task", "bitext", "--data", "rows.jsonl", "--batch-size", "6", "--steps", "3")
 LORA, FULL = ("--method", "lora"), ("--method", "full")
 ROUNDED = ("--method", "qlora", "--quantizer", "minmax", "--block", "16x1")
+LOTA = ("--method", "lota", "--quantizer", "minmax", "--block", "16x1")
 GPTQ = ("--method", "qlora", "--quantizer", "gptq", "--block", "16x1", "--bits", "2")
 
 
@@ -186,9 +188,18 @@ def dropped(outcome: Outcome) -> set[float]:
 def adapted(outcome: Outcome) -> torch.nn.Module:
     """The model that trained, read again from its run."""
     model, config = load_run_base(outcome.run, outcome.config, torch.float32, "cpu"), open_run(outcome.run.path).config
-    attach_adapters(model, config)
+    attach_adapters(model, config, residuals_of(outcome.run, config))
     load_adapter(model, outcome.run)
     return model
+
+
+def omegas(outcome: Outcome) -> set[float]:
+    return {layer.adapter.omega for layer in adapted_layers(adapted(outcome)).values()}
+
+
+def residuals(outcome: Outcome) -> set[str]:
+    layers = adapted_layers(adapted(outcome)).values()
+    return {str(layer.residual.dtype) for layer in layers if layer.residual is not None}
 
 
 def merges_into(outcome: Outcome) -> str:
@@ -232,8 +243,12 @@ PROOFS: dict[str, Proof | str] = {
     "operators": changes("trained", ("--method", "blora"), "--operators", "interval"),
     "dropout": shown("training", lambda a, b: differ(a.trained, b.trained) and (dropped(a), dropped(b)) == (
         {0.0}, {0.25}), LORA, "--dropout", "0.25"),
+    "omega": shown("training", lambda a, b: differ(a.trained, b.trained) and (
+        omegas(a), omegas(b)) == ({1.0}, {3.0}), LOTA, "--omega", "3"),
     "merge_into": shown("training", lambda a, b: differ(a.trained, b.trained) and not differ(a.base, b.base) and (
         merges_into(a), merges_into(b)) == ("16 bits", "codes"), ROUNDED, "--merge-into", "codes"),
+    "keep_residual": shown("training", lambda a, b: differ(a.trained, b.trained) and (residuals(a), residuals(b)) == (
+        set(), {"torch.float16"}), (*ROUNDED, "--merge-into", "codes"), "--keep-residual"),
     # rows
     "task": shown("rows", lambda a, b: b.data.task.name == "banking77" and lengths(a) != lengths(b), (), "--task",
                   "banking77", "--limit", "20"),

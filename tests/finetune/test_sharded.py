@@ -73,6 +73,7 @@ def runs(small_base, tmp_path_factory) -> dict[tuple[str, str], Made]:
     ways = {"shared": SHARED, "whole": WHOLE, "one": ONE}
     asked = [(method, way) for method in METHODS for way in ways if method != "lora" or way != "whole"]
     commands = [{"cwd": str(place), "processes": ways[way][0], "script": "train.py",
+                 "signal": (0, 0, 0),  # none
                  "arguments": ["--model", "base", *USUAL, *METHODS[method], *ways[way][1], "--out",
                                f"{method}-{way}".replace(" ", "-")]} for method, way in asked]
     done = subprocess.run([sys.executable, "-m", "tests.several"], input=json.dumps(commands), text=True, cwd=ROOT,

@@ -18,7 +18,7 @@ from model.config_json import config_to_json
 from model.files import write_json
 from model.gguf_architectures import gguf_name, our_name
 from model.gguf_layout import LLAMA_3_ROPE
-from model.tokenizer import copy_tokenizer
+from model.tokenizer_files import copy_tokenizer
 from quant.absmax import AbsMax
 from quant.gguf_blocks import BLOCK_TYPES, fitting_type, in_file_blocks, stored_rows
 from quant.grid import Block

@@ -9,7 +9,7 @@ import train as train_script
 from model.checkpoint import load_config, load_model, random_model, weight_files
 from model.config_json import config_to_json
 from model.files import read_json, write_json
-from model.tokenizer import copy_tokenizer
+from model.tokenizer_files import copy_tokenizer
 from quant.formats.mlx import MLX
 from quant.grid import Block
 from quant.linear import QuantLinear

@@ -17,7 +17,7 @@ from model.config_json import config_to_json
 from model.files import write_json
 from model.stored_names import joined
 from model.tensor_files import write_safetensors
-from model.tokenizer import copy_tokenizer
+from model.tokenizer_files import copy_tokenizer
 from tests.export_runs import as_trained, export, made_run
 from tests.gguf_files import ODD_HEADS, gguf, strong_model, write_gguf
 from tests.model.test_families import GEMMA2, GEMMA3, GRANITE

@@ -14,7 +14,7 @@ from model.checkpoint import load_config, load_model, random_model, weight_files
 from model.config_json import config_to_json
 from model.files import write_json
 from model.llama import Llama
-from model.tokenizer import copy_tokenizer
+from model.tokenizer_files import copy_tokenizer
 from quant.formats.mlx import BITS, GROUPS
 from quant.linear import QuantLinear
 from tests.cli import SMALL

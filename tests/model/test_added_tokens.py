@@ -7,7 +7,8 @@ from tokenizers import models, processors
 
 from model.files import read_json, write_json
 from model.hub import SMALL
-from model.tokenizer import copy_tokenizer, load_tokenizer, tokenizer_files, travelling_files
+from model.tokenizer import load_tokenizer
+from model.tokenizer_files import copy_tokenizer, tokenizer_files, travelling_files
 from tests.gguf_files import sentencepiece_tokens, strong_model, write_gguf
 from tests.model.test_tokenizer import BOS, EOS, VOCABULARY, json_tokenizer, small_sentencepiece
 

@@ -13,7 +13,8 @@ from finetune.source import Source
 from model.checkpoint import INDEX, load_config, load_model, open_weights, weight_files
 from model.config_json import config_from_json, config_to_json
 from model.files import write_json
-from model.tokenizer import end_ids, load_tokenizer, note_other_tokenizer
+from model.token_agreement import end_ids, note_other_tokenizer
+from model.tokenizer import load_tokenizer
 from tests.gguf_files import strong_model, write_gguf
 from tests.model.test_model import FIXTURES, TINY
 from tests.model.test_tokenizer import BOS, EOS, json_tokenizer, small_sentencepiece

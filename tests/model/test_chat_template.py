@@ -10,8 +10,10 @@ from finetune.config import EMBEDDED_BASE
 from model.chat_template import ChatTemplate, find_template, load_template
 from model.checkpoint import random_model
 from model.files import write_json
+from model.json_tokenizer import JsonTokenizer
+from model.stated_tokens import Stated
 from model.template_sandbox import compiled, in_time, rendered
-from model.tokenizer import JsonTokenizer, Stated, load_tokenizer
+from model.tokenizer import load_tokenizer
 from tests.cli import SMALL
 from tests.fixtures.make_chat_templates import CONVERSATIONS, FILE, TEMPLATES, tokenizer, turns
 from tests.gguf_files import write_gguf

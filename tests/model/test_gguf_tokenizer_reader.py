@@ -7,7 +7,8 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from finetune.config import EMBEDDED_BASE
 from model.gguf_tokenizer_reader import SPLITTINGS, protobuf_field, varint
-from model.tokenizer import copy_tokenizer, load_tokenizer
+from model.tokenizer import load_tokenizer
+from model.tokenizer_files import copy_tokenizer
 from tests.gguf_files import byte_level_tokens, sentencepiece_tokens, strong_model, write_gguf
 
 SPECIAL = ("<|begin|>", "<|end|>", "<|im_start|>")

@@ -5,8 +5,9 @@ import torch
 from model.chat_template import ChatTemplate
 from model.checkpoint import random_model
 from model.generate import Sampling
+from model.json_tokenizer import JsonTokenizer
+from model.stated_tokens import Stated
 from model.talk import Talk
-from model.tokenizer import JsonTokenizer, Stated
 from tests.cli import SMALL
 from tests.fixtures.make_chat_templates import tokenizer
 

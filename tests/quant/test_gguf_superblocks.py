@@ -67,3 +67,14 @@ def test_the_stated_shapes_are_those_of_the_layer(kind):
 @pytest.mark.parametrize("kind", [*CODE_TYPES, *PACKAGE_TYPES])
 def test_the_stated_sizes_are_those_of_the_gguf_package(kind):
     assert block_size(kind) == gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+
+
+@pytest.mark.parametrize("kind", SUPERBLOCK_TYPES)
+def test_codes_are_put_among_the_bytes_that_hold_them_and_nothing_else_changes(kind):
+    of, raw, other = SUPERBLOCK_TYPES[kind], torch.from_numpy(rows_of(kind)), torch.from_numpy(rows_of(kind, seed=9))
+    assert torch.equal(of.with_codes(raw, of.quantized_weight(raw).codes), raw)
+    codes = of.quantized_weight(other).codes
+    found = of.quantized_weight(of.with_codes(raw, codes))
+    assert torch.equal(found.codes, codes) and not torch.equal(codes, of.quantized_weight(raw).codes)
+    for ours, before in zip(found.grid.factors(), of.quantized_weight(raw).grid.factors(), strict=True):
+        assert torch.equal(ours, before)

@@ -18,7 +18,7 @@ from finetune.loop import TrainingDiverged
 from finetune.run import Run, new_run
 from model.files import read_json
 from model.tensor_files import write_safetensors
-from model.tokenizer import copy_tokenizer
+from model.tokenizer_files import copy_tokenizer
 from tests.cli import call, interrupted_after, rows_of
 from tests.processes import another_process
 

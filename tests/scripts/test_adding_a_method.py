@@ -155,7 +155,7 @@ def following_the_page(tree: Path) -> None:
     (tree / "adapters" / "mean_lora.py").write_text(source)
     inserted(tree / "adapters" / "__init__.py", r"from adapters\.lora import LoRA\n",
              f"from adapters.mean_lora import {kind}\n")
-    inserted(tree / "adapters" / "__init__.py", r"ADAPTERS\b.* for kind in \([\w, ]+", f", {kind}")
+    inserted(tree / "adapters" / "__init__.py", r"ADAPTERS\b.*\n? .* for kind in \([\w, ]+", f", {kind}")
     inserted(tree / "finetune" / "methods.py", r"\nMETHODS\b.* = \{\n", row + "\n")
 
 

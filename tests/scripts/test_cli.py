@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 import eval as eval_script
 import train as train_script
 from finetune import adapted_model
+from finetune.methods import METHODS
 from model.checkpoint import load_config, load_model, random_model, save_model, weight_files
 from model.config_json import config_to_json
 from model.files import write_json
@@ -29,10 +30,11 @@ pytestmark = pytest.mark.usefixtures("elsewhere")
     ("irqlora", ["base", "quantized", "trained", "merged-16bit"]),
     ("qalora", ["base", "quantized", "trained", "merged-4bit"]),
     ("qablora", ["base", "quantized", "trained", "merged-4bit"]),
-    ("peqa", ["base", "quantized", "trained", "merged-4bit"])])
+    ("peqa", ["base", "quantized", "trained", "merged-4bit"]),
+    ("lota", ["base", "quantized", "trained", "merged-4bit"])])
 def test_a_run_of_every_method_ends_with_its_table(small_base, tmp_path, capsys, method, states):
-    assert call(train_script, "--method", method, "--model", small_base, "--lr", "0.01", *few(method), "--out",
-                "x") is None
+    rate = ("--lr", "0.01") if METHODS[method].lr else ()
+    assert call(train_script, "--method", method, "--model", small_base, *rate, *few(method), "--out", "x") is None
     run = tmp_path / "x"
     rows = rows_of(run)
     assert list(rows) == states

@@ -10,7 +10,9 @@ from finetune.shown import token_list
 from model.chat_template import ChatTemplate
 from model.checkpoint import random_model
 from model.files import write_json
-from model.tokenizer import JsonTokenizer, Stated, load_tokenizer
+from model.json_tokenizer import JsonTokenizer
+from model.stated_tokens import Stated
+from model.tokenizer import load_tokenizer
 from tasks.batching import collate
 from tasks.measured import log_likelihood
 from tasks.messages import Asked, Conversation, Messages, encode_turns, hidden_of
