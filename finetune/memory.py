@@ -8,6 +8,7 @@
 | adapters | their float32 numbers |
 | gradients, optimizer | 4 and 8 bytes for each number that trains; t-SignSGD keeps none |
 | activations | what a forward pass of the longest micro-batch keeps for backward, on a model without memory |
+| teacher | with --distill: 2 bytes for each weight of the teacher |
 | logits | those of one part of the vocabulary's loss, and its gradients of x (`token_loss.py`) |
 | working | the largest layer's weights as it computes, and the gradients of its inputs and outputs; with |
 |  | --gradient-checkpointing also what a decoder layer keeps while it is computed again |
@@ -32,6 +33,7 @@ from finetune.by_process import ALONE, Parts, Processes, moved_in_a_step, of_lay
 from finetune.checks import planned_model
 from finetune.config import RunConfig
 from finetune.data import PreparedData
+from finetune.distillation import objective_of, teacher_source
 from finetune.optimizer import MOMENTS
 from finetune.quantize import load_base
 from finetune.residual import Residuals
@@ -82,10 +84,11 @@ def measured(model: Llama, config: RunConfig, rows: Sequence[Encoded]) -> Parts:
     adapters = 4.0 * sum(p.numel() for p in adapter_parameters(model).values())
     factors = stored_bytes(list(codes)) - packed
     kept = kept_for_backward(model, collate(rows, model.device).tokens)
-    residuals = of_residuals(model)
+    residuals, objective = of_residuals(model), objective_of(config)
     return {"weights": stored_bytes([model]) - packed - factors - adapters - residuals, "codes": packed,
             "factors": factors, **({"residuals": residuals} if residuals else {}), "adapters": adapters,
-            **of_training(model, config), "activations": kept, "logits": of_logits(model, rows, model.device.type)}
+            **of_training(model, config), **({"teacher": stored_bytes([objective.teacher])} if objective else {}),
+            "activations": kept, "logits": of_logits(model, rows, model.device.type, bool(objective))}
 
 
 def predicted(planned: Llama, config: RunConfig, rows: Sequence[Encoded], processes: Processes = ALONE) -> Parts:
@@ -93,10 +96,13 @@ def predicted(planned: Llama, config: RunConfig, rows: Sequence[Encoded], proces
     planned.dtype = config.compute.torch_dtype
     planned.train().checkpointing = config.training.gradient_checkpointing
     freeze(planned, config)
+    teacher = teacher_source(config)
     return {**of_process(of_base(planned, config), planned, processes),
             "adapters": 4.0 * sum(p.numel() for p in adapter_parameters(planned).values()),
-            **of_training(planned, config), "activations": planned_activations(planned, rows),
-            "logits": of_logits(planned, rows, config.compute.device), "working": of_work(planned, rows)}
+            **of_training(planned, config),
+            **({"teacher": 2.0 * numbers_of(empty_model(teacher.config, torch.float32))} if teacher else {}),
+            "activations": planned_activations(planned, rows),
+            "logits": of_logits(planned, rows, config.compute.device, bool(teacher)), "working": of_work(planned, rows)}
 
 
 def moved(planned: Llama, config: RunConfig, processes: Processes) -> Parts:
@@ -116,8 +122,7 @@ def freeze(planned: Llama, config: RunConfig) -> None:
 def of_base(planned: Llama, config: RunConfig) -> Parts:
     codes = [m for m in planned.modules() if isinstance(m, QuantLinear)]
     coded = sum(m.in_features * m.out_features for m in codes)
-    adapters = sum(p.numel() for p in adapter_parameters(planned).values())
-    dense = sum(p.numel() for p in planned.parameters()) - adapters
+    dense = numbers_of(planned) - sum(p.numel() for p in adapter_parameters(planned).values())
     return {"weights": dense * (4.0 if config.adapter_kind is None else 2.0),
             "codes": float(sum(m.codes.numel() for m in codes)),
             "factors": coded * factor_bytes(config.base.quantization),
@@ -175,11 +180,17 @@ def trained_numbers(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def of_logits(model: Llama, rows: Sequence[Encoded], device: str) -> float:
-    """One part's logits and their gradient in the model's type, log-probabilities in float32; x and its gradient."""
+def numbers_of(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def of_logits(model: Llama, rows: Sequence[Encoded], device: str, taught: bool) -> float:
+    """One part's logits and their gradient in the model's type, log-probabilities in float32; x and its gradient. With
+    a teacher: its logits, log-probabilities, probabilities and x too."""
     targets, width, vocab = sum(len(e.learned) for e in rows), model.dtype.itemsize, model.config.vocab_size
     at_once = vocab * min(targets, tokens_at_once(vocab, model.lm_head.weight.requires_grad, device.partition(":")[0]))
-    return at_once * (2.0 * width + 4) + 2.0 * targets * model.config.hidden_size * width
+    of_model = at_once * (2.0 * width + 4) + 2.0 * targets * model.config.hidden_size * width
+    return of_model + (at_once * (width + 8.0) + targets * model.config.hidden_size * width if taught else 0.0)
 
 
 def of_work(planned: Llama, rows: Sequence[Encoded]) -> float:

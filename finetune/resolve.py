@@ -79,6 +79,7 @@ def resolve_run(given: Given) -> RunConfig:
     check_graphs(training, compute)
     check_rounding(adapter, training)
     check_residual(adapter, quantization)
+    check_distillation(base, training)
     check_sharing(training, adapter, name)
     return RunConfig(base, data, part(EvaluationConfig, given, requantize=requantize), compute, name, adapter, training)
 
@@ -95,6 +96,9 @@ def check_graphs(training: TrainingConfig, compute: ComputeConfig) -> None:
 def check_sharing(training: TrainingConfig, adapter: AdapterConfig, name: str) -> None:
     if training.shard_base and adapter.keep_residual:
         raise ValueError("--shard-base does not go with --keep-residual yet, which every process would hold whole: "
+                         "give one of the two")
+    if training.shard_base and training.distill is not None:
+        raise ValueError("--shard-base does not go with --distill yet, whose teacher every process would hold whole: "
                          "give one of the two")
     if training.shard_base and METHODS[name].adapter is None:
         raise ValueError(f"--shard-base shares a frozen base, and --method {name} trains all of it: leave it out")
@@ -119,6 +123,17 @@ def check_residual(adapter: AdapterConfig, quantization: QuantSpec | None) -> No
     if adapter.keep_residual and quantization is None:
         raise ValueError("--keep-residual keeps what quantizing takes from the original weights, and this base is not "
                          "quantized here: give --quantizer and a dense model, or leave it out")
+
+
+def check_distillation(base: BaseConfig, training: TrainingConfig) -> None:
+    if training.distill_from and not training.distill:
+        raise ValueError(f"--distill-from {training.distill_from} goes with --distill only: give both")
+    if training.distill and not (base.quantization or training.distill_from):
+        raise ValueError("--distill learns from the model before it was quantized, and this run quantizes nothing: its "
+                         "base would be its own teacher, or holds codes whose original is not there. Name a teacher "
+                         "with --distill-from, or leave --distill out")
+    if training.distill and training.cuda_graphs:
+        raise ValueError("--cuda-graphs does not go with --distill yet: leave it out")
 
 
 def refuse_useless(given: Given, name: str) -> None:
