@@ -42,6 +42,7 @@ from finetune.pictures import check_picture
 from finetune.resolve import GPTQ_FIELDS, check_gptq_fields, rescored, resolve_scoring
 from finetune.run import Run, open_run
 from finetune.source import Source, check_fingerprint, check_trained, note_another
+from model import processes
 from model.files import say_once
 from model.hub import pinned
 from model.token_agreement import note_other_tokenizer
@@ -85,7 +86,7 @@ def eval_parser() -> Parser:
 
 
 def main() -> None:
-    run_command(eval_parser(), score)
+    run_command(eval_parser(), score, several=True)
 
 
 def score(given: Given, work: Work) -> None:
@@ -93,6 +94,9 @@ def score(given: Given, work: Work) -> None:
         eval_parser().print_usage()
         raise ValueError("name a run or --model, or compare runs by --compare (see --help)")
     if "compare" in given:
+        if processes.several():
+            raise ValueError(f"--compare reads what was scored before, and there are {processes.size()} processes: "
+                             f"start it by python, without torchrun")
         refuse_beside_compare(given)
         compare(given["compare"], given.get("json"))
     elif given["run"]:
@@ -154,12 +158,12 @@ def score_runs(given: Given, work: Work) -> None:
             raise ValueError("--requantize makes a row of one run's own table: give one run, and no --plot")
         check_scores([(p.run.path, p.config, p.data) for p in prepared])
     for p in prepared:
-        p.to.lock(p.run)
+        processes.by_first(p.to.lock, p.run)
     begin_scoring(work, prepared[0].to.place.path)
     if restoration and (several or "plot" in given):
         scored = [(p, restore_run(p.run, p.config, p.data, p.to, restoration)) for p in prepared]
         points = [point for p, rows in scored for point in points_of(p.run.path, p.config, rows)]
-        show_tradeoff(points, given.get("plot"), given.get("json"))
+        processes.by_first(show_tradeoff, points, given.get("plot"), given.get("json"))
         return
     scored = [(p, evaluate_run(p.run, p.config, p.data, p.to, restoration, "without_base" in given))
               for p in prepared]
@@ -168,7 +172,7 @@ def score_runs(given: Given, work: Work) -> None:
         named = {f"{p.run.path}: {row.state.title}": row for p, rows in scored for row in rows}
         print_table(named, "all runs", {name: how for p in prepared for name, how in p.data.task.formats.items()})
         if "json" in given:
-            save_table(list(named.values()), given["json"], names=list(named))
+            processes.by_first(save_table, list(named.values()), given["json"], names=list(named))
 
 
 def note_other_rows(prepared: Sequence[Prepared]) -> None:

@@ -32,6 +32,7 @@ from finetune.config import DTYPES, RunConfig, flag
 from finetune.config_json import FORMAT, config_json
 from finetune.data import PreparedData, check_calibration, check_data, prepare_data, with_pinned_data
 from finetune.distillation import check_same_teacher, check_teacher, objective_of, teacher_source
+from finetune.dry_run import dry_run, planned_processes
 from finetune.kept import add_facts, facts_of, keep_anew
 from finetune.lock import hold
 from finetune.loop import Trainer, TrainingDiverged
@@ -45,10 +46,12 @@ from finetune.resuming import check_kept, holds_its_base, keep_base_of_gptq, wei
 from finetune.run import Run, check_out, new_run, open_run
 from finetune.saving import save_trained
 from finetune.sessions import note_session
+from finetune.sharded import check_sharing, load_shared_base, quantize_part_by_part
 from finetune.shown import print_plan, show_example
 from finetune.size import peak_memory
 from finetune.source import Source, base_of, load_run_base, why_no_base
 from finetune.usual_rate import with_usual_rate
+from model import processes
 from model.chat_template import write_end_tokens
 from model.checkpoint import empty_model, load_config, random_model, save_model
 from model.config_json import config_to_json
@@ -68,7 +71,7 @@ Prepared = tuple[Llama, Parameters, Callable[[], None]]  # the model, what train
 
 
 def main() -> None:
-    run_command(train_parser(), fine_tune)
+    run_command(train_parser(), fine_tune, several=True)
 
 
 def fine_tune(given: Given, work: Work) -> None:
@@ -79,13 +82,22 @@ def fine_tune(given: Given, work: Work) -> None:
         run = reopened(given)
         goes_on(work, run)
         return train_and_score(run, run.config, data_of(run), work)
+    planned = planned_processes(given)
     work.begins("preparing the data")
+    if processes.several() and (asked := {"mem_report", "dry_run"} & given.keys()):
+        raise ValueError(f"{flag(min(asked))} runs in one process, and there are {processes.size()}: start it by "
+                         f"python, without torchrun, and give --nproc {processes.size()}")
+    if "dry_run" in given:
+        dry_run(given, planned)
+        return work.done()
     source, config, data = prepare(given)
+    processes.check_same("the configuration", config_json(config))
+    processes.check_same("what the rows are", data.fingerprints)
     if "show_example" in given:
         work.done()
         return show_example(data)
     if "mem_report" in given:
-        report_memory(source, config, data)
+        report_memory(source, config, data, planned)
         return work.done()
     name = f"{config.method}-{config.base.bits}bit-{config.data.task}"
     if "find_lr" in given:
@@ -93,7 +105,7 @@ def fine_tune(given: Given, work: Work) -> None:
     run = new_run(given.get("out"), name)
     with discarded_if_useless(run, work):
         goes_on(work, run)
-        describe(run, source, config, data)
+        processes.by_first(describe, run, source, config, data)
         train_and_score(run, config, data, work)
 
 
@@ -124,7 +136,8 @@ def discarded_if_useless(run: Run, work: Work) -> Iterator[None]:
         yield
     except BaseException as error:
         if not run.has_progress() and (isinstance(error, Exception) or not run.config_file.is_file()):
-            run.discard()
+            if processes.is_first():
+                run.discard()
             work.begins(work.doing, safe="nothing was kept", go_on="give the same command again", log=None)
         raise
 
@@ -133,15 +146,15 @@ def discarded_if_useless(run: Run, work: Work) -> Iterator[None]:
 
 def goes_on(work: Work, run: Run) -> None:
     work.begins("preparing the data", safe=run.states.stand,
-                go_on=f"go on with: python train.py --resume {run.path}")
+                go_on=f"go on with: {processes.started_by()} train.py --resume {run.path}")
 
 
 def how_to_get_out(run: Run) -> str:
     """What to do with what a run kept that could not go on."""
     if not run.path.is_dir():  # it was discarded
         return ""
-    if not run.trained_file.is_file():
-        return keep_base_of_gptq(run)
+    if not processes.by_first(run.trained_file.is_file):
+        return processes.by_first(keep_base_of_gptq, run)
     return f", in {run.trained_file}: python eval.py {run.path} scores it, python export.py {run.path} writes it out"
 
 
@@ -166,6 +179,8 @@ def checked(given: Mapping[str, Any]) -> tuple[Source, RunConfig]:
         config = with_usual_rate(config, source.config.hidden_size)
     check_run(source, config)
     check_teacher(source, config)
+    if config.training.shard_base:
+        check_sharing(given, source)
     return source, with_pinned_data(config)
 
 
@@ -177,7 +192,7 @@ def reopened(given: Mapping[str, Any]) -> Run:
     if others := [flag(name) for name in given if name != "resume"]:
         raise ValueError(f"--resume takes every other flag from the run, {', '.join(others)} too: give it alone")
     run = open_run(given["resume"])
-    hold(run.path)
+    processes.by_first(hold, run.path)
     return run
 
 
@@ -241,26 +256,40 @@ def train(run: Run, config: RunConfig, data: PreparedData, work: Work | None = N
     trainer = Trainer(model, parameters, config.training, config.data.seed, data.train, data.validation,
                       run.states.newest, keep, run.metrics.append, run.metrics.flush, objective=objective_of(config))
     print_plan(run.path, config, model, parameters, data, trainer.total_steps)
-    if run.has_state():
-        trainer.load_state()
-        check_kept(run, trainer.step, trainer.best, keep)
+    if processes.by_first(run.has_state):
+        processes.in_turn(trainer.load_state)
+        processes.by_first(check_kept, run, trainer.step, trainer.best, keep)
         print(f"{run.path} goes on {trainer.goes_on_at()}")
     elif run.metrics_file.is_file():
         print("no step was saved before: training starts again at step 1")
-    note_session(run.sessions, config.compute, trainer.step)
-    run.forget_after(trainer.step)
+    processes.by_first(begin_session, run, config, trainer.step)
     if work:
         work.begins("training", memory="start a new run with a smaller --micro-batch: it changes no number but "
                                        "rounding")
     trainer.run()
-    peak = peak_memory(model.device)
+    peaks = processes.gather(peak_memory(model.device))
+    processes.by_first(note_training, run, peaks, parameters, trainer)
+
+
+def begin_session(run: Run, config: RunConfig, step: int) -> None:
+    note_session(run.sessions, config.compute, step)
+    run.forget_after(step)
+
+
+def note_training(run: Run, peaks: list[dict[str, float]], parameters: Parameters, trainer: Trainer) -> None:
+    """What training took, in training.json and in a line; and its picture. peaks: of memory, process by process."""
+    peak = peaks[0]
     write_record(run.training_file, {"trainable_parameters": sum(p.numel() for p in parameters.values()),
                                    "tokens": trainer.tokens, "seconds": round(trainer.seconds, 3),
                                    **({"stopped_by": "patience"} if trainer.stopped_early else {}),
-                                   **{key: round(megabytes) for key, megabytes in peak.items()}})
+                                   **{key: round(megabytes) for key, megabytes in peak.items()},
+                                   **({"processes": [{key: round(megabytes) for key, megabytes in one.items()}
+                                                     for one in peaks]} if len(peaks) > 1 else {})})
     of_gpu = f", of the GPU {peak['peak_gpu_memory_mb']:.0f} MB" if "peak_gpu_memory_mb" in peak else ""
     print(f"trained {trainer.tokens} tokens in {trainer.seconds:.0f} s, {trainer.tokens / trainer.seconds:.0f} "
           f"tokens/s, peak memory of the process {peak['peak_memory_mb']:.0f} MB{of_gpu}")
+    if len(peaks) > 1:
+        print(f"peak memory by process: {', '.join(f'{max(one.values()):.0f}' for one in peaks)} MB")
     plot_losses(run)
 
 
@@ -268,15 +297,16 @@ def full(run: Run, config: RunConfig) -> Prepared:
     """Every weight trains, in float32. It is saved in the checkpoint's own type unless --save-dtype names another. A
     run with a state does not need the checkpoint any more."""
     compute = config.compute
-    known = facts_of(run.kept_file).get("stored_as", "float32")
-    if config.base.from_scratch or weights_from_state(run):
+    known, from_state = processes.by_first(lambda: [facts_of(run.kept_file).get("stored_as", "float32"),
+                                                    config.base.from_scratch or weights_from_state(run)])
+    if from_state:
         model = random_model(load_config(run.path), compute.torch_dtype, config.data.seed).to(compute.device)
         stored_as = DTYPES[known]
     else:
         model = Source(config.base.model).load(compute.torch_dtype, compute.device)
         stored_as = model.model.embed_tokens.weight.dtype
         model.float().requires_grad_(True)
-    add_facts(run.kept_file, stored_as=name_of(stored_as))
+    processes.by_first(add_facts, run.kept_file, stored_as=name_of(stored_as))
     kept = DTYPES[config.training.save_dtype] if config.training.save_dtype else stored_as
     source = None if config.base.from_scratch or why_no_base(run, config.base) else Source(config.base.model)
     return model, dict(model.named_parameters()), lambda: save_trained(model, run, source, kept)
@@ -286,22 +316,48 @@ def adapted(run: Run, config: RunConfig, data: PreparedData | None) -> Prepared:
     """The adapters train. The base is quantized once, saved, and from then on read from its file. Only GPTQ needs the
     data."""
     compute = config.compute
-    if config.base.quantization and not run.base_file.is_file():
-        source = Source(config.base.model)
-        residuals = residuals_to_keep(config, empty_model(source.config, torch.float32))
-        base, report = load_base(source, config.base, compute, data and data.calibration, residuals)
+    if config.base.quantization and not processes.by_first(run.base_file.is_file):
+        quantize_base(run, config, data)
+    model = load_shared_base(run, config) if shares_base(config) else load_run_base(run, config, compute.torch_dtype,
+                                                                                    compute.device)
+    attach_adapters(model, config, residuals_of(run, config))
+    return model, adapter_parameters(model), lambda: save_adapter(model, run)
+
+
+def shares_base(config: RunConfig) -> bool:
+    return config.training.shard_base and processes.several()
+
+
+def quantize_base(run: Run, config: RunConfig, data: PreparedData | None) -> None:
+    """Into the run's base.safetensors, and what else it leaves. Several processes calibrate GPTQ together; the first
+    one rounds alone."""
+    source = Source(config.base.model)
+    residuals = residuals_to_keep(config, empty_model(source.config, torch.float32))
+
+    def made() -> tuple[Llama, dict | None]:
+        return load_base(source, config.base, config.compute, data and data.calibration, residuals)
+
+    def keep(base: Llama, report: dict | None) -> None:
         if residuals:
             save_residuals(run, residuals)
         if report:
             write_record(run.quantization_file, report)
         save_model(base, run.base_file)
-    model = load_run_base(run, config, compute.torch_dtype, compute.device)
-    attach_adapters(model, config, residuals_of(run, config))
-    return model, adapter_parameters(model), lambda: save_adapter(model, run)
+    if shares_base(config):
+        quantize_part_by_part(run, config, data and data.calibration)
+    elif config.base.by_gptq:
+        base, report = made()
+        processes.by_first(keep, base, report)
+    else:
+        processes.by_first(lambda: keep(*made()))
 
 
 def score(run: Run, config: RunConfig, data: PreparedData) -> None:
-    """Training is over, so an error here costs no more than the scores."""
+    """Training is over, so an error here costs no more than the scores. A process that holds a part of the base cannot
+    score: each answer takes as many steps as it has tokens, and all processes would have to take them together."""
+    if shares_base(config):
+        return print(f"--shard-base trains, and does not score: python eval.py {run.path} does, with the whole base in "
+                     f"each process")
     try:
         evaluate_run(run, config, data, Destination.of_own_task(run, run.results_file))
     except (ValueError, FileNotFoundError) as error:

@@ -13,7 +13,8 @@ import model.recorded_decoding as decoding
 from adapters.held import dense_weights
 from benchmarks.measure import Report, arguments, forget_memory, in_turns, limits, seconds_of
 from benchmarks.peers import missing, transformers_model, versions
-from benchmarks.shapes import SHAPES, linear_weights, our_model
+from benchmarks.shapes import SHAPES, our_model
+from finetune.cost import linear_weights
 from model.generate import generate
 from quant.spec import QuantSpec
 

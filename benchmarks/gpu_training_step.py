@@ -28,7 +28,8 @@ from benchmarks.measure import (
     seconds_of,
 )
 from benchmarks.peers import missing, peft_model, versions
-from benchmarks.shapes import SHAPES, adapted_model, run_config, step_operations
+from benchmarks.shapes import SHAPES, adapted_model, run_config
+from finetune.cost import step_operations
 from finetune.loop import Trainer
 from tasks.task import Encoded
 

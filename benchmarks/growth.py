@@ -28,8 +28,9 @@ def measure(given: argparse.Namespace, size: dict) -> dict:
     """Seconds to make the model and of one step, and peak memory."""
     import torch
 
-    from benchmarks.shapes import SHAPES, adapted_model, run_config, step_operations
+    from benchmarks.shapes import SHAPES, adapted_model, run_config
     from finetune.allocator import kept_blocks
+    from finetune.cost import step_operations
     from finetune.loop import summed_loss
     from finetune.memory import predicted
     from model.checkpoint import empty_model

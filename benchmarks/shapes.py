@@ -68,20 +68,3 @@ def adapted_model(config: LlamaConfig, run: RunConfig) -> tuple[Llama, dict[str,
     torch.manual_seed(0)
     attach_adapters(model, run)
     return model.train(), adapter_parameters(model)
-
-
-def linear_weights(config: LlamaConfig) -> int:
-    """Weights of the decoder's linear layers."""
-    h, q = config.hidden_size, config.num_attention_heads * config.head_dim
-    kv = config.num_key_value_heads * config.head_dim
-    return config.num_hidden_layers * (2 * h * q + 2 * h * kv + 3 * h * config.intermediate_size)
-
-
-def step_operations(config: LlamaConfig, tokens: int, length: int) -> int:
-    """Multiplications and additions that a step on a frozen base cannot do without: two products with every weight, the
-    head's included, forward and for the inputs' gradient; attention's two products over half of all pairs, forward and
-    twice as many backward. The adapters' own are left out."""
-    products = 2 * 2 * tokens * (linear_weights(config) + config.vocab_size * config.hidden_size)
-    width = config.num_attention_heads * config.head_dim
-    attention = 3 * 2 * 2 * tokens * length // 2 * width * config.num_hidden_layers
-    return products + attention

@@ -7,9 +7,19 @@ import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-TRIM_THRESHOLD, MMAP_MAX = -1, -4             # of mallopt(3)
+TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4  # of mallopt(3)
 KEEP = {MMAP_MAX: 0, TRIM_THRESHOLD: 2 ** 31 - 1}
 USUAL = {MMAP_MAX: 65536, TRIM_THRESHOLD: 128 * 1024}
+
+
+def give_blocks_back() -> None:
+    """From now on each block of 128 KiB or more goes back to the system when it is freed. The C library would raise
+    that limit to the largest block that was freed. For processes that share a base, and gather and free each layer:
+    blocks that were kept took more than sharing saves (docs/scale.md)."""
+    try:
+        ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 128 * 1024)
+    except (OSError, AttributeError, TypeError):
+        pass
 
 
 @contextmanager

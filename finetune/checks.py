@@ -14,7 +14,7 @@ from finetune.config import BaseConfig, RunConfig, StoredCodes
 from finetune.methods import METHODS
 from finetune.run import Run
 from finetune.source import Source
-from model.checkpoint import empty_model, open_weights, stored_grids, weight_files
+from model.checkpoint import empty_model, stored_grids, weight_files
 from model.llama import Llama
 from quant.grid import Block
 from quant.linear import QuantLinear
@@ -51,8 +51,7 @@ def planned_base(source: Source, base: BaseConfig) -> Llama:
         held = f"{name}: {stated['bits']} bits, block {stated['block']}"
         raise ValueError(f"{source.path} is quantized already ({held}): "
                          "give --quantizer none to train on it as it is")
-    if not source.is_adapter_run:
-        open_weights(weight_files(source.path), source.config, torch.float32)
+    source.check_tensors()
     model = empty_model(source.config, torch.float32)
     if spec:
         put_codes(model, linear_names(model, base.quantized_layers), spec)

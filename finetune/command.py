@@ -8,7 +8,8 @@
 | the reader of the output has gone (`| head`) | 141, as from SIGPIPE | what is safe; nothing if all was done |
 | any other error | 1 | the error, and the file that its traceback was written to |
 
-No traceback is shown unless --debug is given.
+No traceback is shown unless --debug is given. Several processes that torchrun has started end with one such line
+(model/processes.py); torchrun adds a report of its own, and its exit status is 1.
 """
 import errno
 import os
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from finetune.stop import STOP, Stopped
+from model import processes
 
 if TYPE_CHECKING:
     from finetune.command_line import Parser
@@ -84,38 +86,58 @@ class Work:
         return f"error: {what}{state}; {remedy or self.go_on}"
 
 
-def run_command(parser: "Parser", do: Callable[[Given, Work], None]) -> None:
-    """Reads the command line and does it. `do` gets the flags, and the `Work` that it keeps up to date."""
+def run_command(parser: "Parser", do: Callable[[Given, Work], None], several: bool = False) -> None:
+    """Reads the command line and does it. `do` gets the flags, and the `Work` that it keeps up to date. several:
+    whether the command knows how to work in several processes."""
     work, debug = Work(), False
     with STOP.watching(work.stopped):
         try:
             try:
+                processes.begin()
                 given = parser.given()
                 debug = given.pop("debug", False)
+                if processes.several() and not several:
+                    raise ValueError(f"WORLD_SIZE={processes.size()}: {Path(sys.argv[0]).name} works in one process: "
+                                     f"start it by python, without torchrun")
                 do(given, work)
                 work.done()
+                processes.leave()
             finally:
                 sys.stdout.flush()
-        except SystemExit:
+        except SystemExit as error:
+            if processes.several() and isinstance(error.code, str):  # of the parser
+                STOP.ending()
+                end(error, error.code, 1, False)
             raise
         except BrokenPipeError as error:
+            STOP.ending()
             silent = not work.doing or isinstance(error.__context__, SystemExit)  # all was done, or --help
             line = "" if silent else work.stopped("the reader of the output has gone")
             end(error, line, 128 + signal.SIGPIPE, debug)
         except KeyboardInterrupt as error:
+            STOP.ending()
             number, saved = (error.number, error.saved) if isinstance(error, Stopped) else (signal.SIGINT, "")
-            end(error, work.stopped(signal.Signals(number).name, saved), 128 + number, debug)
+            end(error, work.stopped(named(number), saved), 128 + number, debug)
         except BaseException as error:  # a panic of a Rust library is no Exception
+            STOP.ending()
             end(error, line_of(error, work), 1, debug)
 
 
+def named(number: int) -> str:
+    name = signal.Signals(number).name
+    by_torchrun = processes.several() and number == signal.SIGTERM
+    return f"{name} (by torchrun, if another process has ended)" if by_torchrun else name
+
+
 def end(error: BaseException, line: str, status: int, debug: bool) -> NoReturn:
-    """Raises Ended, and prints its line."""
+    """Raises Ended, and prints its line. In several processes: prints it unless another one has said why, and ends."""
     leave_stdout()
-    if debug:
+    speaks = processes.speaks_last()
+    if debug and speaks:
         traceback.print_exception(error)
-    if line:
+    if line and speaks:
         print(f"\n{line}" if sys.stderr.isatty() else line, file=sys.stderr)  # behind a progress bar
+    processes.end_at_once(status)
     raise Ended(line, status) from None
 
 
@@ -146,6 +168,8 @@ def known(error: BaseException, work: Work) -> tuple[str, str]:
         return f"{error.filename2 or error.filename or 'the output'}: {what}", f"{remedy}, then {work.go_on}"
     if "No space left on device" in str(error):  # from libraries that do not raise OSError, such as safetensors
         return " ".join(str(error).split()), f"free some space, then {work.go_on}"
+    if isinstance(error, processes.Gone):
+        return str(error), ""
     if is_memory(error):
         tried = TRIED.search(str(error))
         return f"not enough memory{f' ({tried[1]} more were asked for)' if tried else ''}", work.memory

@@ -125,6 +125,11 @@ def train_parser() -> Parser:
                 "recommended --lr, and stop")
     output("--mem-report", action="store_true",
            help="print the memory that training takes, predicted from sizes and measured in one step, and stop")
+    output("--dry-run", action="store_true",
+           help="check the flags, the model's config, the data, sizes and memory without loading weights, and stop; a "
+                "directory with a config.json alone will do as --model")
+    output("--nproc", type=typed(positive(int)), metavar="N",
+           help="with --mem-report or --dry-run: predict for each of N processes (default: 1)")
     output("--out", type=Path, metavar="DIR",
            help="write the run into this new directory (default: the next free runs/METHOD-BITS-TASK-NUMBER)")
     output("--resume", type=Path, metavar="RUN", help="go on with an interrupted run; give no other flag")

@@ -308,6 +308,10 @@ class TrainingConfig:
         False, setting=False,
         help="record the decoder's forward and backward pass on the GPU and launch each as a whole: faster, and rows "
              "are padded to multiples of 64 tokens")
+    shard_base: bool = option(
+        False, setting=False,
+        help="share the frozen base among the processes that torchrun starts: each holds its part of every decoder "
+             "layer, and gathers one layer at a time")
     epochs: int = option(2, parse=positive(int), help="train this many epochs")
     steps: int | None = option(None, parse=positive(int), shown="what --epochs makes", help="train this many steps "
                                                                                             "instead")

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from adapters.adapted import replace_layers
+from model import processes
 from model.llama import DecoderLayer, Llama
 from model.padding import pad_right
 from quant.gptq import Hessian, LayerReport, quantize_by_gptq
@@ -22,16 +23,18 @@ Made = Callable[[str, nn.Module, QuantizedWeight], nn.Module]
 
 @torch.no_grad()
 def gptq_model(model: Llama, bring: Callable[[str], None], names: list[str], quantizer: Quantizer, act_order: bool,
-               rows: Sequence[list[int]], made: Made) -> list[LayerReport]:
+               rows: Sequence[list[int]], made: Made,
+               done: Callable[[str], None] = lambda prefix: None) -> list[LayerReport]:
     """Quantizes every named layer, in the order in which the model uses them, on calibration rows of token ids.
     `bring(prefix)` loads the tensors whose names begin so: memory holds one dense decoder layer, and the rows'
-    activations between two layers.
+    activations between two layers. `done(prefix)` is called when a decoder layer is not needed any more.
 
     Activations are float32, whatever the model otherwise computes in. Raises CalibrationError and ValueError, naming
     the layer."""
     bring("model.embed_tokens.")
     kept, model.dtype = model.dtype, torch.float32
-    batches = [CalibrationBatch(model, part) for part in split_list(sorted(rows, key=len), AT_A_TIME)]
+    parts = processes.share(split_list(sorted(rows, key=len), AT_A_TIME))
+    batches = [CalibrationBatch(model, part) for part in parts]
     model.dtype = kept
     reports: list[LayerReport] = []
     bar = tqdm(model.model.layers, desc="gptq", unit="layer", disable=None)
@@ -46,6 +49,7 @@ def gptq_model(model: Llama, bring: Callable[[str], None], names: list[str], qua
                     reports += quantize_stage(layer, targets, prefix, hessian, quantizer, act_order, made)
             for batch in batches:
                 batch.x = batch.through(layer, half)
+        done(prefix)
         bar.set_postfix(worst=f"{max(r.gptq_error for r in reports):.1e}" if reports else "-")
     bring("model.norm.")
     bring("lm_head.")
@@ -71,7 +75,8 @@ class Reached(Exception):
 
 
 def collect(decoder_layer: DecoderLayer, half: int, name: str, batches: list[CalibrationBatch]) -> Hessian:
-    """H of the inputs that the named linear layer, in this half, gets from the rows' real tokens."""
+    """H of the inputs that the named linear layer, in this half, gets from the rows' real tokens; of several
+    processes, from the rows of all."""
     layer = decoder_layer.get_submodule(name)
     hessian = Hessian(layer.in_features, device=layer.weight.device)
     for batch in batches:
@@ -85,6 +90,8 @@ def collect(decoder_layer: DecoderLayer, half: int, name: str, batches: list[Cal
             pass
         finally:
             hook.remove()
+    processes.add_up(hessian.sum)
+    hessian.tokens = sum(processes.gather(hessian.tokens))
     return hessian
 
 

@@ -53,7 +53,7 @@ class RecordedSteps:
 
     def __init__(self, model: Llama, parameters: Sequence[nn.Parameter]):
         self.model, self.pool = model, new_pool(model.device)
-        self.totals = {p: torch.zeros_like(p) for p in parameters}
+        self.totals = {p: torch.zeros_like(p) if p.grad is None else p.grad for p in parameters}
         for p, total in self.totals.items():
             p.grad = total
         self.decoders: dict[tuple[int, ...], RecordedDecoder] = {}

@@ -14,6 +14,7 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
+from model import processes
 from model.durable import is_still_there, lock
 from model.files import say_once
 
@@ -35,9 +36,12 @@ TRIES = 100  # to make a directory that is gone again each time
 
 def hold(directory: Path, name: str = LOCK, shared: bool = False) -> None:
     """Locks `directory` for this process until it ends. A directory that is absent is made. A shared lock goes beside
-    other shared ones: for processes that write nothing in common.
+    other shared ones: for processes that write nothing in common. Of several processes on one run, the first one holds
+    the lock.
 
     Raises Held, naming the process that has the lock, and ReadOnly."""
+    if not processes.is_first():
+        return
     file, gone = directory.resolve() / name, 0
     while True:
         try:

@@ -3,7 +3,9 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,7 +21,9 @@ from finetune.progress import figures, seconds_left, training_bar
 from finetune.schedule import evaluations_left, is_evaluated
 from finetune.state_files import StateFiles
 from finetune.stop import STOP, Stopped
+from finetune.together import SharedGradients, beside, gathering, seed_dropout
 from finetune.training_state import restore, state_of
+from model import processes
 from model.finite import NotFinite, why_not_finite
 from model.token_loss import summed_loss_of
 from tasks.batching import collate, epoch_batches, split_list
@@ -42,16 +46,24 @@ def summed_loss(model: nn.Module, examples: Sequence[Encoded]) -> tuple[Tensor, 
 @torch.no_grad()
 def mean_loss(model: nn.Module, examples: Sequence[Encoded], micro_batch: int, objective: Loss | None = None) -> float:
     """Mean over all target tokens of `examples`: the same whatever the batch size. Of `summed_loss` unless `objective`
-    is given.
+    is given. Several processes take one part each at a time, and add up the parts in the order of one process.
 
-    Raises NotFinite, with the tensor or the layer that is to blame: NaN is below no other loss, and above none."""
-    ordered = sorted(examples, key=lambda e: len(e.tokens))
+    Raises NotFinite, with the tensor or the layer that is to blame: NaN is below no other loss, and above none; and
+    Stopped if another process was asked to stop."""
+    parts = split_list(sorted(examples, key=lambda e: len(e.tokens)), micro_batch)
     total = tokens = 0
-    for part in tqdm(split_list(ordered, micro_batch), desc="validation loss", disable=None, leave=False):
-        loss, n = (objective or summed_loss)(model, part)
-        total, tokens = total + loss.item(), tokens + n
-        if not math.isfinite(total):
-            raise NotFinite(f"the validation loss is not a number ({total}): {to_blame(model, part)}")
+    for at_once in tqdm(split_list(parts, processes.size()), desc="validation loss", disable=None, leave=False):
+        with gathering(model.shared):
+            found = [(*(objective or summed_loss)(model, part), counts)
+                     for part, counts in beside(processes.share(at_once), 1, at_once[0], model.shared)]
+        mine = [(loss.item(), n) for loss, n, counts in found if counts]
+        found, asked = zip(*processes.gather((mine, STOP.asked)), strict=True)
+        if processes.several() and any(asked) and STOP.holding:
+            raise Stopped(max(filter(None, asked)))
+        for part, (loss, n) in zip(at_once, chain.from_iterable(found), strict=True):
+            total, tokens = total + loss, tokens + n
+            if not math.isfinite(total):
+                raise NotFinite(f"the validation loss is not a number ({total}): {to_blame(model, part)}")
     return total / tokens
 
 
@@ -76,9 +88,12 @@ class Trainer:
         self.model, self.parameters, self.settings, self.seed = model, parameters, settings, seed
         self.train_set, self.validation_set = train, validation
         self.states, self.keep_best, self.log, self.flush_log = StateFiles(state_file), keep_best, log, flush_log
+        if not processes.is_first():
+            self.keep_best, self.log = (lambda: None), (lambda record: None)
         self.fused = model.device.type == "cuda"
         self.optimizer = new_optimizer(parameters.values(), settings, self.fused)
         self.rate_name = RATES[settings.optimizer][0]
+        self.shared = SharedGradients(list(parameters.values())) if processes.several() else None
         self.recorded = RecordedSteps(model, list(parameters.values())) if settings.cuda_graphs else None
         self.per_epoch = math.ceil(len(train) / settings.batch_size)
         self.total_steps = settings.steps or settings.epochs * self.per_epoch
@@ -86,6 +101,7 @@ class Trainer:
         self.since_best = 0  # validations since the best one
         self.objective = objective
         self.to_validate = False  # a validation is due after this step, and its loss is not known yet
+        self.agreed: int | None = None  # the signal that asked one of several processes to stop
         self.clock, self.saved_at = clock, clock()
         self.latest, self.validated_in = deque[float](maxlen=50), 0.0  # seconds of steps, and of a validation
 
@@ -93,7 +109,8 @@ class Trainer:
         """Raises Stopped, with a state saved, after the step in which a signal asked for it."""
         self.model.train()
         self.saved_at = self.clock()
-        with STOP.held(), kept_blocks(), training_bar(self.step, self.total_steps) as bar:
+        blocks = nullcontext() if self.model.shared else kept_blocks()
+        with STOP.held(), blocks, training_bar(self.step, self.total_steps) as bar:
             while self.to_validate or self.step < self.total_steps and not self.out_of_patience:
                 self._to_next_validation(bar)
                 self._validate()
@@ -116,9 +133,9 @@ class Trainer:
         for indices in epoch_batches(lengths, self.settings.batch_size, self.seed, epoch)[place:]:
             self._one_step([self.train_set[i] for i in indices], bar)
             self.to_validate = is_evaluated(*self._place())
-            if STOP.asked or self._save_is_due() and not self.to_validate:
+            if self._asked or self._save_is_due() and not self.to_validate:
                 self._save()
-                if STOP.asked:  # inside: a signal may come between two looks
+                if self._asked:  # inside: a signal may come between two looks
                     self._stop()
             if self.to_validate:
                 return
@@ -141,12 +158,19 @@ class Trainer:
         return bool(every.steps and self.step % every.steps == 0
                     or every.minutes and self.clock() - self.saved_at >= 60 * every.minutes)
 
+    @property
+    def _asked(self) -> int | None:
+        """The signal that asks to stop. Several processes agree on it in each step and validation."""
+        return self.agreed if self.shared else STOP.asked
+
     def _save(self) -> None:
-        self.save_state()
+        if processes.is_first():
+            self.save_state()
         self.saved_at = self.clock()
 
     def _stop(self) -> NoReturn:
-        raise Stopped(STOP.asked, f"saved at step {self.step}")
+        processes.wait()  # until the first one has saved
+        raise Stopped(self._asked, f"saved at step {self.step}")
 
     def _one_step(self, examples: list[Encoded], bar: tqdm) -> None:
         start = time.perf_counter()
@@ -167,10 +191,20 @@ class Trainer:
         """One optimizer step. Each micro-batch's summed loss is divided by the targets of the WHOLE batch, so that the
         gradient is that of the batch's mean loss however it is cut. Returns that loss, and the gradient's norm."""
         set_rate(self.optimizer, rate, self.settings)
+        if self.shared:
+            seed_dropout(self.seed, self.step)
         n_targets = sum(len(e.learned) for e in examples)
         losses = []
-        for part in split_list(examples, self.settings.micro_batch):
-            losses.append(self._add_gradients(part, n_targets))
+        parts = split_list(processes.share(examples), self.settings.micro_batch)
+        most = math.ceil(math.ceil(len(examples) / processes.size()) / self.settings.micro_batch)
+        with gathering(self.model.shared):
+            for part, counts in beside(parts, most, examples[:1], self.model.shared):
+                if counts:
+                    losses.append(self._add_gradients(part, n_targets))
+                else:
+                    self._add_gradients(part, math.inf)
+        if self.shared:
+            losses[:], self.agreed = self.shared.add_up(losses)
         gradient_norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip)
         *losses, norm = torch.stack((*losses, gradient_norm)).tolist()  # the one wait for a GPU in a step
         total = sum(losses)
@@ -178,8 +212,14 @@ class Trainer:
             raise TrainingDiverged(f"step {self.step + 1}: the gradient is not finite (loss {total / n_targets}): "
                                    f"{self._to_blame(examples, total)}{self._keep_last_good()}")
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=not self.recorded)
+        self.forget_gradients()
         return total / n_targets, norm
+
+    def forget_gradients(self) -> None:
+        if self.shared:
+            self.shared.forget()
+        else:
+            self.optimizer.zero_grad(set_to_none=not self.recorded)
 
     def _add_gradients(self, part: list[Encoded], n_targets: int) -> Tensor:
         """Of a micro-batch; returns its summed loss."""
@@ -199,7 +239,8 @@ class Trainer:
         try:
             with STOP.at_once():
                 loss = mean_loss(self.model, self.validation_set, self.settings.micro_batch, self.objective)
-        except Stopped:
+        except Stopped as stopped:
+            self.agreed = stopped.number
             self._save()
             self._stop()
         except NotFinite as error:
@@ -219,9 +260,9 @@ class Trainer:
         if self.stopped_early:
             self.log({"step": self.step, "stopped_by": "patience", "validations_since_best": self.since_best,
                       "best_validation_loss": self.best})
-        if STOP.asked or of_epoch or self.stopped_early or self._save_is_due():
+        if self._asked or of_epoch or self.stopped_early or self._save_is_due():
             self._save()
-            if STOP.asked:
+            if self._asked:
                 self._stop()
 
     def _to_blame(self, examples: list[Encoded], loss: float) -> str:
@@ -240,6 +281,9 @@ class Trainer:
 
     def _keep_last_good(self) -> str:
         """Keeps what has been trained, and says what is kept. The step that failed has changed nothing."""
+        return processes.by_first(self._kept_last_good)
+
+    def _kept_last_good(self) -> str:
         if self.best < math.inf:
             return f". Kept: what had the lowest validation loss so far, {self.best:.4f}"
         if not self.step or not all(p.isfinite().all() for p in self.parameters.values()):

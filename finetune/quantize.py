@@ -96,10 +96,12 @@ def rounding(names: list[str], quantizer: Quantizer, errors: WeightErrors) -> Ca
 
 
 def quantize_model_by_gptq(model: Llama, bring: Callable[[str], None], names: list[str], spec: QuantSpec,
-                           calibration: Calibration, errors: WeightErrors) -> dict:
+                           calibration: Calibration, errors: WeightErrors,
+                           done: Callable[[str], None] = lambda prefix: None) -> dict:
     """Quantizes the named layers in place, prints the worst, and returns the report of all."""
     def quantized(name: str, layer: nn.Module, weight: QuantizedWeight) -> QuantLinear:
         errors.add(name, layer.weight.detach(), weight)
         return quantized_layer(layer, weight)
-    reports = gptq_model(model, bring, names, spec.new_quantizer(), spec.act_order, calibration.rows, quantized)
+    reports = gptq_model(model, bring, names, spec.new_quantizer(), spec.act_order, calibration.rows, quantized,
+                         done)
     return {"calibration": calibration.to_json(), **show_report(reports, calibration.source, len(calibration.rows))}

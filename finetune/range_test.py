@@ -29,6 +29,7 @@ from finetune.quantize import load_base
 from finetune.residual import Residuals
 from finetune.run import Run
 from finetune.source import Source
+from model import processes
 from model.checkpoint import empty_model, random_model
 from model.files import write_record
 from model.finite import NotFinite, check_weights
@@ -109,7 +110,7 @@ class FromOneStart:
     def go_back(self) -> None:
         torch.set_rng_state(self.random)
         self.trainer.optimizer.state.clear()
-        self.trainer.optimizer.zero_grad(set_to_none=not self.trainer.recorded)
+        self.trainer.forget_gradients()
         for name, p in self.trainer.parameters.items():
             p.copy_(self.start[name])
 
@@ -132,10 +133,11 @@ def find_rate(place: Run, source: Source, config: RunConfig, data: PreparedData,
         trials.append(trial)
         print(f"{trial.rate:8.1e}  {'not finite' if trial.loss is None else f'{trial.loss:.4f}'}", flush=True)
     best = recommended(trials, start)
-    write_record(place.path / "rates.json", {
-        "config": config_json(config), "steps": steps, "loss_at_the_start": start,
-        "trials": [asdict(trial) for trial in trials], "recommended": best})
-    plot_rates(place.path / "rates.png", [(t.rate, t.loss) for t in trials if t.loss is not None], start, best)
+    if processes.is_first():
+        write_record(place.path / "rates.json", {
+            "config": config_json(config), "steps": steps, "loss_at_the_start": start,
+            "trials": [asdict(trial) for trial in trials], "recommended": best})
+        plot_rates(place.path / "rates.png", [(t.rate, t.loss) for t in trials if t.loss is not None], start, best)
     said = f"--lr {best:g}" if best else f"none: no rate lowers the loss in {steps} steps"
     print(f"recommended: {said} (the table is in {place.path})")
 

@@ -34,6 +34,7 @@ from finetune.config_json import run_config
 from finetune.kept import Kept
 from finetune.lock import LOCK, hold, release
 from finetune.state_files import StateFiles
+from model import processes
 from model.files import read_json, say_once
 from model.journal import Journal
 from model.tokenizer_files import FILES, TRAVELLING
@@ -155,14 +156,20 @@ def is_left_over(directory: Path) -> bool:
 
 
 def new_run(out: Path | None, name: str) -> Run:
-    """A directory that holds nothing yet, locked: `out`, or the next free runs/NAME-1, -2, ...
+    """A directory that holds nothing yet, locked: `out`, or the next free runs/NAME-1, -2, ... The first of several
+    processes makes it, once all of them have come here.
 
     Raises FileExistsError when `out` already holds something, and Held while another process starts a run there."""
+    processes.wait()
+    return Run(Path(processes.by_first(lambda: str(new_directory(out, name)))))
+
+
+def new_directory(out: Path | None, name: str) -> Path:
     if out is not None:
         check_out(out)
         hold(out)
         check_out(out)  # another process may have been there meanwhile
-        return Run(out)
+        return out
     number = 1
     while True:
         path = Path("runs") / f"{name}-{number}"
@@ -172,4 +179,4 @@ def new_run(out: Path | None, name: str) -> Run:
             number += 1
             continue
         hold(path)
-        return Run(path)
+        return path

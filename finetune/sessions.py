@@ -10,10 +10,12 @@ from pathlib import Path
 import torch
 
 from finetune.config import ComputeConfig
+from model import processes
 from model.journal import Journal
 
 DECIDES = {  # key -> what a user calls it; the last bits depend on these
-    "threads": "the number of threads", "torch": "torch", "python": "Python", "processor": "the processor",
+    "processes": "the number of processes", "threads": "the number of threads", "torch": "torch", "python": "Python",
+    "processor": "the processor",
     "vector_instructions": "the vector instructions", "device": "the device", "dtype": "--dtype",
     "float32_products": "the precision of float32 products"}
 
@@ -21,7 +23,8 @@ DECIDES = {  # key -> what a user calls it; the last bits depend on these
 def session(compute: ComputeConfig) -> dict:
     """What this process computes on."""
     on_gpu = compute.device.startswith("cuda")
-    return {"threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version(),
+    return {"processes": processes.HERE.size,
+            "threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version(),
             "processor": processor(), "vector_instructions": torch.backends.cpu.get_cpu_capability(),
             "device": torch.cuda.get_device_name(compute.device) if on_gpu else compute.device,
             "dtype": compute.dtype, "float32_products": torch.get_float32_matmul_precision()}

@@ -91,6 +91,11 @@ class Source:
         stored = quantized_layers([run.base_file]) if own_codes else Source(run.config.base.model).quantized()
         return {name: stated for name, stated in stored.items() if name not in merged}
 
+    def check_tensors(self) -> None:
+        """Reads headers. Raises ValueError as `open_weights` does. A run with an adapter has its own checks."""
+        if not self.is_adapter_run:
+            open_weights(weight_files(self.path), self.config, torch.float32)
+
     def stop_ids(self) -> tuple[int, ...]:
         """End tokens; training teaches the first. Raises ValueError if the model names none, or names differ."""
         note_begin(self.config, self.tokenizer, self.path)
@@ -105,8 +110,7 @@ class Source:
         adapter has to be merged first: it comes whole, and the function does nothing."""
         if self.is_adapter_run:
             return self.load(dtype, device), lambda prefix: None
-        model, weights, wanted = open_weights(weight_files(self.path), self.config, dtype)
-        return model.eval(), lambda prefix: read_tensors(model, weights, wanted, device, prefix)
+        return open_files(weight_files(self.path), self.config, dtype, device)
 
     def load(self, dtype: torch.dtype, device: str, change: Change | None = None) -> Llama:
         """As `load_model`; `change` is called for each linear layer."""
@@ -121,6 +125,12 @@ class Source:
         if change:
             replace_layers(model, linear_names(model, "all"), change)
         return model
+
+
+def open_files(files: list[Path], config: LlamaConfig, dtype: torch.dtype,
+               device: str) -> tuple[Llama, Callable[[str], None]]:
+    model, weights, wanted = open_weights(files, config, dtype)
+    return model.eval(), lambda prefix: read_tensors(model, weights, wanted, device, prefix)
 
 
 # ---- the model of a run ---------------------------------------------------------------------------------------------
@@ -204,10 +214,21 @@ def load_run_base(run: Run, config: RunConfig, dtype: torch.dtype, device: str) 
     the original, whose fingerprint is checked."""
     if run.base_file.is_file():
         return load_model([run.base_file], load_config(run.path), dtype, device)
-    if config.base.quantization:
+    check_base_file(run, config)
+    return base_of(run).load(dtype, device)
+
+
+def check_base_file(run: Run, config: RunConfig) -> None:
+    if config.base.quantization and not run.base_file.is_file():
         raise FileNotFoundError(f"{run.base_file}: no such file; it holds the codes that the run was trained on, "
                                 f"and no other file does")
-    return base_of(run).load(dtype, device)
+
+
+def open_run_base(run: Run, config: RunConfig, dtype: torch.dtype, device: str) -> tuple[Llama, Callable[[str], None]]:
+    """As `load_run_base`, without weights, and a function that loads those whose names begin with a prefix."""
+    check_base_file(run, config)
+    return open_files([run.base_file], load_config(run.path), dtype, device) if run.base_file.is_file() else (
+        base_of(run).open(dtype, device))
 
 
 def load_trained(run: Run, config: RunConfig, dtype: torch.dtype, device: str) -> Llama:

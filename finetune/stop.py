@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from model import processes
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 ONE_REQUEST = 1.0  # seconds; `timeout` and a closing terminal send their signal twice, and mean one stop
 
@@ -46,7 +48,7 @@ class Stop:
         name = signal.Signals(number).name
         if self.asked is None:
             self.asked, self.since = number, self.clock()
-            if self.holding:
+            if self.holding and not processes.several():  # torchrun says so itself, and sends one when a process fails
                 say(f"{name}: stopping after this step; a second signal stops at once")
             self.check()
         elif self.clock() - self.since >= ONE_REQUEST:
@@ -59,6 +61,11 @@ class Stop:
         if self.asked is not None and not self.holding:
             raise Stopped(self.asked)
 
+    def ending(self) -> None:
+        """From now on a first signal does nothing: torchrun sends one as soon as another process has failed, and this
+        one may still have to say why."""
+        self.holding = True
+
     @contextmanager
     def held(self) -> Iterator[None]:
         """Inside, a signal only sets `asked`. At the end, `Stopped` is raised for one that nobody looked at."""
@@ -68,8 +75,9 @@ class Stop:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Inside, within `held`, a signal raises Stopped again."""
-        with self._set(holding=False):
+        """Inside, within `held`, a signal raises Stopped again. Not in one of several processes, for which the others
+        would wait: they stop together (`loop.mean_loss`)."""
+        with self._set(holding=processes.several()):
             self.check()
             yield
 
@@ -84,7 +92,8 @@ class Stop:
 
 def say(line: str) -> None:
     """A line on stderr, from a signal handler: print() must not be entered twice."""
-    os.write(2, f"\n{line}\n".encode(errors="replace"))
+    if processes.is_first():
+        os.write(2, f"\n{line}\n".encode(errors="replace"))
 
 
 STOP = Stop()

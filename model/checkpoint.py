@@ -388,12 +388,22 @@ def _empty_grid(name: str, weights: Weights, factors: tuple[int, int], block: Bl
 
 def save_model(model: Llama, path: Path, dtype: torch.dtype | None = None) -> None:
     """Writes every tensor of the model; tied weights once. dtype: of the dense tensors; None keeps the type of each."""
+    buffers = {name for name, _ in model.named_buffers()}
+    tensors = {name: t if name in buffers else t.to(dtype or t.dtype) for name, t in stored_tensors(model).items()}
+    write_safetensors(path, tensors, stored_facts(model))
+
+
+def stored_tensors(model: Llama) -> dict[str, Tensor]:
+    """All that a file holds of a model, by name."""
+    return {name: t for name, t in model.state_dict().items()
+            if not (model.config.tie_word_embeddings and name == "lm_head.weight")}
+
+
+def stored_facts(model: Llama) -> dict[str, str] | None:
+    """What the file's header says of its quantized layers."""
     quantized = {name: {"bits": m.bits, "block": str(m.block)}
                  for name, m in model.named_modules() if isinstance(m, QuantLinear)}
-    buffers = {name for name, _ in model.named_buffers()}
-    tensors = {name: t if name in buffers else t.to(dtype or t.dtype) for name, t in model.state_dict().items()
-               if not (model.config.tie_word_embeddings and name == "lm_head.weight")}
-    write_safetensors(path, tensors, {"quantized": json.dumps(quantized)} if quantized else None)
+    return {"quantized": json.dumps(quantized)} if quantized else None
 
 
 def quantized_layers(files: list[Path]) -> dict[str, dict]:

@@ -268,6 +268,7 @@ class Llama(nn.Module):
         self.config, self.dtype = config, dtype
         self._rotaries: dict[torch.device, dict[str, Rotary]] = {}
         self.checkpointing = False  # True: training keeps a decoder layer's input only, and computes the layer again
+        self.shared = False  # True: several processes share the decoder layers, and must compute each at the same time
         self.model = Decoder(config)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.tie_weights()

@@ -16,7 +16,7 @@ import json
 import os
 import re
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -50,11 +50,20 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
     """Tensors that share memory (tied weights) must appear under one name only. `format: pt` joins the metadata:
     transformers requires it of a dense checkpoint. keep: that of `replace_file`. Raises OSError, naming the file, if
     the disk is full."""
-    ordered = sorted(tensors, key=lambda name: (RANK[tensors[name].dtype], name))
-    replace_file(path, lambda file: _write(file, {name: tensors[name] for name in ordered}, metadata or {}), keep)
+    write_in_turn(path, tensors, tensors.__getitem__, metadata, keep)
 
 
-def _write(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+def write_in_turn(path: Path, described: Mapping[str, Tensor], content: Callable[[str], Tensor],
+                  metadata: Mapping[str, str] | None = None, keep: Path | None = None) -> None:
+    """As `write_safetensors`, for tensors that do not fit into memory together. described: their types and shapes, on
+    the meta device. content: gives one of them, when it is its turn."""
+    ordered = sorted(described, key=lambda name: (RANK[described[name].dtype], name))
+    replace_file(path, lambda file: _write(file, {name: described[name] for name in ordered}, content, metadata or {}),
+                 keep)
+
+
+def _write(file: BinaryIO, tensors: Mapping[str, Tensor], content: Callable[[str], Tensor],
+           metadata: Mapping[str, str]) -> None:
     """One tensor after the other, hashed as it is written. The header comes first and holds the checksums: it is
     written twice, at first with zeros in their place."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
@@ -64,10 +73,10 @@ def _write(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str,
         header[name] = {"dtype": TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     sums = dict.fromkeys(tensors, "0" * 64)
     file.write(_header_bytes(header, sums))
-    for name, tensor in tensors.items():
-        content = bytes_of(tensor)
-        sums[name] = hashlib.sha256(content).hexdigest()
-        file.write(content)
+    for name in tensors:
+        held = bytes_of(content(name))
+        sums[name] = hashlib.sha256(held).hexdigest()
+        file.write(held)
     file.seek(0)
     file.write(_header_bytes(header, sums))
 

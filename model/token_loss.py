@@ -42,8 +42,7 @@ class SummedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, learns: bool, model: Llama, x: Tensor, of_part: LossOfPart,
                 *trained: Tensor) -> Tensor:
-        more = (WHERE_IT_TRAINS if trained else 1) * (1 if x.is_cpu else ON_A_GPU)
-        at_once = max(1, LOGITS_AT_ONCE // model.config.vocab_size * more)
+        at_once = tokens_at_once(model.config.vocab_size, bool(trained), x.device.type)
         losses, grads_x, grads = [], [], [torch.zeros_like(p) for p in trained]
         for first, part in zip(range(0, max(1, len(x)), at_once), x.detach().split(at_once), strict=True):
             with torch.set_grad_enabled(learns):
@@ -64,6 +63,12 @@ class SummedLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         grad_x, *grads = (grad * grad_loss.to(grad.dtype) for grad in ctx.saved_tensors)
         return None, None, grad_x, None, *grads
+
+
+def tokens_at_once(vocab_size: int, trains: bool, device: str) -> int:
+    """Whose logits exist at a time. `trains`: the last norm or the projection does."""
+    more = (WHERE_IT_TRAINS if trains else 1) * (1 if device == "cpu" else ON_A_GPU)
+    return max(1, LOGITS_AT_ONCE // vocab_size * more)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor | None]:

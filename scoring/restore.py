@@ -28,6 +28,7 @@ from finetune.config import BaseConfig, RunConfig
 from finetune.quantize import load_base
 from finetune.run import Run
 from finetune.source import Source, check_fingerprint
+from model import processes
 from model.checkpoint import load_config, stored_layers, weight_files
 from model.files import read_json, write_record
 from model.llama import Llama
@@ -122,7 +123,7 @@ def states_at(run: Run, config: RunConfig, scoring: Scoring, base: BaseConfig, m
     load_adapter(model, run)
     changes = base_changes(model, run, config)
     show_changes(state, changes)
-    keep_report(scoring.models, state, changes, gptq_report)
+    processes.by_first(keep_report, scoring.models, state, changes, gptq_report)
     rows = [score_state(state, model, scoring)]
     rows[0].restoration_ratio = overall_ratio(changes)
     if merge:
@@ -131,7 +132,7 @@ def states_at(run: Run, config: RunConfig, scoring: Scoring, base: BaseConfig, m
         into = merged_state(merge_best(model, storage, lost), storage)
         rows.append(compared(replace(state, merged=True, note=into.note)))
         tell_loss(rows[-1], lost)
-        save_beside(model, run, scoring.models.path / state.key)
+        processes.by_first(save_beside, model, run, scoring.models.path / state.key)
     return rows
 
 

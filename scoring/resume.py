@@ -2,12 +2,13 @@
 
 DIR/answers-KEY.part.jsonl (a journal, model/journal.py) holds one line an answer, written as soon as the answer is
 known. Its first line says what is being scored. The file is removed when the scoring is done and predictions.jsonl is
-written. Each command has its own file.
+written. Each command has its own file. Several processes have one each: answers-KEY.1.part.jsonl is that of the second.
 """
 import hashlib
 import json
 from pathlib import Path
 
+from model import processes
 from model.journal import Journal
 
 
@@ -18,15 +19,25 @@ class KeptAnswers:
 
     def __init__(self, directory: Path, key: dict):
         self.key = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-        self.file = directory / f"answers-{self.key[:12]}.part.jsonl"
+        self.directory, self.name = directory, f"answers-{self.key[:12]}"
+        of_rank = f".{processes.rank()}" if processes.rank() else ""
+        self.file = directory / f"{self.name}{of_rank}.part.jsonl"
         self.journal = Journal(self.file)
-        first, *kept = list(self.journal) or [{}]
-        if first.get("key") != self.key:
-            first, kept = {"key": self.key}, []
-        self.journal.keep([first, *kept])
-        self.lines = {(answer["state"], answer["row"]): answer["line"] for answer in kept}
+        answers = [answer for file in self.files() if file != self.file for answer in self.read(Journal(file))]
+        own = self.read(self.journal)
+        processes.wait()  # until all have read
+        self.journal.keep([{"key": self.key}, *own])
+        self.lines = {(answer["state"], answer["row"]): answer["line"] for answer in (*answers, *own)}
         if self.lines:
             print(f"{self.file}: {len(self.lines)} answers of an interrupted scoring are taken up")
+
+    def files(self) -> list[Path]:
+        """Of all processes, those of an earlier start too."""
+        return sorted(self.directory.glob(f"{self.name}*.part.jsonl"))
+
+    def read(self, journal: Journal) -> list[dict]:
+        first, *kept = list(journal) or [{}]
+        return kept if first.get("key") == self.key else []
 
     def of(self, state: str) -> dict[int, dict]:
         """Row -> line, of the state with this key."""
@@ -36,4 +47,5 @@ class KeptAnswers:
         self.journal.append({"state": state, "row": row, "line": line})
 
     def forget(self) -> None:
-        self.file.unlink(missing_ok=True)
+        for file in self.files():
+            file.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from finetune.lock import hold
 from finetune.quantize import load_base
 from finetune.run import Run
 from finetune.source import Source
+from model import processes
 from model.files import read_json, write_record
 from scoring.predictions import check_predictions
 from scoring.resume import KeptAnswers
@@ -25,7 +26,7 @@ def evaluate_model(source: Source, config: ScoringConfig, place: Run, without_ba
     spec, compute = config.base.quantization, config.compute
     data = prepare_data(source, config, calibrate=config.base.by_gptq)
     fingerprint = f"{source.fingerprint}+{adapter.fingerprint}" if adapter else source.fingerprint
-    hold(place.path)
+    processes.by_first(hold, place.path)
     check_place(place, fingerprint, data.task.name)
     calibration = data.calibration and data.calibration.fingerprint
     key = {"model": fingerprint, **read_by(source), **asked_key(config, data, calibration)}
@@ -38,7 +39,7 @@ def evaluate_model(source: Source, config: ScoringConfig, place: Run, without_ba
     for state, base in states[without_base:]:
         model, gptq_report = load_base(source, base, compute, data.calibration)
         if gptq_report:
-            keep_report(place, state, gptq_report)
+            processes.by_first(keep_report, place, state, gptq_report)
         rows.append(score_state(state, model, scoring))
         if adapter and base.quantization == spec:
             attach_peft(model, adapter)
@@ -46,7 +47,8 @@ def evaluate_model(source: Source, config: ScoringConfig, place: Run, without_ba
             rows.append(score_state(beside, model, scoring))
         del model
     how = f"{spec}" if spec else "as it is"
-    keep_scores(rows, scoring, place, place.results_file, config=config_json(config), model=fingerprint)
+    processes.by_first(keep_scores, rows, scoring, place, place.results_file, config=config_json(config),
+                       model=fingerprint)
     print_scores(rows, f"{source.place}: {how}, {config.data.task}, {len(data.test)} test rows", data.task)
     print(f"kept in {place.path}")
     return rows

@@ -21,6 +21,7 @@ from finetune.residual import residuals_of
 from finetune.run import Run
 from finetune.saving import saved_with
 from finetune.source import Source, load_run_base, load_trained, run_fingerprint, why_no_base
+from model import processes
 from model.config_json import config_to_json
 from model.files import sha256_of, write_record
 from model.llama import Llama
@@ -40,7 +41,8 @@ def evaluate_run(run: Run, config: RunConfig, data: PreparedData, to: Destinatio
     for. Prints the table, and writes the table and the answers to `to`. A merged k-bit model is saved as the model
     directory `merged/`. Answers of the same command before an interruption are taken up.
 
-    Training may go on meanwhile: what was trained is read once."""
+    Training may go on meanwhile: what was trained is read once. Of several processes, which share the rows, the first
+    one prints and writes."""
     compute = config.compute
     whole = load_trained(run, config, compute.torch_dtype, compute.device) if config.adapter_kind is None else None
     scoring = scoring_of(run, config, data, to, restoration)
@@ -66,9 +68,10 @@ def report(rows: Sequence[Row], run: Run, config: RunConfig, scoring: Scoring, t
     data, unfinished = scoring.data, run.keep_still().unfinished
     title = f"{run.path}: {config.method}, {config.base.bits} bits, {config.data.task}, {len(data.test)} test rows, " \
             f"{len(data.validation)} validation rows{f', unfinished: {unfinished}' if unfinished else ''}"
-    keep_scores(rows, scoring, to.place, to.results, unfinished, config=config_json(config),
-                run=str(run.path.resolve()), model=run_fingerprint(run), base=run.fingerprints["base"],
-                trained=run.keep_still().to_json(), missing=scoring.missing)
+    processes.by_first(
+        keep_scores, rows, scoring, to.place, to.results, unfinished, config=config_json(config),
+        run=str(run.path.resolve()), model=run_fingerprint(run), base=run.fingerprints["base"],
+        trained=run.keep_still().to_json(), missing=scoring.missing)
     print_scores(rows, title, data.task)
     return list(rows)
 
@@ -163,13 +166,17 @@ def adapted_states(model: Llama, run: Run, config: RunConfig, scoring: Scoring) 
     spec = config.evaluation.requantize
     kept_in = scoring.models
     if bits and kept_in:
-        save_beside(model, run, kept_in.merged)
+        processes.by_first(save_beside, model, run, kept_in.merged)
     elif spec and not bits:
         names = linear_names(model, config.adapter.targets)
         error, gptq_report = requantize(model, names, spec, scoring.data.calibration)
         rows.append(compared(State("requantized", spec.bits, spec.how, "lossy")))
         rows[-1].weight_error = error
-        save_beside(model, run, kept_in.requantized)
-        if gptq_report:
-            write_record(kept_in.requantized / run.quantization_file.name, gptq_report)
+        processes.by_first(keep_requantized, model, run, kept_in.requantized, gptq_report)
     return rows
+
+
+def keep_requantized(model: Llama, run: Run, directory: Path, gptq_report: dict | None) -> None:
+    save_beside(model, run, directory)
+    if gptq_report:
+        write_record(directory / run.quantization_file.name, gptq_report)

@@ -14,6 +14,7 @@ from finetune.loop import mean_loss
 from finetune.run import Run
 from finetune.size import bits_per_weight
 from finetune.stop import STOP
+from model import processes
 from model.llama import Llama
 from quant.linear import stored_bytes
 from scoring.resume import KeptAnswers
@@ -77,7 +78,7 @@ class Scoring:
 def score_state(state: State, model: Llama, scoring: Scoring) -> Row:
     data, start = scoring.data, time.perf_counter()
     scoring.begin(state)
-    taken_up = len(scoring.kept.of(state.key)) if scoring.kept else 0
+    taken_up = processes.by_first(lambda: len(scoring.kept.of(state.key)) if scoring.kept else 0)
     model.eval()
     with dense_weights(model):
         lines = answers_to_all(state, model, scoring)
@@ -92,16 +93,20 @@ def score_state(state: State, model: Llama, scoring: Scoring) -> Row:
 
 
 def answers_to_all(state: State, model: Llama, scoring: Scoring) -> list[dict]:
-    """The line of each test row. Those of an interrupted scoring are not asked again."""
+    """The line of each test row. Those of an interrupted scoring are not asked again. Several processes share the rows,
+    and all of them get all lines."""
     data, kept = scoring.data, scoring.kept
-    found = kept.of(state.key) if kept else {}
-    missing = [row for row in range(len(data.test)) if row not in found]
+    found = dict(processes.by_first(lambda: list(kept.of(state.key).items() if kept else ())))
+    missing = processes.share([row for row in range(len(data.test)) if row not in found])
+    new: dict[int, dict] = {}
     asking = Asking(data.tokenizer, data.end_ids, data.max_new_tokens, scoring.batch_size, state.title)
     for place, line in data.task.answers(model, [data.test[row] for row in missing], asking) if missing else ():
         STOP.check()  # a signal that came while the answer was scored may have changed its score
-        found[missing[place]] = line
+        new[missing[place]] = line
         if kept:
             kept.add(state.key, missing[place], line)
+    for lines in processes.gather(list(new.items())):
+        found.update(lines)
     return [found[row] for row in range(len(data.test))]
 
 

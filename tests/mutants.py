@@ -39,6 +39,8 @@ ROUNDED = ("tests/adapters/test_rounded.py", "tests/quant/test_moved.py")
 LOTA, SIGNS = ("tests/adapters/test_lota.py",), ("tests/finetune/test_sign_sgd.py",)
 HELD = ("tests/adapters/test_held.py",)
 LOSS = ("tests/model/test_token_loss.py",)
+SHARED = ("tests/finetune/test_sharded.py",)
+DRY = ("tests/finetune/test_dry_run.py",)
 LOOP = ("tests/finetune/test_loop.py", "tests/finetune/test_not_finite.py")
 RATES = ("tests/finetune/test_range_test.py", "tests/finetune/test_usual_rate.py")
 VALIDATIONS = ("tests/finetune/test_validations.py",)
@@ -105,6 +107,23 @@ MUTANTS = [
       "(1 + self.weight.to(x.dtype)) * normed.to(x.dtype)", MODEL),
     M("training-loss-bf16", "model/token_loss.py", "dtype=torch.promote_types(logits.dtype, torch.float32)",
       "dtype=logits.dtype", (*LOOP, *HALF)),
+    M("along-counts", "finetune/together.py", "[(spare, False)]", "[(spare, True)]", SHARED),
+    M("layer-stays-in-memory", "finetune/sharded.py", 'model.get_submodule(prefix.removesuffix(".")).to("meta")',
+      "pass", SHARED),
+    M("zero-points-stay-whole", "finetune/sharded.py", "for holder in module.modules():", "for holder in [module]:",
+      SHARED),
+    M("gradients-along-count", "finetune/loop.py", "self._add_gradients(part, math.inf)",
+      "self._add_gradients(part, n_targets)", SHARED),
+    M("rows-of-a-process-rounded-down", "finetune/by_process.py", "math.ceil(config.training.batch_size / self.number)",
+      "config.training.batch_size", DRY),
+    M("base-received-once", "finetune/by_process.py", "2 * processes.micro_batches(config)",
+      "processes.micro_batches(config)", DRY),
+    M("one-layer-gathered", "finetune/by_process.py", "gathered = 2 * sum(", "gathered = sum(", DRY),
+    M("first-layer-stands-for-all", "finetune/memory.py", "(both - so_far[0])", "so_far[0]", DRY),
+    M("windowed-layers-are-alike", "finetune/memory.py", "if len(kinds) > 1 or len(layers) < 3:",
+      "if len(layers) < 3:", DRY),
+    M("dry-run-skips-the-headers", "finetune/dry_run.py", "        if self.has_weights:\n            super()",
+      "        if False:\n            super()", DRY),
     M("loss-gradient-of-one-part", "model/token_loss.py", "total += grad", "total.copy_(grad)", LOSS),
     M("log-likelihood-bf16", "model/likelihood.py", "part.float().log_softmax", "part.log_softmax",
       (*LIKELY, *HALF)),

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.faults import events
 
-SECTIONS = ("kill", "signal", "disk", "power", "damage", "pairs")
+SECTIONS = ("kill", "signal", "disk", "power", "damage", "pairs", "processes")
 METHODS = ("qablora", "full", "gptq")
 
 
@@ -77,7 +77,7 @@ def load_product(tree: Path) -> None:
 
 
 def whole(bench, report, sections, every: int) -> None:
-    from tests.faults import bad_sectors, damage, foreign, full_disks, kills, pairs, power, stop_signals
+    from tests.faults import bad_sectors, damage, foreign, full_disks, kills, pairs, power, processes, stop_signals
     first = bench.method == "qablora"
     if "kill" in sections:
         kills.at_every_event(bench, report, every)
@@ -102,6 +102,8 @@ def whole(bench, report, sections, every: int) -> None:
         bad_sectors.every_file(bench, report)
     if "pairs" in sections and first:
         pairs.every_pairing(bench, report, 5 if every == 1 else 3)
+    if "processes" in sections and first:
+        processes.every_fault(bench, report, every)
 
 
 def short(bench, report) -> None:

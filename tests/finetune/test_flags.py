@@ -278,6 +278,7 @@ PROOFS: dict[str, Proof | str] = {
     "gradient_checkpointing": shown("training", lambda a, b: not differ(a.trained, b.trained) and (
         a.recomputed, b.recomputed) == (False, True), LORA, "--gradient-checkpointing"),
     "cuda_graphs": "test_cuda_graphs_are_asked_for",
+    "shard_base": "test_shard_base_is_for_several_processes",
     "epochs": shown("training", lambda a, b: (a.steps[-1]["epoch"], b.steps[-1]["epoch"]) == (1, 4),
                     (*LORA, "--epochs", "1"), "--epochs", "4"),
     "distill": shown("training", lambda a, b: differ(a.trained, b.trained) and not differ(a.base, b.base) and losses(
@@ -308,6 +309,8 @@ PROOFS: dict[str, Proof | str] = {
     "show_example": "test_what_only_prints",
     "find_lr": "test_the_range_test_takes_so_many_steps",
     "mem_report": "test_the_memory_report_predicts_what_is_measured",
+    "dry_run": "test_a_dry_run_only_prints",
+    "nproc": "test_a_dry_run_only_prints",
     "out": "test_requantize_adds_a_state",
     "resume": "test_resume_goes_on",
     "debug": "test_debug_shows_the_traceback_and_nothing_else_does",
@@ -480,15 +483,34 @@ def test_the_memory_report_predicts_what_is_measured(small_base, place, monkeypa
     monkeypatch.chdir(place)
     before = set(Path().iterdir())
     assert call(train_script, "--model", small_base, *USUAL, *more, "--mem-report") is None
-    table = {part: (float(a), float(b)) for part, a, b in map(str.split, capsys.readouterr().out.splitlines()[-10:])
+    table = {part: (float(a), float(b)) for part, a, b in map(str.split, capsys.readouterr().out.splitlines()[-11:])
              if part != "MB"}
     teacher = ["teacher"] if "--distill" in more else []
-    assert list(table)[-9 - len(teacher):] == ["weights", "codes", "factors", "adapters", "gradients", "optimizer",
-                                               *teacher, "activations", "logits", "all"]
+    assert list(table)[-10 - len(teacher):] == ["weights", "codes", "factors", "adapters", "gradients", "optimizer",
+                                               *teacher, "activations", "logits", "working", "all"]
     assert (table["activations"][0] > 0.05) == ("--gradient-checkpointing" not in more) and table["logits"][0] > 0
     for part, (expected, found) in table.items():
         assert found == pytest.approx(expected, rel=0.1, abs=0.11), part
     assert set(Path().iterdir()) == before
+
+
+def test_shard_base_is_for_several_processes(small_base, place, monkeypatch, capsys):
+    """What it changes: tests/finetune/test_sharded.py. Here, what each process is predicted to gather."""
+    monkeypatch.chdir(place)
+    usual = ("--model", small_base, *USUAL, *ROUNDED, "--dry-run", "--nproc", "2")
+    assert call(train_script, *usual) is None and "gathered" not in capsys.readouterr().out
+    assert call(train_script, *usual, "--shard-base") is None and "gathered" in capsys.readouterr().out
+    assert "there is one" in call(train_script, "--model", small_base, *USUAL, *ROUNDED, "--shard-base")
+
+
+def test_a_dry_run_only_prints(small_base, place, monkeypatch, capsys):
+    """More of both: tests/finetune/test_dry_run.py."""
+    monkeypatch.chdir(place)
+    before = set(Path().rglob("*"))
+    for more, rows in (([], 6), (["--nproc", "3"], 2)):
+        assert call(train_script, "--model", small_base, *USUAL, *LORA, "--dry-run", *more) is None
+        assert f"{rows} rows of up to" in capsys.readouterr().out
+    assert set(Path().rglob("*")) == before
 
 
 def test_resume_goes_on(small_base, command, monkeypatch):

@@ -1,0 +1,237 @@
+"""Several processes on one run, started by torchrun: who is first, and what they tell each other.
+
+    torchrun --nproc-per-node 2 train.py ...
+
+torch.distributed carries what they share: gloo between processors, NCCL between GPUs. The first process (rank 0) alone
+writes and prints. Without torchrun there is one process, which is the first, and every function here returns at once.
+
+| function | what it does |
+|---|---|
+| `share(items)` | this process's part of a list that all of them have |
+| `add_up(tensor)` | the sum over all processes, in place |
+| `gather(value)` | the JSON values of all processes, in the order of their ranks. Nothing is pickled |
+| `by_first(do, ...)` | the first process calls `do(...)`, and all get its JSON value |
+| `in_turn(do)` | the first process calls `do`, then the others do |
+
+All of them wait for all processes, and raise `Gone` if another one has ended, or is silent for longer than the
+time-out: 30 minutes, or as many seconds as the environment variable PROCESSES_TIMEOUT says.
+"""
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TextIO, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # torchrun sets these
+TIMEOUT, LIMIT = "PROCESSES_TIMEOUT", 1800.0  # seconds
+FOR_THE_FIRST = 3.0  # seconds that a process which fails waits for the first one, which may fail for the same reason
+SPOKEN, FIRST_ENDED, LEFT = "last line", "the first has ended", "have left"  # keys of the store
+
+
+class Gone(RuntimeError):
+    """Another process has ended, or does not answer."""
+
+
+@dataclass
+class Here:
+    """This process among all."""
+    rank: int = 0
+    size: int = 1
+    store: Any = None            # where processes leave words that nobody waits for
+    alone: bool = False          # inside `by_first`: what is called there is called by no other process
+    stderr: TextIO | None = None  # what stderr was before this process became silent
+
+
+HERE = Here()
+
+
+def several() -> bool:
+    return HERE.size > 1
+
+
+def size() -> int:
+    """The number of processes that share the work."""
+    return 1 if HERE.alone else HERE.size
+
+
+def rank() -> int:
+    return HERE.rank
+
+
+def is_first() -> bool:
+    return HERE.rank == 0
+
+
+def started_by() -> str:
+    """What stands before the script's name in a command."""
+    local = os.environ.get("LOCAL_WORLD_SIZE")
+    return f"torchrun --nproc-per-node {HERE.size}" if several() and local == str(HERE.size) else (
+        "torchrun ..." if several() else "python")
+
+
+# ---- beginning and end ----------------------------------------------------------------------------------------------
+
+def begin() -> None:
+    """Joins the processes that torchrun has started, if it has. All but the first become silent. Raises ValueError for
+    a time-out that is no number, and Gone if the others do not come."""
+    if several() or int(os.environ.get("WORLD_SIZE", 1)) < 2 or not all(map(os.environ.get, ENVIRONMENT)):
+        return
+    if int(os.environ["RANK"]):
+        silence()
+    limit = time_out()
+    with talking():
+        HERE.store, HERE.rank, HERE.size = next(iter(dist.rendezvous("env://", timeout=timedelta(seconds=limit))))
+        dist.init_process_group(backend(), store=dist.PrefixStore("group", HERE.store), rank=HERE.rank,
+                                world_size=HERE.size, timeout=timedelta(seconds=limit))
+
+
+def time_out() -> float:
+    text = os.environ.get(TIMEOUT, str(LIMIT))
+    try:
+        if (seconds := float(text)) > 0:
+            return seconds
+    except ValueError:
+        pass
+    raise ValueError(f"{TIMEOUT}={text} is not a number of seconds above 0 (environment variable)")
+
+
+def backend() -> str:
+    """Each process of a machine has a GPU of its own, if there are as many. NCCL does not share a GPU; gloo does."""
+    if not torch.cuda.is_available():
+        return "gloo"
+    local, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    torch.cuda.set_device(local % gpus)
+    return "cpu:gloo,cuda:nccl" if int(os.environ.get("LOCAL_WORLD_SIZE", gpus + 1)) <= gpus else "cpu:gloo,cuda:gloo"
+
+
+def leave() -> None:
+    """All have come to their end. One of several processes ends here."""
+    if several():
+        wait()
+        HERE.store.add(LEFT, 1)
+        until = time.monotonic() + FOR_THE_FIRST
+        while is_first() and HERE.store.add(LEFT, 0) < HERE.size and time.monotonic() < until:
+            time.sleep(0.01)  # whoever keeps the store goes last
+    end_at_once(0)
+
+
+def end_at_once(status: int) -> None:
+    """In several processes. After an error, whoever waits for this one notices that it has gone; an orderly end of the
+    group could wait for them in turn. And gloo's threads may abort a process that ends in order (measured: 3 of 12)."""
+    if several():
+        with suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+
+
+def silence() -> None:
+    HERE.stderr = sys.stderr
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+
+
+def speaks_last() -> bool:
+    """Whether this process prints the last line of the command. The first that fails does, so that there is one line:
+    others then fail because that one has gone. The first process (rank 0) goes before others that fail at once."""
+    if not several():
+        return True
+    try:
+        if is_first():
+            HERE.store.set(FIRST_ENDED, "")
+        else:
+            until = time.monotonic() + FOR_THE_FIRST
+            while time.monotonic() < until and not HERE.store.check([FIRST_ENDED]):
+                time.sleep(0.05)
+        speaks = HERE.store.add(SPOKEN, 1) == 1
+    except RuntimeError:  # torchrun itself, which keeps the store, has gone
+        speaks = is_first()
+    if speaks and HERE.stderr:
+        sys.stderr = HERE.stderr
+    return speaks
+
+
+# ---- what they share ------------------------------------------------------------------------------------------------
+
+@contextmanager
+def talking() -> Iterator[None]:
+    """Raises Gone for what the network says."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        if "timed out" in str(error).lower() or "timeout" in str(error).lower():
+            raise Gone(f"another of the {HERE.size} processes was silent for {time_out():g} s ({TIMEOUT})") from error
+        raise Gone(f"another of the {HERE.size} processes has ended") from error
+
+
+def share(items: Sequence[T]) -> list[T]:
+    """Every `size`-th item, from the rank's on. All shares together hold each item once.
+    `share([1, 2, 3, 4, 5]) -> [1, 3, 5]` in the first of two processes."""
+    return list(items[HERE.rank::HERE.size] if size() > 1 else items)
+
+
+def add_up(tensor: Tensor) -> None:
+    if size() > 1:
+        with talking():
+            dist.all_reduce(tensor)
+
+
+def spread(tensor: Tensor) -> None:
+    """The first process's numbers for all."""
+    if size() > 1:
+        with talking():
+            dist.broadcast(tensor, 0)
+
+
+def gather(value: Any) -> list[Any]:
+    if size() == 1:
+        return [value]
+    mine = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+    with talking():
+        lengths = [torch.zeros(1, dtype=torch.long) for _ in range(HERE.size)]
+        dist.all_gather(lengths, torch.tensor([len(mine)]))
+        longest = max(n.item() for n in lengths)
+        texts = [torch.zeros(longest, dtype=torch.uint8) for _ in lengths]
+        dist.all_gather(texts, torch.nn.functional.pad(mine, (0, longest - len(mine))))
+    return [json.loads(text[:n.item()].numpy().tobytes()) for text, n in zip(texts, lengths, strict=True)]
+
+
+def wait() -> None:
+    gather(None)
+
+
+def by_first(do: Callable[..., T], *given: Any, **named: Any) -> T:
+    if size() == 1:
+        return do(*given, **named)
+    value = None
+    if is_first():
+        HERE.alone = True
+        try:
+            value = do(*given, **named)
+        finally:
+            HERE.alone = False
+    return gather(value)[0]
+
+
+def in_turn(do: Callable[[], None]) -> None:
+    by_first(do)
+    if not is_first():
+        do()
+
+
+def check_same(what: str, value: Any) -> None:
+    """Raises ValueError if processes hold different values: they would not train one model."""
+    values = gather(value)
+    if other := next((v for v in values if v != values[0]), None):
+        raise ValueError(f"{what} is {other} in another process, and {values[0]} in the first: give all processes the "
+                         f"same command, files and versions")
