@@ -54,18 +54,24 @@ def test_greedy_continuations_are_those_of_the_published_implementation(case):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("case", CASES)
 def test_loss_and_gradients_are_those_of_the_cpu(case, dtype):
+    """In bfloat16, which some of these small models suffer from (gemma3: 40 % of a gradient), the device may be off by
+    twice what the CPU itself is off in this type."""
     tokens = load_file(FIXTURES / case / "golden.safetensors")["tokens"].tolist()
     examples = [Encoded(row[:9 + i], 2 + i) for i, row in enumerate(tokens)]
-    found = []
-    for device, at in (("cpu", torch.float32), (DEVICE, dtype)):
-        model = model_of(FIXTURES / case, device, at).float().requires_grad_(True)
-        loss, n = summed_loss(model, examples)
-        loss.backward()
-        layer = model.model.layers[0]
-        found.append((loss / n, layer.self_attn.q_proj.weight.grad, layer.mlp.down_proj.weight.grad,
-                      model.model.embed_tokens.weight.grad))
-    for ours, cpu in zip(found[1], found[0], strict=True):
-        same(ours, cpu, 2e-4 if dtype == torch.float32 else 0.15)
+    exact, ours = (loss_and_gradients(case, examples, *at) for at in (("cpu", torch.float32), (DEVICE, dtype)))
+    rounded = exact if dtype == torch.float32 else loss_and_gradients(case, examples, "cpu", dtype)
+    for value, cpu, cpu_rounded in zip(ours, exact, rounded, strict=True):
+        own_error = ((cpu_rounded - cpu).norm() / cpu.norm()).item()
+        same(value, cpu, 2e-4 if dtype == torch.float32 else max(0.15, 2 * own_error))
+
+
+def loss_and_gradients(case, examples, device, dtype):
+    model = model_of(FIXTURES / case, device, dtype).float().requires_grad_(True)
+    loss, n = summed_loss(model, examples)
+    loss.backward()
+    layer = model.model.layers[0]
+    return (loss.detach() / n, layer.self_attn.q_proj.weight.grad, layer.mlp.down_proj.weight.grad,
+            model.model.embed_tokens.weight.grad)
 
 
 def test_validation_loss(embedded):
