@@ -78,17 +78,17 @@ def test_processes_that_differ_are_told():
     assert all(line.startswith("ValueError: the seed is 1 in another process, and 0 in the first") for line in found)
 
 
-def test_a_silent_process_is_gone_after_the_time_out(monkeypatch):
-    monkeypatch.setenv(processes.TIMEOUT, "1")
-    found = alike(2, lambda: processes.wait() if processes.is_first() else "silent")
-    assert found == ["Gone: another of the 2 processes was silent for 1 s (PROCESSES_TIMEOUT)", "silent"]
-
-
 @pytest.mark.parametrize("text", ["soon", "0", "-1"])
 def test_a_time_out_is_a_number_of_seconds(monkeypatch, text):
     monkeypatch.setenv(processes.TIMEOUT, text)
     with pytest.raises(ValueError, match=f"PROCESSES_TIMEOUT={text} is not a number of seconds above 0"):
         processes.time_out()
+
+
+def test_a_silent_process_is_gone_after_the_time_out(monkeypatch):
+    monkeypatch.setenv(processes.TIMEOUT, "1")
+    found = alike(2, lambda: processes.wait() if processes.is_first() else "silent")
+    assert found == ["Gone: another of the 2 processes was silent for 1 s (PROCESSES_TIMEOUT)", "silent"]
 
 
 def test_one_of_several_says_the_last_line():
