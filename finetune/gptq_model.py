@@ -33,8 +33,8 @@ def gptq_model(model: Llama, bring: Callable[[str], None], names: list[str], qua
     the layer."""
     bring("model.embed_tokens.")
     kept, model.dtype = model.dtype, torch.float32
-    parts = processes.share(split_list(sorted(rows, key=len), AT_A_TIME))
-    batches = [CalibrationBatch(model, part) for part in parts]
+    parts = split_list(sorted(rows, key=len), AT_A_TIME)
+    batches = [CalibrationBatch(model, part) for part in processes.stretch(parts, [len(part[-1]) for part in parts])]
     model.dtype = kept
     reports: list[LayerReport] = []
     bar = tqdm(model.model.layers, desc="gptq", unit="layer", disable=None)
@@ -78,10 +78,11 @@ def collect(decoder_layer: DecoderLayer, half: int, name: str, batches: list[Cal
     """H of the inputs that the named linear layer, in this half, gets from the rows' real tokens; of several
     processes, from the rows of all."""
     layer = decoder_layer.get_submodule(name)
-    hessian = Hessian(layer.in_features, device=layer.weight.device)
+    hessian, held = Hessian(layer.in_features, device=layer.weight.device), list[Tensor]()
+    use = held.append if processes.size() > 1 else hessian.add
     for batch in batches:
         def add(module, inputs, real=batch.real):
-            hessian.add(inputs[0][real.to(inputs[0].device)])
+            use(inputs[0][real.to(inputs[0].device)])
             raise Reached
         hook = layer.register_forward_pre_hook(add)
         try:
@@ -90,9 +91,24 @@ def collect(decoder_layer: DecoderLayer, half: int, name: str, batches: list[Cal
             pass
         finally:
             hook.remove()
-    processes.add_up(hessian.sum)
-    hessian.tokens = sum(processes.gather(hessian.tokens))
+    if processes.size() > 1:
+        add_in_turn(hessian, held)
     return hessian
+
+
+def add_in_turn(hessian: Hessian, held: Sequence[Tensor]) -> None:
+    """The sum of one process, to the last bit: each process adds its inputs to the sum of the one before it, and the
+    last one's sum is that of all. GPTQ would make other codes of a sum in another order. Processes work at the same
+    time on blocks that follow each other."""
+    sent = []
+    for start, block in hessian.blocks():
+        processes.from_previous(block)
+        for x in held:
+            hessian.add_to(block, x, start)
+        sent.append(processes.to_next(block))
+    processes.settle(sent)
+    processes.spread(hessian.sum, processes.size() - 1)
+    hessian.tokens = sum(processes.gather(sum(map(len, held))))
 
 
 def quantize_stage(decoder_layer: DecoderLayer, names: list[str], prefix: str, hessian: Hessian, quantizer: Quantizer,

@@ -8,7 +8,10 @@ writes and prints. Without torchrun there is one process, which is the first, an
 | function | what it does |
 |---|---|
 | `share(items)` | this process's part of a list that all of them have |
+| `stretch(items, weights)` | the same, of items that follow each other |
 | `add_up(tensor)` | the sum over all processes, in place |
+| `spread(tensor)` | the first process's numbers for all |
+| `from_previous(tensor)`, `to_next(tensor)` | numbers go from each process to the next |
 | `gather(value)` | the JSON values of all processes, in the order of their ranks. Nothing is pickled |
 | `by_first(do, ...)` | the first process calls `do(...)`, and all get its JSON value |
 | `in_turn(do)` | the first process calls `do`, then the others do |
@@ -180,17 +183,52 @@ def share(items: Sequence[T]) -> list[T]:
     return list(items[HERE.rank::HERE.size] if size() > 1 else items)
 
 
+def stretch(items: Sequence[T], weights: Sequence[float]) -> list[T]:
+    """This process's part, whose items follow each other, of about the same weight as those of others.
+    `stretch([5, 6, 7], [1, 1, 2]) -> [5, 6]` in the first of two processes."""
+    whole, before, mine = sum(weights), 0.0, []
+    for item, weight in zip(items, weights, strict=True):
+        if int(size() * (before + weight / 2) / whole) == (HERE.rank if size() > 1 else 0):
+            mine.append(item)
+        before += weight
+    return mine
+
+
+def from_previous(tensor: Tensor) -> None:
+    """Numbers that the process before this one sends by `to_next`."""
+    if size() > 1 and HERE.rank:
+        received = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        with talking():
+            dist.recv(received, HERE.rank - 1)
+        tensor.copy_(received)
+
+
+def to_next(tensor: Tensor) -> Any:
+    """Begins to send. `settle` waits until all has been sent."""
+    if not (size() > 1 and HERE.rank < HERE.size - 1):
+        return None
+    sent = tensor.clone(memory_format=torch.contiguous_format)
+    with talking():
+        return dist.isend(sent, HERE.rank + 1), sent
+
+
+def settle(sent: Sequence[Any]) -> None:
+    with talking():
+        for work, _ in filter(None, sent):
+            work.wait()
+
+
 def add_up(tensor: Tensor) -> None:
     if size() > 1:
         with talking():
             dist.all_reduce(tensor)
 
 
-def spread(tensor: Tensor) -> None:
-    """The first process's numbers for all."""
+def spread(tensor: Tensor, of_rank: int = 0) -> None:
+    """The numbers of one process, usually of the first, for all."""
     if size() > 1:
         with talking():
-            dist.broadcast(tensor, 0)
+            dist.broadcast(tensor, of_rank)
 
 
 def gather(value: Any) -> list[Any]:

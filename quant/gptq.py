@@ -4,6 +4,7 @@ It chooses codes on any quantizer's grid. The columns still to come compensate f
 
     minimise  tr((W - W_hat) H (W - W_hat)^T),   H = 2/n * sum over n calibration tokens of x^T x
 """
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -34,12 +35,19 @@ class Hessian:
 
     def add(self, x: Tensor) -> None:
         """x: (tokens, D_in)"""
-        x = x.to(self.sum.dtype)
-        for start in range(0, x.shape[1], COLUMNS):
-            end = start + COLUMNS
-            self.sum[:end, start:end].addmm_(x[:, :end].T, x[:, start:end])
+        for start, block in self.blocks():
+            self.add_to(block, x, start)
         self.tokens += len(x)
         self.factors.clear()
+
+    def blocks(self) -> Iterator[tuple[int, Tensor]]:
+        """(first column, that part of `sum`)"""
+        for start in range(0, len(self.sum), COLUMNS):
+            yield start, self.sum[:start + COLUMNS, start:start + COLUMNS]
+
+    def add_to(self, block: Tensor, x: Tensor, start: int) -> None:
+        x = x.to(self.sum.dtype)
+        block.addmm_(x[:, :len(block)].T, x[:, start:start + COLUMNS])
 
     def mean(self, layer: str) -> Tensor:
         """2/n * sum x^T x. Raises CalibrationError, with the layer, if H is zero or not finite, or has no tokens."""

@@ -46,6 +46,7 @@ RATES = ("tests/finetune/test_range_test.py", "tests/finetune/test_usual_rate.py
 VALIDATIONS = ("tests/finetune/test_validations.py",)
 CALIBRATION = ("tests/finetune/test_calibration.py", "tests/model/test_bfloat16.py")
 SIGNALS = ("tests/scripts/test_signals.py",)
+PROCESSES, SEVERAL = ("tests/model/test_processes.py",), ("tests/scripts/test_several_processes.py",)
 COMMAND = ("tests/finetune/test_command.py",)
 FLAGS = ("tests/finetune/test_flags.py",)
 CONFIG = ("tests/finetune/test_config.py",)
@@ -400,7 +401,7 @@ MUTANTS = [
       "return recorded.logits()[:len(self.rows)]", ("tests/model/test_recorded_decoding.py",)),
     M("recorded-window-ignored", "model/recorded_decoding.py", "self.mask & (distance < window)", "self.mask",
       ("tests/model/test_recorded_decoding.py",)),
-    M("micro-batch-ignored", "finetune/loop.py", "split_list(examples, self.settings.micro_batch)",
+    M("micro-batch-ignored", "finetune/loop.py", "split_list(processes.share(examples), self.settings.micro_batch)",
       "split_list(examples, len(examples))", FLAGS),
     M("last-epoch-kept", "finetune/loop.py", "if loss < self.best:", "if True:", LOOP),
     M("validation-with-dropout", "finetune/loop.py", "self.model.eval()\n        try:", "try:", LOOP),
@@ -408,14 +409,32 @@ MUTANTS = [
       (*LOOP, *FLAGS)),
     M("save-every-minutes-ignored", "finetune/loop.py", "self.clock() - self.saved_at >= 60 * every.minutes", "False",
       LOOP),
-    M("signal-in-a-step-does-not-save", "finetune/loop.py", "if STOP.asked or self._save_is_due()",
+    M("signal-in-a-step-does-not-save", "finetune/loop.py", "if self._asked or self._save_is_due()",
       "if self._save_is_due()", SIGNALS),
     M("stopped-validation-is-not-repeated", "finetune/training_state.py", '"to_validate": trainer.to_validate}',
       '"to_validate": False}', SIGNALS),
     M("second-signal-waits", "finetune/stop.py", "os._exit(128 + number)", "pass", SIGNALS),
     M("ignored-signal-is-handled", "finetune/stop.py", "not in (signal.SIG_IGN, None)}", "is not None}", SIGNALS),
     M("lost-stop-keeps-an-answer", "scoring/scores.py", "STOP.check()", "pass", SIGNALS),
-    M("traceback-is-shown", "finetune/command.py", "    if debug:\n", "    if True:\n", COMMAND),
+    M("gradients-not-added-up", "finetune/together.py", "        processes.add_up(self.buffer)\n", "", SEVERAL),
+    M("mean-of-the-processes-means", "finetune/loop.py", "n_targets = sum(len(e.learned) for e in examples)",
+      "n_targets = sum(len(e.learned) for e in processes.share(examples)) * processes.size()", SEVERAL),
+    M("process-clips-its-own-gradient", "finetune/loop.py", "losses[:], self.agreed = self.shared.add_up(losses)",
+      "nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip / 2); "
+      "losses[:], self.agreed = self.shared.add_up(losses)", SEVERAL),
+    M("gradients-of-the-last-step-stay", "finetune/together.py", "        self.buffer.zero_()\n", "        pass\n",
+      SEVERAL),
+    M("every-process-takes-all-rows", "model/processes.py", "items[HERE.rank::HERE.size]", "items", PROCESSES),
+    M("processes-do-not-agree-to-stop", "finetune/together.py", "asked = STOP.asked or 0", "asked = 0", SEVERAL),
+    M("calibration-of-one-process-only", "finetune/gptq_model.py", "        processes.from_previous(block)\n", "",
+      SEVERAL),
+    M("answers-of-one-process-only", "scoring/scores.py", "in processes.gather(list(new.items())):",
+      "in [list(new.items())]:", SEVERAL),
+    M("every-process-says-why", "model/processes.py", "HERE.store.add(SPOKEN, 1) == 1", "True", PROCESSES),
+    M("others-do-not-wait-for-the-first", "model/processes.py", "    by_first(do)\n    if not", "    if not",
+      PROCESSES),
+    M("time-out-ignored", "model/processes.py", "os.environ.get(TIMEOUT, str(LIMIT))", "str(LIMIT)", PROCESSES),
+    M("traceback-is-shown", "finetune/command.py", "    if debug and speaks:\n", "    if True:\n", COMMAND),
     M("random-state-not-restored", "finetune/training_state.py", 'torch.set_rng_state(file.get_tensor("random"))',
       "pass", LOOP),
     M("best-not-restored", "finetune/training_state.py",
@@ -539,7 +558,8 @@ MUTANTS = [
     M("format-1-drops-act-order", "finetune/config_json.py", 'by_gptq and flags.get("act_order", False)', "False",
       CONFIG),
     M("hub-revision-not-pinned", "train.py", "model=pinned(config.base.model)", "model=config.base.model", HUB),
-    M("codes-of-a-run-quantized-again", "train.py", "if config.base.quantization and not run.base_file.is_file():",
+    M("codes-of-a-run-quantized-again", "train.py",
+      "if config.base.quantization and not processes.by_first(run.base_file.is_file):",
       "if config.base.quantization:", RESUME),
     # ---- exports
     M("peft-dropout-left-out", "interop/peft.py", "self.trained.run.config.adapter.dropout", "0.0", (*PEFT, *FLAGS)),
@@ -636,7 +656,7 @@ MUTANTS = [
     M("log-not-flushed-before-the-state", "finetune/loop.py", "        self.flush_log()\n", "", CHECKSUMS),
     M("metrics-of-repeated-steps-kept", "finetune/run.py", 'record["step"] <= step', "True",
       FLAGS),
-    M("padding-is-calibrated-on", "finetune/gptq_model.py", "hessian.add(inputs[0][real.to(inputs[0].device)])",
+    M("padding-is-calibrated-on", "finetune/gptq_model.py", "use(inputs[0][real.to(inputs[0].device)])",
       "hessian.add(inputs[0].flatten(0, 1))", CALIBRATION),
     M("calibrated-on-the-dense-layers-before", "finetune/gptq_model.py",
       "hessian = collect(layer, half, targets[0], batches)\n",

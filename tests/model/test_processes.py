@@ -78,12 +78,6 @@ def test_processes_that_differ_are_told():
     assert all(line.startswith("ValueError: the seed is 1 in another process, and 0 in the first") for line in found)
 
 
-def test_a_silent_process_is_gone_after_the_time_out(monkeypatch):
-    monkeypatch.setenv(processes.TIMEOUT, "1")
-    found = alike(2, lambda: processes.wait() if processes.is_first() else "silent")
-    assert found == ["Gone: another of the 2 processes was silent for 1 s (PROCESSES_TIMEOUT)", "silent"]
-
-
 @pytest.mark.parametrize("text", ["soon", "0", "-1"])
 def test_a_time_out_is_a_number_of_seconds(monkeypatch, text):
     monkeypatch.setenv(processes.TIMEOUT, text)
@@ -91,5 +85,28 @@ def test_a_time_out_is_a_number_of_seconds(monkeypatch, text):
         processes.time_out()
 
 
+def test_a_silent_process_is_gone_after_the_time_out(monkeypatch):
+    monkeypatch.setenv(processes.TIMEOUT, "1")
+    found = alike(2, lambda: processes.wait() if processes.is_first() else "silent")
+    assert found == ["Gone: another of the 2 processes was silent for 1 s (PROCESSES_TIMEOUT)", "silent"]
+
+
 def test_one_of_several_says_the_last_line():
     assert sum(alike(3, processes.speaks_last)) == 1 and HERE.size == 1
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_stretches_follow_each_other_and_numbers_go_from_one_to_the_next(size):
+    def task():
+        numbers = torch.zeros(4, 4)
+        part = numbers[:, 1:3]  # not contiguous
+        processes.from_previous(part)
+        part.mul_(10).add_(processes.rank() + 1)
+        processes.settle([processes.to_next(part)])
+        processes.spread(numbers, size - 1)
+        return [processes.stretch(range(7), [1, 1, 1, 1, 1, 1, 6]), numbers.sum(0).tolist()]
+    found = alike(size, task)
+    assert [i for stretch, _ in found for i in stretch] == list(range(7))
+    assert found[0][0] == {2: [0, 1, 2, 3, 4, 5], 3: [0, 1, 2, 3]}[size]  # the middle of an item decides
+    value = 4.0 * int("123"[:size])
+    assert all(numbers == [0, value, value, 0] for _, numbers in found)
