@@ -260,7 +260,7 @@ def checked(command: str, model: str) -> str:
     FLAN v2 in the place of its file. Raises ValueError as train.py does."""
     with tempfile.TemporaryDirectory() as place:
         flan = Path(place) / FLAN_FILE
-        flan.write_text('{"inputs": "a", "targets": "b"}\n' * 20)
+        write_text(flan, '{"inputs": "a", "targets": "b"}\n' * 20)
         words = [str(flan) if word == FLAN_FILE else word for word in words_of(command)]
         words[words.index("--model") + 1] = str(HERE / "configs" / model)
         words[words.index("--out") + 1] = str(Path(place) / "run")

@@ -123,7 +123,7 @@ def test_a_text_or_calibration_beyond_the_models_vocabulary_is_named_before_a_we
     small_base, text_file, tmp_path, elsewhere, monkeypatch):
     shutil.copytree(small_base, "cut")
     write_json(tmp_path / "cut" / "config.json", {**config_to_json(SMALL), "vocab_size": 300})
-    monkeypatch.setattr("finetune.checks.open_weights", lambda *rest: None)
+    monkeypatch.setattr(Source, "check_tensors", lambda *rest: None)
     monkeypatch.setattr("scoring.score_model.load_base", lambda *rest: pytest.fail("weights were read"))
     asked, message = ["--model", "cut", "--task", "perplexity", "--test-data"], "config.json says vocab_size 300"
     (tmp_path / "few.txt").write_text("a a a")
