@@ -31,6 +31,7 @@ from finetune.command_line import train_parser
 from finetune.config import DTYPES, RunConfig, flag
 from finetune.config_json import FORMAT, config_json
 from finetune.data import PreparedData, check_calibration, check_data, prepare_data, with_pinned_data
+from finetune.distillation import check_same_teacher, check_teacher, objective_of, teacher_source
 from finetune.kept import add_facts, facts_of, keep_anew
 from finetune.lock import hold
 from finetune.loop import Trainer, TrainingDiverged
@@ -154,19 +155,29 @@ def how_to_get_out(run: Run) -> str:
 # ---- before any weight is read --------------------------------------------------------------------------------------
 
 def prepare(given: Mapping[str, Any]) -> tuple[Source, RunConfig, PreparedData]:
-    """All that can be wrong is found here, before any weight is read. The run remembers the commit of what the hub
-    holds."""
+    """All that can be wrong is found here, before any weight is read."""
+    source, config = checked(given)
+    return source, config, prepare_data(source, config, calibrates(config))
+
+
+def checked(given: Mapping[str, Any]) -> tuple[Source, RunConfig]:
+    """What was asked for, without its rows. The run remembers the commit of what the hub holds."""
     check_out(given.get("out"))
     config = resolve_run(given)
     config = replace(config, base=replace(config.base, model=pinned(config.base.model)))
+    if config.training.distill_from:
+        config = replace(config, training=replace(config.training, distill_from=pinned(config.training.distill_from)))
     source = Source(config.base.model)
     config = with_codes_of_base(source, config)
     if "lr" not in given:
         config = with_usual_rate(config, source.config.hidden_size)
     check_run(source, config)
-    config = with_pinned_data(config)
-    calibrate = config.base.by_gptq or config.evaluation.requantizes_by_gptq
-    return source, config, prepare_data(source, config, calibrate)
+    check_teacher(source, config)
+    return source, with_pinned_data(config)
+
+
+def calibrates(config: RunConfig) -> bool:
+    return config.base.by_gptq or config.evaluation.requantizes_by_gptq
 
 
 def reopened(given: Mapping[str, Any]) -> Run:
@@ -183,8 +194,11 @@ def data_of(run: Run) -> PreparedData:
     config = run.config
     if not config.base.from_scratch and not holds_its_base(run):
         base_of(run)
+    elif config.training.distill and not config.training.distill_from:
+        base_of(run)  # the teacher
     elif missing := why_no_base(run, config.base):
         print(f"training goes on without it, but the table at its end will have no row for the base: {missing}")
+    check_same_teacher(config, run.fingerprints.get("teacher"))
     needs_calibration = config.base.by_gptq and not run.base_file.is_file()
     calibrate = needs_calibration or config.evaluation.requantizes_by_gptq
     data = prepare_data(Source(run.path), config, calibrate)
@@ -202,6 +216,7 @@ def describe(run: Run, source: Source, config: RunConfig, data: PreparedData) ->
     if ends_more:
         write_end_tokens(run.path, data.end_ids)
     model_config = replace(source.config, eos_token_ids=data.end_ids) if ends_more else source.config
+    teacher = teacher_source(config) if config.training.distill_from else None
     if not (config.base.from_scratch or source.is_adapter_run):
         write_record(run.base_sums_file, source.sums.marks)
     write_record(run.config_file, {
@@ -212,6 +227,7 @@ def describe(run: Run, source: Source, config: RunConfig, data: PreparedData) ->
                      "safetensors": safetensors.__version__},
         "fingerprints": {"base": None if config.base.from_scratch else source.fingerprint, "data": data.fingerprints,
                          "calibration": data.calibration.fingerprint if config.base.by_gptq else None,
+                         **({"teacher": teacher.fingerprint} if teacher else {}),
                          "tokenizer": {path.name: sha256_of(path) for path in travelling_files(run.path)}},
         "data": {"template_version": data.task.template_version, "left_out": data.left_out,
                  "empty_answers": data.empty_answers, **data.task.facts()},
@@ -230,7 +246,7 @@ def train(run: Run, config: RunConfig, data: PreparedData, work: Work | None = N
         best = trainer.best if trainer.best < math.inf else None
         keep_anew(run.trained_file, run.kept_file, save, trainer.step, steps=trainer.total_steps, validation_loss=best)
     trainer = Trainer(model, parameters, config.training, config.data.seed, data.train, data.validation,
-                      run.states.newest, keep, run.metrics.append, run.metrics.flush)
+                      run.states.newest, keep, run.metrics.append, run.metrics.flush, objective=objective_of(config))
     print_plan(run.path, config, model, parameters, data, trainer.total_steps)
     if processes.by_first(run.has_state):
         processes.in_turn(trainer.load_state)

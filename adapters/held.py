@@ -17,6 +17,7 @@ from adapters.merge import merge_into_codes
 from adapters.merged_form import has_merged_form
 from adapters.peqa import RescaledLinear
 from adapters.rounded import RoundedLinear
+from adapters.scaleoffset import RefittedLinear
 from model.llama import Llama
 from quant.linear import QuantLinear
 
@@ -67,7 +68,7 @@ def held_layers(model: nn.Module) -> Iterator[tuple[str, QuantLinear]]:
     """The layers of codes by name: an adapted layer as a whole where it merges exactly, else its base."""
     inside: tuple[str, ...] = ()
     for name, layer in list(model.named_modules()):
-        if isinstance(layer, RescaledLinear | RoundedLinear | TernaryLinear) or (
+        if isinstance(layer, RescaledLinear | RefittedLinear | RoundedLinear | TernaryLinear) or (
                 isinstance(layer, AdaptedLinear) and has_merged_form(layer.base, layer.adapter)):
             inside += (f"{name}.",)
             yield name, merge_into_codes(layer, name)

@@ -1,53 +1,56 @@
 """PEFT's LoRA adapters, attached to a model here: `python eval.py --model DIR --adapter PEFT_DIR`.
 
-Plain LoRA is read: y = base(x) + scaling * B A x, with scaling = lora_alpha / r, or lora_alpha / sqrt(r) with
-use_rslora. rank_pattern and alpha_pattern set r and lora_alpha of single layers. Any other entry is refused by name,
-unless it is empty or known to change nothing. The layers that the configuration names must be those with tensors.
+    y = base(x) + scaling * B A x                              plain LoRA
+    y = base(x) + scaling * (D_in / group) * B A m(x)          use_qalora; m: the mean of each group of inputs
+
+with scaling = lora_alpha / r, or lora_alpha / sqrt(r) with use_rslora. rank_pattern and alpha_pattern set r and
+lora_alpha of single layers. The layers that the configuration names must be those with tensors.
+
+The factor D_in / group is PEFT's own: neither Xu et al. nor `qalora.py` have it. PEFT has QA-LoRA beside GPTQ layers
+only. Beside all others it ignores use_qalora, so the shape of A tells which of the two a layer has. PEFT cannot merge
+its QA-LoRA. Here it is a `QALoRA`, which merges into the offsets of blocks that lie inside its groups.
 """
 import math
 import re
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adapters.adapted import AdaptedLinear, replace_layers
 from adapters.lam import Lam
 from adapters.lora import LoRA
+from adapters.peft_config import CONFIG, compiled_pattern, is_target, read_config
+from adapters.qalora import QALoRA
 from model.checkpoint import FLOATS, empty_model
 from model.config import LlamaConfig
-from model.files import read_json, sha256_of
+from model.files import sha256_of
 from model.llama import Linear, Llama
 from model.stored_names import Stored, joined_layers, layer_places
 from model.tensor_files import open_safetensors
 
-CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
-# The values that leave plain LoRA plain. None, False and empty always do.
-PLAIN: dict[str, tuple] = {
-    "bias": ("none",), "fan_in_fan_out": (False,), "use_dora": (False,), "use_qalora": (False,), "lora_bias": (False,),
-    "modules_to_save": (), "trainable_token_indices": (), "target_parameters": (), "megatron_config": (),
-    "layer_replication": (), "alora_invocation_tokens": (), "corda_config": (),
-    "arrow_config": (), "use_bdlora": (), "velora_config": (), "kasa_config": (), "monteclora_config": (),
-    "lora_ga_config": (), "loftq_config": (), "ensure_weight_tying": (False,), "task_type": ("CAUSAL_LM",),
-    # pissa, olora, corda, loftq and others change the base too: the adapter beside the original base is another model
-    "init_lora_weights": (True, "gaussian", "orthogonal", "eva")}
-READ = ("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules",
-        "exclude_modules", "layers_to_transform", "layers_pattern")
-# They say where the adapter came from or how it was trained. megatron_core and qalora_group_size are always written,
-# and have no effect without megatron_config and use_qalora.
-WITHOUT_EFFECT = ("base_model_name_or_path", "revision", "inference_mode", "lora_dropout", "peft_version",
-                  "auto_mapping", "runtime_config", "eva_config", "megatron_core", "qalora_group_size")
+WEIGHTS, PREFIX = "adapter_model.safetensors", "base_model.model."
+LONGEST_NAME = 300
 
 
 @dataclass(frozen=True)
 class PEFTLayer:
     """The rank and the scaling of one layer's LoRA, and where its factors are."""
     rank: int
-    scaling: float
+    scaling: float  # of the mean of a group if there are groups
     stored: Stored  # the layer of the adapter, and the rows of its B: files of some families join layers
+    group: int = 1  # inputs that are averaged
+
+    def of(self, factors: dict[str, Tensor]) -> LoRA | QALoRA:
+        A, B = factors["A"], self.stored.of(factors["B"])
+        kind = LoRA if self.group == 1 else QALoRA
+        adapter = kind(len(B), A.shape[1] * self.group, Lam(self.group, 1), self.rank, 1.0)
+        adapter.scaling = self.scaling
+        adapter.A.copy_(A)
+        adapter.B.copy_(B)
+        return adapter
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,8 @@ class PEFTAdapter:
 
 
 def read_peft(directory: Path, config: LlamaConfig) -> PEFTAdapter:
-    """The adapter's layers. Raises FileNotFoundError; ValueError if it is not plain LoRA, if its tensors do not fit the
-    model, or if one holds NaN or infinity, which only damaged weights do."""
+    """The adapter's layers. Raises FileNotFoundError; ValueError if it is not LoRA or QA-LoRA, if its tensors do not
+    fit the model, or if one holds NaN or infinity, which only damaged weights do."""
     stated = read_config(directory)
     if not (directory / WEIGHTS).is_file():
         raise FileNotFoundError(f"{directory / WEIGHTS}: no such file (adapters in .bin files are pickled, and not "
@@ -87,8 +90,10 @@ def read_peft(directory: Path, config: LlamaConfig) -> PEFTAdapter:
             if layers.setdefault(ours, layer_of(stated, factor[1], place)).stored != place:
                 raise ValueError(f"{directory / WEIGHTS}: two of its adapters are for {ours}")
     theirs = {lora.stored.name: lora.rank for lora in layers.values()}
-    for layer, rank in theirs.items():
-        check_shapes(directory / WEIGHTS, model, layer, rank, shapes)
+    group = stated["qalora_group_size"] if stated.get("use_qalora") else 1
+    means = {layer: check_shapes(directory / WEIGHTS, model, layer, rank, shapes, group)
+             for layer, rank in theirs.items()}
+    layers = {ours: with_means(lora, group, means[lora.stored.name]) for ours, lora in layers.items()}
     if not layers:
         raise ValueError(f"{directory / WEIGHTS}: holds no adapter")
     check_targets(directory, stated, model, set(theirs))
@@ -102,75 +107,6 @@ def check_finite(path: Path) -> None:
             if wrong := int((~file.get_tensor(name).isfinite()).sum()):
                 raise ValueError(f"{path}: {name} holds {wrong} values that are not finite: the adapter is damaged, or "
                                  f"its training diverged")
-
-
-def read_config(directory: Path) -> dict:
-    """adapter_config.json. Raises FileNotFoundError; ValueError if it states more than plain LoRA."""
-    path = directory / CONFIG
-    if not path.is_file():
-        raise FileNotFoundError(f"{directory}: no PEFT adapter there (no {CONFIG})")
-    stated = read_json(path)
-    if stated.get("peft_type") != "LORA":
-        raise ValueError(f"{path}: peft_type {stated.get('peft_type')!r} is not read; LORA is")
-    for name, value in stated.items():
-        plain = value in (None, False, "", [], {}) and not isinstance(value, float) or value in PLAIN.get(name, ())
-        if not plain and name not in (*READ, *WITHOUT_EFFECT):
-            raise ValueError(f"{path}: {name[:60]} {repr(value)[:60]} is not plain LoRA, and not read")
-    if not isinstance(stated.get("use_rslora") or False, bool):
-        raise ValueError(f"{path}: use_rslora is {stated['use_rslora']!r}, but must be true or false")
-    check_factor(path, "r", stated.get("r"))
-    check_factor(path, "lora_alpha", stated.get("lora_alpha"))
-    for name, what in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha")):
-        patterns = stated.get(name) or {}
-        if not isinstance(patterns, dict):
-            raise ValueError(f"{path}: {name} is {str(patterns)[:60]}, but must be an object")
-        for pattern, value in patterns.items():
-            check_pattern(path, name, pattern)
-            check_factor(path, f"{name} {pattern!r}", value, what)
-    check_target_entries(path, stated)
-    return stated
-
-
-LARGEST_FACTOR, LONGEST_NAME = 1e6, 300
-
-
-def check_factor(path: Path, name: str, value: object, what: str | None = None) -> None:
-    """Raises ValueError unless a rank is an integer, and lora_alpha a number, above 0 and not absurdly large."""
-    kinds, words = (int, "an integer") if (what or name) == "r" else ((int, float), "a number")
-    if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value <= LARGEST_FACTOR:
-        raise ValueError(f"{path}: {name} is {str(value)[:60]}, not {words} above 0, up to {LARGEST_FACTOR:.0f}")
-
-
-def check_pattern(path: Path, name: str, pattern: str, most: int = 2) -> None:
-    """Raises ValueError for a regular expression that is wrong, or that may take very long to match.
-
-    Names of layers are short. Without a repeated group, and with few repetitions, matching stays fast."""
-    slow = re.search(r"\)\s*[*+{]|\(\?(?!:)|\\[1-9]", pattern)
-    repeated = re.findall(r"[*+{]|(?<![(*+}])\?", pattern)
-    if slow or len(repeated) > most or len(pattern) > 256:
-        raise ValueError(f"{path}: {name} holds {pattern[:60]!r}, which may take very long to match: write the names "
-                         f"of the layers, with at most {most} of * + ? {{ and none of * + {{ after a group")
-    try:
-        compiled_pattern(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise ValueError(f"{path}: {name} holds {pattern[:60]!r}, which is no regular expression ({error})") from None
-
-
-def check_target_entries(path: Path, stated: dict) -> None:
-    """Raises ValueError unless the entries that name layers are texts, lists of texts, or numbers of layers."""
-    for name in ("target_modules", "exclude_modules", "layers_pattern"):
-        value = stated.get(name)
-        if isinstance(value, str) and name != "layers_pattern":
-            check_pattern(path, name, value, 4)
-        names = [value] if isinstance(value, str) else value or []
-        if not isinstance(names, list) or not all(isinstance(text, str) for text in names):
-            raise ValueError(f"{path}: {name} is {str(value)[:60]}, but must be a text or a list of texts")
-        if name == "layers_pattern" and not all(re.fullmatch("[A-Za-z0-9_]*", text) for text in names):
-            raise ValueError(f"{path}: layers_pattern is {str(value)[:60]}, but must be names of modules")
-    numbers = stated.get("layers_to_transform")
-    for number in numbers if isinstance(numbers, list) else [numbers]:
-        if number is not None and type(number) is not int:
-            raise ValueError(f"{path}: layers_to_transform is {str(numbers)[:60]}, but must be integers")
 
 
 def check_targets(directory: Path, stated: dict, model: Llama, layers: set[str]) -> None:
@@ -191,32 +127,6 @@ def check_targets(directory: Path, stated: dict, model: Llama, layers: set[str])
                          f"({entries})")
 
 
-def is_target(stated: dict, name: str) -> bool:
-    """Whether PEFT would put an adapter beside the layer. A text is a regular expression for the whole name; a list
-    holds ends of names, and only such layers are selected by their number."""
-    def among(wanted: str | list[str]) -> bool:
-        if isinstance(wanted, str):
-            return re.fullmatch(wanted, name) is not None
-        return any(name == end or name.endswith(f".{end}") for end in wanted)
-    targets, numbers = stated["target_modules"], stated.get("layers_to_transform")
-    if (excluded := stated.get("exclude_modules")) and among(excluded):
-        return False
-    if isinstance(targets, str) and targets.lower() == "all-linear":
-        return name.startswith("model.layers.")
-    if isinstance(targets, str) or name in targets or numbers in (None, []):
-        return among(targets)
-    pattern = stated.get("layers_pattern") or "[^.]*"
-    place = re.match(rf".*?\.(?:{pattern if isinstance(pattern, str) else '|'.join(pattern)})\.(\d+)\.", name)
-    chosen = numbers if isinstance(numbers, list) else [numbers]
-    return among(targets) and place is not None and int(place[1]) in chosen
-
-
-@cache
-def compiled_pattern(pattern: str) -> re.Pattern:
-    """The expression for names that end with `pattern`, after a dot."""
-    return re.compile(rf"(.*\.)?({pattern})$")
-
-
 def layer_of(stated: dict, layer: str, place: Stored) -> PEFTLayer:
     """The rank and scaling of a layer. A pattern's key is a regular expression for the end of a layer's name, after a
     dot. The first that matches counts."""
@@ -227,31 +137,46 @@ def layer_of(stated: dict, layer: str, place: Stored) -> PEFTLayer:
     return PEFTLayer(rank, alpha / (math.sqrt(rank) if stated.get("use_rslora") else rank), place)
 
 
-def check_shapes(path: Path, model: Llama, layer: str, rank: int, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Raises ValueError unless the model has this linear layer and the factors fit it."""
+def with_means(lora: PEFTLayer, group: int, means: int) -> PEFTLayer:
+    """The layer as QA-LoRA, if its A reads so many means of groups; 0: it reads the inputs."""
+    return replace(lora, group=group, scaling=lora.scaling * means) if means else lora
+
+
+def check_shapes(path: Path, model: Llama, layer: str, rank: int, shapes: dict[str, tuple[int, ...]],
+                 group: int = 1) -> int:
+    """How many means of `group` inputs A reads; 0 if it reads the inputs themselves. Raises ValueError unless the model
+    has this linear layer and the factors fit it."""
     modules = dict(model.named_modules())
     parts = [part for part in map(modules.get, layer_places(layer, model.config)) if isinstance(part, Linear)]
     if not parts or (layer == "lm_head" and model.config.tie_word_embeddings):
         raise ValueError(f"{path}: it has an adapter for {layer}, which is no linear layer of its own in the model")
     wanted = {"A": (rank, parts[0].in_features), "B": (sum(part.out_features for part in parts), rank)}
+    means = means_of(path, layer, wanted["A"][1], shapes.get(f"{PREFIX}{layer}.lora_A.weight"), group)
+    wanted["A"] = (rank, means or wanted["A"][1])
     for letter, shape in wanted.items():
         name = f"{PREFIX}{layer}.lora_{letter}.weight"
         if shapes.get(name) != shape:
             raise ValueError(f"{path}: {name} has shape {list(shapes.get(name, ()))} instead of {list(shape)} "
                              f"(r {rank}, and the layer's sizes)")
+    return means
+
+
+def means_of(path: Path, layer: str, D_in: int, A: tuple[int, ...] | None, group: int) -> int:
+    """0 if A is as wide as the layer: beside layers that are not GPTQ's, PEFT's use_qalora is a plain LoRA. Raises
+    ValueError if the group does not divide the layer's inputs."""
+    if group == 1 or A is not None and A[-1:] == (D_in,):
+        return 0
+    if D_in % group:
+        raise ValueError(f"{path}: qalora_group_size {group} in {CONFIG} does not divide D_in={D_in} of {layer}")
+    return D_in // group
 
 
 @torch.no_grad()
 def attach_peft(model: Llama, adapter: PEFTAdapter) -> None:
-    """Put a LoRA beside each of the adapter's layers. A base layer may be dense or quantized."""
+    """Put a LoRA or a QA-LoRA beside each of the adapter's layers. A base layer may be dense or quantized."""
     with open_safetensors(adapter.path / WEIGHTS) as file:
         def adapt(name: str, base: nn.Module) -> AdaptedLinear:
             layer = adapter.layers[name]
-            A, B = (file.get_tensor(f"{PREFIX}{layer.stored.name}.lora_{letter}.weight") for letter in "AB")
-            B = layer.stored.of(B)
-            lora = LoRA(len(B), A.shape[1], Lam(1, 1), layer.rank, layer.scaling * layer.rank)
-            lora.scaling = layer.scaling
-            lora.A.copy_(A)
-            lora.B.copy_(B)
-            return AdaptedLinear(base, lora.to(model.device))
+            factors = {letter: file.get_tensor(f"{PREFIX}{layer.stored.name}.lora_{letter}.weight") for letter in "AB"}
+            return AdaptedLinear(base, layer.of(factors).to(model.device))
         replace_layers(model, list(adapter.layers), adapt)

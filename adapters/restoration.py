@@ -24,7 +24,8 @@ class RestorationRefused(ValueError):
 def check_restores(kind: type[Adapter], merge_into: str | None = None) -> None:
     """Raises RestorationRefused for an adapter that is not additive, and for one that was trained with --merge-into."""
     if not kind.additive:
-        raise RestorationRefused(f"{kind.name} does not transfer to another base: {kind.only_here}. Merge at the width "
+        why = kind.only_here or f"it trained the {kind.merges_into} of the k-bit codes, and an l-bit base has others"
+        raise RestorationRefused(f"{kind.name} does not transfer to another base: {why}. Merge at the width "
                                  f"that was trained, or train an additive method, such as qalora or qablora")
     if merge_into == CODES:
         raise RestorationRefused("--merge-into codes trained delta_W through the rounding to the k-bit grid: only the "

@@ -67,6 +67,7 @@ def facts_of(f: Field, facts: Mapping[str, Any]) -> dict[str, Any]:
     choices = list(choices() if callable(choices) else choices) if choices else None
     shown = facts.get("shown") or default_of(f)
     parse = {"type": typed(facts["parse"])} if "parse" in facts else {}
+    parse |= {"nargs": "?", "const": facts["alone"]} if "alone" in facts else {}
     return {"help": f"{facts['help']} (default: {shown})".replace("%", "%%"), "choices": choices,
             "metavar": facts.get("metavar"), **parse}
 

@@ -50,6 +50,7 @@ def option(default: Any = MISSING, *, factory: Callable = MISSING, **facts) -> A
     load      the same for text out of a run's config.json, where it differs
     choices   what is allowed, or a function that gives it
     metavar   what stands behind the flag in --help
+    alone     the value that the flag has with nothing behind it
     shown     the default in words, where the value itself says too little
     only      "adapter", "full", "gptq" or "adamw": the flag is refused without it
     rescore   True: may be given anew when a run is scored
@@ -87,6 +88,13 @@ def share(text: str) -> float:
     value = number(float, text)
     if not 0 <= value < 1:
         raise ValueError(f"{text} is not in [0, 1)")
+    return value
+
+
+def share_above_0(text: str) -> float:
+    value = number(float, text)
+    if not 0 < value <= 1:
+        raise ValueError(f"{text} is not in (0, 1]")
     return value
 
 
@@ -308,6 +316,12 @@ class TrainingConfig:
     lr_schedule: str = option("cosine", choices=SCHEDULES, only=ADAMW,
                               help="lower the learning rate to 0 after the warm-up along half a cosine or a line, or "
                                    "keep it constant")
+    distill: float | None = option(
+        None, parse=share_above_0, metavar="SHARE", alone=1.0, shown="not done; 1 if no number is given",
+        help="learn this share of the loss from the probabilities of the model before it was quantized")
+    distill_from: Place | None = option(
+        None, parse=model_place, load=saved_place(HubModel), metavar="MODEL", shown="the model before it was quantized",
+        help="with --distill: learn from this model of the same tokens, a run for example")
     clip: float = option(1.0, parse=positive(float), metavar="NORM", only=ADAMW, help="clip the gradient to this norm")
     weight_decay: float = option(0.0, parse=share, metavar="W", only=ADAMW,
                                  help="decay matrices by this factor a step, times the learning rate")

@@ -28,6 +28,8 @@ from model.token_loss import summed_loss_of
 from tasks.batching import collate, epoch_batches, split_list
 from tasks.task import Encoded
 
+Loss = Callable[[nn.Module, Sequence[Encoded]], tuple[Tensor, int]]  # summed over the target tokens, and how many
+
 
 class TrainingDiverged(RuntimeError):
     """A gradient or the validation loss is not finite."""
@@ -41,17 +43,17 @@ def summed_loss(model: nn.Module, examples: Sequence[Encoded]) -> tuple[Tensor, 
 
 
 @torch.no_grad()
-def mean_loss(model: nn.Module, examples: Sequence[Encoded], micro_batch: int) -> float:
-    """Mean over all target tokens of `examples`: the same whatever the batch size. Several processes take one part each
-    at a time, and add up the parts in the order of one process.
+def mean_loss(model: nn.Module, examples: Sequence[Encoded], micro_batch: int, objective: Loss | None = None) -> float:
+    """Mean over all target tokens of `examples`: the same whatever the batch size. Of `summed_loss` unless `objective`
+    is given. Several processes take one part each at a time, and add up the parts in the order of one process.
 
     Raises NotFinite, with the tensor or the layer that is to blame: NaN is below no other loss, and above none; and
     Stopped if another process was asked to stop."""
     parts = split_list(sorted(examples, key=lambda e: len(e.tokens)), micro_batch)
     total = tokens = 0
     for at_once in tqdm(split_list(parts, processes.size()), desc="validation loss", disable=None, leave=False):
-        mine = [(loss.item(), n) for loss, n in (summed_loss(model, part) for part in processes.share(at_once))]
-        found, asked = zip(*processes.gather((mine, STOP.asked)), strict=True)
+        losses = ((objective or summed_loss)(model, part) for part in processes.share(at_once))
+        found, asked = zip(*processes.gather(([(loss.item(), n) for loss, n in losses], STOP.asked)), strict=True)
         if processes.several() and any(asked) and STOP.holding:
             raise Stopped(max(filter(None, asked)))
         for part, (loss, n) in zip(at_once, chain.from_iterable(found), strict=True):
@@ -70,7 +72,7 @@ def to_blame(model: nn.Module, examples: Sequence[Encoded]) -> str:
 
 class Trainer:
     """The optimizer steps `parameters` only. `keep_best` is called at each new lowest validation loss. `flush_log`:
-    makes what `log` got so far survive a power loss.
+    makes what `log` got so far survive a power loss. `objective`: what is minimised, in the place of `summed_loss`.
 
     `state_file` holds what resuming needs (`training_state.py`)."""
 
@@ -78,7 +80,7 @@ class Trainer:
                  train: list[Encoded], validation: list[Encoded], state_file: Path,
                  keep_best: Callable[[], None], log: Callable[[dict], None],
                  flush_log: Callable[[], None] = lambda: None,
-                 clock: Callable[[], float] = time.monotonic):
+                 clock: Callable[[], float] = time.monotonic, objective: Loss | None = None):
         self.model, self.parameters, self.settings, self.seed = model, parameters, settings, seed
         self.train_set, self.validation_set = train, validation
         self.states, self.keep_best, self.log, self.flush_log = StateFiles(state_file), keep_best, log, flush_log
@@ -93,6 +95,7 @@ class Trainer:
         self.total_steps = settings.steps or settings.epochs * self.per_epoch
         self.step, self.best, self.tokens, self.seconds = 0, math.inf, 0, 0.0
         self.since_best = 0  # validations since the best one
+        self.objective = objective
         self.to_validate = False  # a validation is due after this step, and its loss is not known yet
         self.agreed: int | None = None  # the signal that asked one of several processes to stop
         self.clock, self.saved_at = clock, clock()
@@ -211,7 +214,7 @@ class Trainer:
         """Of a micro-batch; returns its summed loss."""
         if self.recorded:
             return self.recorded(part, n_targets)
-        loss, _ = summed_loss(self.model, part)
+        loss, _ = (self.objective or summed_loss)(self.model, part)
         (loss / n_targets).backward()
         return loss.detach()
 
@@ -224,7 +227,7 @@ class Trainer:
         self.model.eval()
         try:
             with STOP.at_once():
-                loss = mean_loss(self.model, self.validation_set, self.settings.micro_batch)
+                loss = mean_loss(self.model, self.validation_set, self.settings.micro_batch, self.objective)
         except Stopped as stopped:
             self.agreed = stopped.number
             self._save()

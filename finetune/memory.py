@@ -8,6 +8,7 @@
 | adapters | their float32 numbers |
 | gradients, optimizer | 4 and 8 bytes for each number that trains; t-SignSGD keeps none |
 | activations | what a forward pass of the longest micro-batch keeps for backward, on a model without memory |
+| teacher | with --distill: 2 bytes for each weight of the teacher |
 | logits | those of one part of the vocabulary's loss, and its gradients of x (`token_loss.py`) |
 
 The process takes some hundred MB besides, most of them for torch itself, and dequantizes one layer at a time. With
@@ -26,6 +27,7 @@ from finetune.adapted_model import attach_adapters, residuals_to_keep
 from finetune.checks import planned_model
 from finetune.config import RunConfig
 from finetune.data import PreparedData
+from finetune.distillation import objective_of, teacher_source
 from finetune.optimizer import MOMENTS
 from finetune.quantize import load_base
 from finetune.residual import Residuals
@@ -71,10 +73,11 @@ def measured(model: Llama, config: RunConfig, rows: Sequence[Encoded]) -> Parts:
     adapters = 4.0 * sum(p.numel() for p in adapter_parameters(model).values())
     factors = stored_bytes(list(codes)) - packed
     kept = kept_for_backward(model, collate(rows, model.device).tokens)
-    residuals = of_residuals(model)
+    residuals, objective = of_residuals(model), objective_of(config)
     return {"weights": stored_bytes([model]) - packed - factors - adapters - residuals, "codes": packed,
             "factors": factors, **({"residuals": residuals} if residuals else {}), "adapters": adapters,
-            **of_training(model, config), "activations": kept, "logits": of_logits(model, rows)}
+            **of_training(model, config), **({"teacher": stored_bytes([objective.teacher])} if objective else {}),
+            "activations": kept, "logits": of_logits(model, rows, bool(objective))}
 
 
 def predicted(planned: Llama, config: RunConfig, rows: Sequence[Encoded]) -> Parts:
@@ -87,7 +90,8 @@ def predicted(planned: Llama, config: RunConfig, rows: Sequence[Encoded]) -> Par
     planned.checkpointing = config.training.gradient_checkpointing
     codes = [m for m in planned.modules() if isinstance(m, QuantLinear)]
     coded = sum(m.in_features * m.out_features for m in codes)
-    dense = sum(p.numel() for p in planned.parameters()) - sum(p.numel() for p in adapter_parameters(planned).values())
+    dense = numbers_of(planned) - sum(p.numel() for p in adapter_parameters(planned).values())
+    teacher = teacher_source(config)
     T = max(len(e.tokens) for e in rows) - 1
     kept = kept_for_backward(planned.train(), torch.zeros(len(rows), min(T, SHORT), dtype=torch.long, device="meta"))
     return {"weights": dense * (4.0 if config.adapter_kind is None else 2.0),
@@ -95,8 +99,9 @@ def predicted(planned: Llama, config: RunConfig, rows: Sequence[Encoded]) -> Par
             "factors": coded * factor_bytes(config.base.quantization),
             **({"residuals": of_residuals(planned)} if config.adapter.keep_residual else {}),
             "adapters": 4.0 * sum(p.numel() for p in adapter_parameters(planned).values()),
-            **of_training(planned, config), "activations": kept * max(1.0, T / SHORT),
-            "logits": of_logits(planned, rows)}
+            **of_training(planned, config),
+            **({"teacher": 2.0 * numbers_of(empty_model(teacher.config, torch.float32))} if teacher else {}),
+            "activations": kept * max(1.0, T / SHORT), "logits": of_logits(planned, rows, bool(teacher))}
 
 
 def of_residuals(model: Llama) -> float:
@@ -119,11 +124,17 @@ def of_training(model: nn.Module, config: RunConfig) -> Parts:
     return {"gradients": 4.0 * trained, "optimizer": 4.0 * len(MOMENTS[config.training.optimizer]) * trained}
 
 
-def of_logits(model: Llama, rows: Sequence[Encoded]) -> float:
-    """One part's logits and their gradient in the model's type, log-probabilities in float32; x and its gradient."""
+def numbers_of(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def of_logits(model: Llama, rows: Sequence[Encoded], taught: bool) -> float:
+    """One part's logits and their gradient in the model's type, log-probabilities in float32; x and its gradient. With
+    a teacher: its logits, log-probabilities, probabilities and x too."""
     targets, width = sum(len(e.learned) for e in rows), model.dtype.itemsize
     at_once = min(targets * model.config.vocab_size, LOGITS_AT_ONCE)
-    return at_once * (2.0 * width + 4) + 2.0 * targets * model.config.hidden_size * width
+    of_model = at_once * (2.0 * width + 4) + 2.0 * targets * model.config.hidden_size * width
+    return of_model + (at_once * (width + 8.0) + targets * model.config.hidden_size * width if taught else 0.0)
 
 
 def kept_for_backward(model: Llama, tokens: Tensor) -> float:

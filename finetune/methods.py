@@ -27,6 +27,7 @@ METHODS = {
     "irqlora": Method("IR-QLoRA", "irqlora", "icq", 5e-3, lam="1"),
     "peqa": Method("PEQA", "peqa", "intminmax", 3e-2, grid="intminmax"),
     "lota": Method("LoTA-QAF", "lota", "gptq", None, block="32x1", even=True, optimizer="t-signsgd"),
+    "scaleoffset": Method("scale and offset", "scaleoffset", "minmax", 3e-2, block="32x1"),
 }
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")

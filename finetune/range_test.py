@@ -21,6 +21,7 @@ from finetune.adapted_model import residuals_to_keep
 from finetune.config import RunConfig
 from finetune.config_json import config_json
 from finetune.data import PreparedData
+from finetune.distillation import objective_of
 from finetune.loop import Trainer, TrainingDiverged, mean_loss
 from finetune.memory import prepared
 from finetune.pictures import plot_rates
@@ -90,7 +91,8 @@ class FromOneStart:
 
     def loss(self) -> float:
         model = self.trainer.model.eval()
-        return mean_loss(model, self.trainer.validation_set[:ROWS], self.trainer.settings.micro_batch)
+        return mean_loss(model, self.trainer.validation_set[:ROWS], self.trainer.settings.micro_batch,
+                         self.trainer.objective)
 
     def loss_at(self, rate: float) -> float:
         """NaN if training diverges."""
@@ -148,7 +150,7 @@ def trainer_of(place: Run, source: Source, config: RunConfig, data: PreparedData
     check_weights(model, data.used_ids, str(config.base.model))
     parameters = dict(model.named_parameters()) if config.adapter_kind is None else adapter_parameters(model)
     return Trainer(model, parameters, config.training, config.data.seed, data.train, data.validation,
-                   place.states.newest, lambda: None, lambda record: None)
+                   place.states.newest, lambda: None, lambda record: None, objective=objective_of(config))
 
 
 def base_model(source: Source, config: RunConfig, data: PreparedData, residuals: Residuals | None = None) -> Llama:

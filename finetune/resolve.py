@@ -79,6 +79,7 @@ def resolve_run(given: Given) -> RunConfig:
     check_graphs(training, compute)
     check_rounding(adapter, training)
     check_residual(adapter, quantization)
+    check_distillation(base, training)
     return RunConfig(base, data, part(EvaluationConfig, given, requantize=requantize), compute, name, adapter, training)
 
 
@@ -107,6 +108,17 @@ def check_residual(adapter: AdapterConfig, quantization: QuantSpec | None) -> No
     if adapter.keep_residual and quantization is None:
         raise ValueError("--keep-residual keeps what quantizing takes from the original weights, and this base is not "
                          "quantized here: give --quantizer and a dense model, or leave it out")
+
+
+def check_distillation(base: BaseConfig, training: TrainingConfig) -> None:
+    if training.distill_from and not training.distill:
+        raise ValueError(f"--distill-from {training.distill_from} goes with --distill only: give both")
+    if training.distill and not (base.quantization or training.distill_from):
+        raise ValueError("--distill learns from the model before it was quantized, and this run quantizes nothing: its "
+                         "base would be its own teacher, or holds codes whose original is not there. Name a teacher "
+                         "with --distill-from, or leave --distill out")
+    if training.distill and training.cuda_graphs:
+        raise ValueError("--cuda-graphs does not go with --distill yet: leave it out")
 
 
 def refuse_useless(given: Given, name: str) -> None:

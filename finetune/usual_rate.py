@@ -1,6 +1,6 @@
 """The learning rate without --lr.
 
-    lr = lr_m * (lam_in / lam_m)^p * sqrt((lora_alpha / rank) / s) * min(1, 256 / width)
+    lr = lr_m * (lam_in / lam_m)^p * sqrt((lora_alpha / rank) / s) * min(1, 256 / width) * d
 
 | factor | what it is | why |
 |---|---|---|
@@ -10,6 +10,7 @@
 | | | BLoRA's rank grows as its inputs get fewer, which makes up for it: p = 0 |
 | s | the adapter's scaling; not lora_alpha / rank with `--scaling rslora` | s scales what B moves, not what A moves |
 | width | the model's hidden_size | Adam moves each weight alike, and a layer adds up `width` of them |
+| d | 1/20 with --distill alone, else 1 | the model begins beside its teacher, and has no task to learn |
 
 On the embedded base with the method's usual tile, it is lr_m. docs/learning-rate.md has the measurements.
 """
@@ -22,6 +23,7 @@ from finetune.config import RunConfig
 from finetune.methods import Method
 
 WIDTH = 256  # hidden_size of the embedded base
+BESIDE_ITS_TEACHER = 1 / 20  # d
 POWERS = {"qalora": 0.5, "qablora": 1.0}  # p; 0 for adapters that are not listed
 
 
@@ -41,6 +43,8 @@ def factors(config: RunConfig, width: int) -> dict[str, float]:
     if adapter.lam:
         plain, s = (SCALINGS[name](adapter.lora_alpha, adapter.rank) for name in ("lora", adapter.scaling))
         found[f"{adapter.rank}^(-1/4) for --scaling {adapter.scaling}"] = math.sqrt(plain / s)
+    if config.training.distill == 1 and not config.training.distill_from:
+        found["1/20 for --distill"] = BESIDE_ITS_TEACHER
     return {words: factor for words, factor in found.items() if factor != 1}
 
 

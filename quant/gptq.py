@@ -12,6 +12,7 @@ from torch import Tensor
 
 from quant.factors import ZeroPoints
 from quant.gptq_columns import ColumnGrid, round_columns
+from quant.gptq_recorded import fixed_grids
 from quant.grid import Grid, QuantizedWeight
 from quant.quantizer import Quantizer
 
@@ -155,8 +156,13 @@ def gptq(weight: Tensor, H: Tensor, quantizer: Quantizer, act_order: bool = Fals
             fitted.append(quantizer.fit(w[i:i + group].T.contiguous(), layer))
             groups.append(ColumnGrid.of(fitted[-1], 0, w.dtype))
         return groups[group_of[i]]
-    for start, end in lazy_blocks(len(U), group):
-        round_columns(w, U, codes, start, end, grid_of)
+    ranges = lazy_blocks(len(U), group)
+    recorded = fixed_grids(groups, order // group, w, ranges[0][1])
+    for start, end in ranges:
+        if recorded:
+            recorded.round_columns(w, U, codes, start, end)
+        else:
+            round_columns(w, U, codes, start, end, grid_of)
     return QuantizedWeight(codes[order.argsort()].T.contiguous(), fixed or join_groups(fitted)), damping
 
 

@@ -44,12 +44,22 @@ def round_columns(w: Tensor, U: Tensor, codes: Tensor, start: int, end: int,
                   grid_of: Callable[[int], ColumnGrid]) -> None:
     """Round columns start..end-1 one by one, and subtract err * U_i, err = (w - w_hat) / U_ii, from the columns to the
     right: at once inside the range, in one product beyond it. w and codes: (D_in, D_out)."""
-    errors, update = (torch.empty_like(w[start:end]) for _ in range(2))
-    diagonal = U.diagonal().unbind()
-    for i in range(start, end):
+    errors = torch.empty_like(w[start:end])
+    round_range(w[start:end], U[start:end, start:end], codes[start:end], errors, lambda i: grid_of(start + i))
+    spread_errors(w, U, start, end, errors)
+
+
+def round_range(w: Tensor, U: Tensor, codes: Tensor, errors: Tensor, grid_of: Callable[[int], ColumnGrid]) -> None:
+    """The range alone: all tensors hold its columns only. Writes codes and errors, and changes w."""
+    update, diagonal = torch.empty_like(w), U.diagonal().unbind()
+    for i in range(len(w)):
         grid = grid_of(i)
         codes[i], values = grid.round(w[i])
         w_hat = torch.addcmul(grid.offset, grid.scale, values)
-        error = torch.sub(w[i], w_hat, out=errors[i - start]).div_(diagonal[i])
-        w[i + 1:end] -= torch.mul(U[i, i + 1:end, None], error, out=update[i + 1 - start:])
+        error = torch.sub(w[i], w_hat, out=errors[i]).div_(diagonal[i])
+        w[i + 1:] -= torch.mul(U[i, i + 1:, None], error, out=update[i + 1:])
+
+
+def spread_errors(w: Tensor, U: Tensor, start: int, end: int, errors: Tensor) -> None:
+    """From the range start..end-1 to all columns behind it."""
     w[end:] -= U[start:end, end:].T @ errors

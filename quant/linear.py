@@ -86,6 +86,10 @@ class QuantLinear(nn.Module):
         """A layer with another scale. It shares all other buffers, `codes` included, with this one."""
         return self._with_grid(replace(self.grid, scale=scale))
 
+    def with_factors(self, scale: Tensor, offset: Tensor) -> "QuantLinear":
+        """A layer with another scale and another offset. It shares all other buffers, `codes` included."""
+        return self._with_grid(replace(self.grid, scale=scale, offset=offset))
+
     def _with_grid(self, grid: Grid) -> "QuantLinear":
         return QuantLinear(self.out_features, self.in_features, self.codes, grid, self.bias)
 

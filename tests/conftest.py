@@ -88,6 +88,8 @@ SLOW = (
     "tasks/test_own_commands.py",
     "tasks/test_benchmarks.py",
     "quant/test_gptq.py",
+    "experiments/test_cells.py",
+    "experiments/test_method_pictures.py",
     "interop/test_export_gguf.py",
     "interop/test_export_loss.py",
     "interop/test_lost.py",

@@ -32,6 +32,9 @@ GENERATE = ("tests/model/test_generate.py", "tests/model/test_model.py")
 LIKELY = ("tests/model/test_likelihood.py", "tests/tasks/test_benchmarks.py")
 QUANT = ("tests/quant",)
 ADAPTERS = ("tests/adapters",)
+QALORA_IN = ("tests/adapters/test_peft_qalora.py",)
+REFITTED = ("tests/adapters/test_scaleoffset.py",)
+DISTILLED = ("tests/finetune/test_distillation.py",)
 ROUNDED = ("tests/adapters/test_rounded.py", "tests/quant/test_moved.py")
 LOTA, SIGNS = ("tests/adapters/test_lota.py",), ("tests/finetune/test_sign_sgd.py",)
 LOSS = ("tests/model/test_token_loss.py",)
@@ -52,6 +55,7 @@ TASKS = ("tests/tasks",)
 OWN = ("tests/tasks/test_messages.py", "tests/tasks/test_own_rows.py", "tests/tasks/test_own_commands.py")
 CHAT = ("tests/model/test_chat_template.py", "tests/model/test_talk.py", "tests/tasks/test_messages.py")
 SCORING = ("tests/scoring",)
+CELLS = ("tests/experiments/test_cells.py", "tests/experiments/test_methods.py")
 EXPORT = ("tests/interop/test_export.py",)
 PEFT = ("tests/interop/test_export_peft.py",)
 CARD = ("tests/interop/test_model_card.py", "tests/interop/test_modelfile.py", "tests/interop/test_push.py")
@@ -165,9 +169,13 @@ MUTANTS = [
     M("gptq-stale-groups", "quant/gptq.py", "quantizer.fit(w[i:i + group].T.contiguous(), layer)",
       "quantizer.fit(weight[:, i:i + group], layer)", QUANT),
     M("gptq-no-feedback-in-the-block", "quant/gptq_columns.py",
-      "w[i + 1:end] -= torch.mul(U[i, i + 1:end, None], error, out=update[i + 1 - start:])", "pass", QUANT),
+      "w[i + 1:] -= torch.mul(U[i, i + 1:, None], error, out=update[i + 1:])", "pass", QUANT),
     M("gptq-no-feedback-beyond-the-block", "quant/gptq_columns.py", "w[end:] -= U[start:end, end:].T @ errors", "pass",
       QUANT),
+    M("recorded-columns-with-the-grids-of-the-first-range", "quant/gptq_recorded.py", "self.group_of[start:end]",
+      "self.group_of[:end - start]", QUANT),
+    M("recorded-columns-keep-the-first-factor", "quant/gptq_recorded.py", "mine.copy_(given)",
+      "mine.copy_(given if given is not U else mine)", QUANT),
     M("gptq-factor-of-fewer-tokens", "quant/gptq.py", "        self.factors.clear()\n", "", QUANT),
     M("dequantize-with-two-roundings", "quant/grid.py", "fused=not exact", "fused=False", QUANT),
     M("dequantize-scale-0-as-positive", "quant/grid.py", "scale.min() > 0 and not offset.any()", "not offset.any()",
@@ -275,7 +283,31 @@ MUTANTS = [
       "self.moved(0 * self.adapter.delta_weight().detach())", ROUNDED),
     M("a-rounded-adapter-merges-by-the-rule-of-tiles", "adapters/merge.py", " or adapter.merges_into == CODES:", ":",
       ROUNDED),
-    M("held-without-the-moved-codes", "adapters/held.py", "RescaledLinear | RoundedLinear", "RescaledLinear", ROUNDED),
+    M("held-without-the-moved-codes", "adapters/held.py", "| RefittedLinear | RoundedLinear", "| RefittedLinear",
+      ROUNDED),
+    M("held-without-trained-factors", "adapters/held.py", "| RefittedLinear |", "|", REFITTED),
+    M("an-offset-that-the-factor-leaves", "adapters/scaleoffset.py", "f * offset + UNIT", "offset + UNIT", REFITTED),
+    M("gradient-of-the-factor-without-the-factor", "adapters/scaleoffset.py", "(grad_weight * scaled).sum(1)",
+      "(grad_weight * split_blocks(ctx.layer.base.dequantize(H.dtype), block)).sum(1)", REFITTED),
+    M("gradient-of-x-without-H", "adapters/scaleoffset.py", "scaled.add_(per_block(added))", "scaled", REFITTED),
+    M("a-gradient-of-H-for-its-own-unit", "adapters/scaleoffset.py", "grad_H = UNIT * ", "grad_H = ", REFITTED),
+    M("merge-of-the-offset-alone", "adapters/merge.py", "return adapter.factors(*base.grid.factors())",
+      "return base.grid.factors()[0], adapter.factors(*base.grid.factors())[1]", REFITTED),
+    M("a-merged-offset-that-no-export-sees", "interop/trained.py", '"offset" in self.target.into',
+      'self.target.into == "offset"', ("tests/interop/test_export_scaleoffset.py",)),
+    M("qalora-of-peft-by-the-mean-alone", "adapters/peft_in.py", "scaling=lora.scaling * means)",
+      "scaling=lora.scaling)", QALORA_IN),
+    M("qalora-of-peft-by-its-flag-alone", "adapters/peft_in.py", "A is not None and A[-1:] == (D_in,):", "False:",
+      QALORA_IN),
+    M("a-group-that-does-not-divide", "adapters/peft_in.py", "if D_in % group:", "if False:", QALORA_IN),
+    M("divergence-from-the-model-to-the-teacher", "finetune/distillation.py", "(p * (log_p - log_q)).sum()",
+      "(log_q.exp() * (log_q - log_p)).sum()", DISTILLED),
+    M("the-whole-teacher-at-any-share", "finetune/distillation.py", "sub_(p, alpha=share)", "sub_(p)", DISTILLED),
+    M("the-rows-in-spite-of-distill", "finetune/distillation.py", "targets] -= 1 - share", "targets] -= 1", DISTILLED),
+    M("validation-without-the-teacher", "finetune/loop.py", "(objective or summed_loss)(model, part)",
+      "summed_loss(model, part)", DISTILLED),
+    M("another-teacher-than-named", "finetune/distillation.py", "config.training.distill_from or config.base.model",
+      "config.base.model", FLAGS),
     M("merge-into-is-ignored", "finetune/adapted_model.py",
       "into_codes(adapter) if config.adapter.merge_into else adapter", "adapter", FLAGS),
     M("a-rounded-adapter-on-another-base", "adapters/restoration.py", "if merge_into == CODES:",
@@ -327,8 +359,8 @@ MUTANTS = [
     M("clip-ignored", "finetune/loop.py", "self.parameters.values(), self.settings.clip)",
       "self.parameters.values(), math.inf)", LOOP),
     M("micro-batch-by-its-own-targets", "finetune/loop.py",
-      "loss, _ = summed_loss(self.model, part)\n        (loss / n_targets).backward()",
-      "loss, own = summed_loss(self.model, part)\n        (loss / own).backward()", LOOP),
+      "loss, _ = (self.objective or summed_loss)(self.model, part)\n        (loss / n_targets).backward()",
+      "loss, own = (self.objective or summed_loss)(self.model, part)\n        (loss / own).backward()", LOOP),
     M("recorded-gradients-overwritten", "finetune/graphs.py", "torch._foreach_add_(", "torch._foreach_copy_(",
       ("tests/finetune/test_graphs.py",)),
     M("recorded-rows-forgotten", "model/recorded_decoding.py", "return recorded.logits()[self.rows]",
@@ -452,6 +484,17 @@ MUTANTS = [
     M("gsm8k-shots-of-another-seed", "tasks/gsm8k.py", "FEWSHOT_SEED = 1234", "FEWSHOT_SEED = 1235", TASKS),
     M("macro-f1-over-written-classes", "tasks/labels.py", "for c in n_gold) / len(n_gold)",
       "for c in n_gold) / len(n_gold | n_written)", TASKS),
+    M("best-rate-is-the-worst", "experiments/cells/plan.py", "done[min(losses, key=losses.__getitem__)]",
+      "done[max(losses, key=losses.__getitem__)]", CELLS),
+    M("best-rate-diverged", "experiments/cells/plan.py",
+      "(loss := done[name][\"training\"][\"best_validation_loss\"]) is not None",
+      "(loss := done[name][\"training\"][\"best_validation_loss\"] or 0.0) is not None", CELLS),
+    M("sixteen-bits-count-as-k", "experiments/claims/method_rows.py", " and key != \"merged-16bit\"", "", CELLS),
+    M("seeds-of-one-row-only", "experiments/claims/method_rows.py",
+      "a.states(which).keys() & b.states(which).keys()", "a.states(which).keys() | b.states(which).keys()", CELLS),
+    M("edge-is-not-said", "experiments/claims/method_rows.py", "in (min(values), max(values))",
+      "in (min(values),)", CELLS),
+    M("slower-gets-more-steps", "experiments/plans/methods.py", "STEPS / ratio", "STEPS * ratio", CELLS),
     M("mcnemar-one-sided", "tasks/significance.py", "min(1.0, 2 * tail / 2 ** n)", "min(1.0, tail / 2 ** n)", TASKS),
     M("bootstrap-not-paired", "tasks/significance.py", "mean_test(a - b, seed)",
       "mean_test(a - np.random.default_rng(0).permutation(b), seed)", TASKS),

@@ -94,8 +94,8 @@ def test_the_layer_is_one_matrix_and_its_merge_is_exact_or_refused(kind, base):
         assert merges
         torch.testing.assert_close(merged(x), y, rtol=0, atol=1e-10)
         assert (merged.codes is layer.base.codes) == ("codes" not in kind[0].merges_into)
-        kept = ("levels", "offset.zero") if kind[0].name == "peqa" else (
-            "levels", *(n for n in before if ".scale" in n))
+        kept = {"scale": ("levels", "offset.zero"), "scale and offset": ("levels",)}.get(
+            kind[0].merges_into, ("levels", *(n for n in before if ".scale" in n)))
         for name in (n.removeprefix("base.") for n in kept):
             assert torch.equal(merged.state_dict()[name], before[f"base.{name}"]), name
         unchanged(layer, before)
@@ -108,8 +108,8 @@ def unchanged(layer, before):
 
 @pytest.mark.parametrize("base", BASES, ids=ids)
 def test_which_adapters_merge_into_k_bits(base):
-    """Averaged tiles that hold whole blocks merge, and so do PEQA and LoTA. LoRA, IR-QLoRA and operators that skip
-    inputs never do."""
+    """Averaged tiles that hold whole blocks merge, and so do PEQA, LoTA and `scaleoffset`. LoRA, IR-QLoRA and operators
+    that skip inputs never do."""
     into_k_bits = {}  # (adapter, operators) -> which of True and False were found
     for kind, operators in KINDS:
         for layer in layers(kind, operators, base):
@@ -148,6 +148,9 @@ def zero(parameter):
     ("lota", "codes left as they were", lambda layer: setattr(layer.adapter, "omega", 9.0)),
     ("lota", "half of the ternary matrix", lambda layer: zero(layer.adapter.A)),
     ("peqa", "zero points moved", lambda layer: layer.base.offset.zero.add_(1)),
+    ("scaleoffset", "factor lost", lambda layer: zero(layer.adapter.log_factor)),
+    ("scaleoffset", "H lost", lambda layer: zero(layer.adapter.H)),
+    ("scaleoffset", "H of other blocks", lambda layer: setattr(layer.adapter.H, "data", layer.adapter.H.data.flip(1))),
     ("blora", "bias lost", lambda layer: layer.base.bias.zero_()),
     ("qablora", "a code changed", lambda layer: layer.base.codes[0].add_(1))])
 def test_a_merge_of_anything_else_would_be_noticed(kind, fault, spoil):
@@ -203,7 +206,8 @@ def merging(kind):
 
 @pytest.mark.parametrize("base", MARKED, ids=ids)
 def test_a_base_saved_and_loaded_has_the_same_bits_before_and_after_a_merge(base, tmp_path):
-    for block, kind in ((Block(4, 8), "qablora"), (Block(32, 1), "qalora"), (Block(None, 1), "peqa")):
+    for block, kind in ((Block(4, 8), "qablora"), (Block(32, 1), "qalora"), (Block(None, 1), "peqa"),
+                        (Block(8, 4), "scaleoffset")):
         model = quantized_model(base, block)
         for _ in range(2):
             save_model(model, tmp_path / "model.safetensors")

@@ -11,6 +11,7 @@ from adapters.lota import LoTA
 from adapters.merge import merge_into_codes, merge_target, merge_to_dense
 from adapters.restoration import RestorationRefused, check_restores
 from finetune.resolve import EVEN
+from finetune.sign_sgd import SignSGD
 from model.llama import Linear
 from quant import QUANTIZERS
 from quant.grid import Block, dequantize, join_blocks, per_block, split_blocks
@@ -169,3 +170,13 @@ def test_what_moves_no_code_is_refused():
         adapted_layer(Linear(D_IN, D_OUT, bias=False), LoTA(D_OUT, D_IN, RANK))
     with pytest.raises(RestorationRefused, match="lota does not transfer to another base: it moved the k-bit codes"):
         check_restores(LoTA)
+
+
+def test_no_step_waits_for_a_device():
+    """On tensors without values, whatever asks for one fails: a GPU would have to be waited for."""
+    layer = layer_of(("minmax", 4), BLOCKS[2], dtype=torch.float32).to("meta")
+    x = torch.empty(2, 3, D_IN, device="meta", dtype=torch.bfloat16, requires_grad=True)
+    layer(x).sum().backward()
+    SignSGD(layer.adapter.parameters()).step()
+    with pytest.raises((RuntimeError, NotImplementedError)):  # control
+        x.sum().item()

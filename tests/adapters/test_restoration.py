@@ -18,6 +18,7 @@ from adapters.restoration import (
     layer_change,
     overall_ratio,
 )
+from adapters.scaleoffset import ScaleOffset
 from model.llama import Linear
 from quant import QUANTIZERS
 from quant.grid import Block
@@ -94,6 +95,8 @@ def test_a_restored_layer_merges_into_the_l_bit_offsets_exactly_or_is_refused(ki
 def test_peqa_is_refused_with_the_reason():
     with pytest.raises(RestorationRefused, match="a factor on each scale of the k-bit codes"):
         check_restores(PEQA)
+    with pytest.raises(RestorationRefused, match="scaleoffset does not transfer to another base: it trained a factor"):
+        check_restores(ScaleOffset)
     for kind, _ in ADDITIVE:
         check_restores(kind)
 

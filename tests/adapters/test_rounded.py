@@ -227,3 +227,14 @@ def test_what_has_no_codes_to_move_is_refused():
         adapted_layer(Linear(D_IN, D_OUT, bias=False), adapter)
     with pytest.raises(ValueError, match="peqa is not additive and merges into the scale"):
         into_codes(PEQA(D_OUT, D_IN, Block(4, 8)))
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_no_step_waits_for_a_device(keep):
+    """On tensors without values, whatever asks for one fails: a GPU would have to be waited for."""
+    layer = layer_of(ADAPTERS["lora"], grid=("nf", 3), block=BLOCKS[2], dtype=torch.float32, keep=keep).to("meta")
+    x = torch.empty(2, 3, D_IN, device="meta", dtype=torch.bfloat16, requires_grad=True)
+    layer(x).sum().backward()
+    assert x.grad.shape == x.shape and all(p.grad is not None for p in layer.adapter.parameters())
+    with pytest.raises((RuntimeError, NotImplementedError)):  # control
+        x.sum().item()

@@ -10,7 +10,7 @@ from tests.cli import FEW, call, few, rows_of
 from tests.cuda.device import DEVICE, ON
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
-CODES = ("qalora", "qablora", "peqa", "lota")  # merge into k bits
+CODES = ("qalora", "qablora", "peqa", "lota", "scaleoffset")  # merge into k bits
 GPTQ_MAY_DIFFER = 2e-2  # of a loss; a near tie takes another code, and all later columns follow
 
 
@@ -54,7 +54,8 @@ def test_a_run_ends_with_its_table_and_the_merged_model_answers_as_trained(small
 
 @pytest.mark.parametrize("flags", [("--double-quant",), ("--quantizer", "gptq", "--act-order"), ("--dropout", "0.1"),
                                    ("--quantizer", "gptq", "--grid", "nf", "--bits", "3"), ("--micro-batch", "3"),
-                                   ("--targets", "attention", "--quantized-layers", "attention"), ("--bits", "2")])
+                                   ("--targets", "attention", "--quantized-layers", "attention"), ("--bits", "2"),
+                                   ("--distill",), ("--distill", "0.5")])
 def test_flags_of_the_base_and_of_training(small_base, flags):
     steps, _ = run(small_base, "qlora", "x", *ON, *flags)
     assert len(steps) == int(FEW[FEW.index("--steps") + 1])

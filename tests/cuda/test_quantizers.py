@@ -98,6 +98,18 @@ def test_gptq_errs_less_than_rounding_and_as_much_as_on_the_cpu(phrase):
     assert ours.gptq_error < ours.rounding_error and ours.gptq_error == pytest.approx(cpu.gptq_error, rel=0.05)
 
 
+@pytest.mark.parametrize("phrase", ["gptq:minmax@32x1-2bit+act-order", "gptq:nf@64x1-3bit+double-quant"])
+def test_recorded_columns_give_the_codes_of_columns_launched_one_by_one(phrase, monkeypatch):
+    spec, found = QuantSpec.parse(phrase), []
+    for failed in ([], ["switched off to be compared"]):
+        monkeypatch.setattr("quant.gptq_recorded._failed", failed)
+        hessian = Hessian(D_IN, device=DEVICE)
+        hessian.add(torch.randn(512, D_IN, generator=torch.Generator().manual_seed(2)).to(DEVICE))
+        found.append(quantize_by_gptq(weight().to(DEVICE), hessian, spec.new_quantizer(), spec.act_order, "layer")[0])
+        assert len(failed) == (1 if failed else 0)
+    assert torch.equal(found[0].codes, found[1].codes)
+
+
 def test_a_layer_that_cannot_be_quantized_is_named():
     bad = weight().to(DEVICE)
     bad[3, 5] = torch.nan

@@ -36,7 +36,7 @@ def test_a_changed_figure_changes_the_page(monkeypatch):
 
 def test_every_json_file_of_results_is_on_the_page_with_its_provenance():
     files = {path.stem for path in results_page.RESULTS.glob("*.json")} - {"provenance"}
-    shown = {file for name in results_page.ORDER for file in results_page.FILES.get(name, (name,))}
+    shown = {file for name in results_page.order() for file in results_page.FILES.get(name, (name,))}
     assert files == shown
     for name, record in results_page.records().items():
         assert all(record[key] for key in ("title", "date", "machine", "commit", "command", "about", "tables")), name

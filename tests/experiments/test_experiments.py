@@ -3,19 +3,18 @@ import argparse
 import importlib
 import json
 import pkgutil
-from dataclasses import asdict
 
 import pytest
 
 import experiments
-from experiments import benchmarks, methods, real_model, restoration, results_page, sft_ptq_qlora, shared
+from experiments import benchmarks, real_model, restoration, results_page, sft_ptq_qlora, shared
 from scoring.scores import TAKEN_UP
-from scoring.state import TRAINED, State
 from tasks.mmlu import CATEGORY_OF, pooled_error
 from tests.cli import call
 
-COMMANDS = sorted(module.name for module in pkgutil.iter_modules(experiments.__path__) if module.name != "shared")
-WITH_OPTIONS = [benchmarks, methods, real_model, restoration, sft_ptq_qlora]
+COMMANDS = sorted(module.name for module in pkgutil.iter_modules(experiments.__path__)
+                  if module.name != "shared" and not module.ispkg)
+WITH_OPTIONS = [benchmarks, real_model, restoration, sft_ptq_qlora]
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_experiment_has_a_help_text_with_its_command(name, capsys):
@@ -71,36 +70,6 @@ def test_lines_of_the_real_model():
 
 
 # ---- rows and commands --------------------------------------------------------------------------------------------
-
-def state(state, accuracy, loss=1.0, bits=4.0):
-    return {"title": state.title, **asdict(state), "scores": {"accuracy": accuracy}, "validation_loss": loss,
-            "bits_per_weight": bits}
-
-
-def test_rows_of_a_method_average_its_seeds(tmp_path):
-    for name, accuracy, peak in (("a", 0.5, 400), ("b", 0.7, 500)):
-        (tmp_path / name).mkdir()
-        rows = [state(TRAINED, accuracy), state(State("merged", 16, note="float16"), accuracy, bits=16),
-                state(State("requantized", 4, "gptq:minmax@32x1", "lossy"), accuracy - 0.1, 2.0, 5)]
-        (tmp_path / name / "states.json").write_text(json.dumps({"rows": rows}))
-        facts = {"trainable_parameters": 1234, "peak_memory_mb": peak}
-        (tmp_path / name / "training.json").write_text(json.dumps(facts))
-    merged, lossy = methods.rows_of(("qlora", "--bits", "4"), [tmp_path / "a", tmp_path / "b"], 1.5, 4.125)
-    assert merged["method"] == "QLoRA" and lossy["method"] == "QLoRA w/ GPTQ (lossy)"
-    assert merged["as trained, %"] == lossy["as trained, %"] == "60.0 ± 14.1"
-    assert (lossy["merged, %"], lossy["loss merged"]) == ("50.0 ± 14.1", "2.000 ± 0.000")
-    assert (merged["merged into"], lossy["merged into"]) == ("16 bits (float16)", "4 bits (gptq:minmax@32x1, lossy)")
-    assert (merged["peak memory, MB"], merged["trainable parameters"]) == (500, "1,234")
-
-
-def test_methods_train_dense_ones_once_and_others_at_each_width(tmp_path):
-    options = methods.options_parser().parse_args(["--bits", "4", "2", "--out", str(tmp_path)])
-    commands = methods.commands(options)
-    widths = [(command[0], command[2]) for command in commands]
-    assert len(set(widths)) == len(widths) == len(methods.DENSE) + 2 * len(methods.QUANTIZED)
-    assert [width for method, width in widths if method == "lora"] == ["16"]
-    assert [width for method, width in widths if method == "qlora"] == ["4", "2"]
-
 
 def test_test_rows_are_the_same_each_time(tmp_path):
     for name, n in (("a", 5), ("b", 5), ("c", 9)):

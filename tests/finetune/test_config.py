@@ -40,6 +40,8 @@ VARIANTS = [
      "0.1", "--scaling", "rslora"],
     ["--method", "qlora", "--merge-into", "codes"], ["--method", "qlora", "--merge-into", "codes", "--keep-residual"],
     ["--method", "lota", "--omega", "9.5", "--rank", "12"],
+    ["--method", "scaleoffset", "--distill"],
+    ["--method", "peqa", "--distill", "0.25", "--distill-from", "org/name@main"],
     ["--quantizer", "none", "--lam", "32x8", "--model", "org/name@main", "--data", "org/rows@v1:a/b.csv"],
     ["--method", "lora", "--data", "a.jsonl", "--test-data", "b.jsonl", "--limit", "5", "--max-length", "9",
      "--max-new-tokens",

@@ -173,6 +173,10 @@ def rates(outcome: Outcome) -> list[float]:
     return [round(line["lr"] / outcome.config.training.lr, 6) for line in outcome.steps if "lr" in line]
 
 
+def losses(outcome: Outcome) -> list[float]:
+    return [line["loss"] for line in outcome.steps if "loss" in line]
+
+
 def validated_at(outcome: Outcome) -> list[int]:
     return [line["step"] for line in outcome.steps if "validation_loss" in line]
 
@@ -276,6 +280,10 @@ PROOFS: dict[str, Proof | str] = {
     "cuda_graphs": "test_cuda_graphs_are_asked_for",
     "epochs": shown("training", lambda a, b: (a.steps[-1]["epoch"], b.steps[-1]["epoch"]) == (1, 4),
                     (*LORA, "--epochs", "1"), "--epochs", "4"),
+    "distill": shown("training", lambda a, b: differ(a.trained, b.trained) and not differ(a.base, b.base) and losses(
+        b)[0] < 0.1 < losses(a)[0], ROUNDED, "--distill"),
+    "distill_from": shown("training", lambda a, b: differ(a.trained, b.trained) and losses(b)[0] > 2 * losses(a)[0],
+                          (*ROUNDED, "--distill"), "--distill-from", "other_model"),
     "steps": shown("training", lambda a, b: (a.steps[-1]["step"], b.steps[-1]["step"]) == (3, 5), LORA, "--steps", "5"),
     "warmup": shown("training", lambda a, b: rates(a)[0] == 1 and rates(b)[:2] == [0.5, 1] and differ(
         a.trained, b.trained), LORA, "--warmup", "0.7"),
@@ -465,15 +473,18 @@ def test_debug_shows_the_traceback_and_nothing_else_does(tmp_path, capsys, scrip
 
 
 @pytest.mark.parametrize("more", [LORA, ROUNDED, FULL, ("--method", "qlora", "--block", "16x1", "--double-quant"),
-                                  ("--method", "qablora", "--gradient-checkpointing")], ids=" ".join)
+                                  ("--method", "qablora", "--gradient-checkpointing"),
+                                  (*ROUNDED, "--distill")], ids=" ".join)
 def test_the_memory_report_predicts_what_is_measured(small_base, place, monkeypatch, capsys, more):
     """The small base is stored in 2 bytes a weight, as the prediction takes it."""
     monkeypatch.chdir(place)
     before = set(Path().iterdir())
     assert call(train_script, "--model", small_base, *USUAL, *more, "--mem-report") is None
-    table = {part: (float(a), float(b)) for part, a, b in map(str.split, capsys.readouterr().out.splitlines()[-9:])}
-    assert list(table) == ["weights", "codes", "factors", "adapters", "gradients", "optimizer", "activations", "logits",
-                           "all"]
+    table = {part: (float(a), float(b)) for part, a, b in map(str.split, capsys.readouterr().out.splitlines()[-10:])
+             if part != "MB"}
+    teacher = ["teacher"] if "--distill" in more else []
+    assert list(table)[-9 - len(teacher):] == ["weights", "codes", "factors", "adapters", "gradients", "optimizer",
+                                               *teacher, "activations", "logits", "all"]
     assert (table["activations"][0] > 0.05) == ("--gradient-checkpointing" not in more) and table["logits"][0] > 0
     for part, (expected, found) in table.items():
         assert found == pytest.approx(expected, rel=0.1, abs=0.11), part

@@ -31,7 +31,9 @@ def test_on_the_embedded_base_it_is_the_methods(method, capsys):
     (["--method", "qablora", "--block", "16x2", "--operators", "interval"], 256, 1),
     (["--method", "lora", "--rank", "64"], 256, 1), (["--method", "lora", "--lora-alpha", "64"], 256, 1),
     (["--method", "lora", "--rank", "81", "--scaling", "rslora"], 256, 1 / 3),
-    (["--method", "qablora", "--scaling", "rslora"], 512, 1 / 4)])
+    (["--method", "qablora", "--scaling", "rslora"], 512, 1 / 4),
+    (["--method", "qlora", "--distill"], 512, 1 / 40), (["--method", "qlora", "--distill", "0.9"], 256, 1),
+    (["--method", "qlora", "--distill", "--distill-from", "model/base"], 256, 1)])
 def test_it_follows_tile_scaling_and_width(flags, width, factor):
     assert rate(*flags, width=width) == pytest.approx(METHODS[flags[1]].lr * factor, rel=3e-3)
 

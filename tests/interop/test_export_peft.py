@@ -167,7 +167,7 @@ def test_a_run_on_a_run_brings_its_base_too(small_base, tmp_path):
 
 @pytest.mark.parametrize("flags,arguments,message", [
     (["peqa"], [],
-     "peqa multiplies the scales of its codes, and a LoRA only adds to the base: export the merged model"),
+     "peqa trains the scale of its base, and a LoRA only adds to the base: export the merged model"),
     (["full"], [], "has no adapter, so --format peft has nothing to write: use --format safetensors"),
     (["lora"], ["--dtype", "float32"],
      "--dtype float32 is for a base that is exported with its adapter; this adapter uses the original base")])

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+import quant.gptq
+import quant.gptq_recorded
 from quant import QUANTIZERS
 from quant.factors import DoubleQuantized, ZeroPoints
 from quant.gptq import (
@@ -18,10 +20,12 @@ from quant.gptq import (
     ordered_factor,
     quantize_by_gptq,
 )
+from quant.gptq_recorded import FixedGrids
 from quant.grid import Block, Grid, dequantize, round_to_grid
 from quant.integer_minmax import IntegerMinMax
 from quant.linear import QuantLinear
 from quant.minmax import MinMax
+from quant.normal_float import NormalFloat
 from tests.strategies import random
 
 EVERY = [(kind, bits) for kind in QUANTIZERS.values() for bits in kind.allowed_bits]
@@ -187,6 +191,21 @@ def test_codes_are_those_of_a_loop_over_the_plain_verbs(kind, bits, double_quant
     weight = random(16, 192, seed=5, dtype=torch.float32)
     H, quantizer = hessian_of(inputs(512, 192, 8, 0.3)).mean("q_proj"), kind(bits, block, double_quant=double_quant)
     assert torch.equal(gptq(weight, H, quantizer, act_order)[0].codes, plain_gptq(weight, H, quantizer, act_order))
+
+
+@pytest.mark.parametrize("kind,bits,double_quant", [(MinMax, 2, False), (NormalFloat, 3, False), (NormalFloat, 4, True),
+                                                    (IntegerMinMax, 8, False)])
+def test_codes_of_recorded_columns_are_those_of_columns_one_by_one(kind, bits, double_quant, monkeypatch):
+    """Two layers share recordings of 128 and 64 columns. Without a GPU the recorded work is done anew each time."""
+    quantizer, layers = kind(bits, Block(32, 1), double_quant=double_quant), []
+    for seed in (0, 1):
+        layers.append((random(16, 192, seed=seed), hessian_of(inputs(256, 192, 8, 0.3, seed=seed).float())))
+    plain = [gptq(weight, hessian.mean("layer"), quantizer, True)[0] for weight, hessian in layers]
+    monkeypatch.setattr(quant.gptq, "fixed_grids", lambda groups, group_of, w, _: FixedGrids(groups, group_of, w))
+    monkeypatch.setattr(quant.gptq_recorded, "_recordings", made := {})
+    for (weight, hessian), expected in zip(layers, plain, strict=True):
+        assert_same(gptq(weight, hessian.mean("layer"), quantizer, True)[0], expected)
+    assert sorted(key[0] for key in made) == [64, 128]
 
 
 def test_groups_fitted_from_stale_weights_would_be_noticed():

@@ -31,7 +31,8 @@ pytestmark = pytest.mark.usefixtures("elsewhere")
     ("qalora", ["base", "quantized", "trained", "merged-4bit"]),
     ("qablora", ["base", "quantized", "trained", "merged-4bit"]),
     ("peqa", ["base", "quantized", "trained", "merged-4bit"]),
-    ("lota", ["base", "quantized", "trained", "merged-4bit"])])
+    ("lota", ["base", "quantized", "trained", "merged-4bit"]),
+    ("scaleoffset", ["base", "quantized", "trained", "merged-4bit"])])
 def test_a_run_of_every_method_ends_with_its_table(small_base, tmp_path, capsys, method, states):
     rate = ("--lr", "0.01") if METHODS[method].lr else ()
     assert call(train_script, "--method", method, "--model", small_base, *rate, *few(method), "--out", "x") is None

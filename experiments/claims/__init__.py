@@ -1,0 +1,12 @@
+"""Claims of the papers, judged by cells: tables, paired tests, pictures, and one sentence each.
+
+| module | what it holds |
+|---|---|
+| evidence.py | cells.json as it is read: groups of seeds, paired tests over test rows, Holm's correction, verdicts |
+| pictures.py | the look of all pictures: colours, intervals, titles that say the finding |
+| plr.py, ptq_qlora.py, scale.py | a plan's claims: `record(cells, place)` writes the pictures and returns the record |
+
+A record is a section of docs/results.md: title, about, tables, pictures, findings (experiments/results_page.py).
+
+    python -m experiments.findings CELLS.json ...
+"""

@@ -1,0 +1,112 @@
+"""What the cells of the plans methods and methods_real found, row by row, and the paired tests between rows."""
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from experiments.claims.evidence import Cells, Facts, Group, Judged, family, marks_of
+from tasks.significance import compare_scores
+
+Which = Callable[[Facts], str | None]  # the key of a state of the cell; None: it has none
+
+
+@dataclass(eq=False)
+class Found:
+    """One row of the plan at one width. `finals`: by seed, at the best rate."""
+    row: str
+    title: str
+    part: str
+    bits: int
+    slower: float = 1.0
+    rates: list[Facts] = field(default_factory=list)
+    finals: Group = field(default_factory=dict)
+
+    @property
+    def best(self) -> Facts | None:
+        """The rate with the lowest validation loss."""
+        return min((facts for facts in self.rates if loss_of(facts) is not None), key=loss_of, default=None)
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether the best rate is the lowest or the highest that was tried."""
+        values = [facts["tags"]["value"] for facts in self.rates]
+        return bool(self.best) and self.best["tags"]["value"] in (min(values), max(values))
+
+    def at_factor(self, factor: float) -> Facts | None:
+        """The rate that is so many times the usual one."""
+        return next((facts for facts in self.rates if math.isclose(facts["tags"]["factor"], factor)), None)
+
+    def states(self, which: Which) -> dict[int, dict]:
+        """By seed, of the seeds that have one."""
+        return {seed: facts["states"][key] for seed, facts in sorted(self.finals.items()) if (key := which(facts))}
+
+    def losses(self, which: Which) -> list[float]:
+        return [state["validation_loss"] for state in self.states(which).values()]
+
+    def scores(self, which: Which) -> list[float]:
+        """Of the task's metric, in percent."""
+        return [100 * state["scores"][state["metric"]] for state in self.states(which).values()]
+
+
+def loss_of(rate: Facts) -> float | None:
+    """None: training diverged."""
+    return rate["training"]["best_validation_loss"]
+
+
+def as_trained(facts: Facts) -> str | None:
+    return "trained" if "trained" in facts["states"] else None
+
+
+def rounded_afterwards(facts: Facts) -> str | None:
+    return next((key for key in facts["states"] if key.startswith("requantized")), None)
+
+
+def at_k_bits(facts: Facts) -> str | None:
+    """What a row ends in where the model must have k bits: rounded afterwards, or merged into k bits."""
+    exact = next((key for key in facts["states"] if key.startswith("merged") and key != "merged-16bit"), None)
+    return rounded_afterwards(facts) or exact
+
+
+def gather(cells: Cells, plan: str) -> list[Found]:
+    """In the order of the plan."""
+    found: dict[tuple, Found] = {}
+    for facts in cells.facts.values():
+        tags = facts["tags"]
+        if facts["plan"] != plan or tags["role"] == "base":
+            continue
+        key = tags["row"], tags["bits"], tags["part"], tags.get("slower", 1.0)
+        one = found.setdefault(key, Found(tags["row"], tags["title"], tags["part"], tags["bits"], key[-1]))
+        if tags["role"] == "rate":
+            one.rates.append(facts)
+        else:
+            one.finals[tags["seed"]] = facts
+    for one in found.values():
+        one.rates.sort(key=lambda facts: facts["tags"]["value"])
+    return list(found.values())
+
+
+def first_table(found: Sequence[Found]) -> list[Found]:
+    return [one for one in found if one.part == "methods"]
+
+
+# ---- tests ----------------------------------------------------------------------------------------------------------
+
+def compared(a: Found, b: Found, which: Which) -> Judged | None:
+    """a - b on the same test rows; each row's mark is averaged over the seeds that both have. None: they have none.
+
+    Rows end in states with different names, so the states are chosen cell by cell."""
+    seeds = sorted(a.states(which).keys() & b.states(which).keys())
+    if not seeds:
+        return None
+    marks = []
+    for one in (a, b):
+        of_seeds = [marks_of(one.finals[seed], which(one.finals[seed]) or "") for seed in seeds]
+        marks.append([sum(row) / len(row) for row in zip(*of_seeds, strict=True)])
+    if len(marks[0]) != len(marks[1]):
+        return None
+    return Judged({"row": a.row, "beside": b.row, "bits": min(a.bits, b.bits)}, compare_scores(*marks), len(seeds))
+
+
+def tested(pairs: Sequence[tuple[Found, Found]], which: Which) -> dict[tuple[str, int], Judged]:
+    """One family, corrected after Holm: by row and width."""
+    return {(judged.what["row"], judged.what["bits"]): judged
+            for judged in family(compared(a, b, which) for a, b in pairs)}

@@ -1,0 +1,191 @@
+"""The tables of the comparison of methods, as columns and rows of text."""
+import statistics
+from collections.abc import Iterable, Sequence
+
+from experiments.claims.evidence import LEVEL, Facts, Judged, mean_cell, p_cell
+from experiments.claims.method_rows import (
+    Found,
+    Which,
+    as_trained,
+    at_k_bits,
+    first_table,
+    loss_of,
+    rounded_afterwards,
+    tested,
+)
+from experiments.plans.method_rows import FACTORS, REFERENCE
+
+Table = dict
+Tests = dict[tuple[str, int], Judged]
+FIFTHS = 5
+STATES = {"as trained": as_trained, "at k bits": at_k_bits}
+
+
+def score(found: Found, which: Which) -> str:
+    """Percent; mean and standard deviation over the seeds."""
+    return mean_cell(found.scores(which), 1)
+
+
+def loss(found: Found, which: Which) -> str:
+    """Validation loss in nats a target token, likewise."""
+    return mean_cell(found.losses(which), 3)
+
+
+def value(found: Found) -> str:
+    """The chosen one of those that were tried, marked if it is the first or the last of them."""
+    best = found.best
+    return "-" if best is None else f"{best['tags']['value']:g}{' (edge)' if found.at_edge else ''}"
+
+
+def difference(judged: Judged | None) -> str:
+    """`+1.2 [+0.1, +2.3], p 0.03 *`: percentage points; p is corrected, a star means below LEVEL."""
+    if judged is None:
+        return "-"
+    star = " *" if judged.adjusted is not None and judged.adjusted < LEVEL else ""
+    return f"{judged.points}, p {p_cell(judged)}{star}"
+
+
+def deployed(found: Found) -> str:
+    """Bits a weight of the model at k bits, or of the merged one in 16 bits."""
+    states = list(found.states(at_k_bits).values())
+    return f"{states[0]['bits_per_weight']:.2f}" if states else "16.00"
+
+
+def parameters(found: Found) -> str:
+    counts = [facts["training"]["trainable_parameters"] for facts in found.finals.values() if facts["states"]]
+    return f"{counts[0]:,}" if counts else "-"
+
+
+def against_reference(found: Sequence[Found]) -> dict[str, Tests]:
+    """By state: each row of the first table against REFERENCE at the same width. A width and state is one family."""
+    of_states: dict[str, Tests] = {name: {} for name in STATES}
+    for reference in (one for one in first_table(found) if one.row == REFERENCE):
+        others = [one for one in first_table(found) if one.row != REFERENCE and one.bits in (reference.bits, 16)]
+        for name, which in STATES.items():
+            of_states[name] |= tested([(other, reference) for other in others], which)
+    return of_states
+
+
+def methods_table(found: Sequence[Found], bits: int, tests: dict[str, Tests]) -> Table:
+    """One width of the first table, with the rows of 16 bits above. `tests`: of `against_reference`."""
+    rows = []
+    for one in (one for one in first_table(found) if one.bits in (16, bits)):
+        exact = "rounded afterwards" if one.states(rounded_afterwards) else "merged"
+        rows.append([one.title, str(one.bits), value(one), score(one, as_trained), loss(one, as_trained),
+                     score(one, at_k_bits), loss(one, at_k_bits), exact if one.states(at_k_bits) else "-",
+                     *(difference(tests[name].get((one.row, bits))) for name in STATES), deployed(one),
+                     parameters(one)])
+    return {"caption": f"{bits} bits, and 16 for comparison.", "rows": rows, "columns": [
+        "method", "bits", "rate", "as trained, %", "loss as trained", "at k bits, %", "loss at k bits", "how",
+        f"as trained - {REFERENCE}, points", f"at k bits - {REFERENCE}, points", "bits a weight", "parameters"]}
+
+
+def balance(found: Sequence[Found]) -> list[tuple[Found, Found]]:
+    """(Q-BLoRA, QLoRA) of each lam and width."""
+    plain = {one.bits: one for one in found if one.row == "qlora"}
+    return [(one, plain[one.bits]) for one in first_table(found)
+            if one.row.startswith("qblora-") and one.bits in plain]
+
+
+def balance_table(found: Sequence[Found]) -> Table:
+    """Does the gain of Q-BLoRA over QLoRA survive tuned rates?"""
+    pairs = balance(found)
+    tests = tested(pairs, as_trained)
+    rows = []
+    for one, plain in pairs:
+        same = [gain(one, plain, factor) for factor in FACTORS]
+        rows.append([one.title, str(one.bits), *same, loss_gain(one, plain),
+                     difference(tests.get((one.row, one.bits)))])
+    return {"caption": "Q-BLoRA minus QLoRA, of equal parameters. Validation loss: below 0 means that Q-BLoRA is "
+                       "better. The first three columns: one seed at the same rate.",
+            "rows": rows, "columns": ["method", "bits", "loss at usual / 3", "loss at the usual rate",
+                                      "loss at usual * 3", "loss, each at its best rate",
+                                      "as trained, each at its best rate, points"]}
+
+
+def gain(one: Found, plain: Found, factor: float) -> str:
+    a, b = (loss_of(facts) if (facts := found.at_factor(factor)) else None for found in (one, plain))
+    return "-" if a is None or b is None else f"{a - b:+.3f}"
+
+
+def loss_gain(one: Found, plain: Found) -> str:
+    """Over the seeds that both have."""
+    a, b = one.states(as_trained), plain.states(as_trained)
+    return mean_cell([a[seed]["validation_loss"] - b[seed]["validation_loss"] for seed in sorted(a.keys() & b.keys())],
+                     3, "+")
+
+
+# ---- gradients ------------------------------------------------------------------------------------------------------
+
+GRADIENTS = ("lora", "blora-2", "blora-4", "blora-8", "qlora", "qblora-2", "qblora-4", "qblora-8")
+
+
+def gradients_table(found: Sequence[Found]) -> Table:
+    rows = []
+    for one in (one for one in first_table(found) if one.row in GRADIENTS):
+        same = one.at_factor(1.0)
+        if not same or "gradient_norms" not in same["training"]:
+            continue
+        norms, losses = same["training"]["gradient_norms"], same["training"]["losses"]
+        tuned = [fifth(facts["training"]["gradient_norms"], FIFTHS - 1) for facts in one.finals.values()
+                 if facts["states"]]
+        rows.append([one.title, str(one.bits), f"{fifth(norms, 0):.3f}", f"{fifth(norms, FIFTHS - 1):.3f}",
+                     f"{fifth(losses, FIFTHS - 1):.3f}", mean_cell(tuned, 3)])
+    return {"caption": "Norm of the gradient over all adapters, before clipping: mean of the first and the last fifth "
+                       "of the steps, at the usual rate (seed 0), and at each row's best rate.",
+            "rows": rows, "columns": ["method", "bits", "first fifth", "last fifth", "training loss, last fifth",
+                                      "last fifth at the best rate"]}
+
+
+def fifth(values: Sequence[float], i: int) -> float:
+    """The mean of the i-th fifth."""
+    n = len(values)
+    return statistics.mean(values[i * n // FIFTHS:max(i * n // FIFTHS + 1, (i + 1) * n // FIFTHS)])
+
+
+# ---- the other parts ------------------------------------------------------------------------------------------------
+
+def part_table(found: Sequence[Found], part: str, caption: str, beside: Iterable[str]) -> Table:
+    """The rows of a part, and rows of the first table at the same widths to compare them with."""
+    widths = {one.bits for one in found if one.part == part}
+    names = tuple(beside)
+    chosen = [one for one in found if one.bits in widths
+              and (one.part == part or one.part == "methods" and one.row in names)]
+    rows = [[titled(one), str(one.bits), value(one) if one.rates else "that of the row", score(one, as_trained),
+             loss(one, as_trained), score(one, at_k_bits), loss(one, at_k_bits), parameters(one)]
+            for one in sorted(chosen, key=lambda one: -one.bits)]
+    return {"caption": caption, "rows": rows, "columns": ["method", "bits", "rate", "as trained, %", "loss as trained",
+                                                          "at k bits, %", "loss at k bits", "parameters"]}
+
+
+def titled(found: Found) -> str:
+    return f"{found.title}, {found.slower:g} times fewer steps" if found.slower != 1 else found.title
+
+
+def costs_table(costs: dict) -> Table:
+    """Shen et al., Table 5, of `python -m experiments.method_costs`."""
+    rows = []
+    for row in costs["rows"]:
+        peak, after, inference = row["peak_mb"], row["seconds_after_training"], row["inference_mb"]
+        training = "-" if peak is None else f"{row['base_mb']:.1f} + {peak - row['base_mb']:.1f}"
+        rows.append([row["title"], str(row["bits"]), training, *numbers(inference, 1),
+                     f"{row['seconds_before_training']:.2f}", f"{1000 * row['step_seconds']:.1f}",
+                     f"{row['step_to_lora']:.2f}", *numbers(after, 2)])
+    return {"caption": f"Costs with {costs['model']} on {costs['device']}: memory for fine-tuning (base + the rest at "
+                       f"the peak), memory for inference, and time. All rows took turns in one process.",
+            "rows": rows, "columns": ["method", "bits", "to fine-tune, MB", "merged, MB", "rounded afterwards, MB",
+                                      "loading and quantizing, s", "step, ms", "step / LoRA's", "merging, s",
+                                      "merging and rounding, s"]}
+
+
+def numbers(of_states: dict[str, float], digits: int) -> list[str]:
+    return [f"{of_states[key]:.{digits}f}" if key in of_states else "-" for key in ("merged", "requantized")]
+
+
+def bases_table(bases: Iterable[Facts]) -> Table:
+    """The untrained bases: what rounding alone costs."""
+    rows = [[facts["tags"]["title"], str(facts["tags"]["bits"]), f"{state['validation_loss']:.3f}",
+             f"{100 * state['scores'][state['metric']]:.1f}", f"{state['bits_per_weight']:.2f}"]
+            for facts in bases for state in facts["states"].values()]
+    return {"caption": "The bases before training, named after a method that uses them.", "rows": rows,
+            "columns": ["base of", "bits", "validation loss", "score, %", "bits a weight"]}

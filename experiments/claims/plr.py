@@ -1,0 +1,150 @@
+"""What the cells of the plan `plr` say of Kanda & Hatano's claims."""
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.claims import pictures
+from experiments.claims.evidence import (
+    Cells,
+    Judged,
+    compared,
+    family,
+    figure_of,
+    headline,
+    mean_cell,
+    p_cell,
+    score_of,
+    sentence,
+    table_of,
+    with_state,
+)
+from experiments.claims.ratio import TASKS, WIDTHS, Rule, draw_moves, group_of, key, moves, moves_table, wider
+
+PLAN = "plr"
+
+
+# ---- Table 1 -------------------------------------------------------------------------------------------------------
+
+def table_1(cells: Cells, plan: str, tasks: Sequence[str]) -> dict:
+    """Scores in percent: a row for each task, method and width it was trained at."""
+    rows = []
+    for task in tasks:
+        for method, bits in (("lora", 16), *(("qlora", bits) for bits in WIDTHS[1:]), ("qalora", 2), ("qablora", 2)):
+            group = group_of(cells, plan, task, method, bits)
+            untrained = score_of(group, "base" if bits == 16 else "quantized")
+            cell = [score_of(group, state) for state in ("trained", *map(key, (3, 4, 8, 16)))]
+            if cell[0]:
+                rows.append([task, method, str(bits), str(untrained or "-"), *(str(score or "-") for score in cell),
+                             mean_cell(figure_of(group, "trained", "validation_loss")), str(len(group))])
+    return {"caption": "Score in percent, mean ± standard deviation over the seeds (Kanda & Hatano, Table 1).",
+            "columns": ["task", "method", "trained at, bits", "untrained", "as trained", "restored to 3", "to 4",
+                        "to 8", "to 16", "validation loss as trained", "seeds"], "rows": rows}
+
+
+# ---- families ------------------------------------------------------------------------------------------------------
+
+def restored(cells: Cells, plan: str, tasks: Sequence[str], methods: Sequence[str]) -> list[Judged]:
+    """Each restored state against as trained."""
+    found = []
+    for task in tasks:
+        for method in methods:
+            for bits in WIDTHS[1:]:
+                group = group_of(cells, plan, task, method, bits)
+                found += [compared({"task": task, "method": method, "trained at": bits, "restored to": width}, group,
+                                   key(width), group, "trained") for width in wider(bits)]
+    return family(found)
+
+
+def beside_lora(cells: Cells, plan: str, tasks: Sequence[str]) -> list[Judged]:
+    """QLoRA restored to 16 bits against LoRA."""
+    return family(compared({"task": task, "QLoRA trained at": bits}, group_of(cells, plan, task, "qlora", bits),
+                           key(16), group_of(cells, plan, task, "lora", 16), "trained")
+                  for task in tasks for bits in WIDTHS[1:])
+
+
+# ---- pictures ------------------------------------------------------------------------------------------------------
+
+def draw_scores(cells: Cells, tasks: Sequence[str], plan: str, title: str, path: Path) -> None:
+    """As trained and restored to 16 bits, against the width trained at."""
+    figure, axes = pictures.panels(tasks, title, "score, % (95 % interval)")
+    widths = [2, 3, 4, 8]
+    for panel, task in zip(axes, tasks, strict=True):
+        groups = [group_of(cells, plan, task, "qlora", bits) for bits in widths]
+        pictures.level(panel, score_of(group_of(cells, plan, task, "lora", 16), "trained"), pictures.BLACK,
+                       "LoRA on 16 bits")
+        for state, color, label, shift in (("trained", pictures.ORANGE, "QLoRA as trained", -0.06),
+                                           (key(16), pictures.BLUE, "restored to 16 bits", 0.06)):
+            pictures.points(panel, [i + shift for i in range(len(widths))],
+                            [score_of(group, state) for group in groups], color, label)
+        panel.set_xticks(range(len(widths)), [str(bits) for bits in widths])
+        panel.set_xlabel("bits of the base in training")
+    pictures.legend(figure, axes)
+    pictures.save(figure, path)
+
+
+def draw_memory(cells: Cells, tasks: Sequence[str], plan: str, title: str, path: Path) -> None:
+    """Score against the memory of all weights (Kanda & Hatano, Figure 2). A line for each width trained at: as trained
+    (the large marker), then restored to each wider one."""
+    figure, axes = pictures.panels(tasks, title, "score, % (95 % interval)")
+    colors = dict(zip(WIDTHS, (pictures.BLACK, pictures.GREEN, pictures.BLUE, pictures.ORANGE, pictures.PINK),
+                      strict=True))
+    for panel, task in zip(axes, tasks, strict=True):
+        for bits, color in colors.items():
+            group = group_of(cells, plan, task, "lora" if bits == 16 else "qlora", bits)
+            states = [state for state in ("trained", *map(key, wider(bits))) if with_state(group, state)]
+            if not states:
+                continue
+            megabytes = [statistics.mean(figure_of(group, state, "megabytes")) for state in states]
+            scores = [score_of(group, state) for state in states]
+            pictures.points(panel, megabytes, scores, color, f"trained at {bits} bits")
+            panel.plot(megabytes[:1], [100 * score.mean for score in scores[:1] if score], color=color, markersize=11,
+                       marker=pictures.MARKS[color], alpha=0.6)
+        panel.set_xlabel("weights, adapter included, MB")
+    pictures.legend(figure, axes)
+    pictures.save(figure, path)
+
+
+# ---- the record ----------------------------------------------------------------------------------------------------
+
+def record(cells: Cells, place: Path) -> dict:
+    """Writes the pictures into `place`. Returns the section of the page."""
+    ours, lora = restored(cells, PLAN, TASKS, ["qlora"]), beside_lora(cells, PLAN, TASKS)
+    aware = restored(cells, PLAN, TASKS, ["qalora", "qablora"])
+    every = moves(cells, PLAN, TASKS)
+    rule = Rule.of([move for move in every if move.method == "qlora"])
+    findings = [sentence("Restoring a QLoRA run to more bits raises its score (Kanda & Hatano, Sec. 3.2)", ours),
+                equal_to_lora(lora),
+                sentence("At 2 bits, restoring QA-LoRA and QA-BLoRA raises their scores (their open question)", aware),
+                rule.sentence()]
+    draw_scores(cells, TASKS, PLAN, headline(findings[0]), place / "plr_scores.png")
+    draw_memory(cells, TASKS, PLAN, "Score against memory: as trained (large), then restored to wider bases",
+                place / "plr_memory.png")
+    draw_moves(rule, headline(findings[3]), place / "plr_ratio.png")
+    gain = "restored - as trained, points [95 %]"
+    return {"title": "Post-LoRA Restoration on SmolLM2-135M",
+            "tables": [table_1(cells, PLAN, TASKS), {"caption": "Family 1.", **table_of(ours, gain)},
+                       {"caption": "Family 2.", **table_of(lora, "restored to 16 - LoRA, points [95 %]")},
+                       {"caption": "Family 3.", **table_of(aware, gain)}, rule.table(), moves_table(every)],
+            "pictures": [["score against the width trained at", "plr_scores.png"],
+                         ["score against the memory of the weights", "plr_memory.png"],
+                         ["gain against the early ratio", "plr_ratio.png"]],
+            "findings": findings}
+
+
+MARGIN = 0.02  # of the score: what counts as the same
+
+
+def equal_to_lora(judged: Sequence[Judged]) -> str:
+    """Confirmed where the whole 95 % interval is above -MARGIN."""
+    if not judged:
+        return "4-bit and 3-bit QLoRA restored to 16 bits equal LoRA: not tested, no cells."
+    said = []
+    for one in (one for one in judged if one.what["QLoRA trained at"] in (4, 3)):
+        low = one.comparison.low
+        same = low is not None and low > -MARGIN
+        verdict = "confirmed" if same else "the opposite" if one.verdict == "the opposite" else "not confirmed"
+        said.append(f"{one.what['task']}, {one.what['QLoRA trained at']} bits: {verdict} ({one.points} points, "
+                    f"p {p_cell(one)})")
+    return (f"4-bit and 3-bit QLoRA restored to 16 bits equal LoRA, within {100 * MARGIN:.0f} points (Kanda & Hatano, "
+            f"Sec. 4): {'; '.join(said)}.")
+

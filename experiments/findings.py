@@ -1,0 +1,78 @@
+"""Judge the papers' claims by cells: write a record and pictures for each plan, for docs/results.md.
+
+    python -m experiments.findings runs/cells/cells.json --commit 1234567
+    python -m experiments.results_page
+
+A record is experiments/results/PLAN.json; its pictures are beside it. Several files of cells are read as one.
+"""
+import argparse
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+from experiments import claims
+from experiments.claims.evidence import Cells
+from experiments.results_page import RESULTS
+from experiments.shared import experiment_parser
+from model.files import write_json
+
+HELPERS = ("evidence", "pictures", "ratio")
+
+
+def options_parser() -> argparse.ArgumentParser:
+    parser = experiment_parser(__doc__)
+    parser.add_argument("cells", type=Path, nargs="+", help="read these files of experiments.run")
+    parser.add_argument("--out", type=Path, help="write to this directory (default: experiments/results)")
+    parser.add_argument("--commit", default="not recorded",
+                        help="name this commit as the one that made the cells (default: not recorded)")
+    return parser
+
+
+def main() -> None:
+    options = options_parser().parse_args()
+    cells, out = Cells(options.cells), options.out or RESULTS
+    out.mkdir(parents=True, exist_ok=True)
+    for name, facts in cells.failed.items():
+        print(f"failed: {name}: {facts['error']}")
+    for name in judged_plans(cells):
+        record = importlib.import_module(f"experiments.claims.{name}").record(cells, out)
+        write_json(out / f"{name}.json", {**provenance(cells, name, options.commit), **record})
+        print(f"{record['title']}\n" + "\n".join(f"- {finding}" for finding in record["findings"]))
+
+
+def judged_plans(cells: Cells) -> list[str]:
+    """Those that have cells here, and a module of claims."""
+    modules = [module.name for module in pkgutil.iter_modules(claims.__path__) if module.name not in HELPERS]
+    plans = {facts["plan"] for facts in cells.facts.values()}
+    return [name for name in modules if name in plans]
+
+
+def provenance(cells: Cells, plan: str, commit: str) -> dict:
+    """Date, machine and command of the sessions that did cells of this plan, and the plan's own text."""
+    sessions = [session for file in cells.files for session in file["sessions"] if plan in session["plans"]]
+    machines = {f"{s['machine']['device']}, torch {s['machine']['torch']}, {s['jobs']} workers" for s in sessions}
+    plans = " ".join(dict.fromkeys(name for session in sessions for name in session["plans"]))
+    done = sum(facts["plan"] == plan for facts in cells.facts.values())
+    failed = sum(facts["plan"] == plan for facts in cells.failed.values())
+    seconds = sum(session.get("seconds", 0) for session in sessions)
+    failures = f", {failed} failed" if failed else ""
+    counted = f"{done} cells of this plan are done{failures}, in sessions of {seconds:.0f} s."
+    return {"date": min(session["began"] for session in sessions)[:10], "machine": "; ".join(sorted(machines)),
+            "commit": commit, "command": [f"python -m experiments.run {plans} --model smollm2 --data DATA"],
+            "about": [*paragraphs(cells.about(plan)), counted]}
+
+
+def paragraphs(text: str) -> list[str]:
+    """A line that begins with a word and a colon begins a paragraph: `Tests: ...`."""
+    found: list[str] = []
+    for line in text.splitlines():
+        if found and not re.match(r"[A-Z][\w ]*:", line):
+            found[-1] += f" {line}"
+        else:
+            found.append(line)
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""Do the cells of one or several plans, many at a time, within a time limit. Given again, do what is missing.
+
+    python -m experiments.run plr --model smollm2 --data DATA --jobs 12 --seconds 280 --device cuda --out DIR
+    python -m experiments.run plr --data DATA --scale 0.01 --out DIR      # try a plan out, embedded base
+
+A plan is a module of experiments/plans. Cells of all plans named go by their priority: 0 for the first seed of what a
+claim needs, 1 for the second, and so on. The results go to DIR/cells.json as cells end. Runs and quantized bases
+are kept in --scratch while they are needed; a directory in memory, such as /dev/shm, saves time.
+"""
+import argparse
+import importlib
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from experiments.cells.plan import Cell, Plan, Settings, checked, selected
+from experiments.cells.pool import Facts, Pool
+from experiments.cells.work import do
+from experiments.shared import experiment_parser
+from model.files import read_json, write_text
+
+
+def options_parser() -> argparse.ArgumentParser:
+    parser = experiment_parser(__doc__)
+    parser.add_argument("plan", nargs="+", help="do these plans: names of modules of experiments/plans")
+    parser.add_argument("--out", type=Path, default=Path("runs/cells"),
+                        help="write cells.json and logs to this directory (default: %(default)s)")
+    parser.add_argument("--model", type=Path, help="start from this model (default: the embedded base)")
+    parser.add_argument("--data", type=Path, default=Path("data"),
+                        help="read data sets in this directory (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), metavar="N",
+                        help="do this many cells at a time (default: the number of CPUs)")
+    parser.add_argument("--seconds", type=float, default=1e9, metavar="S",
+                        help="end after S seconds; cells that would take longer are not started (default: no limit)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
+                        help="compute on this device (default: cuda if there is one, else cpu)")
+    parser.add_argument("--scale", type=float, default=1.0, metavar="X",
+                        help="multiply rows and steps by X, to try a plan out (default: %(default)s)")
+    parser.add_argument("--only", nargs="+", default=[], metavar="WORD",
+                        help="do only cells whose name holds one of the words, and what they need (default: all)")
+    parser.add_argument("--scratch", type=Path, metavar="DIR", help="keep runs in this directory (default: OUT/runs)")
+    parser.add_argument("--list", action="store_true", help="list the cells and their guessed seconds; do nothing")
+    return parser
+
+
+def main() -> None:
+    began, options = time.monotonic(), options_parser().parse_args()
+    out, scratch = options.out, options.scratch or options.out / "runs"
+    plans = plans_of(options, scratch)
+    cells = selected([cell for plan in plans for cell in plan.cells], options.only)
+    if options.list:
+        return show(cells)
+    results = Results(out / "cells.json", plans, options)
+    (out / "logs").mkdir(parents=True, exist_ok=True)
+    scratch.mkdir(parents=True, exist_ok=True)
+    pool = Pool(do, options.jobs, scratch.resolve(), out / "logs", results.keep, began + options.seconds,
+                results.done())
+    try:
+        pool.run(cells)
+    finally:
+        results.end(time.monotonic() - began)
+    print(results.line(cells))
+
+
+def plans_of(options: argparse.Namespace, scratch: Path) -> list[Plan]:
+    """Raises ValueError for cells of the same name, in one plan or in two."""
+    model = options.model.resolve() if options.model else None
+    settings = Settings(model, options.data.resolve(), options.device, options.scale, scratch.resolve())
+    plans = [importlib.import_module(f"experiments.plans.{name}").plan(settings) for name in options.plan]
+    checked([cell for plan in plans for cell in plan.cells])
+    return plans
+
+
+def show(cells: list[Cell]) -> None:
+    for cell in sorted(cells, key=lambda cell: cell.priority):
+        states = ", ".join(cell.states)
+        print(f"{cell.priority:3} {cell.seconds:6.1f} s  {cell.name}: {' '.join(cell.argv)}  -> {states}")
+    print(f"{len(cells)} cells, {sum(cell.seconds for cell in cells):.0f} s by the plan's guesses")
+
+
+SAVED_EVERY = 5.0  # seconds: all cells take some tenths of a second to write
+
+
+class Results:
+    """cells.json: read once, written anew at the end, and after a cell if the last time is SAVED_EVERY ago."""
+
+    def __init__(self, file: Path, plans: list[Plan], options: argparse.Namespace):
+        self.file, self.saved_at = file, -SAVED_EVERY
+        self.plan_of = {cell.name: plan.name for plan in plans for cell in plan.cells}
+        self.kept = read_json(file) if file.is_file() else {"plans": {}, "cells": {}, "sessions": []}
+        settings = {"model": options.model and options.model.name, "scale": options.scale}
+        if self.kept.get("settings", settings) != settings:
+            sys.exit(f"error: {file} holds cells with other settings, {json.dumps(self.kept['settings'])}: give "
+                     "another --out")
+        self.kept["settings"] = settings
+        self.kept["plans"] |= {plan.name: plan.about for plan in plans}
+        self.kept["sessions"].append({"machine": machine(options.device), "jobs": options.jobs,
+                                      "began": time.strftime("%Y-%m-%d %H:%M:%S"), "plans": options.plan})
+
+    def done(self) -> dict[str, Facts]:
+        return {name: facts for name, facts in self.kept["cells"].items() if "error" not in facts}
+
+    def keep(self, name: str, facts: Facts) -> None:
+        self.kept["cells"][name] = {"plan": self.plan_of[name], **facts}
+        if time.monotonic() - self.saved_at >= SAVED_EVERY:
+            self._write()
+            self.saved_at = time.monotonic()
+
+    def end(self, seconds: float) -> None:
+        self.kept["sessions"][-1]["seconds"] = round(seconds, 1)
+        self._write()
+
+    def _write(self) -> None:
+        """A line a cell: some hundred numbers each."""
+        cells = ",\n".join(f"{json.dumps(name)}: {json.dumps(facts)}" for name, facts in self.kept["cells"].items())
+        head = json.dumps({name: value for name, value in self.kept.items() if name != "cells"}, indent=1)
+        write_text(self.file, f"{head[:-2]},\n \"cells\": {{\n{cells}\n}}}}\n")
+
+    def line(self, cells: list[Cell]) -> str:
+        done, failed = self.done(), [n for n, facts in self.kept["cells"].items() if "error" in facts]
+        n = sum(cell.name in done for cell in cells)
+        return (f"{n} of {len(cells)} cells done, {len(failed)} failed, "
+                f"{self.kept['sessions'][-1]['seconds']:.0f} s: {self.file}")
+
+
+def machine(device: str) -> dict:
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or platform.machine()
+    return {"device": name, "torch": torch.__version__, "python": platform.python_version()}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""What is said of the papers' claims, tried on drawn cells."""
+import json
+import math
+
+import pytest
+
+from experiments import findings, results_page
+from experiments.claims import evidence, ratio
+from experiments.claims.evidence import CONFIRMED, NOT_CONFIRMED, OPPOSITE, Judged
+from experiments.claims.ratio import Move
+from tasks.significance import compare_scores
+from tests.experiments import fake_results
+
+PLANS = ("plr", "ptq_qlora", "scale")
+
+
+def found_by(tmp_path, monkeypatch, skip=lambda cell: False):
+    fake_results.write(tmp_path / "cells.json", monkeypatch, skip)
+    monkeypatch.setattr("sys.argv", ["findings", str(tmp_path / "cells.json"), "--out", str(tmp_path / "out")])
+    findings.main()
+    return {path.stem: json.loads(path.read_text()) for path in (tmp_path / "out").glob("*.json")}
+
+
+def test_records_have_tables_pictures_and_sentences_that_the_page_takes(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    records = found_by(tmp_path, monkeypatch)
+    assert set(records) == set(PLANS)
+    for name, record in records.items():
+        assert all(len(row) == len(table["columns"]) for table in record["tables"] for row in table["rows"])
+        assert all((tmp_path / "out" / file).is_file() for _, file in record["pictures"])
+        text = results_page.section(name, record)
+        assert record["about"][0].startswith("Base: ") and all(finding.split()[0] in text for finding in
+                                                               record["findings"])
+    restored, _, _, rule = records["plr"]["findings"]
+    assert "confirmed at this scale" in restored and "tested" not in rule
+    gains = {tuple(row[:4]): row for row in records["plr"]["tables"][1]["rows"]}
+    assert len(gains) == 20 and gains["sql-create-context", "qlora", "2", "16"][-1] == CONFIRMED
+    assert gains["banking77", "qlora", "8", "16"][-1] == NOT_CONFIRMED
+
+
+def test_a_part_of_the_cells_is_judged_too(tmp_path, monkeypatch):
+    """As after a deadline: only the first seed, only one task."""
+    pytest.importorskip("matplotlib")
+    records = found_by(tmp_path, monkeypatch, lambda cell: cell.tags.get("seed") or cell.tags["task"] != "banking77")
+    assert "not tested, no cells" in records["plr"]["findings"][3]
+    assert {row[0] for row in records["plr"]["tables"][1]["rows"]} == {"banking77"}
+
+
+def test_holm():
+    assert evidence.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert evidence.holm([0.9, 0.8]) == [1.0, 1.0] and evidence.holm([]) == []
+
+
+def judged(ups, downs, adjusted):
+    a, b = [1.0] * ups + [0.0] * downs, [0.0] * ups + [1.0] * downs
+    return Judged({}, compare_scores(a, b), 1, adjusted)
+
+
+def test_verdicts():
+    up, down, chance = judged(20, 2, 0.01), judged(2, 20, 0.01), judged(20, 2, 0.2)
+    assert (up.verdict, down.verdict, chance.verdict) == (CONFIRMED, OPPOSITE, NOT_CONFIRMED)
+    assert evidence.overall([up, up, chance]) == CONFIRMED and evidence.overall([up, chance, chance]) == NOT_CONFIRMED
+    assert evidence.overall([up, up, down]) == NOT_CONFIRMED and evidence.overall([down, chance]) == OPPOSITE
+    assert evidence.overall([]) == NOT_CONFIRMED
+
+
+def test_seeds_are_averaged_row_by_row_and_only_common_ones():
+    def group(**marks):
+        return {seed: {"states": {"trained": {"marks": text}}} for seed, text in enumerate(marks.values())}
+    a, b = group(x="1100", y="1000"), group(x="0100")
+    assert evidence.row_means(a, "trained", [0, 1]) == [1, 0.5, 0, 0]
+    one = evidence.compared({}, a, "trained", b, "trained")
+    assert one.seeds == 1 and one.comparison.difference == 0.25
+    assert evidence.compared({}, a, "trained", b, "restored-8bit") is None
+    assert str(evidence.score_of(a, "trained")) == "37.5 ± 17.7"
+
+
+def test_the_threshold_of_the_ratio_is_between_what_helps_and_what_harms():
+    def move(early, gain, task=ratio.FITTED):
+        return Move(task, "qlora", 2, 16, early, early, gain)
+    some = [move(1, 0.3), move(2, 0.1), move(8, -0.1), move(9, -0.2)]
+    assert ratio.threshold(some) == 4.0
+    rule = ratio.Rule.of([*some, move(1, 0.1, ratio.HELD_OUT), move(7, 0.1, ratio.HELD_OUT)])
+    assert rule.shares(rule.held_out) == (0.5, 1.0) and "not confirmed" in rule.sentence()
+    assert ratio.threshold([move(1, -1)]) == 0.0 and math.isinf(ratio.threshold([move(1, 1)]))
+    assert ratio.spearman([1, 2, 3], [10, 30, 20]) == pytest.approx(0.5)
+    assert math.isnan(ratio.spearman([1, 1], [2, 3])) and ratio.ranks([5, 1, 5]) == [2.5, 1, 2.5]

@@ -1,0 +1,33 @@
+"""Records and pictures of the comparison of methods, from made-up cells."""
+import json
+
+import pytest
+
+from experiments import findings
+from tests.cli import call
+from tests.experiments.fakes import a_row
+
+
+def test_tables_and_pictures_from_cells(tmp_path):
+    """Of both plans, one row of which diverged at a rate: no row is lost."""
+    pytest.importorskip("matplotlib")
+    cells = {}
+    for plan in ("methods", "methods_real"):
+        of_plan = a_row("lora", (3.0, 1.0, 2.0), ["110"] * 2, 16, "merged-16bit")
+        for bits in (4, 2):
+            for row in ("qlora", "qblora-2", "qblora-8"):
+                of_plan |= a_row(row, (3.0, 1.0, None), ["110", "011"], bits, f"requantized-{bits}bit-gptq")
+            of_plan |= a_row("qablora-4x8", (3.0, 1.0, 2.0), ["111", "011"], bits, f"merged-{bits}bit")
+        cells |= {f"{plan}-{name}": {"plan": plan, **facts} for name, facts in of_plan.items()}
+    session = {"machine": {"device": "a GPU", "torch": "2"}, "began": "2026-11-27 11:10:00", "jobs": 2,
+               "plans": ["methods", "methods_real"]}
+    about = {plan: "what\nis tested" for plan in session["plans"]}
+    (tmp_path / "cells.json").write_text(json.dumps({"cells": cells, "plans": about, "sessions": [session]}))
+    assert call(findings, str(tmp_path / "cells.json"), "--out", str(tmp_path)) is None
+    for plan in session["plans"]:
+        record = json.loads((tmp_path / f"{plan}.json").read_text())
+        first = record["tables"][0]
+        assert [row[0] for row in first["rows"]] == ["LORA", "QLORA", "QBLORA-2", "QBLORA-8", "QABLORA-4X8"]
+        assert all(len(row) == len(table["columns"]) for table in record["tables"] for row in table["rows"])
+        assert all((tmp_path / file).stat().st_size > 10_000 for _, file in record["pictures"])
+    assert record["pictures"][-1][1] == "methods_sizes.png"

@@ -1,0 +1,142 @@
+"""The comparison of methods: its plan, its statistics, and its tables and pictures from made-up cells."""
+from pathlib import Path
+
+import pytest
+
+from experiments.cells.plan import Settings, checked
+from experiments.claims import method_rows as found
+from experiments.claims import method_tables as tables
+from experiments.claims.evidence import Cells
+from experiments.claims.method_rows import Found
+from experiments.plans import method_rows, methods_real
+from experiments.plans import methods as plan_module
+from tests.experiments.fakes import a_row, facts
+
+SETTINGS = Settings(None, Path("nowhere"), "cpu")
+
+
+def cells_by_name():
+    return {cell.name: cell for cell in checked(plan_module.plan(SETTINGS).cells)}
+
+
+def gather(cells, plan="methods"):
+    every = Cells([])
+    every.facts = {name: {"plan": plan, **facts} for name, facts in cells.items()}
+    return found.gather(every, plan)
+
+
+def value_after(cell, flag):
+    return cell.argv[cell.argv.index(flag) + 1]
+
+
+# ---- the plan -----------------------------------------------------------------------------------------------------
+
+def test_every_row_is_tuned_by_the_same_rule_and_has_three_seeds():
+    """At each of its widths: three values, and seeds that take the best of them."""
+    cells = cells_by_name()
+    for row in method_rows.every_row():
+        for bits in row.widths:
+            own = [cell for cell in cells.values()
+                   if (cell.tags["row"], cell.tags["bits"], cell.tags["part"]) == (row.name, bits, row.part)]
+            rates, finals = ([cell for cell in own if cell.tags["role"] == role] for role in ("rate", "final"))
+            assert [value_after(cell, row.tuned) for cell in rates] == row.values() and len(rates) == 3
+            assert [value_after(cell, "--seed") for cell in finals] == ["0", "1", "2"]
+            assert all(cell.needs == [rate.name for rate in rates] for cell in finals)
+
+
+def test_rates_are_a_third_once_and_three_times_the_usual_one():
+    rows = {row.name: row for row in method_rows.every_row()}
+    assert rows["qlora"].values() == ["0.00167", "0.005", "0.015"] and rows["lota"].values() == ["3", "6", "12"]
+    assert rows["qlora"].values(256 / 576)[1] == "0.00222" and rows["lota"].values(0.5) == ["3", "6", "12"]
+
+
+def test_the_merged_model_is_rounded_again_where_it_ends_in_16_bits():
+    cells = cells_by_name()
+    assert value_after(cells["methods-qblora-2-4-seed1"], "--requantize") == "gptq:minmax@32x1+act-order"
+    assert "--requantize" not in cells["methods-qalora-4-seed1"].argv
+    assert "--calibration-rows" in cells["methods-qalora-4-seed1"].argv
+
+
+def test_in_equal_time_a_slower_row_gets_fewer_steps():
+    cells = cells_by_name()
+    assert value_after(cells["methods-qblora-2-4-slower1.4-seed0"], "--steps") == "202"
+    assert value_after(cells["methods-qblora-2-2-slower1.1-seed2"], "--steps") == "257"
+
+
+def test_training_is_recorded_on_a_gpu_where_it_can_be():
+    plan = plan_module.plan(Settings(None, Path("nowhere"), "cuda"))
+    recorded = {cell.tags["row"]: "--cuda-graphs" in cell.argv for cell in plan.cells}
+    assert recorded["qlora"] and recorded["qablora-4x8"] and not recorded["codes"] and not recorded["lota"]
+
+
+# ---- statistics ---------------------------------------------------------------------------------------------------
+
+def test_the_best_rate_is_marked_at_the_edge_of_those_tried():
+    inside, outside, diverged = (gather(a_row("a", losses, ["10"]))[0]
+                                 for losses in ((3.0, 1.0, 2.0), (3.0, 2.0, 1.0), (2.0, 1.0, None)))
+    assert [tables.value(one) for one in (inside, outside, diverged)] == ["2", "3 (edge)", "2"]
+
+
+def test_a_real_model_is_needed_and_its_width_lowers_the_rates(tmp_path):
+    with pytest.raises(ValueError, match="methods_real needs a model: give --model"):
+        methods_real.plan(SETTINGS)
+
+
+def test_marks_are_averaged_over_the_seeds_and_compared_row_by_row():
+    a, b = gather(a_row("a", (3.0, 1.0, 2.0), ["1111111100", "1111111111"]) |
+                  a_row("b", (3.0, 1.0, 2.0), ["0000000000", "0000000011"]))
+    judged = found.compared(a, b, found.as_trained)
+    assert judged.comparison.mean_a == pytest.approx(0.9) and judged.comparison.difference == pytest.approx(0.8)
+    assert judged.seeds == 2 and judged.comparison.p_value < 0.05
+    del b.finals[0]
+    assert found.compared(a, b, found.as_trained).comparison.difference == pytest.approx(0.8)  # seed 1 alone
+    del b.finals[1]
+    assert found.compared(a, b, found.as_trained) is None
+
+
+def test_a_row_ends_at_k_bits_rounded_or_merged_or_not_at_all():
+    rounded = {"states": {"merged-16bit": {}, "requantized-4bit-gptq": {}}}
+    assert found.at_k_bits(rounded) == found.rounded_afterwards(rounded) == "requantized-4bit-gptq"
+    assert found.at_k_bits({"states": {"merged-16bit": {}}}) is None
+    assert found.at_k_bits({"states": {"merged-2bit": {}}}) == "merged-2bit"
+
+
+def test_tests_against_the_reference_are_corrected_within_a_width():
+    n = 40
+    cells = {}
+    for bits in (4, 2):
+        for row, right in (("qablora-4x8", 20), ("qlora", 30), ("peqa", 21)):
+            cells |= a_row(row, (3.0, 1.0, 2.0), ["1" * right + "0" * (n - right)] * 2, bits, f"merged-{bits}bit")
+    tested = tables.against_reference(gather(cells))["as trained"]
+    assert set(tested) == {("qlora", 4), ("peqa", 4), ("qlora", 2), ("peqa", 2)}
+    one = tested["qlora", 4]
+    assert one.adjusted == pytest.approx(2 * one.comparison.p_value) and one.what["beside"] == "qablora-4x8"
+    assert tables.difference(one).startswith("+25.0 [") and tables.difference(one).endswith("*")
+
+
+def test_a_fifth_of_the_training():
+    assert tables.fifth(range(10), 0) == 0.5 and tables.fifth(range(10), 4) == 8.5
+
+
+# ---- tables -------------------------------------------------------------------------------------------------------
+
+def test_rows_of_the_table_say_how_the_model_came_to_k_bits():
+    cells = a_row("qlora", (3.0, 1.0, 2.0), ["110"], 4, "requantized-4bit-gptq") | a_row(
+        "peqa", (3.0, 1.0, 2.0), ["110"], 4)
+    table = tables.methods_table(gather(cells), 4, {name: {} for name in tables.STATES})
+    how = table["columns"].index("how")
+    assert [row[how] for row in table["rows"]] == ["rounded afterwards", "merged"]
+
+
+def test_costs_are_a_table():
+    row = {"title": "QLoRA", "bits": 4, "base_mb": 4.0, "peak_mb": 10.0, "inference_mb": {"merged": 11.5},
+           "seconds_before_training": 0.5, "step_seconds": 0.02, "step_to_lora": 1.1,
+           "seconds_after_training": {"merged": 0.1}}
+    table = tables.costs_table({"model": "base", "device": "a GPU", "rows": [row, {**row, "peak_mb": None}]})
+    assert table["rows"][0] == ["QLoRA", "4", "4.0 + 6.0", "11.5", "-", "0.50", "20.0", "1.10", "0.10", "-"]
+    assert table["rows"][1][2] == "-"
+
+
+def test_found_has_no_best_rate_if_all_diverged():
+    one = Found("a", "A", "methods", 4, rates=[facts("a", "rate", 0, None)])
+    assert one.best is None and tables.value(one) == "-" and not one.at_edge
