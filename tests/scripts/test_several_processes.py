@@ -23,6 +23,8 @@ METHODS = {
     "qablora": ("--method", "qablora", "--block", "16x1"),
     "irqlora": ("--method", "irqlora", "--block", "16x1", "--rank", "4"),
     "peqa": ("--method", "peqa", "--block", "16x1"), "lota": ("--method", "lota", *ROUNDED),
+    "scaleoffset": ("--method", "scaleoffset", *ROUNDED),
+    "distilled": ("--method", "qlora", *ROUNDED, "--distill", "0.5"),
     "merge-into": ("--method", "qlora", *ROUNDED, "--merge-into", "codes"),
     "gptq": ("--method", "qlora", "--quantizer", "gptq", "--block", "16x1", "--calibration-rows", "36")}
 FIRST, ALL = ("qablora", "full"), tuple(METHODS)
