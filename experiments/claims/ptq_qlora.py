@@ -104,7 +104,7 @@ def notes(cells: Cells) -> list[str]:
         "tested on its own: rounding to the old grid undoes part of SFT. So 4 bits by GPTQ overstate what PTQ costs, "
         "and PTQ -> QLoRA on that grid starts without loss. Judge 4 bits by NF.",
         "NF at 2 bits leaves nothing to train on: every state scores 0 % on both classification tasks. Its comparisons "
-        "with SFT are those below; its others compare zero with zero.",
+        "with SFT are the ones significantly below; its others compare zero with zero.",
         "Holm's correction is over each family as planned. The findings were split by width and quantizer after the "
         "results were seen. No learning rate was tuned."]
 
@@ -132,6 +132,6 @@ def record(cells: Cells, place: Path) -> dict:
                                 ("C", without, "PTQ -> QLoRA")):
         tables.append({"caption": f"Family {name}: {PIPELINE} beside {other}.",
                        **table_of(judged, "difference, points [95 %]")})
-    return {"title": "SFT -> PTQ -> QLoRA on SmolLM2-135M", "tables": tables,
+    return {"title": "SFT, PTQ and QLoRA on SmolLM2-135M", "tables": tables,
             "pictures": [[f"scores against bits, {how.upper()}", f"ptq_{how}.png"] for how in QUANTIZERS],
             "findings": findings}

@@ -39,7 +39,9 @@ def effects(cells: Cells) -> list[list[str]]:
 def points_of(a: Group, state_a: str, b: Group, state_b: str) -> str | None:
     """Percentage points with their interval and p, not corrected: each size has its own tests in its plan."""
     judged = compared({}, a, state_a, b, state_b)
-    return f"{judged.points}, p {judged.comparison.p_value:.2g}" if judged and judged.comparison.p_value is not None else None
+    if not judged or judged.comparison.p_value is None:
+        return None
+    return f"{judged.points}, p {judged.comparison.p_value:.2g}"
 
 
 def record(cells: Cells, place: Path) -> dict:
