@@ -46,10 +46,10 @@ def level(axes: Any, score: Score | None, color: str, label: str, line: str = "-
 
 
 def interval_of(groups: Sequence[Group]) -> str:
-    """`95 % interval over test rows, 1 to 2 seeds`: of groups that have cells."""
+    """`95 % interval, 1 to 2 seeds`: of groups that have cells."""
     numbers = sorted({len(group) for group in groups if group}) or [0]
     seeds = "1 seed" if numbers == [1] else f"{numbers[-1]} seeds"
-    return f"95 % interval over test rows, {f'{numbers[0]} to ' if len(numbers) > 1 else ''}{seeds}"
+    return f"95 % interval, {f'{numbers[0]} to ' if len(numbers) > 1 else ''}{seeds}"
 
 
 def legend(figure: Any, axes: Sequence[Any], columns: int = 4) -> None:

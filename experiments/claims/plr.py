@@ -68,7 +68,7 @@ def draw_scores(cells: Cells, tasks: Sequence[str], plan: str, title: str, path:
     """As trained and restored to 16 bits, against the width trained at."""
     widths = [2, 3, 4, 8]
     interval = pictures.interval_of([group_of(cells, plan, task, "qlora", bits) for task in tasks for bits in widths])
-    figure, axes = pictures.panels(tasks, title, f"score, % ({interval})")
+    figure, axes = pictures.panels(tasks, title, f"score, %\n({interval})")
     for panel, task in zip(axes, tasks, strict=True):
         groups = [group_of(cells, plan, task, "qlora", bits) for bits in widths]
         pictures.level(panel, score_of(group_of(cells, plan, task, "lora", 16), "trained"), pictures.BLACK,
@@ -87,7 +87,7 @@ def draw_memory(cells: Cells, tasks: Sequence[str], plan: str, title: str, path:
     """Score against the memory of all weights (Kanda & Hatano, Figure 2). A line for each width trained at: as trained
     (the large marker), then restored to each wider one."""
     interval = pictures.interval_of([group_of(cells, plan, task, "qlora", bits) for task in tasks for bits in WIDTHS])
-    figure, axes = pictures.panels(tasks, title, f"score, % ({interval})")
+    figure, axes = pictures.panels(tasks, title, f"score, %\n({interval})")
     colors = dict(zip(WIDTHS, (pictures.BLACK, pictures.GREEN, pictures.BLUE, pictures.ORANGE, pictures.PINK),
                       strict=True))
     for panel, task in zip(axes, tasks, strict=True):
@@ -119,7 +119,7 @@ def record(cells: Cells, place: Path) -> dict:
                 sentence("At 2 bits, restoring QA-LoRA and QA-BLoRA raises their scores (their open question)", aware),
                 rule.sentence(), *by_task(ours), *NOTES]
     draw_scores(cells, TASKS, PLAN, headline(findings[0]), place / "plr_scores.png")
-    draw_memory(cells, TASKS, PLAN, f"{headline(findings[0])}; large marker: as trained",
+    draw_memory(cells, TASKS, PLAN, f"{headline(findings[0])}. Large marker: as trained",
                 place / "plr_memory.png")
     draw_moves(rule, headline(findings[3]), place / "plr_ratio.png")
     gain = "restored - as trained, points [95 %]"

@@ -69,7 +69,7 @@ def draw(cells: Cells, plan: str, tasks: Sequence[str], how: str, title: str, pa
     """A panel for each task: the pipelines against the width."""
     every = [group_of(cells, plan, task, name, how, bits) for task in tasks for name in ("sft-qlora", "qlora")
              for bits in WIDTHS]
-    figure, axes = pictures.panels(tasks, title, f"score, % ({pictures.interval_of(every)})")
+    figure, axes = pictures.panels(tasks, title, f"score, %\n({pictures.interval_of(every)})")
     for panel, task in zip(axes, tasks, strict=True):
         pictures.level(panel, score_of(group_of(cells, plan, task, "sft-more"), "trained"), pictures.BLACK,
                        "SFT, 16 bits, as many steps")
@@ -103,8 +103,8 @@ def notes(cells: Cells) -> list[str]:
         f"SFT -> PTQ by GPTQ scores {at_4} % at 4 bits and {at_3} % at 3 bits on banking77. The likely reason, not "
         "tested on its own: rounding to the old grid undoes part of SFT. So 4 bits by GPTQ overstate what PTQ costs, "
         "and PTQ -> QLoRA on that grid starts without loss. Judge 4 bits by NF.",
-        "NF at 2 bits leaves nothing to train on: every state scores 0 % on both classification tasks. Its comparisons "
-        "with SFT are the ones significantly below; its others compare zero with zero.",
+        "NF at 2 bits leaves nothing to train on: every state scores 0 % on both classification tasks. Its two "
+        "comparisons with SFT are significantly below; its others compare zero with zero.",
         "Holm's correction is over each family as planned. The findings were split by width and quantizer after the "
         "results were seen. No learning rate was tuned."]
 

@@ -81,7 +81,7 @@ def draw(cells: Cells, title: str, path: Path) -> None:
     found = sides(cells)
     groups = [plr.group_of(restoring, plan, TASK, "qlora", bits) for restoring, plan, *_ in found.values()
               for bits in WIDTHS]
-    figure, axes = pictures.panels(list(found), title, f"{TASK}, % ({pictures.interval_of(groups)})")
+    figure, axes = pictures.panels(list(found), title, f"{TASK}, %\n({pictures.interval_of(groups)})")
     for panel, (restoring, plan, _, _) in zip(axes, found.values(), strict=True):
         groups = [plr.group_of(restoring, plan, TASK, "qlora", bits) for bits in WIDTHS]
         pictures.level(panel, score_of(plr.group_of(restoring, plan, TASK, "lora", 16), "trained"), pictures.BLACK,
