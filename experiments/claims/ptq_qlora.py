@@ -105,7 +105,8 @@ def notes(cells: Cells) -> list[str]:
         "and PTQ -> QLoRA on that grid starts without loss. Judge 4 bits by NF.",
         "NF at 2 bits leaves nothing to train on: every state scores 0 % on both classification tasks. Its two "
         "comparisons with SFT are significantly below; its others compare zero with zero.",
-        "Holm's correction is over each family as planned. The findings were split by width and quantizer after the "
+        "Holm's correction is over the comparisons of a family that could be made. The findings were split by width "
+        "and quantizer after the "
         "results were seen. No learning rate was tuned."]
 
 
