@@ -57,10 +57,31 @@ def provenance(cells: Cells, plan: str, commit: str) -> dict:
     failed = sum(facts["plan"] == plan for facts in cells.failed.values())
     seconds = sum(session.get("seconds", 0) for session in sessions)
     failures = f", {failed} failed" if failed else ""
-    counted = f"{done} cells of this plan are done{failures}, in sessions of {seconds:.0f} s."
+    planned = cells.planned(plan)
+    of = f" of {len(planned)}" if planned else ""
+    counted = (f"{done}{of} cells of this plan are done{failures}, in {len(sessions)} sessions of {seconds:.0f} s in "
+               f"all, which other plans shared.{missing(planned, set(cells.facts))}")
     return {"date": min(session["began"] for session in sessions)[:10], "machine": "; ".join(sorted(machines)),
             "commit": commit, "command": [f"python -m experiments.run {plans} --model smollm2 --data DATA"],
             "about": [*paragraphs(cells.about(plan)), counted]}
+
+
+NAMED = 6  # missing cells of a seed that are named; of more, their number is told
+
+
+def missing(planned: list[str], done: set[str]) -> str:
+    """` Missing: of seed 1, 1 of 14 (plr-banking77-qablora-2); of seed 2, 10 of 10.` No text if nothing is."""
+    seeds: dict[str, list[str]] = {}
+    for name in planned:
+        cell, _, seed = name.rpartition("-seed")
+        seeds.setdefault(f"of seed {seed}" if cell else "of cells without a seed", []).append(name)
+    said = []
+    for seed, names in sorted(seeds.items()):
+        gone = [name for name in names if name not in done]
+        listed = ", ".join(name.rpartition("-seed")[0] or name for name in gone)
+        if gone:
+            said.append(f"{seed}, {len(gone)} of {len(names)}" + (f" ({listed})" if len(gone) <= NAMED else ""))
+    return f" Missing: {'; '.join(said)}." if said else ""
 
 
 def paragraphs(text: str) -> list[str]:

@@ -4,9 +4,10 @@
     python -m experiments.results_page --check    # exit 1 if the page and the JSON files differ
 
 There are two kinds of JSON file. A file that an experiment script writes keeps the script's shape. Its title,
-provenance and findings are in provenance.json, and a function below makes its tables. Every other file is a record
-with its tables in it. A record has these fields: title, date, machine, commit, command (a list), about, tables
-(columns and rows), findings, and pictures (alternative text and file) if there are any.
+provenance and findings are in provenance.json, and a function below makes its tables. cells_*.json are raw cells of
+experiments.run, which experiments.findings judges; they have no section. Every other file is a record with its tables
+in it. A record has these fields: title, date, machine, commit, command (a list), about, tables (columns and rows),
+findings, and pictures (alternative text and file) if there are any.
 """
 import argparse
 import json

@@ -99,6 +99,8 @@ class Results:
                      "another --out")
         self.kept["settings"] = settings
         self.kept["plans"] |= {plan.name: plan.about for plan in plans}
+        planned = {plan.name: [cell.name for cell in plan.cells] for plan in plans}
+        self.kept["planned"] = {**self.kept.get("planned", {}), **planned}
         self.kept["sessions"].append({"machine": machine(options.device), "jobs": options.jobs,
                                       "began": time.strftime("%Y-%m-%d %H:%M:%S"), "plans": options.plan})
 

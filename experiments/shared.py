@@ -1,4 +1,4 @@
-"""Helpers of all experiments: options, one fixed sample of test rows, runs in separate processes, Markdown tables."""
+"""Helpers of all experiments: options, runs in separate processes, Markdown tables."""
 import argparse
 import json
 import os
@@ -7,14 +7,9 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tqdm import tqdm
-
-from model.files import write_json, write_text
-from tasks.banking77 import HERE
-from tasks.task import shuffled
+from model.files import write_json
 
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -28,16 +23,6 @@ def experiment_parser(doc: str, out: str | None = None) -> argparse.ArgumentPars
     return parser
 
 
-def add_repeated(parser: argparse.ArgumentParser) -> None:
-    """The options of experiments that repeat each run with several seeds."""
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2],
-                        help="repeat each run with these seeds (default: 0 1 2)")
-    parser.add_argument("--test-rows", type=int, default=1000, metavar="N",
-                        help="score N rows, drawn once from banking77's 3080 test rows (default: %(default)s)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), metavar="N",
-                        help="run this many processes at a time (default: the number of CPUs)")
-
-
 def spread(values: Sequence[float], digits: int, sign: str = "", scale: float = 1) -> str:
     """scale * (mean ± sample standard deviation): `spread([1, 2, 3], 1) == "2.0 ± 1.0"`. One value has no deviation."""
     deviation = f" ± {scale * statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
@@ -47,13 +32,6 @@ def spread(values: Sequence[float], digits: int, sign: str = "", scale: float = 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A table in Markdown."""
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in (head, ["---"] * len(head), *rows))
-
-
-def draw_test_rows(path: Path, n: int) -> None:
-    """Write n of banking77's 3080 test rows, the same rows every time. They are shuffled because the file is sorted by
-    intent."""
-    lines = (HERE / "test.jsonl").read_text(encoding="utf-8").splitlines()
-    write_text(path, "\n".join(shuffled(lines, 0)[:n]) + "\n")
 
 
 def keep_settings(options: argparse.Namespace, names: Sequence[str]) -> None:
@@ -84,10 +62,3 @@ def make_run(arguments: Sequence[str], folder: Path, finished: str) -> None:
     if not (folder / finished).is_file():
         shutil.rmtree(folder, ignore_errors=True)
         python([*arguments, "--out", str(folder)], folder.with_suffix(".log"))
-
-
-def at_once(jobs: int, calls: Sequence[tuple], desc: str) -> None:
-    """Call each (function, *arguments), `jobs` of them at a time. `desc` labels the progress bar."""
-    with ThreadPoolExecutor(jobs) as pool:
-        for _ in tqdm(pool.map(lambda call: call[0](*call[1:]), calls), total=len(calls), desc=desc, disable=None):
-            pass

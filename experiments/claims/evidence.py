@@ -11,6 +11,7 @@ from tasks.significance import Comparison, compare_scores
 
 LEVEL = 0.05
 CONFIRMED, NOT_CONFIRMED, OPPOSITE = "confirmed", "not confirmed", "the opposite"
+NOT_DECIDED = "not decided, too few cells,"
 
 Facts = dict
 Group = dict[int, Facts]  # seed -> the facts of its cell
@@ -39,6 +40,10 @@ class Cells:
     def about(self, plan: str) -> str:
         """The plan's text, as it was when its cells were run last."""
         return next(file["plans"][plan] for file in reversed(self.files) if plan in file["plans"])
+
+    def planned(self, plan: str) -> list[str]:
+        """The names of the cells that the plan has, done or not. Empty for files that do not say so."""
+        return next((names for file in reversed(self.files) if (names := file.get("planned", {}).get(plan))), [])
 
     def of_prefix(self, prefix: str) -> "Cells":
         """Those whose names begin so."""
@@ -163,15 +168,18 @@ def overall(judged: Sequence[Judged]) -> str:
     return OPPOSITE if counts[OPPOSITE] > counts[CONFIRMED] else NOT_CONFIRMED
 
 
-def sentence(claim: str, judged: Sequence[Judged]) -> str:
-    """`Restoring raises the score: not confirmed (3 of 20 comparisons significantly up, 1 down, ...).`"""
+def sentence(claim: str, judged: Sequence[Judged], planned: int = 0) -> str:
+    """`Restoring raises the score: not confirmed at this scale (3 of 20 comparisons significantly above, ...).`
+    Not decided if fewer than half of the planned comparisons could be made."""
     ups, downs = (sum(one.verdict == verdict for one in judged) for verdict in (CONFIRMED, OPPOSITE))
     if not judged:
         return f"{claim}: not tested, no cells."
     ps = [one.adjusted for one in judged if one.adjusted is not None]
     smallest = f", smallest corrected p {min(ps):.2g}" if ps else ""
-    return (f"{claim}: {overall(judged)} at this scale ({ups} of {len(judged)} comparisons significantly above, "
-            f"{downs} below{smallest}).")
+    verdict = NOT_DECIDED if 2 * len(judged) < planned else overall(judged)
+    missing = f", {planned - len(judged)} more were planned" if planned > len(judged) else ""
+    return (f"{claim}: {verdict} at this scale ({ups} of {len(judged)} comparisons significantly above, "
+            f"{downs} below{smallest}{missing}).")
 
 
 def headline(finding: str) -> str:

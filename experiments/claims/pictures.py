@@ -5,7 +5,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from experiments.claims.evidence import Score
+from experiments.claims.evidence import Group, Score
 from finetune.pictures import pyplot
 from model.durable import replace_file
 
@@ -45,14 +45,21 @@ def level(axes: Any, score: Score | None, color: str, label: str, line: str = "-
         axes.axhline(100 * score.mean, color=color, linestyle=line, linewidth=1.2, label=label)
 
 
-def legend(figure: Any, axes: Sequence[Any]) -> None:
+def interval_of(groups: Sequence[Group]) -> str:
+    """`95 % interval, 1 to 2 seeds`: of groups that have cells."""
+    numbers = sorted({len(group) for group in groups if group}) or [0]
+    seeds = "1 seed" if numbers == [1] else f"{numbers[-1]} seeds"
+    return f"95 % interval, {f'{numbers[0]} to ' if len(numbers) > 1 else ''}{seeds}"
+
+
+def legend(figure: Any, axes: Sequence[Any], columns: int = 4) -> None:
     """One for all panels, below them: nothing can lie under it."""
     found: dict[str, Any] = {}
     for panel in axes:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
     if found:
-        figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=min(4, len(found)),
+        figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=min(columns, len(found)),
                       fontsize=9, frameon=False)
 
 

@@ -3,7 +3,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.claims import pictures
-from experiments.claims.evidence import Cells, Group, Judged, compared, family, headline, score_of, sentence, table_of
+from experiments.claims.evidence import (
+    Cells,
+    Group,
+    Judged,
+    compared,
+    family,
+    headline,
+    score_of,
+    sentence,
+    table_of,
+    with_state,
+)
 
 PLAN = "ptq_qlora"
 TASKS = ("banking77", "bitext", "bitext-response")
@@ -56,7 +67,9 @@ def scores_table(cells: Cells, plan: str, tasks: Sequence[str]) -> dict:
 
 def draw(cells: Cells, plan: str, tasks: Sequence[str], how: str, title: str, path: Path) -> None:
     """A panel for each task: the pipelines against the width."""
-    figure, axes = pictures.panels(tasks, title, "score, % (95 % interval)")
+    every = [group_of(cells, plan, task, name, how, bits) for task in tasks for name in ("sft-qlora", "qlora")
+             for bits in WIDTHS]
+    figure, axes = pictures.panels(tasks, title, f"score, %\n({pictures.interval_of(every)})")
     for panel, task in zip(axes, tasks, strict=True):
         pictures.level(panel, score_of(group_of(cells, plan, task, "sft-more"), "trained"), pictures.BLACK,
                        "SFT, 16 bits, as many steps")
@@ -68,31 +81,58 @@ def draw(cells: Cells, plan: str, tasks: Sequence[str], how: str, title: str, pa
                 (control, "trained", pictures.GREEN, "PTQ -> QLoRA, as many steps", 0.08)):
             pictures.points(panel, [i + shift for i in range(len(WIDTHS))],
                             [score_of(group, state) for group in groups], color, label)
-        panel.set_xticks(range(len(WIDTHS)), [f"{bits}" for bits in WIDTHS])
+        gone = [with_state(group, "trained") == {} for group in ours]
+        panel.set_xticks(range(len(WIDTHS)), [f"{bits}" + "\n(no cells)" * none
+                                              for bits, none in zip(WIDTHS, gone, strict=True)])
+        panel.set_xlim(-0.4, len(WIDTHS) - 0.6)
         panel.set_xlabel(f"bits ({how.upper()})")
     pictures.legend(figure, axes)
     pictures.save(figure, path)
 
 
+def some(judged: Sequence[Judged], widths: Sequence[int], tasks: Sequence[str] = TASKS, how: str = "") -> list[Judged]:
+    return [one for one in judged if one.what["bits"] in widths and one.what["task"] in tasks
+            and how in ("", one.what["quantizer"])]
+
+
+def notes(cells: Cells) -> list[str]:
+    """What a reader must know of the base, the quantizers and the tests."""
+    at_4, at_3 = (score_of(group_of(cells, PLAN, TASKS[0], "sft-qlora", "gptq", bits), "quantized") for bits in (4, 3))
+    return [
+        "The 16-bit weights of this base are dequantized 4-bit min-max codes in blocks of 32x1, the grid of GPTQ here. "
+        f"SFT -> PTQ by GPTQ scores {at_4} % at 4 bits and {at_3} % at 3 bits on banking77. The likely reason, not "
+        "tested on its own: rounding to the old grid undoes part of SFT. So 4 bits by GPTQ overstate what PTQ costs, "
+        "and PTQ -> QLoRA on that grid starts without loss. Judge 4 bits by NF.",
+        "NF at 2 bits leaves nothing to train on: every state scores 0 % on both classification tasks. Its two "
+        "comparisons with SFT are significantly below; its others compare zero with zero.",
+        "Holm's correction is over the comparisons of a family that could be made. The findings were split by width "
+        "and quantizer after the "
+        "results were seen. No learning rate was tuned."]
+
+
 def record(cells: Cells, place: Path) -> dict:
     """Writes the pictures into `place`. Returns the section of the page."""
     recovers, beats, without = (beside(cells, PLAN, TASKS, other) for other in ("quantized", "sft-more", "qlora"))
-    narrow = [one for one in recovers if one.what["bits"] < 4]
-    classes = [one for one in beats if one.what["task"] != "bitext-response"]
-    replies = [one for one in beats if one.what["task"] == "bitext-response"]
+    of_quantizer = [sentence(f"{PIPELINE} scores above SFT -> PTQ at 4 bits by {how.upper()} (Zhu et al.)",
+                             some(recovers, (4,), how=how), 3) for how in QUANTIZERS]
     findings = [
-        sentence(f"{PIPELINE} scores above SFT -> PTQ (Zhu et al.)", recovers),
-        sentence(f"{PIPELINE} scores above 16-bit SFT on classification (Zhu et al.; here for as many steps)", classes),
-        sentence(f"{PIPELINE} scores above 16-bit SFT on generation (Zhu et al. found no difference)", replies),
-        sentence(f"Open question 1: {PIPELINE} scores above PTQ -> QLoRA without SFT, for as many steps", without),
-        sentence("Open question 2: at 3 and 2 bits, QLoRA recovers what PTQ lost", narrow)]
+        *of_quantizer,
+        sentence(f"{PIPELINE} scores above 16-bit SFT on classification, at 4 bits (Zhu et al.; here for as many "
+                 "steps)", some(beats, (4,), TASKS[:2]), 4),
+        sentence(f"{PIPELINE} scores above 16-bit SFT on generation, at 4 bits (Zhu et al. found no difference)",
+                 some(beats, (4,), TASKS[2:]), 2),
+        sentence(f"Open question 1: {PIPELINE} scores above PTQ -> QLoRA without SFT, for as many steps", without,
+                 len(settings(TASKS))),
+        sentence("Open question 2: at 3 and 2 bits, QLoRA recovers what PTQ lost", some(recovers, (3, 2)), 12),
+        sentence(f"Open question 2: at 3 and 2 bits, {PIPELINE} scores above 16-bit SFT for as many steps",
+                 some(beats, (3, 2)), 12), *notes(cells)]
     for how in QUANTIZERS:
-        draw(cells, PLAN, TASKS, how, f"{headline(findings[0])}; {how.upper()}", place / f"ptq_{how}.png")
+        draw(cells, PLAN, TASKS, how, headline(of_quantizer[QUANTIZERS.index(how)]), place / f"ptq_{how}.png")
     tables = [scores_table(cells, PLAN, TASKS)]
     for name, judged, other in (("A", recovers, "SFT -> PTQ"), ("B", beats, "SFT for as many steps"),
                                 ("C", without, "PTQ -> QLoRA")):
         tables.append({"caption": f"Family {name}: {PIPELINE} beside {other}.",
                        **table_of(judged, "difference, points [95 %]")})
-    return {"title": "SFT -> PTQ -> QLoRA on SmolLM2-135M", "tables": tables,
+    return {"title": "SFT, PTQ and QLoRA on SmolLM2-135M", "tables": tables,
             "pictures": [[f"scores against bits, {how.upper()}", f"ptq_{how}.png"] for how in QUANTIZERS],
             "findings": findings}

@@ -129,7 +129,8 @@ class Rule:
         said = "confirmed" if ours > constant and p < 0.05 else "not confirmed"
         return (f"The ratio before training ends predicts whether restoring helps: {said} on held-out cells "
                 f"({100 * ours:.0f} % right signs, {100 * constant:.0f} % by the better constant answer, exact p "
-                f"beside the fitted constant {p:.2g}).")
+                f"beside the fitted constant {p:.2g}; fitted threshold {self.threshold:.2g}"
+                f"{', which is to say never' if self.threshold == 0 else ''}).")
 
 
 def moves_table(every: Sequence[Move]) -> dict:
@@ -154,6 +155,8 @@ def draw_moves(rule: Rule, title: str, path: Path) -> None:
     axes.axhline(0, color="0.4", linewidth=0.8)
     if 0 < rule.threshold < math.inf:
         axes.axvline(rule.threshold, color="0.4", linestyle=":", label=f"threshold {rule.threshold:.2g}")
+    gains = [0.0, *(move.gain for move in (*rule.fitted, *rule.held_out))]
+    axes.set_ylim(min(2 * min(gains), -0.02), max(2 * max(gains), 0.02))  # symlog's own margin cuts markers in half
     axes.set_xscale("log")
     axes.set_yscale("symlog", linthresh=0.01)
     axes.set_xlabel("norm(W_l - W_k) / norm(delta_W) at the first of four validations")

@@ -39,7 +39,9 @@ def effects(cells: Cells) -> list[list[str]]:
 def points_of(a: Group, state_a: str, b: Group, state_b: str) -> str | None:
     """Percentage points with their interval and p, not corrected: each size has its own tests in its plan."""
     judged = compared({}, a, state_a, b, state_b)
-    return f"{judged.points}, p {judged.comparison.p_value:.2g}" if judged and judged.comparison.p_value else None
+    if not judged or judged.comparison.p_value is None:
+        return None
+    return f"{judged.points}, p {judged.comparison.p_value:.2g}"
 
 
 def record(cells: Cells, place: Path) -> dict:
@@ -49,7 +51,14 @@ def record(cells: Cells, place: Path) -> dict:
     return {"title": "The scale of the effects: 5.8 M and 135 M parameters", "tables": [
         {"caption": f"{TASK}, percentage points [95 % interval], p not corrected.", "columns": ["", *sides(cells)],
          "rows": rows}], "pictures": [["QLoRA as trained and restored, on both bases", "scale.png"]],
-        "findings": [said(rows)]}
+        "findings": [said(rows), *unmeasured(cells, rows)]}
+
+
+def unmeasured(cells: Cells, rows: list[list[str]]) -> list[str]:
+    """Which effects no cell of a base tells."""
+    found = [f"Not measured on {base}: {'; '.join(gone)}." for i, base in enumerate(sides(cells), 1)
+             if (gone := [row[0].partition(":")[0] for row in rows if row[i] == "-"])]
+    return found
 
 
 def said(rows: list[list[str]]) -> str:
@@ -70,7 +79,9 @@ def title(rows: list[list[str]]) -> str:
 
 def draw(cells: Cells, title: str, path: Path) -> None:
     found = sides(cells)
-    figure, axes = pictures.panels(list(found), title, f"{TASK}, % (95 % interval)")
+    groups = [plr.group_of(restoring, plan, TASK, "qlora", bits) for restoring, plan, *_ in found.values()
+              for bits in WIDTHS]
+    figure, axes = pictures.panels(list(found), title, f"{TASK}, %\n({pictures.interval_of(groups)})")
     for panel, (restoring, plan, _, _) in zip(axes, found.values(), strict=True):
         groups = [plr.group_of(restoring, plan, TASK, "qlora", bits) for bits in WIDTHS]
         pictures.level(panel, score_of(plr.group_of(restoring, plan, TASK, "lora", 16), "trained"), pictures.BLACK,

@@ -44,7 +44,8 @@ def facts_of(cell: Cell, plan: str) -> dict:
 def write(path: Path, monkeypatch, skip=lambda cell: False) -> None:
     made = plans(monkeypatch)
     path.write_text(json.dumps({
-        "plans": {plan.name: plan.about for plan in made}, "settings": {}, "sessions": [{
+        "plans": {plan.name: plan.about for plan in made},
+        "planned": {plan.name: [cell.name for cell in plan.cells] for plan in made}, "settings": {}, "sessions": [{
             "machine": {"device": "none", "torch": "0"}, "jobs": 2, "began": "2026-11-27 00:00:00", "seconds": 1.0,
             "plans": [plan.name for plan in made]}],
         "cells": {cell.name: facts_of(cell, plan.name) for plan in made for cell in plan.cells if not skip(cell)}}))

@@ -31,7 +31,7 @@ def test_records_have_tables_pictures_and_sentences_that_the_page_takes(tmp_path
         text = results_page.section(name, record)
         assert record["about"][0].startswith("Base: ") and all(finding.split()[0] in text for finding in
                                                                record["findings"])
-    restored, _, _, rule = records["plr"]["findings"]
+    restored, _, _, rule = records["plr"]["findings"][:4]
     assert "confirmed at this scale" in restored and "tested" not in rule
     gains = {tuple(row[:4]): row for row in records["plr"]["tables"][1]["rows"]}
     assert len(gains) == 20 and gains["sql-create-context", "qlora", "2", "16"][-1] == CONFIRMED
@@ -44,6 +44,24 @@ def test_a_part_of_the_cells_is_judged_too(tmp_path, monkeypatch):
     records = found_by(tmp_path, monkeypatch, lambda cell: cell.tags.get("seed") or cell.tags["task"] != "banking77")
     assert "not tested, no cells" in records["plr"]["findings"][3]
     assert {row[0] for row in records["plr"]["tables"][1]["rows"]} == {"banking77"}
+
+
+def test_missing_cells_are_told(tmp_path, monkeypatch):
+    """No silent gap: each seed that lacks cells says how many, and names a few."""
+    pytest.importorskip("matplotlib")
+    gone = "ptq-banking77-sft-qlora-nf4-seed0"
+    records = found_by(tmp_path, monkeypatch, lambda cell: cell.name == gone or cell.tags.get("seed") == 1)
+    said = records["ptq_qlora"]["about"][-1]
+    assert "41 of 84 cells" in said and "of seed 0, 1 of 42 (ptq-banking77-sft-qlora-nf4)" in said
+    assert "of seed 1, 42 of 42." in said
+    assert "1 more were planned" in records["ptq_qlora"]["findings"][1]
+    assert findings.missing(["a-seed0", "b"], {"a-seed0", "b"}) == ""
+
+
+def test_a_claim_with_few_of_its_comparisons_is_not_decided():
+    up = judged(20, 2, 0.01)
+    assert "not decided" in evidence.sentence("A", [up], 3) and "2 more were planned" in evidence.sentence("A", [up], 3)
+    assert "confirmed at this scale" in evidence.sentence("A", [up], 2)
 
 
 def test_holm():

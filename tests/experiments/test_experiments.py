@@ -1,20 +1,19 @@
 """The experiments' commands and tables, without runs: every --help, and the functions that format a cell or a row."""
 import argparse
 import importlib
-import json
 import pkgutil
 
 import pytest
 
 import experiments
-from experiments import benchmarks, real_model, restoration, results_page, sft_ptq_qlora, shared
+from experiments import benchmarks, real_model, results_page, shared
 from scoring.scores import TAKEN_UP
 from tasks.mmlu import CATEGORY_OF, pooled_error
 from tests.cli import call
 
 COMMANDS = sorted(module.name for module in pkgutil.iter_modules(experiments.__path__)
                   if module.name != "shared" and not module.ispkg)
-WITH_OPTIONS = [benchmarks, real_model, restoration, sft_ptq_qlora]
+WITH_OPTIONS = [benchmarks, real_model]
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_experiment_has_a_help_text_with_its_command(name, capsys):
@@ -25,10 +24,10 @@ def test_every_experiment_has_a_help_text_with_its_command(name, capsys):
 
 @pytest.mark.parametrize("module", WITH_OPTIONS, ids=lambda module: module.__name__)
 def test_help_texts_state_the_defaults(module):
-    """A list as it is typed. --jobs is a number of this machine, and --json is in --out: both are told in words."""
+    """A list as it is typed. --json is in --out, which is told in words."""
     for action in module.options_parser()._actions:
         default = action.default
-        if default in (None, argparse.SUPPRESS) or action.dest == "jobs":
+        if default in (None, argparse.SUPPRESS):
             continue
         words = " ".join(map(str, default)) if isinstance(default, list) else str(default)
         text = action.help.replace("%(default)s", str(default))
@@ -71,13 +70,6 @@ def test_lines_of_the_real_model():
 
 # ---- rows and commands --------------------------------------------------------------------------------------------
 
-def test_test_rows_are_the_same_each_time(tmp_path):
-    for name, n in (("a", 5), ("b", 5), ("c", 9)):
-        shared.draw_test_rows(tmp_path / name, n)
-    a, b, c = ((tmp_path / name).read_text(encoding="utf-8").splitlines() for name in "abc")
-    assert a == b == c[:5] and len({json.loads(line)["category"] for line in c}) > 2
-
-
 def test_a_finished_run_is_not_repeated_and_an_interrupted_one_starts_again(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(shared, "python", lambda arguments, log: asked.append((arguments, log)))
@@ -85,7 +77,8 @@ def test_a_finished_run_is_not_repeated_and_an_interrupted_one_starts_again(tmp_
     for folder, file in ((done, "results.json"), (cut_off, "half.json")):
         folder.mkdir()
         (folder / file).touch()
-    shared.at_once(2, [(shared.make_run, ["train.py"], folder, "results.json") for folder in (done, cut_off)], "runs")
+    for folder in (done, cut_off):
+        shared.make_run(["train.py"], folder, "results.json")
     assert asked == [(["train.py", "--out", str(cut_off)], tmp_path / "cut-off.log")]
     assert done.is_dir() and not cut_off.exists()
 

@@ -1,11 +1,10 @@
-"""The joint tables of several runs, on points made by hand; the picture's contents; the experiments' commands."""
-import argparse
+"""The joint tables of several runs, on points made by hand; the picture's contents; what the experiments share."""
 from pathlib import Path
 
 import pytest
 
 from adapters.lam import Lam
-from experiments import real_model, restoration, sft_ptq_qlora, shared
+from experiments import real_model, shared
 from finetune.command_line import train_parser
 from finetune.config import RunConfig
 from finetune.resolve import resolve_run, with_values
@@ -102,24 +101,6 @@ def test_figure_2_draws_a_line_a_training_width_through_the_widths_above(tmp_pat
     lines = {label.partition(",")[0]: [(x, round(y, 6)) for x, y in line] for label, line in drawn.items()}
     assert lines == {"2-bit QLoRA": [(2, 52), (3, 57), (11, 63)], "4-bit QLoRA": [(3, 70), (11, 71)],
                      "16-bit LoRA": [(11, 72)]}
-
-
-def test_gains_are_each_runs_own():
-    """Run a gains 10 points at 16 bits and run b 12: 11.0 ± 1.4, though the runs themselves differ more."""
-    table = restoration.gain_table(POINTS).splitlines()
-    assert "| 2 bits | 16 bits | 11.00 | 63.00 ± 4.2 | +11.0 ± 1.4 | 0.3500 | +0.1500 ± 0.0707 | 3.00 |" in table
-    assert "| 4 bits | 2 bits | 2.00 | 65.00 | -5.0 | 0.2000 | +0.0000 | 3.00 |" in table
-
-
-def test_the_experiments_commands_are_commands_of_train_py(tmp_path):
-    options = argparse.Namespace(out=tmp_path, epochs=3, lr=5e-3, bits=4, seeds=[0], limit=100, sft_epochs=2,
-                                 extra_epochs=1)
-    commands = [restoration.train_command(options, bits, 0) for bits in (16, 8, 4, 3, 2)]
-    calls = sft_ptq_qlora.from_the_base(options, 0) + sft_ptq_qlora.from_sft(options, 0)
-    for command in commands + [words[1:] for _, words, *_ in calls]:
-        resolve_run(train_parser().given(command))
-    names = {folder.name.removesuffix("-seed0") for _, _, folder, *_ in calls}
-    assert names == {spec.partition(":")[0] for spec in sft_ptq_qlora.STATES.values()}
 
 
 def test_what_a_failed_process_printed_is_no_result(tmp_path):
