@@ -83,8 +83,8 @@ def of_balance(found: Sequence[Found]) -> list[str]:
     said += [at_same_rate(found)] if balance(found) else []
     edges = [f"{one.title} at {one.bits} bits" for one, _ in balance(found) if one.finals and one.at_edge]
     if edges:
-        said.append(f"All this holds among the rates tried. The best one is at their edge for {listed(edges)}: a better "
-                    f"one may lie beyond.")
+        said.append(f"All this holds among the rates tried. The best one is at their edge for {listed(edges)}: a "
+                    f"better one may lie beyond.")
     return said
 
 
