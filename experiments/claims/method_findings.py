@@ -77,14 +77,10 @@ def turned(judged: Judged) -> Judged:
 
 
 def of_balance(found: Sequence[Found]) -> list[str]:
-    """Does the gain of Q-BLoRA over QLoRA survive tuned rates? The same edge is named: a better rate may lie beyond."""
+    """Does the gain of Q-BLoRA over QLoRA survive tuned rates?"""
     said = [by_width("Q-BLoRA scores above QLoRA, each at its best rate (Shen et al., Sec. 3.2)",
                      tested(balance(found), as_trained), titles_of(found))]
     said += [at_same_rate(found)] if balance(found) else []
-    edges = [f"{one.title} at {one.bits} bits" for one, _ in balance(found) if one.finals and one.at_edge]
-    if edges:
-        said.append(f"All this holds among the rates tried. The best one is at their edge for {listed(edges)}: a "
-                    f"better one may lie beyond.")
     return said
 
 
@@ -124,6 +120,18 @@ def of_targets(found: Sequence[Found]) -> list[str]:
     return [by_width(f"{name} ends above QLoRA rounded afterwards (not in the plan; Holm over these)",
                      {key: judged for key, judged in tests.items() if key[0] == row}, titles_of(found))
             for row, name in TARGETS]
+
+
+def of_edges(found: Sequence[Found]) -> list[str]:
+    """The rows with a trained model whose best rate is the lowest or the highest that was tried, by width."""
+    said = []
+    for bits in (16, *WIDTHS):
+        edges = [f"{one.title} ({one.best['tags']['value']:g})" for one in first_table(found)
+                 if one.bits == bits and one.finals and one.at_edge and one.best]
+        if edges:
+            said.append(f"At {bits} bits, the best rate is at the edge of those tried for {'; '.join(edges)}. A better "
+                        f"one may lie beyond, so comparisons with these rows hold among the rates tried only.")
+    return said
 
 
 def of_threshold(found: Sequence[Found]) -> list[str]:
