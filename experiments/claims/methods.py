@@ -64,7 +64,7 @@ def findings(cells: Cells, found: list[Found], plan: str, tests: dict[str, Tests
     diverged = [name for name, facts in cells.facts.items()
                 if facts["plan"] == plan and "diverged" in facts.get("training", {})]
     return [*finding.beside_reference(found, last), *finding.of_reference(found, last), *finding.of_balance(found),
-            finding.of_rounding(found), *finding.of_targets(found), *finding.of_edges(found), *finding.of_threshold(found),
-            *finding.of_gradients(found),
+            finding.of_rounding(found), *finding.of_targets(found), *finding.of_edges(found),
+            *finding.of_threshold(found), *finding.of_gradients(found),
             f"Training diverged in {len(diverged)} cells{': ' if diverged else ''}{', '.join(diverged)}.",
             *finding.unseen(found)]
