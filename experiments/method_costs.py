@@ -107,7 +107,11 @@ def main() -> None:
 
 
 def device_words(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_words(torch.get_num_threads())
+
+
+def cpu_words(threads: int) -> str:
+    return f"{threads} CPU thread{'s' if threads > 1 else ''}"
 
 
 def measure(rows: Sequence[Row], shared: list[str], graphs: bool) -> tuple[list[Measured], dict[str, str]]:

@@ -141,7 +141,8 @@ ORDER = ("main_job", "main_job_history", "methods_60_steps", "full_length", "rou
          "gguf_round_trip", "benchmarks", "before_and_after")
 # records of experiments/findings.py, where the cells were run
 CELLS = ("methods", "methods_real", "plr", "ptq_qlora", "scale")
-FILES = {"before_and_after": ("qlora_sql_create_context", "qlora_gsm8k")}  # where they do not have the section's name
+FILES = {"before_and_after": ("qlora_sql_create_context", "qlora_gsm8k"),  # where they do not have the section's name
+         "methods": ("methods", "methods_costs_base")}
 
 
 def records() -> dict[str, dict]:
@@ -187,7 +188,7 @@ def section(name: str, record: dict) -> str:
 
 def captioned(table: Table) -> str:
     text = markdown(table["columns"], table["rows"])
-    return f"{table['caption']}\n\n{text}" if "caption" in table else text
+    return f"{wrapped(table['caption'])}\n\n{text}" if "caption" in table else text
 
 
 def wrapped(text: str) -> str:

@@ -1,5 +1,6 @@
 """What the cells of the plans methods and methods_real found, row by row, and the paired tests between rows."""
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -86,6 +87,13 @@ def gather(cells: Cells, plan: str) -> list[Found]:
 
 def first_table(found: Sequence[Found]) -> list[Found]:
     return [one for one in found if one.part == "methods"]
+
+
+def half_interval(one: Found, which: Which) -> float | None:
+    """Half of the 95 % interval of the score over test rows, in points. None: it has fewer than two rows."""
+    of_seeds = [marks_of(one.finals[seed], which(one.finals[seed]) or "") for seed in one.states(which)]
+    rows = [statistics.mean(row) for row in zip(*of_seeds, strict=True)]
+    return 196 * statistics.stdev(rows) / math.sqrt(len(rows)) if len(rows) > 1 else None
 
 
 # ---- tests ----------------------------------------------------------------------------------------------------------

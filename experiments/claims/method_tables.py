@@ -1,8 +1,10 @@
 """The tables of the comparison of methods, as columns and rows of text."""
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from experiments.claims.evidence import LEVEL, Facts, Judged, mean_cell, p_cell
+from experiments.cells.plan import Cell
+from experiments.claims.evidence import LEVEL, Cells, Facts, Judged, mean_cell, p_cell
 from experiments.claims.method_rows import (
     Found,
     Which,
@@ -42,11 +44,18 @@ def difference(judged: Judged | None) -> str:
     if judged is None:
         return "-"
     star = " *" if judged.adjusted is not None and judged.adjusted < LEVEL else ""
-    return f"{judged.points}, p {p_cell(judged)}{star}"
+    return f"{judged.points}, {p_words(judged)}{star}"
+
+
+def p_words(judged: Judged) -> str:
+    """`p 0.03`; a p that a float cannot hold is below the smallest one."""
+    return "p < 1e-300" if judged.adjusted == 0 else f"p {p_cell(judged)}"
 
 
 def deployed(found: Found) -> str:
     """Bits a weight of the model at k bits, or of the merged one in 16 bits."""
+    if not found.finals:
+        return "-"
     states = list(found.states(at_k_bits).values())
     return f"{states[0]['bits_per_weight']:.2f}" if states else "16.00"
 
@@ -71,13 +80,35 @@ def methods_table(found: Sequence[Found], bits: int, tests: dict[str, Tests]) ->
     rows = []
     for one in (one for one in first_table(found) if one.bits in (16, bits)):
         exact = "rounded afterwards" if one.states(rounded_afterwards) else "merged"
-        rows.append([one.title, str(one.bits), value(one), score(one, as_trained), loss(one, as_trained),
-                     score(one, at_k_bits), loss(one, at_k_bits), exact if one.states(at_k_bits) else "-",
+        rows.append([one.title, str(one.bits), value(one), str(len(one.finals)),
+                     score(one, as_trained) if one.finals else "not run", loss(one, as_trained), score(one, at_k_bits),
+                     loss(one, at_k_bits), exact if one.states(at_k_bits) else "-",
                      *(difference(tests[name].get((one.row, bits))) for name in STATES), deployed(one),
                      parameters(one)])
-    return {"caption": f"{bits} bits, and 16 for comparison.", "rows": rows, "columns": [
-        "method", "bits", "rate", "as trained, %", "loss as trained", "at k bits, %", "loss at k bits", "how",
+    return {"caption": f"{bits} bits, and 16 for comparison. Validation loss in nats a target token. p is corrected; * "
+                       "is below 0.05. \"edge\": the best rate is the lowest or the highest that was tried.",
+            "rows": rows, "columns": [
+        "method", "bits", "rate", "seeds", "as trained, %", "loss as trained", "at k bits, %", "loss at k bits", "how",
         f"as trained - {REFERENCE}, points", f"at k bits - {REFERENCE}, points", "bits a weight", "parameters"]}
+
+
+def rates_table(found: Sequence[Found]) -> Table:
+    """Validation losses by rate, and which is best. Rows without a rate that was run are left out."""
+    rows = []
+    for one in sorted((one for one in first_table(found) if one.rates), key=lambda one: -one.bits):
+        tried = [at_rate(one.at_factor(factor)) for factor in FACTORS]
+        left = sum(cell == "not run" for cell in tried)
+        rows.append([one.title, str(one.bits), *tried, f"{left} not run" if left else value(one)])
+    return {"caption": "Validation loss by learning rate at seed 0, written as rate: loss. LoTA-QAF has a threshold "
+                       "(omega) in its place: 3, 6 and 12.",
+            "rows": rows, "columns": ["method", "bits", "usual / 3", "the usual rate", "usual * 3", "best"]}
+
+
+def at_rate(facts: Facts | None) -> str:
+    if facts is None:
+        return "not run"
+    best = loss_of(facts)
+    return f"{facts['tags']['value']:g}: {'diverged' if best is None else f'{best:.3f}'}"
 
 
 def balance(found: Sequence[Found]) -> list[tuple[Found, Found]]:
@@ -163,19 +194,23 @@ def titled(found: Found) -> str:
 
 
 def costs_table(costs: dict) -> Table:
-    """Shen et al., Table 5, of `python -m experiments.method_costs`."""
+    """Shen et al., Table 5, of `python -m experiments.method_costs`. Memory for fine-tuning: where it was measured."""
     rows = []
+    measured = any(row["peak_mb"] is not None for row in costs["rows"])
     for row in costs["rows"]:
         peak, after, inference = row["peak_mb"], row["seconds_after_training"], row["inference_mb"]
         training = "-" if peak is None else f"{row['base_mb']:.1f} + {peak - row['base_mb']:.1f}"
-        rows.append([row["title"], str(row["bits"]), training, *numbers(inference, 1),
+        rows.append([row["title"], str(row["bits"]), *[training] * measured, *numbers(inference, 1),
                      f"{row['seconds_before_training']:.2f}", f"{1000 * row['step_seconds']:.1f}",
                      f"{row['step_to_lora']:.2f}", *numbers(after, 2)])
-    return {"caption": f"Costs with {costs['model']} on {costs['device']}: memory for fine-tuning (base + the rest at "
-                       f"the peak), memory for inference, and time. All rows took turns in one process.",
-            "rows": rows, "columns": ["method", "bits", "to fine-tune, MB", "merged, MB", "rounded afterwards, MB",
-                                      "loading and quantizing, s", "step, ms", "step / LoRA's", "merging, s",
-                                      "merging and rounding, s"]}
+    memory = ("Memory for fine-tuning is the base + the rest at the peak." if measured else
+              "Memory for fine-tuning was not measured: it is measured on a GPU only.")
+    model = "the embedded base" if costs["model"] == "base" else costs["model"]
+    return {"caption": f"Costs with {model} on {costs['device']}. {memory} All rows took turns in one process: quote "
+                       f"the ratios, not the seconds.", "rows": rows,
+            "columns": ["method", "bits", *["to fine-tune, MB"] * measured, "merged, MB", "rounded afterwards, MB",
+                        "loading and quantizing, s", "step, ms", "step / LoRA's", "merging, s",
+                        "merging and rounding, s"]}
 
 
 def numbers(of_states: dict[str, float], digits: int) -> list[str]:
@@ -189,3 +224,24 @@ def bases_table(bases: Iterable[Facts]) -> Table:
             for facts in bases for state in facts["states"].values()]
     return {"caption": "The bases before training, named after a method that uses them.", "rows": rows,
             "columns": ["base of", "bits", "validation loss", "score, %", "bits a weight"]}
+
+
+def progress_table(cells: Cells, planned: Sequence[Cell]) -> Table:
+    """How many of the planned cells were run, by width and kind. Names of a real model's rates differ with its width,
+    so cells are counted by their tags."""
+    def kind(tags: dict) -> str:
+        if tags["part"] != "methods":
+            return "further parts"
+        return {"base": "bases", "rate": "rates"}.get(tags["role"], "seed 0" if tags["seed"] == 0 else "seeds 1, 2")
+
+    plan = planned[0].name.split("-")[0]
+    done = Counter((facts["tags"]["bits"], kind(facts["tags"])) for facts in cells.facts.values()
+                   if facts["plan"] == plan)
+    asked = Counter((cell.tags["bits"], kind(cell.tags)) for cell in planned)
+    kinds = [name for name in ("bases", "rates", "seed 0", "seeds 1, 2", "further parts")
+             if any(name == other for _, other in asked)]
+    widths = sorted({bits for bits, _ in asked}, reverse=True)
+    rows = [[str(bits), *(f"{done[bits, name]} of {asked[bits, name]}" if asked[bits, name] else "-"
+                          for name in kinds)] for bits in widths]
+    return {"caption": f"Cells that were run, of those planned: {sum(done.values())} of {asked.total()}.",
+            "columns": ["bits", *kinds], "rows": rows}

@@ -14,6 +14,13 @@ BLUE, ORANGE, GREEN, PINK, SKY, RED, BLACK = (
 MARKS = {BLUE: "o", ORANGE: "s", GREEN: "^", PINK: "D", SKY: "v", RED: "P", BLACK: "X"}  # told apart in grey, too
 
 
+def balanced(text: str, width: int) -> str:
+    """Lines of about the same length, of `width` letters at most."""
+    lines = -(-len(text) // width)
+    return min((fill(text, w) for w in range(len(text) // lines, width + 1)),
+               key=lambda filled: (filled.count("\n"), max(map(len, filled.split("\n")))))
+
+
 def panels(titles: Sequence[str], title: str, ylabel: str, width: float = 4.2, height: float = 3.6) -> tuple[Any, list]:
     """A figure with one panel for each title, side by side, under one line that says the finding."""
     figure, axes = pyplot().subplots(1, len(titles), figsize=(max(6.0, width * len(titles)), height), squeeze=False,

@@ -1,9 +1,10 @@
 """Every method at 4, 3 and 2 bits, each with its own tuned learning rate (Shen et al.; LR-QAT; LoTA-QAF)."""
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from experiments.cells.plan import BEST_OF, Cell, Plan, Settings
-from experiments.plans.method_rows import AFTERWARDS, FACTORS, Row, every_row
+from experiments.plans.method_rows import AFTERWARDS, FACTORS, SMALL, Row, every_row, methods
 
 SEEDS = (0, 1, 2)
 STEPS = 282              # of the embedded base: two epochs of 9,003 rows in batches of 64
@@ -41,6 +42,14 @@ def plan(settings: Settings) -> Plan:
                   rounded=tuple(row.name for row in rows if row.afterwards))
     timed = next(row for row in rows if row.name == TIMED)
     return Plan("methods", ABOUT + EMBEDDED, asked.cells(rows) + asked.in_equal_time(timed))
+
+
+def planned(name: str) -> list[Cell]:
+    """All cells of the plan `methods` or `methods_real`, to count: their arguments are not those of a run."""
+    nowhere = Settings(None, Path("nowhere"))
+    if name == "methods":
+        return plan(nowhere).cells
+    return Asked(name, nowhere, [], [], 1.0, ()).cells([row for row in methods() if row.name in SMALL])
 
 
 @dataclass(frozen=True)

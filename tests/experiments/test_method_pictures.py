@@ -4,6 +4,10 @@ import json
 import pytest
 
 from experiments import findings
+from experiments.claims import methods
+from experiments.claims.evidence import Cells
+from experiments.claims.method_pictures import floor
+from experiments.claims.pictures import balanced
 from tests.cli import call
 from tests.experiments.fakes import a_row
 
@@ -31,3 +35,22 @@ def test_tables_and_pictures_from_cells(tmp_path):
         assert all(len(row) == len(table["columns"]) for table in record["tables"] for row in table["rows"])
         assert all((tmp_path / file).stat().st_size > 10_000 for _, file in record["pictures"])
     assert record["pictures"][-1][1] == "methods_sizes.png"
+
+
+def test_pictures_without_cells_are_left_out(tmp_path):
+    """LoRA alone, and a quantized row with rates but without a trained model."""
+    pytest.importorskip("matplotlib")
+    cells = Cells([])
+    facts = a_row("lora", (3.0, 1.0, 2.0), ["110"], 16, "merged-16bit") | a_row("peqa", (3.0, 1.0, 2.0), [], 4)
+    cells.facts = {name: {"plan": "methods", **one} for name, one in facts.items()}
+    record = methods.record(cells, tmp_path)
+    assert [file for _, file in record["pictures"]] == ["methods_rates.png", "methods_gradients.png"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["methods_gradients.png", "methods_rates.png"]
+
+
+def test_a_score_far_below_the_others_is_written_at_the_edge():
+    assert floor([24.0, 73.0, 78.0, 80.0]) == 73.0 and floor([70.0, 78.0, 80.0]) is None
+
+
+def test_a_title_is_broken_into_lines_of_one_length():
+    assert balanced("aaaa bbbb cccc dddd", 15) == "aaaa bbbb\ncccc dddd" and balanced("aaaa bbbb", 15) == "aaaa bbbb"

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from experiments.cells.plan import Settings, checked
+from experiments.claims import method_findings as findings
 from experiments.claims import method_rows as found
 from experiments.claims import method_tables as tables
 from experiments.claims.evidence import Cells
@@ -135,6 +136,46 @@ def test_costs_are_a_table():
     table = tables.costs_table({"model": "base", "device": "a GPU", "rows": [row, {**row, "peak_mb": None}]})
     assert table["rows"][0] == ["QLoRA", "4", "4.0 + 6.0", "11.5", "-", "0.50", "20.0", "1.10", "0.10", "-"]
     assert table["rows"][1][2] == "-"
+    without = tables.costs_table({"model": "base", "device": "a CPU", "rows": [{**row, "peak_mb": None}]})
+    assert len(without["rows"][0]) == len(without["columns"]) == 9 and "not measured" in without["caption"]
+
+
+def test_missing_cells_are_counted_and_shown_as_not_run():
+    """By their tags, and of the plan alone."""
+    cells = a_row("qlora", (3.0, 1.0, None), ["110"], 4)
+    of_rates = tables.rates_table(gather(cells))["rows"]
+    assert of_rates == [["QLORA", "4", "1: 3.000", "2: 1.000", "3: diverged", "2"]]
+    del cells["qlora-4-3.0"], cells["qlora-4-seed0"]
+    one = gather(cells)
+    assert tables.rates_table(one)["rows"] == [["QLORA", "4", "1: 3.000", "2: 1.000", "not run", "1 not run"]]
+    row = tables.methods_table(one, 4, {name: {} for name in tables.STATES})["rows"][0]
+    assert "not run" in row and "16.00" not in row
+    every = Cells([])
+    every.facts = {name: {"plan": "methods", **facts} for name, facts in cells.items()} | {
+        "else": {"plan": "methods_real", **cells["qlora-4-1.0"]}}
+    table = tables.progress_table(every, plan_module.planned("methods"))
+    assert table["rows"][1][:3] == ["4", "0 of 6", "2 of 39"] and "2 of 445" in table["caption"]
+    assert len(plan_module.planned("methods_real")) == 220
+
+
+def test_claims_are_judged_by_width_and_undecided_where_nothing_was_run():
+    n = 40
+    cells = {}
+    for row, right in (("qablora-4x8", 30), ("qalora", 10), ("qlora", 29)):
+        cells |= a_row(row, (3.0, 1.0, 2.0), ["1" * right + "0" * (n - right)], 4)
+    rows = gather(cells)
+    over, equal = findings.of_reference(rows, tables.against_reference(rows)["at k bits"])
+    assert "QA-LoRA" in over and ": confirmed at 4 bits (+50.0 [" in over
+    assert ": not confirmed at 4 bits (+2.5 [" in equal and equal.endswith("not decided at 3 and 2 bits (not run).")
+    said = findings.beside_reference(rows, tables.against_reference(rows)["at k bits"])
+    assert "2 rows were tested. Significantly above: none. Significantly below: QALORA -50.0." in said[0]
+    assert "not decided at 4, 3 and 2 bits" in findings.of_targets(rows)[0]
+    assert any("one seed" in sentence for sentence in findings.unseen(rows))
+
+
+def test_the_interval_of_one_seed_is_over_test_rows():
+    one = gather(a_row("a", (3.0, 1.0, 2.0), ["1100"]))[0]
+    assert found.half_interval(one, found.as_trained) == pytest.approx(196 * (1 / 3) ** 0.5 / 2)
 
 
 def test_found_has_no_best_rate_if_all_diverged():

@@ -128,7 +128,7 @@ def test_what_several_processes_cannot_do_is_refused_in_one_line(tmp_path, small
              ("judge.py", "x", "y"): "error: WORLD_SIZE=2: judge.py works in one process",
              ("eval.py", "--compare", "x", "y"): "error: --compare reads what was scored before, and there are 2",
              ("train.py", "--model", str(small_base), "--block", "16x1", "--mem-report"):
-                 "error: --mem-report measures in one process, and there are 2:",
+                 "error: --mem-report runs in one process, and there are 2:",
              ("train.py", "--bits", "77"): "error: bits=77 is not possible",
              ("train.py", "--nonsense"): "error: unrecognized arguments: --nonsense",
              ("train.py", "--resume", "nowhere"): "error: nowhere: no run there"}

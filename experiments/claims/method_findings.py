@@ -1,0 +1,175 @@
+"""What the comparison of methods says of each claim, as one sentence: by width, and undecided where no cell was run."""
+from collections.abc import Sequence
+from dataclasses import replace
+
+from experiments.claims.evidence import Judged, overall
+from experiments.claims.method_lams import late_norms
+from experiments.claims.method_rows import (
+    Found,
+    as_trained,
+    at_k_bits,
+    compared,
+    first_table,
+    rounded_afterwards,
+    tested,
+)
+from experiments.claims.method_tables import Tests, balance, gain, p_words
+from experiments.plans.method_rows import FACTORS, REFERENCE, WIDTHS
+
+TARGETS = (("codes", "Merging QLoRA into the codes"),
+           ("codes-residual", "Merging QLoRA into the codes, 16-bit weights kept,"),
+           ("lota", "LoTA-QAF"), ("scaleoffset", "Training scale and offset"))
+
+
+def by_width(claim: str, tests: Tests, titles: dict[str, str]) -> str:
+    """`CLAIM: confirmed at 4 bits (+1.2 [+0.1, +2.3] points, p 0.03); not decided at 3 and 2 bits (not run).`"""
+    said = []
+    for bits in WIDTHS:
+        of_width = {row: judged for (row, width), judged in tests.items() if width == bits}
+        if of_width:
+            named = [f"{titles[row]} " if len(of_width) > 1 else "" for row in of_width]
+            shown = "; ".join(f"{name}{judged.points} points, {p_words(judged)}"
+                              for name, judged in zip(named, of_width.values(), strict=True))
+            said.append(f"{overall(list(of_width.values()))} at {bits} bits ({shown})")
+    missing = [str(bits) for bits in WIDTHS if all(width != bits for _, width in tests)]
+    if missing:
+        said.append(f"not decided at {listed(missing)} bits (not run)")
+    return f"{claim}: {'; '.join(said)}."
+
+
+def listed(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
+
+
+def titles_of(found: Sequence[Found]) -> dict[str, str]:
+    return {one.row: one.title for one in found}
+
+
+def beside_reference(found: Sequence[Found], tests: Tests) -> list[str]:
+    """Which rows are significantly above REFERENCE, and which below, both at k bits."""
+    titles, said = titles_of(found), []
+    for bits in sorted({width for _, width in tests}, reverse=True):
+        of_width = [(titles[row], judged) for (row, width), judged in tests.items() if width == bits]
+        signs = {1: [], -1: []}
+        for title, judged in of_width:
+            if judged.adjusted is not None and judged.adjusted < 0.05:
+                signs[1 if judged.comparison.difference > 0 else -1].append(
+                    f"{title} {100 * judged.comparison.difference:+.1f}")
+        above, below = ("; ".join(names) or "none" for names in signs.values())
+        said.append(f"Beside {titles[REFERENCE]}, both at {bits} bits, {len(of_width)} rows were tested. Significantly "
+                    f"above: {above}. Significantly below: {below}. (Points, p below 0.05 after Holm.)")
+    return said
+
+
+def of_reference(found: Sequence[Found], tests: Tests) -> list[str]:
+    """Shen et al.'s claims for QA-BLoRA, from the same tests with the sign turned."""
+    claims = (("qalora", "QA-BLoRA 4x8 scores above QA-LoRA, both merged into k bits (Shen et al., Table 1)"),
+              ("qlora", "QA-BLoRA 4x8 scores above QLoRA rounded afterwards by GPTQ (Shen et al., Table 1)"))
+    return [by_width(claim, {key: turned(judged) for key, judged in tests.items() if key[0] == row}, titles_of(found))
+            for row, claim in claims]
+
+
+def turned(judged: Judged) -> Judged:
+    """b - a."""
+    c = judged.comparison
+    low, high = (None if c.high is None else -c.high), (None if c.low is None else -c.low)
+    return replace(judged, comparison=replace(c, difference=-c.difference, low=low, high=high))
+
+
+def of_balance(found: Sequence[Found]) -> list[str]:
+    """Does the gain of Q-BLoRA over QLoRA survive tuned rates?"""
+    said = [by_width("Q-BLoRA scores above QLoRA, each at its best rate (Shen et al., Sec. 3.2)",
+                     tested(balance(found), as_trained), titles_of(found))]
+    said += [at_same_rate(found)] if balance(found) else []
+    return said
+
+
+def at_same_rate(found: Sequence[Found]) -> str:
+    """In how many cases Q-BLoRA's validation loss is below QLoRA's, rate by rate."""
+    said = []
+    for factor, words in zip(FACTORS, ("a third of the usual rate", "the usual rate", "three times the usual rate"),
+                             strict=True):
+        gains = [cell for one, plain in balance(found) if (cell := gain(one, plain, factor)) != "-"]
+        said.append(f"in {sum(cell.startswith('-') for cell in gains)} of {len(gains)} cases at {words}")
+    return f"At the same rate and seed, Q-BLoRA's validation loss is below QLoRA's {listed(said)}."
+
+
+def of_rounding(found: Sequence[Found]) -> str:
+    """Rounded afterwards minus as trained, of the same models."""
+    tests = [(one, compared_with_itself(one)) for one in first_table(found) if one.states(rounded_afterwards)]
+    judged = {(one.row, one.bits): result for one, result in tests if result}
+    return by_width("Merging to 16 bits and rounding afterwards by GPTQ changes the score of the same model (not in "
+                    "the plan, p not corrected)", judged, titles_of(found)).replace(": confirmed", ": raised").replace(
+        ": the opposite", ": lowered").replace(": not confirmed", ": no difference found")
+
+
+def compared_with_itself(one: Found) -> Judged | None:
+    """Its rounded state beside its trained one."""
+    trained = Found(one.row, one.title, one.part, one.bits, finals={
+        seed: {"states": {"requantized": facts["states"]["trained"]}} for seed, facts in one.finals.items()})
+    judged = compared(one, trained, rounded_afterwards)
+    return judged and replace(judged, adjusted=judged.comparison.p_value)
+
+
+def of_targets(found: Sequence[Found]) -> list[str]:
+    """Each way to merge exactly, beside QLoRA that is rounded afterwards. One family over rows and widths."""
+    plain = {one.bits: one for one in first_table(found) if one.row == "qlora"}
+    names = dict(TARGETS)
+    tests = tested([(one, plain[one.bits]) for one in first_table(found) if one.row in names and one.bits in plain],
+                   at_k_bits)
+    return [by_width(f"{name} ends above QLoRA rounded afterwards (not in the plan; Holm over these)",
+                     {key: judged for key, judged in tests.items() if key[0] == row}, titles_of(found))
+            for row, name in TARGETS]
+
+
+def of_edges(found: Sequence[Found]) -> list[str]:
+    """The rows with a trained model whose best rate is the lowest or the highest that was tried, by width."""
+    said = []
+    for bits in (16, *WIDTHS):
+        edges = [f"{one.title} ({one.best['tags']['value']:g})" for one in first_table(found)
+                 if one.bits == bits and one.finals and one.at_edge and one.best]
+        if edges:
+            said.append(f"At {bits} bits, the best rate is at the edge of those tried for {'; '.join(edges)}. A better "
+                        f"one may lie beyond, so comparisons with these rows hold among the rates tried only.")
+    return said
+
+
+def of_threshold(found: Sequence[Found]) -> list[str]:
+    """Whether LoTA-QAF's thresholds reach its best. The default of `--omega` is smaller than those of the plan."""
+    rows = [one for one in first_table(found) if one.row == "lota" and one.bits == 4 and one.best and one.at_edge]
+    return [f"LoTA-QAF is not at its best: of the thresholds 3, 6 and 12, {one.best['tags']['value']:g} was best at 4 "
+            f"bits, and its default there is 1 at rank 16 (docs/methods.md)." for one in rows if one.best]
+
+
+def of_gradients(found: Sequence[Found]) -> list[str]:
+    """Shen et al., Figure 2, from the mean norm in the last fifth of the steps. One seed, so without a test."""
+    said = []
+    lora = late_norms(found, 16).get(1)
+    for bits in WIDTHS:
+        norms = late_norms(found, bits)
+        if 1 not in norms:
+            continue
+        if lora:
+            said.append(f"QLoRA's gradients stay larger than LoRA's (Shen et al., Figure 2): {norms[1] / lora:.2f} "
+                        f"times at {bits} bits in the last fifth of the steps, at the usual rate. Not decided: one "
+                        f"seed, no test.")
+        ratios = {lam: norms[lam] / norms[1] for lam in norms if lam > 1}
+        falls = [f"{lam}" for lam, ratio in ratios.items() if ratio < 1]
+        verdict = f"seen for lam {listed(falls)}" if falls else "not seen"
+        shown = ", ".join(f"lam {lam}: {ratio:.2f} times" for lam, ratio in ratios.items())
+        if ratios:
+            said.append(f"A larger lam lowers the gradient (Shen et al., Figure 2): {verdict} at {bits} bits ({shown} "
+                        f"QLoRA's in the same part). One seed, no test.")
+    return said
+
+
+def unseen(found: Sequence[Found]) -> list[str]:
+    """What no cell decides: further parts that were not run, and how many seeds there are."""
+    parts = {"operators": "other operators", "blocks": "other blocks", "parameters": "equal parameters",
+             "time": "equal wall-clock", "targets": "three targets on one base"}
+    run = {one.part for one in found if one.finals}
+    missing = [words for part, words in parts.items() if part not in run]
+    seeds = max((len(one.finals) for one in found), default=0)
+    said = [f"Not decided, as no cell was run: {listed(missing)}."] if missing else []
+    return said + (["Each row has one seed. Intervals and tests are over test rows, so the spread over seeds is not "
+                    "known."] if seeds == 1 else [])
