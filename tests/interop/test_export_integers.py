@@ -1,5 +1,6 @@
 """export.py --format gptq and compressed-tensors, --base-format for a base beside its adapter, and the way back."""
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ import train as train_script
 from adapters.adapted import AdaptedLinear, adapted_layers
 from adapters.merge import merge_into_codes
 from adapters.peft_in import attach_peft, read_peft
+from finetune.config import AdapterConfig
+from interop.peft import vllm_rank
 from model.checkpoint import load_config, load_model, random_model, save_model, weight_files
 from model.config_json import config_to_json
 from model.files import read_json, write_json
@@ -140,6 +143,11 @@ def test_the_adapter_beside_its_base_is_offered_where_that_is_what_trained(base,
     assert ["--format peft --base-format" in message for message in found] == [offered] * len(found), found
     message = call(export_script, run, "--format", "peft", "--base-format", "gptq", "--to", tmp_path / "out")
     assert (message is None) == offered, message
+
+
+def test_the_command_in_the_docs_serves_the_usual_rank():
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
+    assert re.findall(r"--max-lora-rank (\d+)", page) == [str(vllm_rank(AdapterConfig().rank))]
 
 
 def test_bits_that_one_format_lacks_are_refused_there_only(base, tmp_path):
