@@ -90,7 +90,13 @@ def check_teacher(source: Source, config: RunConfig) -> None:
 def check_same_teacher(config: RunConfig, fingerprint: str | None) -> None:
     """Raises ValueError if the teacher of --distill-from is not what it was when the run began, and OSError if it is
     not there."""
+    if not config.training.distill_from:
+        return
     teacher = teacher_source(config)
-    if teacher and config.training.distill_from and teacher.fingerprint != fingerprint:
-        raise ValueError(f"{teacher.path} is not what the run learns from: its sha256 is {teacher.fingerprint}, the "
+    try:
+        found = teacher.fingerprint
+    except OSError as error:
+        raise type(error)(f"{error}; the run learns from it (--distill-from), so it must be there again") from None
+    if found != fingerprint:
+        raise ValueError(f"{teacher.path} is not what the run learns from: its sha256 is {found}, the "
                          f"run's teacher had {fingerprint}")

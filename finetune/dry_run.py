@@ -20,9 +20,11 @@ from finetune.by_process import Processes
 from finetune.checks import check_requantization, planned_model, with_codes_of_base
 from finetune.config import RunConfig
 from finetune.data import LONGEST, check_needs, prepare_data, task_of, with_recognised_task
+from finetune.distillation import check_teacher
 from finetune.memory import moved, predicted, trained_numbers
 from finetune.resolve import resolve_run
 from finetune.run import check_out
+from finetune.shown import stepping
 from finetune.source import Source
 from finetune.usual_rate import with_usual_rate
 from model.checkpoint import weight_files
@@ -84,6 +86,8 @@ def dry_run(given: Mapping[str, Any], processes: Processes) -> None:
     if "lr" not in given:
         config = with_usual_rate(config, source.config.hidden_size)
     planned = planned_model(source, config)
+    if source.has_tokenizer:
+        check_teacher(source, config)
     if not config.base.from_scratch:
         check_requantization(planned, config)
     config, rows, train = checked_data(source, config, processes)
@@ -116,7 +120,7 @@ def steps_of(config: RunConfig, train: int | None) -> str:
     if not settings.steps and train is None:
         return f"{settings.epochs} epochs in batches of {settings.batch_size} rows"
     steps = settings.steps or settings.epochs * math.ceil(train / settings.batch_size)
-    return f"{steps} of {settings.batch_size} rows, lr {settings.lr:g}"
+    return f"{steps} of {settings.batch_size} rows, {stepping(config)}"
 
 
 def checked_data(source: Described, config: RunConfig,

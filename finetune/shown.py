@@ -32,6 +32,9 @@ def print_plan(path: Path, config: RunConfig, model: Llama, parameters: dict[str
     print(f"  steps     {steps} of {config.training.batch_size} rows")
     if base.bits < 16 and (reason := why_not_k_bits(model)):
         print(f"  note      merges to 16 bits only: {reason}")
+    if share := config.training.distill:
+        teacher = config.training.distill_from or f"{base.model}, before it was quantized"
+        print(f"  note      learns {share:.0%} of the loss from the probabilities of {teacher}")
     if config.adapter.merge_into:
         print("  note      trains through the rounding: the adapter moves codes, and the merge writes these codes")
     if config.adapter.keep_residual:

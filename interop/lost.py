@@ -88,8 +88,8 @@ class Lost:
         of_loss = "" if self.loss_exported is None else f"; {self.losses}"
         words = f"{said('the exported weights', share, self.most_lost_in)}{of_logits}{of_loss}"
         if share >= MOST and not allowed:
-            raise ValueError(f"{words}. Export a dense model by --dtype float32, or give --allow-loss to export it all "
-                             f"the same")
+            raise ValueError(f"{words}. Give --dtype float32, which makes a gguf file dense, or --allow-loss to export "
+                             f"it all the same")
         return words
 
 

@@ -62,11 +62,11 @@ class PEFTExport:
         if not kind.additive:
             raise ValueError(f"{trained.path}: {trained.adapter_name} trains the {kind.merges_into} of its base, and a "
                              f"LoRA only adds to the base: export the merged model with --format safetensors, or with "
-                             f"--format gguf if its blocks are 32x1")
+                             f"--format gguf or mlx if its blocks are 32x1")
         if trained.run.config.adapter.merge_into:
             raise ValueError(f"{trained.path}: --merge-into codes trained delta_W through the rounding to the k-bit "
                              f"grid, and a LoRA beside the unrounded base is another model: export the merged model "
-                             f"with --format safetensors, gguf or mlx")
+                             f"with --format safetensors, or its codes with gguf, mlx, gptq or compressed-tensors")
         self.trained, self.to = trained, to
         self.original = original_base(trained)
         for flag, value in (("--dtype", dtype), ("--base-format", base_format)):

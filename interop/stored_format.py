@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from adapters import ADAPTERS
 from adapters.adapted import AdaptedLinear
 from adapters.merge import MergeRefused
 from finetune.adapted_model import linear_names, sixteen_bit_type
@@ -34,6 +35,7 @@ class StoredFormatExport:
     name: ClassVar[str]
     kind: ClassVar[type[StoredFormat]]
     instead: ClassVar[str]  # what to do about a layer that does not fit
+    beside_base = ""        # and about an adapter that can stand beside the base
 
     def __init__(self, trained: Trained, to: Path, dtype: str | None, merged: bool = True):
         """dtype: of factors and dense weights. None: the format's usual type of factors; dense weights keep theirs.
@@ -43,6 +45,8 @@ class StoredFormatExport:
             raise ValueError(f"{trained.path}: files of model_type {trained.config.model_type!r} join layers "
                              f"({', '.join(joined)}), whose codes are not joined here: use --format safetensors")
         self.trained, self.to, self.dtype = trained, to, dtype and DTYPES[dtype]
+        if merged and self.beside_base and stands_beside(trained):
+            self.instead = f"{self.instead}; {self.beside_base}"
         self.settings = settings_of(trained, self.kind, self.instead, merged)
         self.base = self.base_in_format()
         stated = self.base.stated if self.base else {}
@@ -135,8 +139,9 @@ class MLXExport(StoredFormatExport):
 class IntegerExport(StoredFormatExport):
     """A format with integer zeros, which transformers reads, and vLLM as far as `not_in_vllm` says."""
     instead = ("Train with --quantizer intminmax or absmax and --block 32x1, and merge with --merge-into codes or "
-               "--method peqa; or keep the adapter beside its base, with --format peft --base-format; or use --format "
-               "mlx, gguf or safetensors")
+               "--method peqa; or use --format mlx, gguf or safetensors")
+    beside_base = ("or, if the base is one of intminmax or absmax, keep the adapter beside it, with --format peft "
+                   "--base-format")
 
     def write(self, model: Llama, place: Path) -> dict:
         return {**super().write(model, place), VLLM: self.served()}
@@ -172,6 +177,12 @@ class CompressedTensorsExport(IntegerExport):
 
 
 INTEGER_FORMATS = {export.name: export for export in (GPTQExport, CompressedTensorsExport)}
+
+
+def stands_beside(trained: Trained) -> bool:
+    """Whether the run's adapter computes the same beside the base as in training."""
+    return bool(trained.adapter_name and ADAPTERS[trained.adapter_name].additive
+                and not trained.run.config.adapter.merge_into)
 
 
 def settings_of(trained: Trained, kind: type[StoredFormat], instead: str, merged: bool) -> dict[str, Any]:

@@ -121,9 +121,11 @@ def log_of(run: str) -> list[dict]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("elsewhere")
-def test_the_original_models_answers_are_learned_and_a_resumed_run_gives_the_same_numbers(small_base, monkeypatch):
+def test_the_original_models_answers_are_learned_and_a_resumed_run_gives_the_same_numbers(small_base, monkeypatch,
+                                                                                          capsys):
     """The loss of the first step is that of the quantized base beside its original; the last is lower."""
     assert call(train_script, *distilled(small_base), "--out", "whole") is None
+    assert f"learns 100% of the loss from the probabilities of {small_base}, before" in capsys.readouterr().out
     losses = [line["loss"] for line in log_of("whole") if "loss" in line]
     assert 0 < losses[-1] < losses[0]
     with interrupted_after(2, monkeypatch):
@@ -145,7 +147,8 @@ def test_a_run_teaches_and_must_be_the_same_when_training_goes_on(small_base, tm
     assert stored["config"]["training"]["distill_from"] == str(tmp_path / "taught")
     assert len(stored["fingerprints"]["teacher"]) == 64
     (tmp_path / "taught").rename(tmp_path / "moved")
-    assert "moved" not in (said := call(train_script, "--resume", "x")) and "taught" in said
+    assert "moved" not in (said := call(train_script, "--resume", "x")) and "taught: no such" in said
+    assert "the run learns from it (--distill-from), so it must be there again" in said
     (tmp_path / "moved").rename(tmp_path / "taught")
     weights = load_file("taught/model.safetensors")
     weights["model.norm.weight"] += 1

@@ -49,6 +49,22 @@ def test_tensors_and_rows_are_checked_where_they_are_here(small_base, described,
     assert "wrong shape" in call(train_script, "--model", described, "--method", "qlora", "--block", "16x1", *USUAL)
 
 
+def test_an_optimizer_without_a_rate_is_named(described, capsys):
+    assert call(train_script, "--model", described, "--method", "lota", "--block", "16x1", *USUAL) is None
+    assert "3 of 64 rows, t-signsgd" in capsys.readouterr().out
+
+
+def test_the_tokens_of_a_teacher_are_checked_where_they_are_here(small_base, described):
+    """Control: with the same tokens it is not refused."""
+    asked = ("--model", small_base, "--method", "qlora", "--block", "16x1", "--distill", "--distill-from", "described")
+    stated = json.loads((described / "config.json").read_text())
+    shutil.copy(small_base / "tokenizer.model", described)
+    shutil.copy(small_base / "model.safetensors", described)
+    assert call(train_script, *asked, *USUAL) is None
+    (described / "config.json").write_text(json.dumps(stated | {"vocab_size": stated["vocab_size"] + 8}))
+    assert "a teacher has the same tokens" in call(train_script, *asked, *USUAL)
+
+
 @pytest.mark.parametrize("more, message", [
     (("--method", "qlora", "--block", "24x1"), "24"),                  # does not divide a layer
     (("--method", "irqlora", "--block", "16x1", "--rank", "48"), "48"),  # nor does the rank

@@ -1,14 +1,18 @@
 """export.py --format gptq and compressed-tensors, --base-format for a base beside its adapter, and the way back."""
 import re
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import export as export_script
 import train as train_script
 from adapters.adapted import AdaptedLinear, adapted_layers
 from adapters.merge import merge_into_codes
 from adapters.peft_in import attach_peft, read_peft
+from finetune.config import AdapterConfig
+from interop.peft import vllm_rank
 from model.checkpoint import load_config, load_model, random_model, save_model, weight_files
 from model.config_json import config_to_json
 from model.files import read_json, write_json
@@ -126,6 +130,24 @@ def test_what_has_no_place_is_refused_with_the_layer_and_what_to_do(base, tmp_pa
         found = refusal(run, form, tmp_path / "out")
         assert re.search(message, found), found
         assert any(remedy in found for remedy in ("--quantizer intminmax", "quantize with intminmax", "--format safet"))
+
+
+@pytest.mark.parametrize("flags, offered", [
+    (("--method", "qablora", "--quantizer", "absmax", "--block", "32x1", "--lam", "32x8"), True),
+    (("--method", "lota", "--quantizer", "absmax", "--block", "32x1"), False),
+    (("--method", "scaleoffset", "--quantizer", "absmax"), False),
+    (("--method", "qlora", "--block", "64x1", "--merge-into", "codes"), False)])
+def test_the_adapter_beside_its_base_is_offered_where_that_is_what_trained(base, tmp_path, flags, offered):
+    run = made_run(tmp_path / "run", base, *flags)
+    found = [refusal(run, form, tmp_path / "out") for form in FORMATS]
+    assert ["--format peft --base-format" in message for message in found] == [offered] * len(found), found
+    message = call(export_script, run, "--format", "peft", "--base-format", "gptq", "--to", tmp_path / "out")
+    assert (message is None) == offered, message
+
+
+def test_the_command_in_the_docs_serves_the_usual_rank():
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
+    assert re.findall(r"--max-lora-rank (\d+)", page) == [str(vllm_rank(AdapterConfig().rank))]
 
 
 def test_bits_that_one_format_lacks_are_refused_there_only(base, tmp_path):

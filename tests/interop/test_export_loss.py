@@ -36,6 +36,7 @@ def test_a_gguf_file_whose_m_rounds_the_adapter_away_is_refused_and_leaves_nothi
     run, to = runs(1e-4, "--bits", "4", "--block", "32x1", *QABLORA), tmp_path / "out.gguf"
     message = call(export_script, run, "--format", "gguf", "--to", to)
     assert "of what was trained" in message and "--allow-loss" in message and "of what training moved them" in message
+    assert "Give --dtype float32, which makes a gguf file dense, or" in message
     assert [path.name for path in tmp_path.iterdir()] == [run.name]
     assert call(export_script, run, "--format", "gguf", "--to", to, "--allow-loss") is None
     assert "WARNING: the rounding of the exported weights is" in capsys.readouterr().out
