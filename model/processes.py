@@ -105,7 +105,8 @@ def time_out() -> float:
             return seconds
     except ValueError:
         pass
-    raise ValueError(f"{TIMEOUT}={text} is not a number of seconds above 0 and up to {LONGEST:g} (environment variable)")
+    raise ValueError(f"{TIMEOUT}={text} is not a number of seconds above 0 and up to {LONGEST:g} "
+                     f"(environment variable)")
 
 
 def backend() -> str:
