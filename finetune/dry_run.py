@@ -24,6 +24,7 @@ from finetune.distillation import check_teacher
 from finetune.memory import moved, predicted, trained_numbers
 from finetune.resolve import resolve_run
 from finetune.run import check_out
+from finetune.sharded import check_sharing
 from finetune.shown import stepping
 from finetune.source import Source
 from finetune.usual_rate import with_usual_rate
@@ -82,6 +83,8 @@ def dry_run(given: Mapping[str, Any], processes: Processes) -> None:
     check_out(given.get("out"))
     config = resolve_run(given)
     source = Described(config.base.model)
+    if config.training.shard_base:
+        check_sharing(given, source)
     config = with_codes_of_base(source, config)
     if "lr" not in given:
         config = with_usual_rate(config, source.config.hidden_size)

@@ -36,6 +36,7 @@ from torch import Tensor
 T = TypeVar("T")
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # torchrun sets these
 TIMEOUT, LIMIT = "PROCESSES_TIMEOUT", 1800.0  # seconds
+LONGEST = 1e9  # seconds that torch can count
 FOR_THE_FIRST = 3.0  # seconds that a process which fails waits for the first one, which may fail for the same reason
 SPOKEN, FIRST_ENDED, LEFT = "last line", "the first has ended", "have left"  # keys of the store
 
@@ -100,11 +101,12 @@ def begin() -> None:
 def time_out() -> float:
     text = os.environ.get(TIMEOUT, str(LIMIT))
     try:
-        if (seconds := float(text)) > 0:
+        if 0 < (seconds := float(text)) <= LONGEST:
             return seconds
     except ValueError:
         pass
-    raise ValueError(f"{TIMEOUT}={text} is not a number of seconds above 0 (environment variable)")
+    raise ValueError(f"{TIMEOUT}={text} is not a number of seconds above 0 and up to {LONGEST:g} "
+                     f"(environment variable)")
 
 
 def backend() -> str:
@@ -172,9 +174,10 @@ def talking() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
+        number = HERE.size if several() else os.environ.get("WORLD_SIZE")  # before they have met
         if "timed out" in str(error).lower() or "timeout" in str(error).lower():
-            raise Gone(f"another of the {HERE.size} processes was silent for {time_out():g} s ({TIMEOUT})") from error
-        raise Gone(f"another of the {HERE.size} processes has ended") from error
+            raise Gone(f"another of the {number} processes was silent for {time_out():g} s ({TIMEOUT})") from error
+        raise Gone(f"another of the {number} processes has ended") from error
 
 
 def share(items: Sequence[T]) -> list[T]:

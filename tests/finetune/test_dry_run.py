@@ -78,6 +78,12 @@ def test_what_the_command_would_refuse_is_refused(described, more, message):
     assert line and line.startswith("error: ") and message in line
 
 
+def test_a_base_that_cannot_be_shared_is_refused(described):
+    usual = ("--model", described, "--method", "qlora", "--block", "16x1", "--nproc", "2", *USUAL)
+    assert call(train_script, *usual, "--shard-base") is None
+    assert "--find-lr does not go with --shard-base" in call(train_script, *usual, "--shard-base", "--find-lr")
+
+
 def test_nproc_alone_is_refused(described):
     assert "--mem-report or --dry-run" in call(train_script, "--model", described, *USUAL[:-1], "--nproc", "2")
 

@@ -78,7 +78,7 @@ def test_processes_that_differ_are_told():
     assert all(line.startswith("ValueError: the seed is 1 in another process, and 0 in the first") for line in found)
 
 
-@pytest.mark.parametrize("text", ["soon", "0", "-1"])
+@pytest.mark.parametrize("text", ["soon", "0", "-1", "inf", "1e300"])
 def test_a_time_out_is_a_number_of_seconds(monkeypatch, text):
     monkeypatch.setenv(processes.TIMEOUT, text)
     with pytest.raises(ValueError, match=f"PROCESSES_TIMEOUT={text} is not a number of seconds above 0"):
