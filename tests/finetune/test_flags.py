@@ -355,7 +355,7 @@ def test_the_seed_decides_the_order_of_the_same_rows(command):
     settings = command(stop="rows").config.training
     for seed in (0, 1):
         model = torch.nn.Linear(2, 2)
-        model.device = torch.device("cpu")
+        model.device, model.shared = torch.device("cpu"), None
         trainer = Trainer(model, {"p": torch.nn.Parameter(torch.zeros(2, 2))}, settings, seed,
                           data.train, data.validation, Path("state"), lambda: None, lambda record: None)
         seen = []

@@ -312,8 +312,8 @@ def test_memory_holds_one_base_at_a_time(small_base, tmp_path, monkeypatch, set_
         monkeypatch.setattr(module, "score_state", scored)
     monkeypatch.setattr(Weights, "tensors", loading)
     if keeps_another_base:
-        monkeypatch.setattr(score_run, "attach_adapters", lambda model, config: kept.append(model)
-                            or attach(model, config))
+        monkeypatch.setattr(score_run, "attach_adapters", lambda model, *rest: kept.append(model)
+                            or attach(model, *rest))
     assert call(eval_script, "x", "--restore", "3", "8", "16") is None
     states = [state for state, _, _ in seen if state != "loading"]
     assert len(states) == 7 and sum(state == "loading" for state, _, _ in seen) > 5 * 30
