@@ -22,7 +22,7 @@ from quant.linear import QuantLinear
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 BASE, ADAPTERS = FIXTURES / "grouped_tied", FIXTURES / "peft_qalora"
-GOLDEN = load_file(ADAPTERS / "golden.safetensors")
+GOLDEN = load_file(ADAPTERS / "logits.safetensors")
 
 
 def base_model():
