@@ -112,11 +112,15 @@ def put_adapters(model: Llama, config: RunConfig) -> None:
         attach_adapters(model, config)
 
 
-def check_run(source: Source, config: RunConfig) -> None:
-    """Raises ValueError as `planned_model` and `check_requantization` do. Random weights need no check."""
-    if not config.base.from_scratch:
-        check_requantization(planned_model(source, config), config)
-        check_levels(source, config)
+def check_run(source: Source, config: RunConfig) -> Llama | None:
+    """The planned model; None of random weights, which need no check. Raises ValueError as `planned_model`,
+    `check_requantization` and `check_levels` do."""
+    if config.base.from_scratch:
+        return None
+    planned = planned_model(source, config)
+    check_requantization(planned, config)
+    check_levels(source, config)
+    return planned
 
 
 def check_levels(source: Source, config: RunConfig) -> None:

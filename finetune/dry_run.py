@@ -17,7 +17,7 @@ from typing import Any
 
 from adapters.adapted import adapted_layers
 from finetune.by_process import Processes
-from finetune.checks import check_requantization, planned_model, with_codes_of_base
+from finetune.checks import check_run, planned_model, with_codes_of_base
 from finetune.config import RunConfig
 from finetune.data import LONGEST, check_needs, prepare_data, task_of, with_recognised_task
 from finetune.distillation import check_teacher
@@ -88,11 +88,9 @@ def dry_run(given: Mapping[str, Any], processes: Processes) -> None:
     config = with_codes_of_base(source, config)
     if "lr" not in given:
         config = with_usual_rate(config, source.config.hidden_size)
-    planned = planned_model(source, config)
+    planned = check_run(source, config) or planned_model(source, config)
     if source.has_tokenizer:
         check_teacher(source, config)
-    if not config.base.from_scratch:
-        check_requantization(planned, config)
     config, rows, train = checked_data(source, config, processes)
     say("model", f"{source.place}: " + (
         "the names and shapes of its tensors" if source.has_weights else

@@ -61,6 +61,15 @@ def interrupted_after(steps, monkeypatch):
         yield
 
 
+def goes_on_to_the_bytes_of(whole, arguments, monkeypatch) -> None:
+    """The same command, cut off after three steps and resumed, ends with the trained and merged bytes of `whole`."""
+    with interrupted_after(3, monkeypatch):
+        assert "train.py --resume cut" in call(train, *arguments, "--out", "cut")
+    assert call(train, "--resume", "cut") is None
+    for name in ("adapter.safetensors", "merged/model.safetensors"):
+        assert (Path(whole) / name).read_bytes() == (Path("cut") / name).read_bytes()
+
+
 def rows_of(run: Path, file="results.json") -> dict[str, dict]:
     return {row["state"]: row for row in json.loads((run / file).read_text())["rows"]}
 

@@ -10,7 +10,7 @@ import export as export_script
 import train as train_script
 from finetune.config import AdapterConfig, TrainingConfig
 from finetune.resolve import check_rounding
-from tests.cli import FEW, call, forbid_loading, interrupted_after, rows_of, train_once
+from tests.cli import FEW, call, forbid_loading, goes_on_to_the_bytes_of, rows_of, train_once
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 LOTA = ("--method", "lota", "--quantizer", "minmax", "--bits", "3", "--rank", "4", "--omega", "0.5", *FEW)
@@ -35,14 +35,10 @@ def test_a_run_ends_with_a_k_bit_model_that_is_what_was_trained(small_base, tmp_
     assert call(eval_script, "--model", "x/merged", "--limit", "40", "--test-limit", "6") is None
 
 
-def test_an_interrupted_run_goes_on_to_the_same_numbers(small_base, tmp_path, monkeypatch):
+def test_an_interrupted_run_goes_on_to_the_same_numbers(small_base, monkeypatch):
     arguments = ["--model", small_base, *LOTA, "--steps", "5", "--save-every", "2"]
     assert call(train_script, *arguments, "--out", "whole") is None
-    with interrupted_after(3, monkeypatch):
-        assert "train.py --resume cut" in call(train_script, *arguments, "--out", "cut")
-    assert call(train_script, "--resume", "cut") is None
-    for name in ("adapter.safetensors", "merged/model.safetensors"):
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
+    goes_on_to_the_bytes_of("whole", arguments, monkeypatch)
 
 
 def test_another_base_and_a_lora_are_refused_with_the_reason(small_base, monkeypatch):
@@ -80,5 +76,6 @@ def test_recordings_are_refused():
 def test_codes_of_a_base_whose_levels_are_not_even_are_refused(small_base, monkeypatch):
     train_once(small_base, "--method", "qblora", "--block", "16x1", "--lam", "16", *FEW[:-4])
     forbid_loading(monkeypatch)
-    assert "q_proj: lota moves codes by one step of an even grid" in call(
-        train_script, "--model", "x/merged", "--limit", "40", "--method", "lota", "--quantizer", "none")
+    asked = ["--model", "x/merged", "--limit", "40", "--method", "lota", "--quantizer", "none"]
+    for command in (asked, [*asked, "--dry-run"]):
+        assert "q_proj: lota moves codes by one step of an even grid" in call(train_script, *command)

@@ -13,7 +13,7 @@ from finetune.run import open_run
 from finetune.source import load_trained
 from model.files import read_json, write_json
 from quant.grid import round_to_grid
-from tests.cli import FEW, call, forbid_loading, interrupted_after, rows_of, train_once
+from tests.cli import FEW, call, forbid_loading, goes_on_to_the_bytes_of, rows_of, train_once
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 CODES = ("--method", "qlora", "--bits", "3", "--lr", "0.05", "--merge-into", "codes", *FEW)
@@ -50,11 +50,7 @@ def test_with_the_residual_the_run_needs_no_original_weights(small_base, tmp_pat
         "bits_per_weight"] - 16
     layers = load_file("whole/residual.safetensors")
     assert len(layers) == 7 and {t.dtype for t in layers.values()} == {torch.float16}
-    with interrupted_after(3, monkeypatch):
-        assert "train.py --resume cut" in call(train_script, *arguments, "--out", "cut")
-    assert call(train_script, "--resume", "cut") is None
-    for name in ("adapter.safetensors", "merged/model.safetensors"):
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
+    goes_on_to_the_bytes_of("whole", arguments, monkeypatch)
     (tmp_path / "whole" / "residual.safetensors").unlink()
     assert "residual.safetensors: no such file; it holds the residuals" in call(eval_script, "whole")
 
@@ -98,14 +94,10 @@ def test_another_base_is_refused_with_the_reason(small_base, monkeypatch):
     assert "this run merges into k bits exactly" in call(eval_script, "x", "--requantize", "minmax@16x1")
 
 
-def test_an_interrupted_run_goes_on_to_the_same_numbers(small_base, tmp_path, monkeypatch):
+def test_an_interrupted_run_goes_on_to_the_same_numbers(small_base, monkeypatch):
     arguments = ["--model", small_base, *CODES, "--steps", "5", "--save-every", "2"]
     assert call(train_script, *arguments, "--out", "whole") is None
-    with interrupted_after(3, monkeypatch):
-        assert "train.py --resume cut" in call(train_script, *arguments, "--out", "cut")
-    assert call(train_script, "--resume", "cut") is None
-    for name in ("adapter.safetensors", "merged/model.safetensors"):
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
+    goes_on_to_the_bytes_of("whole", arguments, monkeypatch)
 
 
 @pytest.mark.parametrize("flags,message", [
