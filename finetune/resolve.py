@@ -21,7 +21,7 @@ from finetune.config import (
     flat,
 )
 from finetune.methods import METHODS, TARGETS, Method
-from finetune.optimizer import ADAMW, SIGN_SGD
+from finetune.optimizer import ADAMW
 from model.files import say_once
 from quant.grid import Block
 from quant.spec import DEFAULT_BITS, GPTQ, QuantSpec
@@ -77,7 +77,7 @@ def resolve_run(given: Given) -> RunConfig:
                     micro_batch=min(given.get("micro_batch", rows), rows))
     compute = part(ComputeConfig, given)
     check_graphs(training, compute)
-    check_rounding(adapter, training)
+    check_rounding(adapter)
     check_residual(adapter, quantization)
     check_distillation(base, training)
     check_sharing(training, adapter, name)
@@ -107,14 +107,10 @@ def check_sharing(training: TrainingConfig, adapter: AdapterConfig, name: str) -
                          "other: give one of the two")
 
 
-def check_rounding(adapter: AdapterConfig, training: TrainingConfig) -> None:
+def check_rounding(adapter: AdapterConfig) -> None:
     if adapter.merge_into and adapter.dropout:
         raise ValueError(f"--dropout {adapter.dropout} does not go with --merge-into {adapter.merge_into}, where the "
                          f"adapter has no input of its own: leave one of them out")
-    if adapter.merge_into and training.cuda_graphs:
-        raise ValueError(f"--cuda-graphs does not go with --merge-into {adapter.merge_into} yet: leave it out")
-    if training.optimizer == SIGN_SGD and training.cuda_graphs:
-        raise ValueError("--cuda-graphs does not go with --method lota yet: leave it out")
 
 
 def check_residual(adapter: AdapterConfig, quantization: QuantSpec | None) -> None:

@@ -99,11 +99,14 @@ class Pool:
     deadline: float         # of time.monotonic()
     done: dict[str, Facts] = field(default_factory=dict)
     left: list[Cell] = field(default_factory=list)
+    earlier: dict[str, Facts] = field(default_factory=dict)  # done, before all that they choose from was done
     workers: list[Worker] = field(default_factory=list)
     started: int = 0
 
     def run(self, cells: Sequence[Cell]) -> None:
         """The cells that are not done. A cell whose need failed gets an error, too."""
+        for name in unsettled(cells, self.done):
+            self.earlier[name] = self.done.pop(name)
         self.left = [cell for cell in missing(cells, self.done, self.folder)]
         try:
             with tqdm(total=len(self.left), desc="cells", disable=None) as bar:
@@ -134,6 +137,9 @@ class Pool:
                 settled = cell.settled(self.done)
             except ValueError as error:
                 self._finish(cell, {"error": str(error), "traceback": []})
+                continue
+            if (facts := self.earlier.get(cell.name)) and same_choice(cell, settled, facts):
+                self._finish(cell, facts)
                 continue
             idle = next((worker for worker in self.workers if not worker.cell), None)
             (idle or self._new_worker()).begin(settled)
@@ -192,6 +198,19 @@ class Pool:
         kept = {name for cell in waiting for name in (cell.name, *cell.runs)}
         for name in [name for name in self.done if name not in kept]:
             shutil.rmtree(run_folder(self.folder, name), ignore_errors=True)
+
+
+def unsettled(cells: Sequence[Cell], done: dict[str, Facts]) -> list[str]:
+    """The names of cells that chose before all they choose from was done, or chose otherwise than they would now."""
+    return [cell.name for cell in cells if cell.name in done and cell.choices and not (
+        all(name in done for _, names in cell.choices for name in names)
+        and same_choice(cell, cell.settled(done), done[cell.name]))]
+
+
+def same_choice(cell: Cell, settled: Cell, facts: Facts) -> bool:
+    """Whether a done cell was given the values that it would be given now."""
+    argv = facts["argv"]
+    return all(argv[argv.index(cell.argv[place - 1]) + 1] == settled.argv[place] for place, _ in cell.choices)
 
 
 def missing(cells: Sequence[Cell], done: dict[str, Facts], folder: Path) -> list[Cell]:

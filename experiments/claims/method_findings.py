@@ -135,10 +135,10 @@ def of_edges(found: Sequence[Found]) -> list[str]:
 
 
 def of_threshold(found: Sequence[Found]) -> list[str]:
-    """Whether LoTA-QAF's thresholds reach its best. The default of `--omega` is smaller than those of the plan."""
+    """Whether LoTA-QAF's thresholds reach its best."""
     rows = [one for one in first_table(found) if one.row == "lota" and one.bits == 4 and one.best and one.at_edge]
-    return [f"LoTA-QAF is not at its best: of the thresholds 3, 6 and 12, {one.best['tags']['value']:g} was best at 4 "
-            f"bits, and its default there is 1 at rank 16 (docs/methods.md)." for one in rows if one.best]
+    return [f"LoTA-QAF may not be at its best: the best threshold at 4 bits, {one.best['tags']['value']:g}, is an end of "
+            f"those tried." for one in rows if one.best]
 
 
 def of_gradients(found: Sequence[Found]) -> list[str]:

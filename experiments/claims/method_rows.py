@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from experiments.claims.evidence import Cells, Facts, Group, Judged, family, marks_of
+from experiments.plans.method_rows import FACTORS, every_row
 from tasks.significance import compare_scores
 
 Which = Callable[[Facts], str | None]  # the key of a state of the cell; None: it has none
@@ -31,6 +32,12 @@ class Found:
         """Whether the best rate is the lowest or the highest that was tried."""
         values = [facts["tags"]["value"] for facts in self.rates]
         return bool(self.best) and self.best["tags"]["value"] in (min(values), max(values))
+
+    @property
+    def factors(self) -> list[float]:
+        """Of the rates that the plan asks for."""
+        row = next((row for row in every_row() if row.name == self.row), None)
+        return row.factors(self.rates[0]["plan"], self.bits) if row and self.rates else list(FACTORS)
 
     def at_factor(self, factor: float) -> Facts | None:
         """The rate that is so many times the usual one."""
@@ -67,8 +74,15 @@ def at_k_bits(facts: Facts) -> str | None:
     return rounded_afterwards(facts) or exact
 
 
+def rate_of(facts: Facts) -> str:
+    """The learning rate, or the threshold, that the cell was given."""
+    flag = "--omega" if "--omega" in facts["argv"] else "--lr"
+    return facts["argv"][facts["argv"].index(flag) + 1]
+
+
 def gather(cells: Cells, plan: str) -> list[Found]:
-    """In the order of the plan."""
+    """In the order of the plan. A seed counts at the best rate only: one that was done before a better rate was found
+    is left out."""
     found: dict[tuple, Found] = {}
     for facts in cells.facts.values():
         tags = facts["tags"]
@@ -82,6 +96,9 @@ def gather(cells: Cells, plan: str) -> list[Found]:
             one.finals[tags["seed"]] = facts
     for one in found.values():
         one.rates.sort(key=lambda facts: facts["tags"]["value"])
+        if one.best:
+            best = rate_of(one.best)
+            one.finals = {seed: facts for seed, facts in one.finals.items() if rate_of(facts) == best}
     return list(found.values())
 
 

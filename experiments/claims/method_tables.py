@@ -15,7 +15,7 @@ from experiments.claims.method_rows import (
     rounded_afterwards,
     tested,
 )
-from experiments.plans.method_rows import FACTORS, REFERENCE
+from experiments.plans.method_rows import DOWN, FACTORS, REFERENCE, UP
 
 Table = dict
 Tests = dict[tuple[str, int], Judged]
@@ -96,17 +96,19 @@ def rates_table(found: Sequence[Found]) -> Table:
     """Validation losses by rate, and which is best. Rows without a rate that was run are left out."""
     rows = []
     for one in sorted((one for one in first_table(found) if one.rates), key=lambda one: -one.bits):
-        tried = [at_rate(one.at_factor(factor)) for factor in FACTORS]
+        asked = one.factors
+        tried = [at_rate(one.at_factor(factor), asked=factor in asked) for factor in (DOWN, *FACTORS, UP)]
         left = sum(cell == "not run" for cell in tried)
         rows.append([one.title, str(one.bits), *tried, f"{left} not run" if left else value(one)])
     return {"caption": "Validation loss by learning rate at seed 0, written as rate: loss. LoTA-QAF has a threshold "
-                       "(omega) in its place: 3, 6 and 12.",
-            "rows": rows, "columns": ["method", "bits", "usual / 3", "the usual rate", "usual * 3", "best"]}
+                       "(omega) in its place: 1, 3, 6 and 12. \"-\": not in the plan.",
+            "rows": rows, "columns": ["method", "bits", "usual / 9", "usual / 3", "the usual rate", "usual * 3",
+                                      "usual * 9", "best"]}
 
 
-def at_rate(facts: Facts | None) -> str:
+def at_rate(facts: Facts | None, asked: bool = True) -> str:
     if facts is None:
-        return "not run"
+        return "not run" if asked else "-"
     best = loss_of(facts)
     return f"{facts['tags']['value']:g}: {'diverged' if best is None else f'{best:.3f}'}"
 

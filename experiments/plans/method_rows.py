@@ -4,6 +4,11 @@ from dataclasses import dataclass
 
 WIDTHS = (4, 3, 2)
 FACTORS = (1 / 3, 1.0, 3.0)  # times the row's usual rate
+UP, DOWN = 9.0, 1 / 9        # one more, beyond the end of FACTORS that was best at 4 (or 16) bits
+AT_AN_END = {"methods": {"blora-": UP, "qblora-": UP, "qalora": UP, "peqa": UP, "lota": DOWN},
+             "methods_real": {"qlora": UP, "irqlora": UP, "qblora-": UP, "qalora": UP, "qablora-": DOWN, "peqa": DOWN,
+                              "scaleoffset": DOWN}}  # by plan and beginning of the row's name
+OMEGAS = {DOWN: "1", 1 / 3: "3", 1.0: "6", 3.0: "12"}  # LoTA-QAF has no rate. 1 is the usual omega at 4 bits
 REFERENCE = "qablora-4x8"    # each row is tested against this one
 DOUBLE = ("--double-quant",)
 AFTERWARDS = ("--requantize", "gptq:minmax@32x1+act-order")  # merged to 16 bits, then rounded
@@ -17,7 +22,7 @@ STRAIGHT = ("--merge-into", "codes")
 class Row:
     """One line of a table. `part` is the table; `usual` the rate that FACTORS multiply, at a width of 256.
 
-    recorded: whether training can be recorded on a GPU. afterwards: whether the merged model is rounded again."""
+    afterwards: whether the merged model is rounded again."""
     name: str
     title: str
     flags: tuple[str, ...]
@@ -25,8 +30,6 @@ class Row:
     part: str = "methods"
     widths: tuple[int, ...] = WIDTHS
     tuned: str = "--lr"
-    tried: tuple[str, ...] = ()  # of --lr: FACTORS times the usual rate
-    recorded: bool = True
     afterwards: bool = False
 
     @property
@@ -43,9 +46,20 @@ class Row:
     def on_gptq(self) -> bool:
         return self.method in GPTQ_METHODS or "gptq" in self.flags
 
-    def values(self, slower: float = 1.0) -> list[str]:
+    def factors(self, plan: str, bits: int) -> list[float]:
+        """FACTORS and the one of AT_AN_END. In the first table at 4 and 16 bits all four, else the three nearest that
+        end."""
+        more = next((end for name, end in AT_AN_END[plan].items() if self.name.startswith(name)), None)
+        if more is None:
+            return list(FACTORS)
+        every = sorted((*FACTORS, more))
+        if self.part == "methods" and bits in (16, 4):
+            return every
+        return every[1:] if more == UP else every[:-1]
+
+    def value(self, factor: float, slower: float = 1.0) -> str:
         """Of the flag that is tuned. A learning rate is multiplied by `slower`."""
-        return list(self.tried) or [f"{factor * self.usual * slower:.3g}" for factor in FACTORS]
+        return f"{factor * self.usual * slower:.3g}" if self.tuned == "--lr" else OMEGAS[factor]
 
 
 def methods() -> Iterator[Row]:
@@ -62,11 +76,10 @@ def methods() -> Iterator[Row]:
     yield qablora("4x8")
     yield qablora("8x8")
     yield Row("peqa", "PEQA", ("--method", "peqa"), 3e-2)
-    yield Row("codes", "QLoRA into codes", ("--method", "qlora", *DOUBLE, *STRAIGHT), 1e-2, recorded=False)
+    yield Row("codes", "QLoRA into codes", ("--method", "qlora", *DOUBLE, *STRAIGHT), 1e-2)
     yield Row("codes-residual", "QLoRA into codes, 16-bit weights kept",
-              ("--method", "qlora", *DOUBLE, *STRAIGHT, "--keep-residual"), 1e-2, recorded=False)
-    yield Row("lota", "LoTA-QAF", ("--method", "lota", "--act-order"), 0.0, tuned="--omega", tried=("3", "6", "12"),
-              recorded=False)
+              ("--method", "qlora", *DOUBLE, *STRAIGHT, "--keep-residual"), 1e-2)
+    yield Row("lota", "LoTA-QAF", ("--method", "lota", "--act-order"), 0.0, tuned="--omega")
     yield Row("scaleoffset", "scale and offset", ("--method", "scaleoffset"), 3e-2)
 
 
@@ -114,7 +127,7 @@ def targets() -> Iterator[Row]:
     """Merges into codes, and into scale and offset, on QA-LoRA's and LoTA-QAF's base."""
     base = ("--quantizer", "gptq", "--block", "32x1", "--act-order")
     yield Row("codes-gptq", "LoRA into codes, GPTQ base", ("--method", "qlora", *base, *STRAIGHT), 1e-2, "targets",
-              (4, 2), recorded=False)
+              (4, 2))
     yield Row("scaleoffset-gptq", "scale and offset, GPTQ base", ("--method", "scaleoffset", *base), 3e-2, "targets",
               (4, 2))
 

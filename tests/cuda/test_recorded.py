@@ -87,10 +87,20 @@ def test_a_recording_is_launched_and_not_computed_again():
 
 
 @pytest.mark.parametrize("dtype,flags", [("float32", ()), ("float32", ("--micro-batch", "3")), ("bfloat16", ())])
-@pytest.mark.parametrize("method", [name for name, row in METHODS.items() if row.optimizer == "adamw"])
+@pytest.mark.parametrize("method", METHODS)
 def test_recorded_training_gives_the_losses_of_plain_training(small_base, tmp_path, allowed, method, dtype, flags):
-    steps, ends = run(small_base, method, "plain", *ON, "--dtype", dtype, *flags)
-    recorded, recorded_ends = run(small_base, method, "recorded", *ON, "--dtype", dtype, *flags, "--cuda-graphs")
+    compare_recorded(small_base, method, dtype, *flags)
+
+
+@pytest.mark.parametrize("flags", [(), ("--keep-residual",)])
+@pytest.mark.parametrize("method", ["qlora", "qblora", "qalora"])
+def test_so_does_training_through_the_rounding(small_base, tmp_path, allowed, method, flags):
+    compare_recorded(small_base, method, "float32", "--merge-into", "codes", *flags)
+
+
+def compare_recorded(base, method, dtype, *flags):
+    steps, ends = run(base, method, "plain", *ON, "--dtype", dtype, *flags)
+    recorded, recorded_ends = run(base, method, "recorded", *ON, "--dtype", dtype, *flags, "--cuda-graphs")
     within = GPTQ_MAY_DIFFER if METHODS[method].quantizer == "gptq" else 2e-4
     for ours, plain in zip(recorded + recorded_ends, steps + ends, strict=True):
         for name in {"loss", "validation_loss"} & set(plain):

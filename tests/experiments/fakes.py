@@ -20,7 +20,8 @@ def do(cell: Cell, folder: Path) -> dict:
         time.sleep(float(rest[0]))
     if what == "read" and not Path(cell.command(folder)[1]).is_dir():
         raise FileNotFoundError(rest[0])
-    return {"kind": cell.kind, "pid": os.getpid(), "wall_seconds": 0.01, "ended": time.monotonic()}
+    return {"argv": list(cell.argv), "training": {"best_validation_loss": 9.0}, "kind": cell.kind, "pid": os.getpid(),
+            "wall_seconds": 0.01, "ended": time.monotonic()}
 
 
 def facts(row, role, seed, loss, marks=None, bits=4, value=1.0, factor=1.0, key="merged-4bit", **more):
@@ -36,7 +37,9 @@ def facts(row, role, seed, loss, marks=None, bits=4, value=1.0, factor=1.0, key=
 
 def a_row(row, losses, marks, bits=4, key="merged-4bit"):
     """The cells of a row: rates of 1, 2, 3 with the losses, and a seed for each text of marks."""
-    cells = {f"{row}-{bits}-{v}": facts(row, "rate", 0, loss, bits=bits, value=v, factor=f)
-             for v, f, loss in zip((1.0, 2.0, 3.0), (1 / 3, 1.0, 3.0), losses, strict=True)}
-    return cells | {f"{row}-{bits}-seed{i}": facts(row, "final", i, min(filter(None, losses)), m, bits=bits, key=key)
+    cells = {f"{row}-{bits}-{v}": facts(row, "rate", 0, loss, bits=bits, value=v, factor=f) | {
+        "argv": ["--lr", f"{v}"]} for v, f, loss in zip((1.0, 2.0, 3.0), (1 / 3, 1.0, 3.0), losses, strict=True)}
+    tried = {cells[name]["training"]["best_validation_loss"]: cells[name]["argv"] for name in cells}
+    best = min(filter(None, tried))
+    return cells | {f"{row}-{bits}-seed{i}": facts(row, "final", i, best, m, bits=bits, key=key) | {"argv": tried[best]}
                     for i, m in enumerate(marks)}

@@ -102,6 +102,22 @@ def test_a_choice_without_a_loss_fails_its_cell_only(tmp_path):
     assert kept["seed1"]["error"] == "cell seed1: training diverged in all of a" and "error" not in kept["good"]
 
 
+def test_a_cell_that_chose_before_a_better_one_was_done_is_done_again(tmp_path):
+    """And not if the choice stays."""
+    rates = [Cell(name, ["ok", "--lr", name]) for name in ("0.1", "0.2", "0.3")]
+    chooser = Cell("seed", ["ok", "--lr", "best:0.1,0.2,0.3"])
+    before = {"argv": ["ok", "--lr", "0.2"], "ended": 0}
+    for loss, again in ((2.0, False), (1.0, True)):
+        done = {"0.1": rate("0.1", 3.0), "0.2": rate("0.2", 1.5), "seed": dict(before), "0.3": rate("0.3", loss)}
+        kept = done_by(tmp_path, [*rates, chooser], done=done)
+        assert ("seed" in kept) == again
+    done |= {"0.3": rate("0.3", 2.0), "seed": dict(before)}
+    assert done_by(tmp_path, [*rates, chooser], done=done) == {}
+    del done["0.1"]
+    kept = done_by(tmp_path, [*rates, chooser], done={**done, "0.2": rate("0.2", 0.5)})
+    assert kept["seed"] == {"tags": {}, **before}  # 0.1 was missing, and did not change the choice
+
+
 def test_marks_are_packed():
     assert packed([1.0, 0.0, 1.0]) == "101" and unpacked("101") == [1, 0, 1]
     assert unpacked(packed([0.25, 1.0])) == [0.25, 1.0]

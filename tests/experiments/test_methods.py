@@ -33,22 +33,25 @@ def value_after(cell, flag):
 # ---- the plan -----------------------------------------------------------------------------------------------------
 
 def test_every_row_is_tuned_by_the_same_rule_and_has_three_seeds():
-    """At each of its widths: three values, and seeds that take the best of them."""
+    """At each of its widths: three values or four, and seeds that take the best of them."""
     cells = cells_by_name()
     for row in method_rows.every_row():
         for bits in row.widths:
             own = [cell for cell in cells.values()
                    if (cell.tags["row"], cell.tags["bits"], cell.tags["part"]) == (row.name, bits, row.part)]
             rates, finals = ([cell for cell in own if cell.tags["role"] == role] for role in ("rate", "final"))
-            assert [value_after(cell, row.tuned) for cell in rates] == row.values() and len(rates) == 3
+            factors = row.factors("methods", bits)
+            assert [cell.tags["factor"] for cell in rates] == factors and len(rates) in (3, 4)
+            assert [value_after(cell, row.tuned) for cell in rates] == list(map(row.value, factors))
             assert [value_after(cell, "--seed") for cell in finals] == ["0", "1", "2"]
             assert all(cell.needs == [rate.name for rate in rates] for cell in finals)
 
 
 def test_rates_are_a_third_once_and_three_times_the_usual_one():
     rows = {row.name: row for row in method_rows.every_row()}
-    assert rows["qlora"].values() == ["0.00167", "0.005", "0.015"] and rows["lota"].values() == ["3", "6", "12"]
-    assert rows["qlora"].values(256 / 576)[1] == "0.00222" and rows["lota"].values(0.5) == ["3", "6", "12"]
+    qlora, lota = ([rows[name].value(factor) for factor in (1 / 3, 1.0, 3.0)] for name in ("qlora", "lota"))
+    assert qlora == ["0.00167", "0.005", "0.015"] and lota == ["3", "6", "12"]
+    assert rows["qlora"].value(1.0, 256 / 576) == "0.00222" and rows["lota"].value(1.0, 0.5) == "6"
 
 
 def test_the_merged_model_is_rounded_again_where_it_ends_in_16_bits():
@@ -64,10 +67,27 @@ def test_in_equal_time_a_slower_row_gets_fewer_steps():
     assert value_after(cells["methods-qblora-2-2-slower1.1-seed2"], "--steps") == "257"
 
 
-def test_training_is_recorded_on_a_gpu_where_it_can_be():
-    plan = plan_module.plan(Settings(None, Path("nowhere"), "cuda"))
-    recorded = {cell.tags["row"]: "--cuda-graphs" in cell.argv for cell in plan.cells}
-    assert recorded["qlora"] and recorded["qablora-4x8"] and not recorded["codes"] and not recorded["lota"]
+def test_training_is_recorded_on_a_gpu():
+    for device, recorded in (("cuda", True), ("cpu", False)):
+        plan = plan_module.plan(Settings(None, Path("nowhere"), device))
+        assert {"--cuda-graphs" in cell.argv for cell in plan.cells} == {recorded}
+
+
+def test_a_rate_beyond_an_end_is_tried_where_that_end_was_best():
+    cells = cells_by_name()
+    tried = {bits: [cell.tags["factor"] for name, cell in cells.items()
+                    if name.startswith(f"methods-qblora-2-{bits}-rate")] for bits in (4, 2)}
+    assert tried == {4: [1 / 3, 1, 3, 9], 2: [1, 3, 9]}
+    assert value_after(cells["methods-lota-4-rate1"], "--omega") == "1"
+    assert "methods-qlora-4-rate0.045" not in cells
+
+
+def test_on_a_real_model_three_bits_use_the_rates_of_four():
+    names = [cell.name for cell in plan_module.planned("methods_real")]
+    assert not [name for name in names if name.startswith("methods_real-peqa-3-rate")]
+    assert "methods_real-peqa-3-seed0" in names and "methods_real-peqa-3-seed1" not in names
+    final = next(cell for cell in plan_module.planned("methods_real") if cell.name == "methods_real-peqa-3-seed0")
+    assert all(name.startswith("methods_real-peqa-4-rate") for name in final.needs)
 
 
 # ---- statistics ---------------------------------------------------------------------------------------------------
@@ -144,18 +164,18 @@ def test_missing_cells_are_counted_and_shown_as_not_run():
     """By their tags, and of the plan alone."""
     cells = a_row("qlora", (3.0, 1.0, None), ["110"], 4)
     of_rates = tables.rates_table(gather(cells))["rows"]
-    assert of_rates == [["QLORA", "4", "1: 3.000", "2: 1.000", "3: diverged", "2"]]
+    assert of_rates == [["QLORA", "4", "-", "1: 3.000", "2: 1.000", "3: diverged", "-", "2"]]
     del cells["qlora-4-3.0"], cells["qlora-4-seed0"]
     one = gather(cells)
-    assert tables.rates_table(one)["rows"] == [["QLORA", "4", "1: 3.000", "2: 1.000", "not run", "1 not run"]]
+    assert tables.rates_table(one)["rows"] == [["QLORA", "4", "-", "1: 3.000", "2: 1.000", "not run", "-", "1 not run"]]
     row = tables.methods_table(one, 4, {name: {} for name in tables.STATES})["rows"][0]
     assert "not run" in row and "16.00" not in row
     every = Cells([])
     every.facts = {name: {"plan": "methods", **facts} for name, facts in cells.items()} | {
         "else": {"plan": "methods_real", **cells["qlora-4-1.0"]}}
     table = tables.progress_table(every, plan_module.planned("methods"))
-    assert table["rows"][1][:3] == ["4", "0 of 6", "2 of 39"] and "2 of 445" in table["caption"]
-    assert len(plan_module.planned("methods_real")) == 220
+    assert table["rows"][1][:3] == ["4", "0 of 6", "2 of 45"] and "2 of 454" in table["caption"]
+    assert len(plan_module.planned("methods_real")) == 127
 
 
 def test_claims_are_judged_by_width_and_undecided_where_nothing_was_run():

@@ -8,8 +8,6 @@ from safetensors.torch import load_file
 import eval as eval_script
 import export as export_script
 import train as train_script
-from finetune.config import AdapterConfig, TrainingConfig
-from finetune.resolve import check_rounding
 from tests.cli import FEW, call, forbid_loading, goes_on_to_the_bytes_of, rows_of, train_once
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
@@ -66,11 +64,6 @@ NO_RATE = "lota, which steps ternary numbers by t-SignSGD, which is not AdamW an
 def test_what_does_not_go_with_it_is_refused_before_anything_is_loaded(small_base, monkeypatch, flags, message):
     forbid_loading(monkeypatch)
     assert message in call(train_script, "--model", small_base, "--limit", "40", "--method", "lota", *flags)
-
-
-def test_recordings_are_refused():
-    with pytest.raises(ValueError, match="--cuda-graphs does not go with --method lota yet: leave it out"):
-        check_rounding(AdapterConfig(), TrainingConfig(lr=None, optimizer="t-signsgd", cuda_graphs=True))
 
 
 def test_codes_of_a_base_whose_levels_are_not_even_are_refused(small_base, monkeypatch):
