@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from experiments.claims.evidence import Cells, Facts, Group, Judged, family, marks_of
-from experiments.plans.method_rows import FACTORS, every_row
+from experiments.plans.method_rows import BORROWED, FACTORS, every_row
 from tasks.significance import compare_scores
 
 Which = Callable[[Facts], str | None]  # the key of a state of the cell; None: it has none
@@ -21,21 +21,29 @@ class Found:
     slower: float = 1.0
     rates: list[Facts] = field(default_factory=list)
     finals: Group = field(default_factory=dict)
+    lender: "Found | None" = None  # the row at the width whose rates are used; None: its own
+
+    @property
+    def tuning(self) -> list[Facts]:
+        """The rates that are chosen from."""
+        return self.lender.rates if self.lender else self.rates
 
     @property
     def best(self) -> Facts | None:
         """The rate with the lowest validation loss."""
-        return min((facts for facts in self.rates if loss_of(facts) is not None), key=loss_of, default=None)
+        return min((facts for facts in self.tuning if loss_of(facts) is not None), key=loss_of, default=None)
 
     @property
     def at_edge(self) -> bool:
         """Whether the best rate is the lowest or the highest that was tried."""
-        values = [facts["tags"]["value"] for facts in self.rates]
+        values = [facts["tags"]["value"] for facts in self.tuning]
         return bool(self.best) and self.best["tags"]["value"] in (min(values), max(values))
 
     @property
     def factors(self) -> list[float]:
         """Of the rates that the plan asks for."""
+        if self.lender:
+            return []
         row = next((row for row in every_row() if row.name == self.row), None)
         return row.factors(self.rates[0]["plan"], self.bits) if row and self.rates else list(FACTORS)
 
@@ -96,6 +104,8 @@ def gather(cells: Cells, plan: str) -> list[Found]:
             one.finals[tags["seed"]] = facts
     for one in found.values():
         one.rates.sort(key=lambda facts: facts["tags"]["value"])
+        if lender := BORROWED[plan].get(one.bits):
+            one.lender = found.get((one.row, lender, one.part, one.slower))
         if one.best:
             best = rate_of(one.best)
             one.finals = {seed: facts for seed, facts in one.finals.items() if rate_of(facts) == best}

@@ -228,18 +228,22 @@ def bases_table(bases: Iterable[Facts]) -> Table:
             "columns": ["base of", "bits", "validation loss", "score, %", "bits a weight"]}
 
 
+def identity(tags: dict) -> tuple:
+    return tuple(tags.get(name) for name in ("row", "part", "bits", "role", "factor", "seed", "slower"))
+
+
 def progress_table(cells: Cells, planned: Sequence[Cell]) -> Table:
     """How many of the planned cells were run, by width and kind. Names of a real model's rates differ with its width,
-    so cells are counted by their tags."""
+    so cells are known by their tags."""
     def kind(tags: dict) -> str:
         if tags["part"] != "methods":
             return "further parts"
         return {"base": "bases", "rate": "rates"}.get(tags["role"], "seed 0" if tags["seed"] == 0 else "seeds 1, 2")
 
     plan = planned[0].name.split("-")[0]
-    done = Counter((facts["tags"]["bits"], kind(facts["tags"])) for facts in cells.facts.values()
-                   if facts["plan"] == plan)
-    asked = Counter((cell.tags["bits"], kind(cell.tags)) for cell in planned)
+    asked = {identity(cell.tags): (cell.tags["bits"], kind(cell.tags)) for cell in planned}
+    found = {identity(facts["tags"]) for facts in cells.facts.values() if facts["plan"] == plan}
+    done, asked = Counter(asked[key] for key in found & asked.keys()), Counter(asked.values())
     kinds = [name for name in ("bases", "rates", "seed 0", "seeds 1, 2", "further parts")
              if any(name == other for _, other in asked)]
     widths = sorted({bits for bits, _ in asked}, reverse=True)

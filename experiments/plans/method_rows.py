@@ -8,6 +8,7 @@ UP, DOWN = 9.0, 1 / 9        # one more, beyond the end of FACTORS that was best
 AT_AN_END = {"methods": {"blora-": UP, "qblora-": UP, "qalora": UP, "peqa": UP, "lota": DOWN},
              "methods_real": {"qlora": UP, "irqlora": UP, "qblora-": UP, "qalora": UP, "qablora-": DOWN, "peqa": DOWN,
                               "scaleoffset": DOWN}}  # by plan and beginning of the row's name
+BORROWED: dict[str, dict[int, int]] = {"methods": {}, "methods_real": {3: 4, 2: 4}}  # the width whose rates are used
 OMEGAS = {DOWN: "1", 1 / 3: "3", 1.0: "6", 3.0: "12"}  # LoTA-QAF has no rate. 1 is the usual omega at 4 bits
 REFERENCE = "qablora-4x8"    # each row is tested against this one
 DOUBLE = ("--double-quant",)

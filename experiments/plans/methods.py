@@ -1,13 +1,13 @@
 """Every method at 4, 3 and 2 bits, each with its own tuned learning rate (Shen et al.; LR-QAT; LoTA-QAF)."""
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from experiments.cells.plan import BEST_OF, Cell, Plan, Settings
-from experiments.plans.method_rows import AFTERWARDS, SMALL, Row, every_row, methods
+from experiments.plans.method_rows import AFTERWARDS, BORROWED, SMALL, Row, every_row, methods
 
 SEEDS = (0, 1, 2)
-REAL_SEEDS, REAL_BORROWED = (0,), {3: 4}  # of the plan methods_real
+REAL_SEEDS = (0,)  # of the plan methods_real
 STEPS = 282              # of the embedded base: two epochs of 9,003 rows in batches of 64
 SLOWER = (1.1, 1.4)      # times QLoRA's step: Q-BLoRA's on a GPU, and on a CPU. It gets so many times fewer steps
 TIMED, TIMED_WIDTHS = "qblora-2", (4, 2)
@@ -51,7 +51,7 @@ def planned(name: str) -> list[Cell]:
     nowhere = Settings(None, Path("nowhere"))
     if name == "methods":
         return plan(nowhere).cells
-    asked = Asked(name, nowhere, [], [], 1.0, (), REAL_SEEDS, REAL_BORROWED)
+    asked = Asked(name, nowhere, [], [], 1.0, (), REAL_SEEDS)
     return asked.cells([row for row in methods() if row.name in SMALL])
 
 
@@ -66,7 +66,6 @@ class Asked:
     rate: float
     rounded: tuple[str, ...]
     seeds: tuple[int, ...] = SEEDS
-    borrowed: dict[int, int] = field(default_factory=dict)  # a width that is not tuned -> the width whose rates it uses
 
     def cells(self, rows: list[Row]) -> list[Cell]:
         """Of each row and width: its base, its rates, and its seeds at the best rate."""
@@ -120,7 +119,7 @@ class Asked:
 
     def tuned_at(self, bits: int) -> int:
         """The width whose rates are used at `bits`."""
-        return self.borrowed.get(bits, bits)
+        return BORROWED[self.plan].get(bits, bits)
 
     @staticmethod
     def tags(row: Row, bits: int) -> dict:
