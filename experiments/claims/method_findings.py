@@ -137,7 +137,7 @@ def of_edges(found: Sequence[Found]) -> list[str]:
 def of_threshold(found: Sequence[Found]) -> list[str]:
     """Whether LoTA-QAF's thresholds reach its best."""
     rows = [one for one in first_table(found) if one.row == "lota" and one.bits == 4 and one.best and one.at_edge]
-    return [f"LoTA-QAF may not be at its best: the threshold that was best at 4 bits, {one.best['tags']['value']:g}, is "
+    return [f"LoTA-QAF may not be at its best: the best threshold at 4 bits, {one.best['tags']['value']:g}, is "
             f"an end of those tried." for one in rows if one.best]
 
 
