@@ -30,8 +30,8 @@ import train as train_script
 from experiments.cells import work
 from experiments.cells.plan import RUN_OF, Cell, run_folder
 from experiments.cells.pool import Pool
-from experiments.claims.pictures import BLUE, GREEN, MARKS, ORANGE, legend, panels, save
-from experiments.shared import experiment_parser, markdown
+from experiments.claims.base_tokens import BITS, HELD_OUT, HOW, TODAY, TOKENS, show
+from experiments.shared import experiment_parser
 from finetune.command_line import train_parser
 from finetune.config import EMBEDDED_BASE, BaseConfig, ComputeConfig, Place
 from finetune.data import Calibration, PreparedData
@@ -44,15 +44,9 @@ from quant.spec import QuantSpec
 from tasks.pretrain import WINDOW, Pretrain
 from tasks.task import Encoded
 
-TOKENS = 5632 * 16 * WINDOW  # that today's base has seen: 23.1 M
 ROWS = 32                    # of a step. Today's recipe has 16 and 2e-3; the rate grows by the root of the batch
 RATE = 2.8e-3
-TODAY = "embedded"           # today's base itself, as it is in the repository
-HELD_OUT = ("held_out_today", "held_out_wikitext2")
-HOW = {"NF": "nf@64x1", "min-max 4x8": "minmax@4x8", "GPTQ": "gptq:minmax@32x1"}
-BITS = (4, 3, 2)
 CALIBRATED, SCORED = 128, 256  # windows
-COLORS = dict(zip(HOW, (BLUE, ORANGE, GREEN), strict=True))
 
 
 # ---- tokens ---------------------------------------------------------------------------------------------------------
@@ -84,7 +78,7 @@ def do(cell: Cell, folder: Path, corpus: Path) -> dict:
 def pretrained(cell: Cell, folder: Path, corpus: Path) -> dict:
     """By train.py's own functions; only the rows come from a file of tokens."""
     source, config = train_script.checked(train_parser().given(cell.command(folder)))
-    held_out = windows(read_tokens(corpus / f"{HELD_OUT[0]}.xz"))
+    held_out = windows(read_tokens(corpus / f"{HELD_OUT[0]}.xz"), cell.tags["windows"])
     learned = windows(read_tokens(corpus / f"{cell.tags['text']}.xz"))
     data = PreparedData(Pretrain(), source.tokenizer, source.stop_ids(), learned, held_out, [], {}, 0, 1,
                         {"train": cell.tags["text"], "validation": HELD_OUT[0], "test": ""}, None,
@@ -140,6 +134,7 @@ def fine_tuned(cell: Cell, folder: Path) -> dict:
 def cells_of(options: argparse.Namespace) -> list[Cell]:
     """The longest bases first, since they decide when all is done."""
     on = ["--device", options.device, *(["--cuda-graphs"] if options.device.startswith("cuda") else [])]
+    scored = max(2, round(options.scale * SCORED))
     bases = [(text, times) for times in sorted(options.times, reverse=True) for text in options.texts]
     cells = []
     for text, times in bases:
@@ -147,27 +142,28 @@ def cells_of(options: argparse.Namespace) -> list[Cell]:
         argv = ["--method", "full", "--from-scratch", "--model", str(EMBEDDED_BASE), "--task", "pretrain",
                 "--data", str(options.corpus), "--steps", str(steps), "--lr", str(RATE), "--batch-size", str(ROWS),
                 "--weight-decay", "0.1", "--beta2", "0.95", "--warmup", "0.05", "--save-dtype", "float16", *on]
-        cells.append(Cell(f"{text}-{times:g}x", argv, kind="base", tags={"text": text, "times": times},
-                          seconds=20 * times * options.scale))
-    for base in (TODAY, *(cell.name for cell in cells)):
-        cells += cells_on(base, next((c.tags["text"] for c in cells if c.name == base), "today"), options, on)
+        cells.append(Cell(f"{text}-{times:g}x", argv, kind="base", seconds=20 * times * options.scale,
+                          tags={"text": text, "times": times, "windows": scored}))
+    names = [cell.name for cell in cells]
+    for base, text in [(TODAY, "today"), *((cell.name, cell.tags["text"]) for cell in cells)]:
+        rounding = Cell(f"{base}-rounding", [], kind="rounding", priority=1, after=[] if base == TODAY else [base],
+                        seconds=10, tags={"base": base, "text": text, "device": options.device, "windows": scored})
+        cells += [rounding, *fine_tunings(base, names, options, on)]
     return cells
 
 
-def cells_on(base: str, text: str, options: argparse.Namespace, on: list[str]) -> list[Cell]:
-    """What is measured of one base. The second seed comes last."""
-    after = () if base == TODAY else (base,)
-    rounding = Cell(f"{base}-rounding", [], kind="rounding", priority=1, after=after, seconds=10, tags={
-        "base": base, "text": text, "device": options.device, "windows": max(2, round(options.scale * SCORED))})
+def fine_tunings(base: str, bases: list[str], options: argparse.Namespace, on: list[str]) -> list[Cell]:
+    """Of one base, after all bases: beside them, they would slow the longest one."""
     small = [] if options.scale == 1 else ["--limit", "60", "--steps", "2", "--test-limit", "20"]
     model = str(EMBEDDED_BASE) if base == TODAY else f"{RUN_OF}{base}"
     ways = {"lora": ["--method", "lora"]} | {
         f"qlora-nf-{bits}": ["--method", "qlora", "--quantizer", "nf", "--bits", str(bits)] for bits in BITS} | {
         "qlora-gptq-2": ["--method", "qlora", "--quantizer", "gptq", "--bits", "2"]}
-    return [rounding, *(Cell(f"{base}-{name}-seed{seed}", [*way, "--model", model, "--seed", str(seed), *small, *on],
-                             kind="banking77", priority=2 + seed, seconds=20,
-                             tags={"base": base, "way": name, "seed": seed})
-                        for seed in options.seeds for name, way in ways.items())]
+    return [Cell(f"{base}-{name}-seed{seed}", [*way, "--model", model, "--seed", str(seed), "--eval-batch-size", "512",
+                                               *small, *on],
+                 kind="banking77", priority=2 + seed, seconds=20, after=bases,
+                 tags={"base": base, "way": name, "seed": seed})
+            for seed in options.seeds for name, way in ways.items()]
 
 
 # ---- what was found -------------------------------------------------------------------------------------------------
@@ -187,76 +183,6 @@ class Results:
         write_json(self.file, self.kept)
 
 
-def seen_tokens(found: dict, base: str) -> float:
-    return TOKENS if base == TODAY else found["cells"][base]["tokens"]
-
-
-def lost(found: dict, base: str, spec: str, text: str) -> float:
-    """nats a token that rounding costs."""
-    loss = found["cells"][f"{base}-rounding"]["loss"]
-    return loss[spec][text] - loss["16"][text]
-
-
-def rounded_bases(found: dict) -> list[str]:
-    """By tokens seen."""
-    names = [facts["tags"]["base"] for facts in found["cells"].values() if facts.get("kind") == "rounding"
-             and "loss" in facts]
-    return sorted(names, key=lambda base: seen_tokens(found, base))
-
-
-def loss_table(found: dict, text: str) -> str:
-    specs = [f"{how}-{bits}bit" for bits in BITS for how in HOW.values()]
-    rows = [[base, f"{seen_tokens(found, base) / 1e6:.1f}",
-             f"{found['cells'][f'{base}-rounding']['loss']['16'][text]:.4f}",
-             *(f"{lost(found, base, spec, text):+.4f}" for spec in specs)] for base in rounded_bases(found)]
-    return markdown([text, "M tokens", "16 bits", *specs], rows)
-
-
-def accuracy_table(found: dict) -> str:
-    cells = [facts for facts in found["cells"].values() if "accuracy" in facts]
-    rows = [[f["tags"]["base"], f["tags"]["way"], f["tags"]["seed"], f"{100 * f['accuracy']:.2f}",
-             f"{f['validation_loss']:.4f}"] for f in cells]
-    return markdown(["base", "way", "seed", "accuracy, %", "validation loss"], sorted(rows))
-
-
-def draw(found: dict, path: Path, text: str = HELD_OUT[1]) -> None:
-    """Loss lost by rounding against tokens seen: one panel a width."""
-    bases = rounded_bases(found)
-    lines = {"today's text": [b for b in bases if b == TODAY or b.startswith("today")],
-             "the mix": [b for b in bases if b.startswith("mix")]}
-    figure, axes = panels([f"{bits} bits" for bits in BITS], title_of(found, bases, text),
-                          "nats a token lost by rounding")
-    for panel, bits in zip(axes, BITS, strict=True):
-        for (where, names), line in zip(lines.items(), ("--", "-"), strict=True):
-            for how, spec in HOW.items():
-                xs = [seen_tokens(found, base) / 1e6 for base in names]
-                ys = [lost(found, base, f"{spec}-{bits}bit", text) for base in names]
-                panel.plot(xs, ys, line, color=COLORS[how], marker=MARKS[COLORS[how]],
-                           markerfacecolor="white" if line == "--" else COLORS[how], label=f"{how}, {where}")
-        panel.set(xscale="log", xlabel="million tokens seen")
-        panel.set_ylim(bottom=0)
-        panel.xaxis.set_major_formatter("{x:g}")
-        panel.set_xticks(sorted({round(seen_tokens(found, base) / 1e6, 1) for base in bases}))
-        panel.minorticks_off()
-    legend(figure, axes, columns=3)
-    save(figure, path)
-
-
-def title_of(found: dict, bases: list[str], text: str) -> str:
-    longest = bases[-1]
-    times = seen_tokens(found, longest) / TOKENS
-    parts = [f"{bits} bits {lost(found, longest, spec, text):.3f} instead of {lost(found, TODAY, spec, text):.3f}"
-             for bits in BITS for spec in [f"{HOW['GPTQ']}-{bits}bit"]]
-    return (f"After {times:.1f} times as many tokens ({longest}), GPTQ costs at {', '.join(parts)} nats a token of "
-            f"{'WikiText-2' if text == HELD_OUT[1] else 'held-out text'}")
-
-
-def show(found: dict, file: Path) -> None:
-    print("\n\n".join([*(loss_table(found, text) for text in HELD_OUT), accuracy_table(found)]))
-    if TODAY in (bases := rounded_bases(found)) and len(bases) > 1:
-        draw(found, file.with_suffix(".png"))
-
-
 def options_parser() -> argparse.ArgumentParser:
     parser = experiment_parser(__doc__, "runs/base_tokens")
     on_gpu = torch.cuda.is_available()
@@ -265,7 +191,7 @@ def options_parser() -> argparse.ArgumentParser:
                         help="train on X times the tokens of today's base (default: 1 3)")
     parser.add_argument("--texts", nargs="+", choices=("today", "mix"), default=["mix", "today"],
                         help="train on these texts (default: mix today)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of fine-tuning (default: 0 1)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of fine-tuning (default: 0)")
     parser.add_argument("--scale", type=float, default=1, metavar="X",
                         help="multiply steps by X, and fine-tune on few rows (default: 1)")
     parser.add_argument("--device", default="cuda" if on_gpu else "cpu",

@@ -1,0 +1,55 @@
+"""The corpus and the rows of `experiments.base_tokens`. Its cells are tried out by hand: --scale."""
+import numpy as np
+
+from experiments.base_corpus import Mix, documents_of, write_packed
+from experiments.base_tokens import cells_of as planned
+from experiments.base_tokens import options_parser, read_tokens, windows
+from experiments.cells.plan import checked
+from experiments.claims.base_tokens import TODAY, TOKENS, loss_table, lost, rounded_bases
+from tasks.pretrain import WINDOW
+
+HELD_OUT = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
+
+
+def test_a_document_that_shares_thirteen_words_with_held_out_text_is_left_out():
+    mix = Mix([HELD_OUT])
+    shares, does_not = f"So: {HELD_OUT.title()}!", HELD_OUT.replace("seven", "7")
+    assert mix.allowed([shares, does_not]) == [does_not]
+    assert Mix([]).allowed([shares, does_not]) == [shares, does_not]
+
+
+def test_a_paragraph_goes_into_the_mix_once():
+    mix, text = Mix([]), "a paragraph of more than sixty letters, which is what the mix asks for, and no less"
+    assert mix.new([text, "short", text]) == [text]
+    assert mix.new([text]) == []
+
+
+def test_pages_give_paragraphs_without_tags(tmp_path):
+    (tmp_path / "a.html").write_text("<h1>no</h1><p class='x'>It\u2019s <b>one</b>\n &amp; two</p><pre>no</pre>")
+    assert list(documents_of("some-doc", tmp_path)) == [["It's one & two"]]
+
+
+def test_every_token_is_learned_once(tmp_path):
+    ids = np.arange(2 * WINDOW + 9, dtype=np.uint16)
+    write_packed(tmp_path / "x.xz", ids)
+    rows = windows(read_tokens(tmp_path / "x.xz"))
+    assert [token for row in rows for token in row.tokens[1:]] == list(range(1, 2 * WINDOW + 1))
+
+
+def test_plan_has_no_cell_before_what_it_needs(tmp_path):
+    cells = planned(options_parser().parse_args([str(tmp_path), "--times", "1", "3", "--device", "cpu"]))
+    checked(cells)
+    steps = {cell.name: int(cell.argv[cell.argv.index("--steps") + 1]) for cell in cells if cell.kind == "base"}
+    assert steps == {"mix-3x": 8448, "today-3x": 8448, "mix-1x": 2816, "today-1x": 2816}
+
+
+def test_what_rounding_costs():
+    def loss(more: float) -> dict:
+        return {"16": {"held_out_today": 2.0}} | {f"{how}-{bits}bit": {"held_out_today": 2.0 + more} for bits in
+                                                  (4, 3, 2) for how in ("nf@64x1", "minmax@4x8", "gptq:minmax@32x1")}
+    found = {"cells": {"mix-3x": {"tokens": 3 * TOKENS}} | {
+        f"{base}-rounding": {"kind": "rounding", "tags": {"base": base}, "loss": loss(more)}
+        for base, more in (("mix-3x", 0.5), (TODAY, 0.25))}}
+    assert rounded_bases(found) == [TODAY, "mix-3x"]
+    assert lost(found, "mix-3x", "nf@64x1-2bit", "held_out_today") == 0.5
+    assert "| mix-3x | 69.2 | 2.0000 | +0.5000 |" in loss_table(found, "held_out_today")
