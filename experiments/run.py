@@ -55,7 +55,9 @@ def main() -> None:
     cells = selected([cell for plan in plans for cell in plan.cells], options.only)
     if options.list:
         return show(cells)
-    results = Results(out / "cells.json", plans, options)
+    results = Results(out / "cells.json", plans, options, {
+        str(scratch.resolve()): "CELLS", str(options.data.resolve()): "DATA",
+        **({str(options.model.resolve()): options.model.name} if options.model else {})})
     (out / "logs").mkdir(parents=True, exist_ok=True)
     scratch.mkdir(parents=True, exist_ok=True)
     pool = Pool(do, options.jobs, scratch.resolve(), out / "logs", results.keep, began + options.seconds,
@@ -87,10 +89,12 @@ SAVED_EVERY = 5.0  # seconds: all cells take some tenths of a second to write
 
 
 class Results:
-    """cells.json: read once, written anew at the end, and after a cell if the last time is SAVED_EVERY ago."""
+    """cells.json: read once, written anew at the end, and after a cell if the last time is SAVED_EVERY ago.
 
-    def __init__(self, file: Path, plans: list[Plan], options: argparse.Namespace):
-        self.file, self.saved_at = file, -SAVED_EVERY
+    `places`: directories of this machine, and what the file calls them."""
+
+    def __init__(self, file: Path, plans: list[Plan], options: argparse.Namespace, places: dict[str, str]):
+        self.file, self.places, self.saved_at = file, places, -SAVED_EVERY
         self.plan_of = {cell.name: plan.name for plan in plans for cell in plan.cells}
         self.kept = read_json(file) if file.is_file() else {"plans": {}, "cells": {}, "sessions": []}
         settings = {"model": options.model and options.model.name, "scale": options.scale}
@@ -108,7 +112,10 @@ class Results:
         return {name: facts for name, facts in self.kept["cells"].items() if "error" not in facts}
 
     def keep(self, name: str, facts: Facts) -> None:
-        self.kept["cells"][name] = {"plan": self.plan_of[name], **facts}
+        facts = {"plan": self.plan_of[name], **facts}
+        if "argv" in facts:
+            facts["argv"] = [named(word, self.places) for word in facts["argv"]]
+        self.kept["cells"][name] = facts
         if time.monotonic() - self.saved_at >= SAVED_EVERY:
             self._write()
             self.saved_at = time.monotonic()
@@ -128,6 +135,12 @@ class Results:
         n = sum(cell.name in done for cell in cells)
         return (f"{n} of {len(cells)} cells done, {len(failed)} failed, "
                 f"{self.kept['sessions'][-1]['seconds']:.0f} s: {self.file}")
+
+
+def named(word: str, places: dict[str, str]) -> str:
+    """`named("/tmp/x/rows.txt", {"/tmp/x": "CELLS"}) == "CELLS/rows.txt"`"""
+    return next((name + word.removeprefix(place) for place, name in places.items()
+                 if word == place or word.startswith(f"{place}/")), word)
 
 
 def machine(device: str) -> dict:

@@ -118,6 +118,13 @@ def test_a_cell_that_chose_before_a_better_one_was_done_is_done_again(tmp_path):
     assert kept["seed"] == {"tags": {}, **before}  # 0.1 was missing, and did not change the choice
 
 
+def test_results_do_not_name_places_of_the_machine():
+    places = {"/x/runs": "CELLS", "/x/smollm2": "smollm2"}
+    words = ["--data", "/x/runs/rows/train.jsonl", "/x/smollm2", "/x/runs2/a"]
+    assert [run_script.named(word, places) for word in words] == ["--data", "CELLS/rows/train.jsonl", "smollm2",
+                                                                  "/x/runs2/a"]
+
+
 def test_marks_are_packed():
     assert packed([1.0, 0.0, 1.0]) == "101" and unpacked("101") == [1, 0, 1]
     assert unpacked(packed([0.25, 1.0])) == [0.25, 1.0]
