@@ -13,6 +13,8 @@ Every additive adapter equals a plain LoRA, delta_W = scaling * B A, with these 
 C and R are the compression and restoration of adapters/operators.py. PEQA multiplies scales and LoTA moves codes, so
 they are no LoRAs. Full fine-tuning has no adapter. All three are refused.
 
+The run's tokenizer and its chat template stand beside the adapter, where PEFT's users and vLLM look for them first.
+
 A PEFT adapter needs the base that it was trained on. For lora and blora that is the original checkpoint. PEFT cannot
 load a base of codes from this project's files. Such a base is exported dequantized, in PLACE/base, and
 adapter_config.json names it. Its type is float32 unless --dtype names another: no smaller type holds a dequantized
@@ -33,7 +35,7 @@ from adapters.peft_in import attach_peft, read_peft
 from finetune.config import DTYPES
 from finetune.run import is_run
 from finetune.source import load_run_base
-from interop.hugging_face import read_model, write_model
+from interop.hugging_face import read_model, write_model, write_tokenizer
 from interop.stored_format import INTEGER_FORMATS, VLLM
 from interop.trained import Trained
 from model.checksums import write_sums
@@ -86,6 +88,7 @@ class PEFTExport:
             ranks[name], alphas[name] = len(A), scaling * self.divisor(len(A))
         write_safetensors(place / WEIGHTS, tensors)
         write_json(place / CONFIG, self.config(ranks, alphas))
+        write_tokenizer(self.trained, place)
         kinds = {rank: dict.fromkeys(name.rpartition(".")[2] for name in ranks if ranks[name] == rank)
                  for rank in sorted(set(ranks.values()))}
         facts = {"rank": "; ".join(f"{rank} ({', '.join(names)})" for rank, names in kinds.items())}

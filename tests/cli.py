@@ -1,5 +1,6 @@
 """What the tests of train.py and eval.py share: a very small model, and the scripts called as from the shell."""
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -30,6 +31,11 @@ def call(script, *arguments):
     finally:
         sys.argv = kept
         release_all()
+
+
+def shows_an_object(message: str) -> bool:
+    """Whether it holds the text that Python makes of an object: `Scheme(bits=4, ...)`, `<x.Y object at 0x7f>`."""
+    return re.search(r"\b[A-Z]\w*\(\w+=|\bobject at 0x", message) is not None
 
 
 MADE: dict[tuple[str, ...], Path] = {}

@@ -80,6 +80,11 @@ class Scheme:
         symmetric = one_of(weights, "symmetric", (True, False), where, usual=True)
         return cls(bits, group_size(weights, where) if strategy == "group" else None, symmetric)
 
+    def __str__(self) -> str:
+        """`str(Scheme(4, 64, True)) == "4 bits in groups of 64 without zero points"`"""
+        blocks = f"groups of {self.group_size}" if self.group_size else "whole rows"
+        return f"{self.bits} bits in {blocks} {'without' if self.symmetric else 'with'} zero points"
+
     def n_in(self, D_in: int) -> int:
         return self.group_size or D_in
 
@@ -138,7 +143,7 @@ class CompressedTensors(StoredFormat):
                 return scheme
         raise ValueError(f"{layer}: {D_out} x {D_in} weights in {list(words)} words with scales of {list(scales)}, "
                          f"{'without' if symmetric else 'with'} zero points, are none of the stated config_groups: "
-                         f"{', '.join(map(str, self.schemes))}")
+                         f"{'; '.join(map(str, self.schemes))}")
 
     def read(self, stated: Stated, parts: dict[str, Tensor]) -> QuantLinear:
         offset: Tensor | ZeroPoints = torch.zeros(1, 1)

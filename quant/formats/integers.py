@@ -11,6 +11,7 @@ from torch import Tensor
 from quant.factors import ZeroPoints
 from quant.formats.stored import GROUPS, NONE, Stated, affine_low, group_of
 from quant.linear import QuantLinear
+from quant.packing import SUPPORTED_BITS
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,9 @@ class IntegerSetting:
         """Raises ValueError for bits, levels or blocks that have no place in the format `name`."""
         low = affine_low(stated.values())
         if stated.bits not in allowed:
-            raise ValueError(f"{stated.bits} bits have no place in {name}, which has {', '.join(map(str, allowed))}")
+            raise ValueError(f"{stated.bits} bits have no place in {name}, which has {', '.join(map(str, allowed))}: "
+                             f"give one of these to --bits, or use compressed-tensors, which has "
+                             f"{', '.join(map(str, SUPPORTED_BITS))}")
         group, whole = group_of(stated.block), stated.block.n_in == stated.D_in
         if not (group or whole):
             raise ValueError(f"blocks of {stated.block} (n_in x n_out) do not fall into groups of "

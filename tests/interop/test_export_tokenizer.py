@@ -19,6 +19,7 @@ from model.checkpoint import random_model, save_model
 from model.config_json import config_to_json
 from model.files import say_once, write_json
 from model.gguf_tokenizer_reader import SPLITTINGS
+from model.token_agreement import note_other_tokenizer
 from model.tokenizer import load_tokenizer
 from tests.cli import SMALL
 from tests.export_runs import export, made_run
@@ -252,9 +253,18 @@ def test_everything_that_travels_leaves_with_every_export_of_a_run(tmp_path, for
         assert fields["tokenizer.chat_template"] == "{{ messages }}"
         assert fields["tokenizer.ggml.tokens"][4096:] == list(CHAT) and fields["tokenizer.ggml.eos_token_id"] == 4097
     else:
-        there = to / "base" if form == "peft" else to
-        assert [(there / name).read_bytes() for name in TRAVEL] == [(run / name).read_bytes() for name in TRAVEL]
-        assert load_tokenizer(there).encode("<|im_start|>a") == load_tokenizer(run).encode("<|im_start|>a")
+        for there in (to, to / "base") if form == "peft" else (to,):
+            assert [(there / name).read_bytes() for name in TRAVEL] == [(run / name).read_bytes() for name in TRAVEL]
+            assert load_tokenizer(there).encode("<|im_start|>a") == load_tokenizer(run).encode("<|im_start|>a")
+
+
+def test_an_adapter_beside_the_original_base_has_its_chat_template_too(tmp_path, capsys):
+    """Read again, its tokenizer is the base's."""
+    run = made_run(tmp_path / "run", model_of(chat_model(tmp_path / "base")), "--method", "lora")
+    export(run, "peft", tmp_path / "x")
+    assert not (tmp_path / "x/base").exists() and (tmp_path / "x/chat_template.jinja").read_text() == "{{ messages }}"
+    note_other_tokenizer(tmp_path / "x", load_tokenizer(tmp_path / "base"))
+    assert "holds a tokenizer that differs" not in capsys.readouterr().out
 
 
 def metadata_of(path):

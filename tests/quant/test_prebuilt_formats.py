@@ -10,6 +10,7 @@ from quant.linear import QuantLinear
 from quant.minmax import MinMax
 from quant.normal_float import NormalFloat
 from quant.packing import unpack
+from tests.cli import shows_an_object
 from tests.prebuilt import (
     awq,
     awq_config,
@@ -42,8 +43,9 @@ def read_by(config: dict, parts: dict) -> QuantLinear:
 
 
 def changed(config: dict, parts: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as error:
         read_by(config, parts)
+    assert not shows_an_object(str(error.value)), error.value
 
 
 # ---- GPTQ
@@ -152,7 +154,8 @@ def test_compressed_tensors_settings_that_are_not_read_are_named(config, message
 
 def test_compressed_tensors_parts_that_do_not_fit_are_named():
     parts = compressed(AbsMax(4, Block(32, 1)).quantize(dense()))
-    changed(compressed_config(8), parts, "layer: 64 x 256 weights .* are none of the stated config_groups")
+    changed(compressed_config(8), parts, "layer: 64 x 256 weights .* are none of the stated config_groups: "
+            "8 bits in groups of 32 without zero points$")
     changed(compressed_config(symmetric=False), parts, "without zero points, are none")
     off = {"sparsity_config": {"format": "dense", "ignore": []}, "transform_config": {}}
     assert read_by(compressed_config(more=off), parts).bits == 4
