@@ -12,7 +12,8 @@ import pytest
 from tests.docs.pages import PAGES, ROOT, code_lines, name_of
 
 NOT_OURS = ("pytest",)                        # `python -m pytest`
-NEEDS_MORE = ("tests.interop.gguf_round_trip",)  # imports llama_cpp; its flags are looked up in its source
+# These import other engines; their flags are looked up in their source.
+NEEDS_MORE = ("tests.interop.gguf_round_trip", "tests.interop.mlx_score")
 
 
 @cache

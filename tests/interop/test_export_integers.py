@@ -153,8 +153,8 @@ def test_the_command_in_the_docs_serves_the_usual_rank():
 def test_bits_that_one_format_lacks_are_refused_there_only(base, tmp_path):
     run = made_run(tmp_path / "run", base, *CODES, "--quantizer", "absmax", "--bits", "5")
     found = refusal(run, "gptq", tmp_path / "out")
-    assert "5 bits have no place in GPTQ, which has 2, 3, 4, 8: give one of these to --bits, or use compressed-tensors, " \
-           "which has 2, 3, 4, 5, 6, 8. Train with" in found
+    assert ("5 bits have no place in GPTQ, which has 2, 3, 4, 8: give one of these to --bits, or use "
+            "compressed-tensors, which has 2, 3, 4, 5, 6, 8. Train with") in found
     report = export(run, "compressed-tensors", tmp_path / "out")
     assert report["largest_weight_difference"] == 0 and "its package humming" in report["vllm_not_tried_here"]
 
