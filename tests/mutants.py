@@ -562,6 +562,8 @@ MUTANTS = [
       "if config.base.quantization and not processes.by_first(run.base_file.is_file):",
       "if config.base.quantization:", RESUME),
     # ---- exports
+    M("peft-without-its-chat-template", "interop/peft.py", "        write_tokenizer(self.trained, place)\n", "",
+      ("tests/interop/test_export_tokenizer.py",)),
     M("peft-dropout-left-out", "interop/peft.py", "self.trained.run.config.adapter.dropout", "0.0", (*PEFT, *FLAGS)),
     M("peft-alpha-is-the-scaling", "interop/peft.py", "scaling * self.divisor(len(A))", "scaling", PEFT),
     M("export-rounds-toward-0", "interop/hugging_face.py", "rounded = tensor.to(dtype)",
