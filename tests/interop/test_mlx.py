@@ -57,15 +57,20 @@ def wide(small_base, tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("group", GROUPS)
-def test_a_model_that_mlx_quantized_is_read_trained_and_handed_back(wide, tmp_path, bits, group):
+def quantized(wide, base, bits, group):
+    """By mlx-lm."""
     model, config = mlx_lm.load_model(wide)
     model, config = mlx_lm.quantize_model(model, config, group, bits)
-    base = tmp_path / "base"
     mlx_lm.save_model(base, model)
     mlx_lm.save_config(config, base / "config.json")
     copy_tokenizer(wide, base)
+    return base
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_model_that_mlx_quantized_is_read_trained_and_handed_back(wide, tmp_path, bits, group):
+    base = quantized(wide, tmp_path / "base", bits, group)
     assert numpy.abs(ours(loaded(base)) - of_mlx(base)).max() < 1e-4
     run = made_run(tmp_path / "run", base, "--method", "qalora", "--quantizer", "none", "--lam", f"{group}x1")
     export(run, "mlx", tmp_path / "out")
@@ -74,3 +79,16 @@ def test_a_model_that_mlx_quantized_is_read_trained_and_handed_back(wide, tmp_pa
     before, after = loaded(base), loaded(tmp_path / "out")
     codes = [name for name, module in before.named_modules() if isinstance(module, QuantLinear)]
     assert codes and all(torch.equal(before.get_submodule(n).codes, after.get_submodule(n).codes) for n in codes)
+
+
+def test_an_adapter_written_for_mlx_lm_computes_what_was_trained(wide, tmp_path):
+    """mlx_score.py hands it to `mlx_lm.fuse`."""
+    from mlx_lm.tuner.utils import load_adapters
+
+    from tests.interop.mlx_score import write_adapter
+    base = quantized(wide, tmp_path / "base", 4, 64)
+    trained = as_trained(made_run(tmp_path / "run", base, "--method", "qalora", "--quantizer", "none", "--lam", "64x1"))
+    write_adapter(trained, tmp_path / "adapter")
+    theirs = load_adapters(mlx_lm.load_model(base)[0], str(tmp_path / "adapter"))
+    found = numpy.array(theirs(mx.array(TOKENS.numpy())))
+    assert numpy.abs(ours(trained) - found).max() < 1e-4 < 1e-2 < numpy.abs(ours(loaded(base)) - found).max()
