@@ -11,6 +11,7 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -55,9 +56,9 @@ def main() -> None:
         subprocess.run([sys.executable, "-m", "mlx_lm", "fuse", "--model", base, "--adapter-path", adapter,
                         "--save-path", fused], check=True)
     data = prepare_data(Source(run.path), run.config, calibrate=False)
-    data.test = data.test[:options.rows]
+    data = replace(data, test=data.test[:options.rows])
     figures = {}
-    for name, place in (("base", base), ("exported", exported), ("fused", fused)):
+    for name, place in (("exported", exported), ("fused", fused), ("base", base)):
         figures[name] = {**moved(model, ours(place)), **answered(name, place, data)}
         write_json(out / "figures.json", {"task": data.task.name, "metric": data.task.metric, "rows": len(data.test),
                                           "max_new_tokens": data.max_new_tokens, **figures})
