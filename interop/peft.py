@@ -13,7 +13,8 @@ Every additive adapter equals a plain LoRA, delta_W = scaling * B A, with these 
 C and R are the compression and restoration of adapters/operators.py. PEQA multiplies scales and LoTA moves codes, so
 they are no LoRAs. Full fine-tuning has no adapter. All three are refused.
 
-The run's tokenizer and its chat template stand beside the adapter, where PEFT's users and vLLM look for them first.
+The run's tokenizer and its chat template stand beside the adapter, as PEFT's users expect. vLLM reads them with
+--tokenizer PLACE.
 
 A PEFT adapter needs the base that it was trained on. For lora and blora that is the original checkpoint. PEFT cannot
 load a base of codes from this project's files. Such a base is exported dequantized, in PLACE/base, and
