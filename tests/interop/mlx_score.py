@@ -1,5 +1,6 @@
-"""Scores a fine-tuned MLX model in mlx-lm and here: its base, `export.py --format mlx`, and what `mlx_lm.fuse` makes of
-the same adapter. Prints a table, and keeps it and the figures in OUT.
+"""Scores a fine-tuned MLX model in mlx-lm and here: `export.py --format mlx`, the same adapter beside its base, what
+`mlx_lm.fuse` makes of the two, and the base. Prints a table, and keeps it and the figures in OUT. A model that has been
+scored is not scored again.
 
     python -m tests.interop.mlx_score --run runs/intents --out runs/mlx-score
 
@@ -18,6 +19,7 @@ import mlx.core as mx
 import torch
 from mlx.utils import tree_map
 from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.tuner.utils import load_adapters
 from mlx_lm.utils import load_model as load_mlx
 from safetensors.torch import save_file
 from torch import Tensor
@@ -30,13 +32,14 @@ from finetune.data import PreparedData, prepare_data
 from finetune.run import open_run
 from finetune.source import Source
 from interop.trained import Trained
-from model.files import write_json, write_text
+from model.files import read_json, write_json, write_text
 from model.llama import Llama
 from quant.linear import QuantLinear
 from tasks.generative import before
 from tasks.task import Asking
 from tests.cli import call
 
+BESIDE = "adapter beside its base"
 HEAD = ["model", "codes that changed", "rounding / delta_W", "score here", "in mlx-lm", "rows with the same text"]
 
 
@@ -57,13 +60,18 @@ def main() -> None:
                         "--save-path", fused], check=True)
     data = prepare_data(Source(run.path), run.config, calibrate=False)
     data = replace(data, test=data.test[:options.rows])
-    figures = {}
-    for name, place in (("exported", exported), ("fused", fused), ("base", base)):
-        figures[name] = {**moved(model, ours(place)), **answered(name, place, data)}
-        write_json(out / "figures.json", {"task": data.task.name, "metric": data.task.metric, "rows": len(data.test),
-                                          "max_new_tokens": data.max_new_tokens, **figures})
+    file = out / "figures.json"
+    figures = read_json(file) if file.is_file() else {"task": data.task.name, "metric": data.task.metric,
+                                                      "rows": len(data.test), "models": {}}
+    for name, place in (("exported", exported), (BESIDE, base), ("fused", fused), ("base", base)):
+        if name not in figures["models"]:
+            own, kept = (model, {"codes_changed": 0.0, "rounding": 0.0}) if name == BESIDE else (ours(place), None)
+            other = theirs(place, adapter if name == BESIDE else None)
+            figures["models"][name] = {**(kept or moved(model, own)), **answered(name, own, other, data)}
+            write_json(file, figures)
     table = markdown(HEAD, [[name, f"{of['codes_changed']:.1%}", f"{of['rounding']:.2g}", f"{of['here']:.1%}",
-                             f"{of['mlx_lm']:.1%}", f"{of['same_text']:.1%}"] for name, of in figures.items()])
+                             f"{of['mlx_lm']:.1%}", f"{of['same_text']:.1%}"]
+                            for name, of in figures["models"].items()])
     write_text(out / "table.md", table + "\n")
     print(table)
 
@@ -111,22 +119,23 @@ def adapted_pairs(trained: Llama, stored: Llama) -> Iterator[tuple[QuantLinear, 
 
 # ---- answers ------------------------------------------------------------------------------------------------
 
-def answered(name: str, place: Path, data: PreparedData) -> dict[str, float]:
+def answered(name: str, model: Llama, other_model, data: PreparedData) -> dict[str, float]:
     """The task's score of both programs' answers, and the share of rows with the same text."""
     asking = Asking(data.tokenizer, data.end_ids, data.max_new_tokens, 32, name)
-    own = dict(data.task.answers(ours(place), data.test, asking))
-    own, model = [own[i] for i in range(len(data.test))], theirs(place)
-    other = [{"text": text_of(model, data.task.prompt_of(row, asking), data)}
+    own = dict(data.task.answers(model, data.test, asking))
+    own = [own[i] for i in range(len(data.test))]
+    other = [{"text": text_of(other_model, data.task.prompt_of(row, asking), data)}
              for row in tqdm(data.test, f"{name}, mlx-lm", unit="row", disable=None, leave=False)]
     here, there = (data.task.scores(data.test, lines)[0][data.task.metric] for lines in (own, other))
     same = sum(a["text"] == b["text"] for a, b in zip(own, other, strict=True)) / len(own)
     return {"here": here, "mlx_lm": there, "same_text": same}
 
 
-def theirs(place: Path):
+def theirs(place: Path, adapter: Path | None = None):
     """In float32: on a CPU, mlx computes 16-bit products ten times as slowly."""
     mx.set_default_device(mx.cpu)
     model, _ = load_mlx(place)
+    model = load_adapters(model, str(adapter)) if adapter else model
     model.update(tree_map(lambda t: t.astype(mx.float32) if t.dtype in (mx.float16, mx.bfloat16) else t,
                           model.parameters()))
     return model

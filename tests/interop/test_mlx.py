@@ -83,7 +83,7 @@ def test_a_model_that_mlx_quantized_is_read_trained_and_handed_back(wide, tmp_pa
 
 def test_an_adapter_written_for_mlx_lm_computes_what_was_trained(wide, tmp_path):
     """mlx_score.py hands it to `mlx_lm.fuse`."""
-    from mlx_lm.tuner.utils import load_adapters
+    from mlx_lm.tuner.utils import load_adapters  # mlx_score imports mlx-lm
 
     from tests.interop.mlx_score import write_adapter
     base = quantized(wide, tmp_path / "base", 4, 64)
