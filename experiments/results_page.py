@@ -138,7 +138,7 @@ MADE_BY_SCRIPTS = {"methods_60_steps": methods_tables, "restoration": restoratio
 PICTURES = {"restoration": ("accuracy against the memory of the weights", "../experiments/results/restoration.png")}
 ORDER = ("main_job", "main_job_history", "methods_60_steps", "full_length", "rounding", "restoration",
          "restoration_low_lr", "sft_ptq_qlora", "real_model_loading", "real_model_perplexity", "gguf_fine_tuning",
-         "gguf_round_trip", "benchmarks", "before_and_after")
+         "gguf_round_trip", "mlx_score", "benchmarks", "before_and_after")
 # records of experiments/findings.py, where the cells were run
 CELLS = ("methods", "methods_real", "plr", "ptq_qlora", "scale")
 FILES = {"before_and_after": ("qlora_sql_create_context", "qlora_gsm8k"),  # where they do not have the section's name
