@@ -53,14 +53,16 @@ def draw_scores(found: Sequence[Found], path: Path, base: str) -> None:
     lora = next((one for one in rows if one.row == "lora"), None)
     for axes, bits in zip(panels, widths, strict=True):
         of_width = [one for one in rows if one.bits == bits]
-        low = floor([mean(scores) for one in of_width for which in (as_trained, at_k_bits)
-                     if (scores := one.scores(which))])
+        states = [(one, which, scores) for one in of_width for which in (as_trained, at_k_bits)
+                  if (scores := one.scores(which))]
+        low = floor([mean(scores) for _, _, scores in states])
         for one in of_width:
             dots(axes, one, len(titles) - titles.index(one.title), low)
         if lora:
             axes.axvline(mean(lora.scores(as_trained)), color=BLACK, linestyle=":", linewidth=1)
         if low is not None:
-            axes.set_xlim(left=low - 2)
+            axes.set_xlim(left=min(mean(scores) - (bar(one, which) or 0) for one, which, scores in states
+                                   if mean(scores) >= low) - 2)
         axes.set_title(f"{bits} bits", fontsize=10)
         axes.set_xlabel("test score, %")
         axes.grid(axis="x", alpha=0.3)
@@ -108,7 +110,8 @@ def legend(lora: Found | None, seeds: int) -> list:
 
 
 def scores_title(rows: Sequence[Found]) -> str:
-    """What rounding QLoRA afterwards costs at the narrowest width, and the best that ends in k bits there."""
+    """What rounding QLoRA afterwards costs at the narrowest width where it had a score to lose, and the best that ends
+    in k bits at the narrowest of all."""
     bits = min((one.bits for one in rows), default=16)
     ends = {one: mean(scores) for one in rows if one.bits == bits and (scores := one.scores(at_k_bits))}
     qlora = next((one for one in ends if one.row == "qlora"), None)
@@ -117,6 +120,8 @@ def scores_title(rows: Sequence[Found]) -> str:
     best = max(ends, key=lambda one: ends[one])
     if qlora is None:
         return f"At {bits} bits, {best.title} is best: {ends[best]:.1f} %"
-    cost = mean(qlora.scores(as_trained)) - ends[qlora]
-    return (f"At {bits} bits, rounding QLoRA afterwards changes its score by {-cost:+.1f} points; "
+    losing = [one for one in rows if one.row == "qlora" and one.scores(at_k_bits) and mean(one.scores(as_trained)) > 0]
+    qlora = min(losing, key=lambda one: one.bits, default=qlora)
+    cost = mean(qlora.scores(as_trained)) - mean(qlora.scores(at_k_bits))
+    return (f"At {qlora.bits} bits, rounding QLoRA afterwards changes its score by {-cost:+.1f} points; "
             f"the highest score at {bits} bits is {ends[best]:.1f} %, of {best.title}")

@@ -109,7 +109,8 @@ def gather(cells: Cells, plan: str) -> list[Found]:
         if one.best:
             best = rate_of(one.best)
             one.finals = {seed: facts for seed, facts in one.finals.items() if rate_of(facts) == best}
-    return list(found.values())
+    order = {row.name: i for i, row in enumerate(every_row())}
+    return sorted(found.values(), key=lambda one: (order.get(one.row, len(order)), -one.bits, one.slower))
 
 
 def first_table(found: Sequence[Found]) -> list[Found]:
