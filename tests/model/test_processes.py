@@ -86,7 +86,7 @@ def test_a_time_out_is_a_number_of_seconds(monkeypatch, text):
 
 
 @pytest.mark.parametrize("name,text,message", [
-    ("WORLD_SIZE", "abc", "WORLD_SIZE=abc is not a whole number from 1 on"), ("WORLD_SIZE", "-2", "WORLD_SIZE=-2 is not"),
+    ("WORLD_SIZE", "abc", "WORLD_SIZE=abc is not a whole number from 1 on"), ("WORLD_SIZE", "-2", "SIZE=-2 is not"),
     ("WORLD_SIZE", "0", "WORLD_SIZE=0 is not"), ("RANK", "first", "RANK=first is not a whole number from 0 on"),
     ("RANK", "2", "RANK=2 is not below WORLD_SIZE=2"), ("MASTER_PORT", "http", "MASTER_PORT=http is not")])
 def test_an_environment_that_torchrun_never_makes_is_refused_by_name(monkeypatch, name, text, message):
