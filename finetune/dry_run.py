@@ -19,7 +19,7 @@ from adapters.adapted import adapted_layers
 from finetune.by_process import Processes
 from finetune.checks import completed, planned_model
 from finetune.config import RunConfig
-from finetune.data import LONGEST, check_needs, prepare_data, task_of, with_recognised_task
+from finetune.data import LONGEST, check_needs, prepare_data, splits_of, task_of, with_recognised_task
 from finetune.memory import moved, predicted, trained_numbers
 from finetune.resolve import resolve_run
 from finetune.run import check_out
@@ -131,7 +131,7 @@ def checked_data(source: Described, config: RunConfig,
         say("data", f"{len(data.train)} rows to train on, {len(data.validation)} to validate on, {len(data.test)} to "
             f"score")
         return config, sorted(data.train, key=lambda e: len(e.tokens))[-at_a_time:], len(data.train)
-    splits = task_of(config.data).splits(asked.data, asked.test_data, asked.limit, asked.seed)
+    splits = splits_of(task_of(config.data), config.data)
     say("data", f"{len(splits.train)} rows to train on, {len(splits.validation)} to validate on, {len(splits.test)} to "
         f"score; no tokenizer is here, so their lengths are not checked")
     return config, longest_rows(source, config, at_a_time), len(splits.train)
