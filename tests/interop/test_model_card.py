@@ -53,6 +53,15 @@ def test_front_matter_names_the_base_its_licence_the_data_and_what_loads_it(cach
     assert "licence of the data set: CC BY 4.0" in text
 
 
+@pytest.mark.parametrize("patience", [(), ("--patience", "1")])
+def test_the_card_tells_that_patience_ended_the_training(small_base, tmp_path, patience):
+    run = tmp_path / "x"
+    train_once(small_base, "--method", "lora", *few("lora"), "--steps", "4", "--eval-every", "1", "--lr", "1e-30",
+               *patience, out=run)
+    export(run, "peft", tmp_path / "out")
+    assert ("; --patience 1 ended the training early" in card_of(tmp_path / "out")[1]) == bool(patience)
+
+
 def test_the_card_tells_the_scaling_of_the_adapter(small_base, tmp_path):
     export(made_run(tmp_path / "run", small_base, "--method", "lora", "--scaling", "rslora"), "peft", tmp_path / "out")
     assert "rank 16, lora_alpha 16.0, scaling rslora" in card_of(tmp_path / "out")[1]

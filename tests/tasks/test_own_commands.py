@@ -49,8 +49,8 @@ def test_test_rows_alone_are_those_of_the_usual_task_and_what_to_do_is_said(wide
         assert "give also --data" in said
     few = ("--test-limit", "1", "--max-new-tokens", "1")
     assert call(eval_script, "--model", wide_base, *own, "--data", OWN / "conversations.jsonl", *few) is None
-    said = call(train_script, "--model", wide_base, "--method", "lora", "--data", OWN / "texts.jsonl", *own, "--dry-run")
-    assert "'text' is missing" in said and "without --data" not in said
+    said = call(eval_script, "--model", wide_base, "--data", OWN / "texts.jsonl", *own)
+    assert "give --task messages" in said and "without --data" not in said
 
 
 def test_a_data_set_of_the_hub_is_recognised_too(tmp_path, tmp_path_factory, monkeypatch, wide_base, capsys):
