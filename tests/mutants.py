@@ -32,6 +32,7 @@ GENERATE = ("tests/model/test_generate.py", "tests/model/test_model.py")
 LIKELY = ("tests/model/test_likelihood.py", "tests/tasks/test_benchmarks.py")
 QUANT = ("tests/quant",)
 ADAPTERS = ("tests/adapters",)
+PEFT_IN = ("tests/interop/test_export_with_peft.py",)
 QALORA_IN = ("tests/adapters/test_peft_qalora.py",)
 REFITTED = ("tests/adapters/test_scaleoffset.py",)
 DISTILLED = ("tests/finetune/test_distillation.py",)
@@ -317,6 +318,9 @@ MUTANTS = [
       "return base.grid.factors()[0], adapter.factors(*base.grid.factors())[1]", REFITTED),
     M("a-merged-offset-that-no-export-sees", "interop/trained.py", '"offset" in self.target.into',
       'self.target.into == "offset"', ("tests/interop/test_export_scaleoffset.py",)),
+    M("export-without-the-adapter-of-peft", "interop/with_peft.py",
+      "model = super().load()\n        attach_peft(model, self.adapter)", "model = super().load()", PEFT_IN),
+    M("rounding-of-an-adapter-of-peft-not-measured", "interop/before.py", " or bool(trained.adapted)", "", PEFT_IN),
     M("qalora-of-peft-by-the-mean-alone", "adapters/peft_in.py", "scaling=lora.scaling * means)",
       "scaling=lora.scaling)", QALORA_IN),
     M("qalora-of-peft-by-its-flag-alone", "adapters/peft_in.py", "A is not None and A[-1:] == (D_in,):", "False:",

@@ -115,6 +115,17 @@ def test_a_gguf_file_in_is_a_gguf_file_with_the_same_codes_out(small_base, tmp_p
     assert ours == 2 and difference(trained.load(), loaded(tmp_path / "out.gguf")) < 1e-2
 
 
+def test_an_adapter_that_rounding_takes_is_not_exported_unless_that_is_allowed(small_base, tmp_path):
+    adapter, tensors = adapter_for(small_base, tmp_path / "adapter"), load_file(tmp_path / "adapter" / WEIGHTS)
+    usual = export(small_base, "safetensors", tmp_path / "usual", "--adapter", adapter)
+    assert 0 < usual["training_lost"] < 0.01
+    save_file({name: 1e-3 * tensor for name, tensor in tensors.items()}, adapter / WEIGHTS)
+    said = refusal(small_base, "safetensors", tmp_path / "out", "--adapter", adapter)
+    assert "is 100% of what was trained" in said and "--allow-loss" in said
+    lost = export(small_base, "safetensors", tmp_path / "out", "--adapter", adapter, "--allow-loss")
+    assert lost["training_lost"] > 0.5 and lost["losses_not_measured"] == "a model without a run has no validation rows"
+
+
 def test_what_does_not_merge_or_is_not_there_is_refused(codes, small_base, tmp_path):
     adapter, run = adapter_for(codes, tmp_path / "adapter"), made_run(tmp_path / "run", small_base, "--method", "lora")
     plain = adapter_for(codes, tmp_path / "plain", use_qalora=False)
