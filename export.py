@@ -9,6 +9,7 @@
     python export.py runs/x --format compressed-tensors --to DIR             # for vLLM and transformers; also gptq
     python export.py runs/x --format peft --base-format gptq --to DIR        # adapter, and k-bit base in DIR/base
     python export.py runs/x/merged --format gguf --to x.gguf                 # a model directory that is a result itself
+    python export.py MODEL --adapter PEFT_DIR --format mlx --to DIR          # with an adapter of PEFT merged into it
     python export.py runs/x --format gguf --to x.gguf --push org/name        # and to the Hugging Face hub, private
 
 The export is read again and compared with the run before it gets its name. The figures are printed and kept in
@@ -24,7 +25,7 @@ from pathlib import Path
 
 from finetune.command import Given, Work, run_command
 from finetune.command_line import Parser
-from finetune.config import DTYPES
+from finetune.config import DTYPES, flag
 from finetune.lock import hold, release, sweep_locks
 from interop.gguf_writer import GGUFExport
 from interop.hand_over import check_target, hand_over
@@ -33,6 +34,7 @@ from interop.peft import PEFTExport
 from interop.push import Destination
 from interop.stored_format import INTEGER_FORMATS, MLXExport
 from interop.trained import Trained
+from interop.with_peft import WithPEFT
 
 FORMATS = {export.name: export for export in (SafetensorsExport, PEFTExport, GGUFExport, MLXExport,
                                               *INTEGER_FORMATS.values())}
@@ -41,6 +43,8 @@ FORMATS = {export.name: export for export in (SafetensorsExport, PEFTExport, GGU
 def export_parser() -> Parser:
     parser = Parser(__doc__)
     parser.add_argument("run", type=Path, help="export this run; or a model directory or GGUF file, such as RUN/merged")
+    parser.groups["model"].add_argument("--adapter", type=Path, metavar="DIR",
+                                        help="a model without a run: merge PEFT's LoRA or QA-LoRA adapter into it")
     add = parser.groups["output"].add_argument
     add("--format", choices=FORMATS, required=True, help="write this format")
     add("--to", type=Path, required=True, metavar="PLACE",
@@ -66,7 +70,7 @@ def export(given: Given, work: Work) -> None:
     lock = f".{to.name}.lock"
     sweep_locks(to.parent, lock)
     check_target(to, kind.is_directory)
-    trained = Trained.at(given["run"])
+    trained = trained_of(given)
     if "base_format" in given and kind is not PEFTExport:
         raise ValueError(f"--base-format {given['base_format']} goes with --format peft only")
     more = {"base_format": given["base_format"]} if "base_format" in given else {}
@@ -87,9 +91,19 @@ def export(given: Given, work: Work) -> None:
         print(f"pushed to {destination.url}")
 
 
+def trained_of(given: Given) -> Trained:
+    if "adapter" not in given:
+        return Trained.at(given["run"])
+    if given["format"] == PEFTExport.name:
+        raise ValueError(f"--format peft has nothing to do: --adapter {given['adapter']} is PEFT's already. The other "
+                         f"formats merge it: give --format safetensors, mlx or gguf")
+    return WithPEFT.of(given["run"], given["adapter"])
+
+
 def options_of(given: Given) -> tuple[str, ...]:
-    """The flags that change what is written, as they were typed."""
-    values = [f"--{name.replace('_', '-')} {given[name]}" for name in ("base_format", "dtype") if name in given]
+    """The flags that change what is written, as they were typed; of the adapter's place the name."""
+    given = {**given, "adapter": given["adapter"].resolve().name} if "adapter" in given else given
+    values = [f"{flag(name)} {given[name]}" for name in ("adapter", "base_format", "dtype") if name in given]
     return (*values, "--allow-loss") if "allow_loss" in given else tuple(values)
 
 

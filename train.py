@@ -25,13 +25,13 @@ from torch import nn
 
 from adapters.adapted import adapter_parameters
 from finetune.adapted_model import attach_adapters, residuals_to_keep, save_adapter
-from finetune.checks import check_run, with_codes_of_base
+from finetune.checks import completed
 from finetune.command import Given, Work, run_command
 from finetune.command_line import train_parser
 from finetune.config import DTYPES, RunConfig, flag
 from finetune.config_json import FORMAT, config_json
 from finetune.data import PreparedData, check_calibration, check_data, prepare_data, with_pinned_data
-from finetune.distillation import check_same_teacher, check_teacher, objective_of, teacher_source
+from finetune.distillation import check_same_teacher, objective_of, teacher_source
 from finetune.dry_run import dry_run, planned_processes
 from finetune.kept import add_facts, facts_of, keep_anew
 from finetune.lock import hold
@@ -46,11 +46,10 @@ from finetune.resuming import check_kept, holds_its_base, keep_base_of_gptq, wei
 from finetune.run import Run, check_out, new_run, open_run
 from finetune.saving import save_trained
 from finetune.sessions import note_session
-from finetune.sharded import check_sharing, load_shared_base, quantize_part_by_part
+from finetune.sharded import load_shared_base, quantize_part_by_part
 from finetune.shown import print_plan, show_example
 from finetune.size import peak_memory
 from finetune.source import Source, base_of, load_run_base, why_no_base
-from finetune.usual_rate import with_usual_rate
 from model import processes
 from model.chat_template import write_end_tokens
 from model.checkpoint import empty_model, load_config, random_model, save_model
@@ -174,13 +173,7 @@ def checked(given: Mapping[str, Any]) -> tuple[Source, RunConfig]:
     if config.training.distill_from:
         config = replace(config, training=replace(config.training, distill_from=pinned(config.training.distill_from)))
     source = Source(config.base.model)
-    config = with_codes_of_base(source, config)
-    if "lr" not in given:
-        config = with_usual_rate(config, source.config.hidden_size)
-    check_run(source, config)
-    check_teacher(source, config)
-    if config.training.shard_base:
-        check_sharing(given, source)
+    config, _ = completed(given, source, config)
     return source, with_pinned_data(config)
 
 

@@ -51,17 +51,21 @@ def judged_plans(cells: Cells) -> list[str]:
 def provenance(cells: Cells, plan: str, commit: str) -> dict:
     """Date, machine and command of the sessions that did cells of this plan, and the plan's own text."""
     sessions = [session for file in cells.files for session in file["sessions"] if plan in session["plans"]]
-    machines = {f"{s['machine']['device']}, torch {s['machine']['torch']}, {s['jobs']} workers" for s in sessions}
+    jobs: dict[str, set[int]] = {}
+    for session in sessions:
+        machine = session["machine"]
+        jobs.setdefault(f"{machine['device']}, torch {machine['torch']}", set()).add(session["jobs"])
+    machines = [f"{name}, {', '.join(map(str, sorted(of_name)))} workers" for name, of_name in sorted(jobs.items())]
     plans = " ".join(dict.fromkeys(name for session in sessions for name in session["plans"]))
-    done = sum(facts["plan"] == plan for facts in cells.facts.values())
+    planned = cells.planned(plan)
+    done = sum(facts["plan"] == plan and (name in planned or not planned) for name, facts in cells.facts.items())
     failed = sum(facts["plan"] == plan for facts in cells.failed.values())
     seconds = sum(session.get("seconds", 0) for session in sessions)
     failures = f", {failed} failed" if failed else ""
-    planned = cells.planned(plan)
     of = f" of {len(planned)}" if planned else ""
     counted = (f"{done}{of} cells of this plan are done{failures}, in {len(sessions)} sessions of {seconds:.0f} s in "
                f"all, which other plans shared.{missing(planned, set(cells.facts))}")
-    return {"date": min(session["began"] for session in sessions)[:10], "machine": "; ".join(sorted(machines)),
+    return {"date": min(session["began"] for session in sessions)[:10], "machine": "; ".join(machines),
             "commit": commit, "command": [f"python -m experiments.run {plans} --model smollm2 --data DATA"],
             "about": [*paragraphs(cells.about(plan)), counted]}
 

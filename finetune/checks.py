@@ -1,6 +1,8 @@
 """What can be wrong with a model and a configuration together. All checks run on file headers, before any weights are
 loaded: the planned model has the layers that training will have, and no memory for their weights."""
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,9 +13,12 @@ from adapters.lota import NO_WHOLE_LEVELS
 from adapters.merge import MergeRefused
 from finetune.adapted_model import attach_adapters, linear_names, why_not_k_bits
 from finetune.config import BaseConfig, RunConfig, StoredCodes
+from finetune.distillation import check_teacher
 from finetune.methods import METHODS
 from finetune.run import Run
+from finetune.sharded import check_sharing
 from finetune.source import Source
+from finetune.usual_rate import with_usual_rate
 from model.checkpoint import empty_model, stored_grids, weight_files
 from model.llama import Llama
 from quant.grid import Block
@@ -110,6 +115,19 @@ def put_adapters(model: Llama, config: RunConfig) -> None:
         lam.check_divides(layer.out_features, layer.in_features, name)
     with torch.device("meta"):
         attach_adapters(model, config)
+
+
+def completed(given: Mapping[str, Any], source: Source, config: RunConfig) -> tuple[RunConfig, Llama | None]:
+    """What a command asks for, with all that follows from its base, and the planned model as `check_run` gives it. All
+    checks of model and flags, for train.py and its --dry-run alike."""
+    if config.training.shard_base:
+        check_sharing(given, source)
+    config = with_codes_of_base(source, config)
+    if "lr" not in given:
+        config = with_usual_rate(config, source.config.hidden_size)
+    planned = check_run(source, config)
+    check_teacher(source, config)
+    return config, planned
 
 
 def check_run(source: Source, config: RunConfig) -> Llama | None:

@@ -74,13 +74,24 @@ def with_recognised_task(asked: DataConfig) -> DataConfig:
     return replace(asked, task=recognised(data_file(asked.data, "train")))
 
 
+def splits_of(task: Task, asked: DataConfig) -> Splits:
+    """Raises ValueError as the task does, with the remedy for test rows whose task was left out."""
+    try:
+        return task.splits(data_file(asked.data, "train"), data_file(asked.test_data, "test"), asked.limit, asked.seed)
+    except ValueError as error:
+        if asked.data or not asked.test_data or asked.task != DataConfig().task:
+            raise
+        raise ValueError(f"{error}. --test-data without --data holds rows of --task {asked.task}: for rows of your own "
+                         f"give also --data with rows like them; for a benchmark name its --task") from None
+
+
 def prepare_data(source: Source, config: ScoringConfig, calibrate: bool) -> PreparedData:
     """Reads and checks all rows before any weight is loaded. Raises ValueError if nothing is left to train on
     (benchmarks have no training rows), or to calibrate on."""
     asked = with_recognised_task(config.data)
     task = task_of(asked)
     check_needs(task, asked)
-    splits = task.splits(data_file(asked.data, "train"), data_file(asked.test_data, "test"), asked.limit, asked.seed)
+    splits = splits_of(task, asked)
     empty = note_rows(task, splits)
     tokenizer, end_ids, positions = source.tokenizer, source.stop_ids(), source.config.max_position_embeddings
     longest = asked.max_length or min(task.usual_length or LONGEST, positions)

@@ -73,14 +73,14 @@ def objective_of(config: RunConfig) -> Distillation | None:
 
 def check_teacher(source: Source, config: RunConfig) -> None:
     """Raises ValueError unless the teacher of --distill-from has the tokens of the model that trains."""
-    teacher = teacher_source(config)
-    if teacher is None or not config.training.distill_from:
+    if not config.training.distill_from:
         return
+    teacher = type(source)(config.training.distill_from)
     theirs, ours = teacher.config.vocab_size, source.config.vocab_size
     if theirs != ours:
         raise ValueError(f"--distill-from {teacher.path} has a vocabulary of {theirs} tokens, and {source.path} one of "
                          f"{ours}: a teacher has the same tokens as the model that trains")
-    for token in range(ours):
+    for token in range(ours) if source.has_tokenizer and teacher.has_tokenizer else ():
         if teacher.tokenizer.token(token) != source.tokenizer.token(token):
             raise ValueError(f"--distill-from {teacher.path}: token {token} is {teacher.tokenizer.token(token)!r}, and "
                              f"in {source.path} {source.tokenizer.token(token)!r}: a teacher has the same tokens as "

@@ -17,17 +17,14 @@ from typing import Any
 
 from adapters.adapted import adapted_layers
 from finetune.by_process import Processes
-from finetune.checks import check_run, planned_model, with_codes_of_base
+from finetune.checks import completed, planned_model
 from finetune.config import RunConfig
-from finetune.data import LONGEST, check_needs, prepare_data, task_of, with_recognised_task
-from finetune.distillation import check_teacher
+from finetune.data import LONGEST, check_needs, prepare_data, splits_of, task_of, with_recognised_task
 from finetune.memory import moved, predicted, trained_numbers
 from finetune.resolve import resolve_run
 from finetune.run import check_out
-from finetune.sharded import check_sharing
 from finetune.shown import stepping
 from finetune.source import Source
-from finetune.usual_rate import with_usual_rate
 from model.checkpoint import weight_files
 from model.hub import SMALL, HubModel, NotFetched, directory_here, snapshot
 from model.tokenizer import tokenizer_file
@@ -83,14 +80,8 @@ def dry_run(given: Mapping[str, Any], processes: Processes) -> None:
     check_out(given.get("out"))
     config = resolve_run(given)
     source = Described(config.base.model)
-    if config.training.shard_base:
-        check_sharing(given, source)
-    config = with_codes_of_base(source, config)
-    if "lr" not in given:
-        config = with_usual_rate(config, source.config.hidden_size)
-    planned = check_run(source, config) or planned_model(source, config)
-    if source.has_tokenizer:
-        check_teacher(source, config)
+    config, planned = completed(given, source, config)
+    planned = planned or planned_model(source, config)
     config, rows, train = checked_data(source, config, processes)
     say("model", f"{source.place}: " + (
         "the names and shapes of its tensors" if source.has_weights else
@@ -140,7 +131,7 @@ def checked_data(source: Described, config: RunConfig,
         say("data", f"{len(data.train)} rows to train on, {len(data.validation)} to validate on, {len(data.test)} to "
             f"score")
         return config, sorted(data.train, key=lambda e: len(e.tokens))[-at_a_time:], len(data.train)
-    splits = task_of(config.data).splits(asked.data, asked.test_data, asked.limit, asked.seed)
+    splits = splits_of(task_of(config.data), config.data)
     say("data", f"{len(splits.train)} rows to train on, {len(splits.validation)} to validate on, {len(splits.test)} to "
         f"score; no tokenizer is here, so their lengths are not checked")
     return config, longest_rows(source, config, at_a_time), len(splits.train)

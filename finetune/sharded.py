@@ -13,9 +13,10 @@ The rest: embeddings, head, last norm, adapters with their gradients and moments
 bytes as they are: every number is that of one process. Processes must compute each layer at the same time, which
 `together.py` sees to.
 """
-from collections.abc import Collection
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,13 +44,15 @@ def layer_prefixes(model: Llama) -> list[str]:
     return [f"model.layers.{i}." for i in range(len(model.model.layers))]
 
 
-def check_sharing(given: Collection[str], source: Source) -> None:
+def check_sharing(given: Mapping[str, Any], source: Source) -> None:
     """Raises ValueError for --shard-base where nothing is shared, and for a base that cannot be read part by part."""
+    predicts = bool({"mem_report", "dry_run"} & given.keys())
     if "find_lr" in given:
         raise ValueError("--find-lr does not go with --shard-base: try rates on a smaller model, or without it")
-    if not processes.several() and not {"mem_report", "dry_run", "show_example"} & set(given):
-        raise ValueError("--shard-base shares the base among several processes, and there is one: start them by "
-                         "torchrun --nproc-per-node N train.py ..., or leave it out")
+    if not processes.several() and "show_example" not in given and not (predicts and given.get("nproc", 1) > 1):
+        remedy = "give their number by --nproc N" if predicts else "start them by torchrun --nproc-per-node N train.py"
+        raise ValueError(f"--shard-base shares the base among several processes, and there is one: {remedy}, or leave "
+                         f"it out")
     if source.is_adapter_run:
         raise ValueError(f"{source.path} is a run with an adapter, which is merged as a whole, and --shard-base reads "
                          f"a model part by part: export it first (python export.py {source.path} --format safetensors "

@@ -62,6 +62,11 @@ class Source:
         return load_tokenizer(self.path)
 
     @property
+    def has_tokenizer(self) -> bool:
+        """A dry run may do without."""
+        return True
+
+    @property
     def is_adapter_run(self) -> bool:
         return Run(self.path).adapter_file.is_file()
 

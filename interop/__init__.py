@@ -11,6 +11,6 @@ writes the run's model. `reread` loads what was written. `hand_over.py` calls th
 compares the two models, weight by weight and logit by logit. An export gets its final name only if it passes.
 
 `trained.py` is the model that is exported. `gguf_metadata_writer.py` and `gguf_tokenizer_writer.py` write config and
-tokenizer as GGUF metadata. The way back is elsewhere: adapters/peft_in.py reads PEFT's adapters, model/gguf_reader.py
-reads GGUF files.
+tokenizer as GGUF metadata. `with_peft.py` exports a model with an adapter of PEFT merged into it. The way back is
+elsewhere: adapters/peft_in.py reads PEFT's adapters, model/gguf_reader.py reads GGUF files.
 """

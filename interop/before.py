@@ -3,6 +3,7 @@
 | exported | as trained | delta_W | before training |
 |---|---|---|---|
 | a run with an adapter | the run | the adapter's | the run without its adapters |
+| a model with an adapter of PEFT | both | the adapter's | the model |
 | a run of full fine-tuning | the run | W - W_base | its base |
 | RUN/merged | the run | the adapter's | the run without its adapters |
 | RUN/restored-8bit-merged | the directory | the adapter's | the directory without delta_W |
@@ -38,13 +39,15 @@ class Training:
 
 
 def was_trained(trained: Trained) -> bool:
-    """Whether `training_of` may find what was trained. A model without a run has nothing to lose."""
-    return trained.run_of_result is not None or trained.run is not None and not trained.run.config.base.from_scratch
+    """Whether `training_of` may find what was trained. A model without a run or an adapter has nothing to lose."""
+    if trained.run:
+        return not trained.run.config.base.from_scratch
+    return trained.run_of_result is not None or bool(trained.adapted)
 
 
 def training_of(trained: Trained, model: Llama) -> Training:
     """`model` is `trained` as it was loaded. Loads the other models of the table. Raises NotMeasured."""
-    if trained.adapter_name:
+    if trained.adapted:
         return of_adapters(model, model)
     try:
         if parent := trained.run_of_result:

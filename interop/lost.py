@@ -145,8 +145,10 @@ def loss_of(model: Llama, examples: Sequence[Encoded]) -> float | None:
 def validation_rows(trained: Trained, wanted: bool) -> tuple[list[Encoded], str]:
     """The run's first validation rows, or why there are none. Fetches nothing."""
     run = trained.run or (trained.run_of_result.run if trained.run_of_result else None)
-    if run is None or not wanted:
+    if not wanted:
         return [], "rounding takes too little to cost anything"
+    if run is None:
+        return [], "a model without a run has no validation rows"
     if any(isinstance(place, HubData) for place in (run.config.data.data, run.config.data.test_data)):
         return [], "the rows are on the hub, and an export fetches nothing"
     try:

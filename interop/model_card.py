@@ -121,14 +121,17 @@ def training_lines(run: Run) -> list[str]:
 
 
 def progress(run: Run) -> str:
-    """Steps and tokens. A run that has not ended says so."""
+    """Steps and tokens. A run that has not ended says so, and so does one that --patience has ended."""
     kept, done = read_if_whole(run.kept_file), read_if_whole(run.training_file)
     parts = [f"step {kept['step']} of {kept['steps']} was kept"] if kept.get("steps") else []
     if kept.get("validation_loss") is not None:
         parts.append(f"with a validation loss of {kept['validation_loss']:.4f}")
+    facts = [" ".join(parts)] if parts else []
     if "tokens" in done and "trainable_parameters" in done:
-        parts.append(f"{done['trainable_parameters']:,} trained parameters, {done['tokens']:,} tokens")
-    return "; ".join([" ".join(parts[:2]), *parts[2:]] if len(parts) > 1 else parts) or "training has not ended"
+        facts.append(f"{done['trainable_parameters']:,} trained parameters, {done['tokens']:,} tokens")
+    if done.get("stopped_by") == "patience":
+        facts.append(f"--patience {run.config.training.patience} ended the training early")
+    return "; ".join(facts) or "training has not ended"
 
 
 def scores_of(run: Run) -> str:

@@ -1,4 +1,5 @@
-"""What is exported: a run as trained, or a model directory or GGUF file that is itself a result, such as RUN/merged."""
+"""What is exported: a run as trained, or a model directory or GGUF file that is itself a result, such as RUN/merged.
+`with_peft.py` puts an adapter of PEFT beside the latter."""
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

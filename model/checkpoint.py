@@ -167,8 +167,8 @@ def check_directory(directory: Path) -> None:
 def _other_formats(directory: Path) -> str:
     """What a directory holds instead of a model in safetensors, as the end of an error."""
     if (directory / "adapter_config.json").is_file():
-        return (f". The directory holds an adapter of PEFT, without its base: give the base as --model, and to "
-                f"eval.py also --adapter {directory}")
+        return (f". The directory holds an adapter of PEFT, without its base: give the base in its place, and to "
+                f"eval.py, sample.py and export.py also --adapter {directory}")
     found = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for path in directory.glob(pattern))
     if not found:
         return ""

@@ -35,6 +35,8 @@ from torch import Tensor
 
 T = TypeVar("T")
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # torchrun sets these
+BY_TORCHRUN = (f"torchrun sets the environment variables {', '.join(ENVIRONMENT)}: start the command by it, or unset "
+               f"them to use one process")
 TIMEOUT, LIMIT = "PROCESSES_TIMEOUT", 1800.0  # seconds
 LONGEST = 1e9  # seconds that torch can count
 FOR_THE_FIRST = 3.0  # seconds that a process which fails waits for the first one, which may fail for the same reason
@@ -86,16 +88,26 @@ def started_by() -> str:
 
 def begin() -> None:
     """Joins the processes that torchrun has started, if it has. All but the first become silent. Raises ValueError for
-    a time-out that is no number, and Gone if the others do not come."""
-    if several() or int(os.environ.get("WORLD_SIZE", 1)) < 2 or not all(map(os.environ.get, ENVIRONMENT)):
+    numbers in the environment that are none, and Gone if the others do not come."""
+    if several() or not all(map(os.environ.get, ENVIRONMENT)) or (size := stated("WORLD_SIZE", 1)) < 2:
         return
-    if int(os.environ["RANK"]):
+    if (rank := stated("RANK", 0)) >= size:
+        raise ValueError(f"RANK={rank} is not below WORLD_SIZE={size}. {BY_TORCHRUN}")
+    stated("MASTER_PORT", 0)
+    if rank:
         silence()
     limit = time_out()
     with talking():
         HERE.store, HERE.rank, HERE.size = next(iter(dist.rendezvous("env://", timeout=timedelta(seconds=limit))))
         dist.init_process_group(backend(), store=dist.PrefixStore("group", HERE.store), rank=HERE.rank,
                                 world_size=HERE.size, timeout=timedelta(seconds=limit))
+
+
+def stated(name: str, least: int) -> int:
+    text = os.environ[name]
+    if not text.isdecimal() or int(text) < least:
+        raise ValueError(f"{name}={text} is not a whole number from {least} on. {BY_TORCHRUN}")
+    return int(text)
 
 
 def time_out() -> float:

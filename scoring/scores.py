@@ -1,7 +1,7 @@
 """What one state of a model scores: one row of the table."""
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -139,15 +139,21 @@ def comparing(model: Llama, scoring: Scoring) -> Callable[[State], Row]:
 
 
 def tell_moves(row: Row, shares: Mapping[str, float], sizes: Mapping[str, int]) -> None:
-    """Into the row, and in one line: how many codes an adapter moved. Says nothing of one that moves none. sizes: the
+    """Into the row, and in two lines: how many codes an adapter moved. Says nothing of one that moves none. sizes: the
     weights of each layer."""
     if not shares:
         return
-    row.layers_moved = dict(shares)
-    row.codes_moved = sum(shares[name] * sizes[name] for name in shares) / sum(sizes[name] for name in shares)
+
+    def share_of(names: Iterable[str]) -> float:
+        counted = list(names)
+        return sum(shares[name] * sizes[name] for name in counted) / sum(sizes[name] for name in counted)
+    row.layers_moved, row.codes_moved = dict(shares), share_of(shares)
     most, least = (choose(shares, key=shares.__getitem__) for choose in (max, min))
+    kinds = dict.fromkeys(name.rpartition(".")[2] for name in shares)
     print(f"{row.state.title}: {row.codes_moved:.1%} of the codes moved; most in {most} {shares[most]:.1%}, least in "
           f"{least} {shares[least]:.1%}")
+    print("  by kind of layer: " + ", ".join(f"{kind} {share_of(n for n in shares if n.endswith(f'.{kind}')):.1%}"
+                                             for kind in kinds) + "; layer by layer: layers_moved in the JSON")
 
 
 def tell_loss(row: Row, lost: TrainingLost) -> None:

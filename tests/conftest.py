@@ -94,6 +94,7 @@ SLOW = (
     "experiments/test_method_pictures.py",
     "interop/test_export_gguf.py",
     "interop/test_export_integers.py",
+    "interop/test_what_formats_hold.py",
     "interop/test_export_loss.py",
     "interop/test_lost.py",
     "interop/test_prebuilt.py",

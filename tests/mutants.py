@@ -32,6 +32,7 @@ GENERATE = ("tests/model/test_generate.py", "tests/model/test_model.py")
 LIKELY = ("tests/model/test_likelihood.py", "tests/tasks/test_benchmarks.py")
 QUANT = ("tests/quant",)
 ADAPTERS = ("tests/adapters",)
+PEFT_IN = ("tests/interop/test_export_with_peft.py",)
 QALORA_IN = ("tests/adapters/test_peft_qalora.py",)
 REFITTED = ("tests/adapters/test_scaleoffset.py",)
 DISTILLED = ("tests/finetune/test_distillation.py",)
@@ -109,6 +110,7 @@ MUTANTS = [
     M("training-loss-bf16", "model/token_loss.py", "dtype=torch.promote_types(logits.dtype, torch.float32)",
       "dtype=logits.dtype", (*LOOP, *HALF)),
     M("along-counts", "finetune/together.py", "[(spare, False)]", "[(spare, True)]", SHARED),
+    M("sharing-with-nobody-is-predicted", "finetune/sharded.py", 'given.get("nproc", 1) > 1', "True", DRY),
     M("layer-stays-in-memory", "finetune/sharded.py", 'model.get_submodule(prefix.removesuffix(".")).to("meta")',
       "pass", SHARED),
     M("zero-points-stay-whole", "finetune/sharded.py", "for holder in module.modules():", "for holder in [module]:",
@@ -316,6 +318,9 @@ MUTANTS = [
       "return base.grid.factors()[0], adapter.factors(*base.grid.factors())[1]", REFITTED),
     M("a-merged-offset-that-no-export-sees", "interop/trained.py", '"offset" in self.target.into',
       'self.target.into == "offset"', ("tests/interop/test_export_scaleoffset.py",)),
+    M("export-without-the-adapter-of-peft", "interop/with_peft.py",
+      "model = super().load()\n        attach_peft(model, self.adapter)", "model = super().load()", PEFT_IN),
+    M("rounding-of-an-adapter-of-peft-not-measured", "interop/before.py", " or bool(trained.adapted)", "", PEFT_IN),
     M("qalora-of-peft-by-the-mean-alone", "adapters/peft_in.py", "scaling=lora.scaling * means)",
       "scaling=lora.scaling)", QALORA_IN),
     M("qalora-of-peft-by-its-flag-alone", "adapters/peft_in.py", "A is not None and A[-1:] == (D_in,):", "False:",
@@ -378,7 +383,7 @@ MUTANTS = [
     M("rate-without-the-width", "finetune/usual_rate.py", "min(1.0, WIDTH / width)", "1.0", RATES),
     M("rate-without-the-tile", "finetune/usual_rate.py", "(inputs / usual) ** power", "1.0", RATES),
     M("rate-without-the-scaling", "finetune/usual_rate.py", "math.sqrt(plain / s)", "1.0", RATES),
-    M("usual-rate-in-spite-of-lr", "train.py", 'if "lr" not in given:', "if True:", (*RATES, *FLAGS)),
+    M("usual-rate-in-spite-of-lr", "finetune/checks.py", 'if "lr" not in given:', "if True:", (*RATES, *FLAGS)),
     M("eval-every-ignored", "finetune/loop.py", "self.per_epoch, self.settings.eval_every", "self.per_epoch, None",
       VALIDATIONS),
     M("eval-every-only-in-the-time-left", "finetune/schedule.py", " or every is not None and step % every == 0", "",

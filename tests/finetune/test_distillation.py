@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import train as train_script
-from finetune import distillation
 from finetune.command_line import train_parser
 from finetune.distillation import Distillation, distilled_loss, objective_of, teacher_source
 from finetune.loop import mean_loss, summed_loss
 from finetune.resolve import check_distillation, resolve_run
+from finetune.source import Source
 from model import token_loss
 from model.checkpoint import random_model, save_model
 from model.config_json import config_to_json
@@ -180,10 +180,12 @@ def test_a_teacher_with_other_tokens_is_refused_before_any_weight_is_read(small_
     (tmp_path / "other" / "tokenizer.model").write_bytes((small_base / "tokenizer.model").read_bytes())
     said = call(train_script, *distilled(small_base), "--distill-from", "other")
     assert "has a vocabulary of 4104 tokens" in said and "one of 4096: a teacher has the same tokens" in said
-    monkeypatch.setattr(distillation, "teacher_source", lambda config: type(
-        "Other", (), {"config": SMALL, "path": "else", "tokenizer": type("T", (), {"token": lambda self, i: "x"})()})())
+    write_json(tmp_path / "other" / "config.json", config_to_json(SMALL))
+    tokenizer, tokens = Source(small_base).tokenizer, type("Tokens", (), {"token": lambda self, i: "x"})()
+    monkeypatch.setattr(Source, "tokenizer", property(lambda source: tokens if source.path.name == "other" else
+                                                      tokenizer))
     said = call(train_script, *distilled(small_base), "--distill-from", "other")
-    assert "--distill-from else: token 0 is 'x'" in said
+    assert "other: token 0 is 'x'" in said
 
 
 @pytest.mark.parametrize("flags,message", [

@@ -81,6 +81,9 @@ def test_what_the_command_would_refuse_is_refused(described, more, message):
 def test_a_base_that_cannot_be_shared_is_refused(described):
     usual = ("--model", described, "--method", "qlora", "--block", "16x1", "--nproc", "2", *USUAL)
     assert call(train_script, *usual, "--shard-base") is None
+    for alone in ([], ["--nproc", "1"]):  # as the command itself would refuse it
+        assert "there is one: give their number by --nproc N" in call(
+            train_script, *[word for word in usual if word not in ("--nproc", "2")], *alone, "--shard-base")
     assert "--find-lr does not go with --shard-base" in call(train_script, *usual, "--shard-base", "--find-lr")
 
 

@@ -1,6 +1,7 @@
 """--shard-base: two processes that share the base compute what two with a whole base compute, to the last bit, and what
 one process computes, to rounding. No process ever holds the whole model."""
 import json
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ class Made:
 
 @pytest.fixture(scope="module")
 def runs(small_base, tmp_path_factory) -> dict[tuple[str, str], Made]:
-    """Each method in each way, and two commands that fail; all by one process that forks."""
+    """Each method in each way, and one that is killed and resumed; all by one process that forks."""
     place = tmp_path_factory.mktemp("shared")
     rows = [{"instruction": f"{'my card ' * (1 + i % 4)}{i}, where is it", "intent": f"intent_{i % 3}"}
             for i in range(40)]
@@ -76,11 +77,16 @@ def runs(small_base, tmp_path_factory) -> dict[tuple[str, str], Made]:
                  "signal": (0, 0, 0),  # none
                  "arguments": ["--model", "base", *USUAL, *METHODS[method], *ways[way][1], "--out",
                                f"{method}-{way}".replace(" ", "-")]} for method, way in asked]
+    cut = {**commands[0], "signal": (1, signal.SIGKILL, 5),  # two passes a step, of which one does not count: in step 3
+           "arguments": [*commands[0]["arguments"][:-1], "cut", "--save-every", "2"]}
+    asked += [("qlora", "cut"), ("qlora", "resumed")]
+    commands += [cut, {**commands[0], "arguments": ["--resume", "cut"]}]
     done = subprocess.run([sys.executable, "-m", "tests.several"], input=json.dumps(commands), text=True, cwd=ROOT,
                           capture_output=True, timeout=300)
     ended = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(ended) == len(commands), done.stderr
-    return {key: Made(place / command["arguments"][-1], end["out"], end["status"])
+    return {key: Made(place / ("cut" if "cut" in command["arguments"] else command["arguments"][-1]), end["out"],
+                      end["status"])
             for key, command, end in zip(asked, commands, ended, strict=True)}
 
 
@@ -99,6 +105,16 @@ def test_a_shared_base_changes_no_number(runs, method):
     torch.testing.assert_close(torch.tensor(shared.losses), torch.tensor(one.losses), rtol=1e-4, atol=1e-5)
     if method != "lora":
         assert (shared.path / "base.safetensors").read_bytes() == (one.path / "base.safetensors").read_bytes()
+
+
+def test_a_killed_run_goes_on_to_the_last_bit(runs):
+    """By -9 in one of two processes. With dropout, whose masks each process draws, and a double-quantized base."""
+    whole, cut, resumed = runs["qlora", "shared"], runs["qlora", "cut"], runs["qlora", "resumed"]
+    assert (cut.status, resumed.status) == (1, 0), cut.out + resumed.out
+    assert "saved at step 2" in cut.out and "goes on at step 3 of 4" in resumed.out
+    assert resumed.losses == whole.losses
+    for name in ("adapter.safetensors", "base.safetensors"):
+        assert (resumed.path / name).read_bytes() == (whole.path / name).read_bytes(), name
 
 
 def test_other_rows_would_be_noticed(runs):

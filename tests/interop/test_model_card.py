@@ -11,7 +11,7 @@ import export as export_script
 from finetune.config import EMBEDDED_BASE
 from interop.base_facts import FRONT, facts_of_place, stated_license
 from interop.model_card import without_directories
-from model.files import write_json
+from model.files import write_json, write_record
 from model.hub import HubModel
 from tests.cli import call, few, train_once
 from tests.export_runs import export, made_run
@@ -51,6 +51,15 @@ def test_front_matter_names_the_base_its_licence_the_data_and_what_loads_it(cach
     assert front.get("library_name") == library and front["tags"] == [form, "lora", "banking77"]
     assert COMMIT in text and "licence is small-1 (stated in README.md)" in text
     assert "licence of the data set: CC BY 4.0" in text
+
+
+@pytest.mark.parametrize("stated", [{}, {"stopped_by": "patience"}])
+def test_the_card_tells_that_patience_ended_the_training(small_base, tmp_path, stated):
+    """tests/finetune/test_flags.py: training.json of such a run states it."""
+    run = made_run(tmp_path / "run", small_base, "--method", "lora", "--patience", "3")
+    write_record(run / "training.json", {"trainable_parameters": 7, "tokens": 5, "seconds": 1.0, **stated})
+    export(run, "peft", tmp_path / "out")
+    assert ("; --patience 3 ended the training early" in card_of(tmp_path / "out")[1]) == bool(stated)
 
 
 def test_the_card_tells_the_scaling_of_the_adapter(small_base, tmp_path):

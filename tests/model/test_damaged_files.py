@@ -168,7 +168,7 @@ def test_a_header_of_quantized_layers_is_checked(tmp_path, header):
     (["pytorch_model-1.bin", "pytorch_model-2.bin"], "pytorch_model-1.bin, pytorch_model-2.bin, which are pickled"),
     (["consolidated.00.pth"], "consolidated.00.pth, which are pickled"), (["x.gguf"], "give the path of the GGUF file"),
     (["adapter_config.json"],
-     "an adapter of PEFT, without its base: give the base as --model, and to eval.py also --adapter"),
+     "an adapter of PEFT, without its base: give the base in its place, and to eval.py, sample.py and export.py also"),
     ([], "no such weight file$")])
 def test_a_directory_with_weights_in_another_format_is_told_so(tmp_path, names, message):
     for name in names:

@@ -85,6 +85,19 @@ def test_a_time_out_is_a_number_of_seconds(monkeypatch, text):
         processes.time_out()
 
 
+@pytest.mark.parametrize("name,text,message", [
+    ("WORLD_SIZE", "abc", "WORLD_SIZE=abc is not a whole number from 1 on"), ("WORLD_SIZE", "-2", "SIZE=-2 is not"),
+    ("WORLD_SIZE", "0", "WORLD_SIZE=0 is not"), ("RANK", "first", "RANK=first is not a whole number from 0 on"),
+    ("RANK", "2", "RANK=2 is not below WORLD_SIZE=2"), ("MASTER_PORT", "http", "MASTER_PORT=http is not")])
+def test_an_environment_that_torchrun_never_makes_is_refused_by_name(monkeypatch, name, text, message):
+    stated = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1", name: text}
+    for each, value in stated.items():
+        monkeypatch.setenv(each, value)
+    monkeypatch.setattr(processes, "silence", lambda: pytest.fail("nobody would read the message"))
+    with pytest.raises(ValueError, match=f"{message}.*unset them to use one process"):
+        processes.begin()
+
+
 def test_a_silent_process_is_gone_after_the_time_out(monkeypatch):
     monkeypatch.setenv(processes.TIMEOUT, "1")
     found = alike(2, lambda: processes.wait() if processes.is_first() else "silent")

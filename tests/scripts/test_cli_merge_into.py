@@ -29,6 +29,8 @@ def test_a_run_ends_with_a_k_bit_model_that_is_what_was_trained(small_base, tmp_
     assert rows["merged-3bit"]["megabytes"] == rows["quantized"]["megabytes"]
     moved = rows["merged-3bit"]["layers_moved"]
     assert len(moved) == 7 and 0 < min(moved.values()) <= rows["merged-3bit"]["codes_moved"] <= max(moved.values()) < 1
+    printed = capsys.readouterr().out.partition("by kind of layer: ")[2].partition(";")[0].split(", ")
+    assert printed == [f"{name.rpartition('.')[2]} {share:.1%}" for name, share in moved.items()]  # one decoder layer
     assert rows["trained"]["codes_moved"] is None and not rows["trained"]["layers_moved"]
     base, merged = load_file("x/base.safetensors"), load_file("x/merged/model.safetensors")
     changed = {name.rpartition(".")[2] for name in base if not torch.equal(base[name], merged[name])}

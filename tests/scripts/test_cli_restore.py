@@ -295,7 +295,8 @@ def test_memory_holds_one_base_at_a_time(small_base, tmp_path, monkeypatch, set_
     write_json(base / "config.json", config_to_json(config))
     save_model(random_model(config, torch.float32, seed=1), base / "model.safetensors", torch.float16)
     trained(base, "qablora")
-    call(eval_script, "x", "--restore", "8")  # whatever is made once and kept, is made now
+    command = (eval_script, "x", "--restore", "3", "8", "16")
+    assert call(*command, "--out", "before") is None  # what is made once and kept, such as tables that unpack 3 bits
     set_aside()
     seen, kept = [], []
     score, tensors, attach = restore.score_state, Weights.tensors, score_run.attach_adapters
@@ -314,7 +315,7 @@ def test_memory_holds_one_base_at_a_time(small_base, tmp_path, monkeypatch, set_
     if keeps_another_base:
         monkeypatch.setattr(score_run, "attach_adapters", lambda model, *rest: kept.append(model)
                             or attach(model, *rest))
-    assert call(eval_script, "x", "--restore", "3", "8", "16") is None
+    assert call(*command) is None
     states = [state for state, _, _ in seen if state != "loading"]
     assert len(states) == 7 and sum(state == "loading" for state, _, _ in seen) > 5 * 30
     layer = 4 * config.hidden_size * config.intermediate_size  # the largest, in float32

@@ -39,6 +39,20 @@ def test_the_files_of_the_page_train_and_are_scored(tmp_path, wide_base, file, t
     assert call(eval_script, "x", "--max-new-tokens", "1") is None
 
 
+def test_test_rows_alone_are_those_of_the_usual_task_and_what_to_do_is_said(wide_base):
+    """--data names their layout. Rows of the usual task need none."""
+    own = ("--test-data", OWN / "conversations.jsonl")
+    for command in ((eval_script, "--model", wide_base, *own),
+                    (train_script, "--model", wide_base, "--method", "lora", *own, "--dry-run")):
+        said = call(*command)
+        assert "field 'text' is missing" in said and "--test-data without --data holds rows of --task banking77" in said
+        assert "give also --data" in said
+    few = ("--test-limit", "1", "--max-new-tokens", "1")
+    assert call(eval_script, "--model", wide_base, *own, "--data", OWN / "conversations.jsonl", *few) is None
+    said = call(eval_script, "--model", wide_base, "--data", OWN / "texts.jsonl", *own)
+    assert "give --task messages" in said and "without --data" not in said
+
+
 def test_a_data_set_of_the_hub_is_recognised_too(tmp_path, tmp_path_factory, monkeypatch, wide_base, capsys):
     fake = FakeHub(tmp_path_factory.mktemp("hub"), tmp_path_factory.mktemp("cache"))
     fake.put(FIRST, "data/train.jsonl", [{"prompt": "p", "messages": TALK, "category": "Open QA"}] * 6)
