@@ -17,6 +17,7 @@ import textwrap
 from pathlib import Path
 
 from experiments.benchmarks import seconds, share
+from experiments.claims import base_tokens
 from experiments.shared import markdown, spread
 from model.files import write_text
 
@@ -133,12 +134,19 @@ def before_and_after_rows(name: str, metrics: tuple[str, ...]) -> list[list[str]
             for row in read(name)["rows"]]
 
 
-MADE_BY_SCRIPTS = {"methods_60_steps": methods_tables, "restoration": restoration_tables, "sft_ptq_qlora": sft_tables,
+def base_tokens_tables() -> list[Table]:
+    return base_tokens.tables(read("base_tokens"))
+
+
+MADE_BY_SCRIPTS = {"base_tokens": base_tokens_tables, "methods_60_steps": methods_tables,
+                   "restoration": restoration_tables, "sft_ptq_qlora": sft_tables,
                    "benchmarks": benchmark_tables, "before_and_after": before_and_after_tables}
-PICTURES = {"restoration": ("accuracy against the memory of the weights", "../experiments/results/restoration.png")}
+PICTURES = {"base_tokens": ("loss lost by rounding against tokens seen", "../experiments/results/base_tokens.png"),
+            "restoration": ("accuracy against the memory of the weights", "../experiments/results/restoration.png")}
 ORDER = ("main_job", "main_job_history", "methods_60_steps", "full_length", "rounding", "restoration",
          "restoration_low_lr", "sft_ptq_qlora", "real_model_loading", "real_model_perplexity", "gguf_fine_tuning",
-         "gguf_round_trip", "mlx_score", "benchmarks", "before_and_after")
+         "gguf_round_trip", "mlx_score", "benchmarks", "before_and_after",
+         "base_tokens")
 # records of experiments/findings.py, where the cells were run
 CELLS = ("methods", "methods_real", "plr", "ptq_qlora", "scale")
 FILES = {"before_and_after": ("qlora_sql_create_context", "qlora_gsm8k"),  # where they do not have the section's name

@@ -5,7 +5,7 @@ from experiments.base_corpus import Mix, documents_of, write_packed
 from experiments.base_tokens import cells_of as planned
 from experiments.base_tokens import options_parser, read_tokens, windows
 from experiments.cells.plan import checked
-from experiments.claims.base_tokens import TODAY, TOKENS, loss_table, lost, rounded_bases
+from experiments.claims.base_tokens import TODAY, TOKENS, accuracy_table, loss_table, lost, rounded_bases
 from tasks.pretrain import WINDOW
 
 HELD_OUT = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
@@ -52,4 +52,14 @@ def test_what_rounding_costs():
         for base, more in (("mix-3x", 0.5), (TODAY, 0.25))}}
     assert rounded_bases(found) == [TODAY, "mix-3x"]
     assert lost(found, "mix-3x", "nf@64x1-2bit", "held_out_today") == 0.5
-    assert "| mix-3x | 69.2 | 2.0000 | +0.5000 |" in loss_table(found, "held_out_today")
+    table = loss_table(found, "held_out_today")
+    assert table["rows"][1][:4] == ["mix-3x", "69.2", "2.0000", "+0.5000"] and len(table["columns"]) == 12
+
+
+def test_accuracies_of_seeds_are_averaged_and_missing_ones_are_said():
+    cells = {f"{base}-{way}-{seed}": {"accuracy": accuracy, "tags": {"base": base, "way": way, "seed": seed}}
+             for base, way, seed, accuracy in ((TODAY, "lora", 0, 0.8), (TODAY, "lora", 1, 0.7),
+                                               (TODAY, "qlora", 0, 0.6), ("mix-3x", "lora", 0, 0.9))}
+    table = accuracy_table({"cells": cells})
+    assert table["columns"] == ["base", "lora", "qlora"] and "[0, 1]" in table["caption"]
+    assert table["rows"] == [[TODAY, "75.0", "60.0"], ["mix-3x", "90.0", "not run"]]
