@@ -4,10 +4,11 @@ Table 5).
     python -m experiments.method_costs --out experiments/results
     python -m experiments.method_costs --model smollm2 --task sql-create-context --data FILE --rows lora qlora peqa
 
-All methods are measured in one process on one device. On each batch all take one step in turn, so quote the ratios,
-not the seconds. Memory is that of tensors on a GPU, from loading the base to the end of a step; on a CPU it is not
-measured. Flags that are not listed go to train.py. Results go to --out/methods_costs_base.json, or with --model to
---out/methods_real_costs_MODEL.json; `python -m experiments.findings` puts them into the record of the plan.
+All methods are measured in one process on one device. On each batch all take one step in turn, so quote the ratios, not
+the seconds. On a GPU, memory is that of tensors at the peak, from loading the base to the end of a step. On a CPU it is
+the sum of what `train.py --mem-report` measures, and of its prediction for the layer at work. Flags that are not listed
+go to train.py. Results go to --out/methods_costs_base.json, or with --model to --out/methods_real_costs_MODEL.json;
+`python -m experiments.findings` puts them into the record of the plan.
 """
 import argparse
 import statistics
@@ -23,10 +24,12 @@ import train as train_script
 from experiments.plans.method_rows import AFTERWARDS, Row, methods
 from experiments.shared import experiment_parser
 from finetune.adapted_model import linear_names, merge_best, sixteen_bit_type
+from finetune.checks import planned_model
 from finetune.command_line import train_parser
 from finetune.config import RunConfig
 from finetune.data import PreparedData, calibration_of
 from finetune.loop import Trainer
+from finetune.memory import measured, predicted
 from finetune.quantize import requantize
 from finetune.range_test import batches, trainer_of
 from finetune.resolve import resolve_run
@@ -44,14 +47,14 @@ ROUNDED = "qlora"  # the row that is also rounded afterwards
 
 @dataclass
 class Measured:
-    """A method that trains, and what was measured of it. MB are 10^6 bytes; None: not measured on this device."""
+    """A method that trains, and what was measured of it. MB are 10^6 bytes."""
     row: Row
     config: RunConfig
     data: PreparedData
     trainer: Trainer
     making: float              # seconds to load and quantize the base
     base_mb: float
-    peak_mb: float | None      # tensors on the GPU at the peak of loading and of the first steps
+    peak_mb: float             # to fine-tune, the base included
     steps: list[float]         # seconds
 
     def to_json(self, lora: list[float]) -> dict:
@@ -122,7 +125,7 @@ def measure(rows: Sequence[Row], shared: list[str], graphs: bool) -> tuple[list[
     failed: dict[str, str] = {}
     for row in rows:
         try:
-            found.append(begun(row, source, data, [*shared, *["--cuda-graphs"] * (graphs and row.recorded)]))
+            found.append(begun(row, source, data, [*shared, *["--cuda-graphs"] * graphs]))
         except (ValueError, OSError, SystemExit) as error:  # SystemExit: a flag that is not known
             failed[row.name] = str(error)
     for batch in islice(batches(found[0].trainer), WARM_UP + TIMED):
@@ -151,10 +154,19 @@ def begun(row: Row, source: Source, data: PreparedData, shared: list[str]) -> Me
     trainer = trainer_of(Run(Path("unused")), source, config, data)
     making, trained = elapsed(start, device), sum(p.numel() for p in trainer.parameters.values())
     base_mb = (stored_bytes([trainer.model]) - (4 * trained if config.adapter_kind else 0)) / 1e6
-    one = Measured(row, config, data, trainer, making, base_mb, None, [])
-    trainer.take_step(max(islice(batches(trainer), TIMED), key=tokens), rate(one))
-    one.peak_mb = peak_since(held, device)
+    one, largest = Measured(row, config, data, trainer, making, base_mb, 0.0, []), largest_batch(trainer)
+    trainer.take_step(largest, rate(one))
+    if device.type == "cuda":
+        one.peak_mb = (torch.cuda.max_memory_allocated(device) - held) / 1e6
+    else:
+        at_work = predicted(planned_model(source, config), config, largest)["working"]
+        one.peak_mb = (sum(measured(trainer.model, config, largest).values()) + at_work) / 1e6
     return one
+
+
+def largest_batch(trainer: Trainer) -> Sequence[Encoded]:
+    """The one with the most tokens."""
+    return max(islice(batches(trainer), TIMED), key=tokens)
 
 
 def tokens(batch: Sequence[Encoded]) -> int:
@@ -166,10 +178,6 @@ def start_of_memory(device: torch.device) -> int:
         return 0
     torch.cuda.reset_peak_memory_stats(device)
     return torch.cuda.memory_allocated(device)
-
-
-def peak_since(held: int, device: torch.device) -> float | None:
-    return (torch.cuda.max_memory_allocated(device) - held) / 1e6 if device.type == "cuda" else None
 
 
 if __name__ == "__main__":

@@ -196,21 +196,20 @@ def titled(found: Found) -> str:
 
 
 def costs_table(costs: dict) -> Table:
-    """Shen et al., Table 5, of `python -m experiments.method_costs`. Memory for fine-tuning: where it was measured."""
+    """Shen et al., Table 5, of `python -m experiments.method_costs`."""
     rows = []
-    measured = any(row["peak_mb"] is not None for row in costs["rows"])
     for row in costs["rows"]:
-        peak, after, inference = row["peak_mb"], row["seconds_after_training"], row["inference_mb"]
-        training = "-" if peak is None else f"{row['base_mb']:.1f} + {peak - row['base_mb']:.1f}"
-        rows.append([row["title"], str(row["bits"]), *[training] * measured, *numbers(inference, 1),
+        after, inference = row["seconds_after_training"], row["inference_mb"]
+        training = f"{row['base_mb']:.1f} + {row['peak_mb'] - row['base_mb']:.1f}"
+        rows.append([row["title"], str(row["bits"]), training, *numbers(inference, 1),
                      f"{row['seconds_before_training']:.2f}", f"{1000 * row['step_seconds']:.1f}",
                      f"{row['step_to_lora']:.2f}", *numbers(after, 2)])
-    memory = ("Memory for fine-tuning is the base + the rest at the peak." if measured else
-              "Memory for fine-tuning was not measured: it is measured on a GPU only.")
+    how = "as train.py --mem-report measures it" if "CPU" in costs["device"] else "at the peak"
+    memory = f"Memory for fine-tuning is the base + the rest, {how}."
     model = "the embedded base" if costs["model"] == "base" else costs["model"]
     return {"caption": f"Costs with {model} on {costs['device']}. {memory} All rows took turns in one process: quote "
                        f"the ratios, not the seconds.", "rows": rows,
-            "columns": ["method", "bits", *["to fine-tune, MB"] * measured, "merged, MB", "rounded afterwards, MB",
+            "columns": ["method", "bits", "to fine-tune, MB", "merged, MB", "rounded afterwards, MB",
                         "loading and quantizing, s", "step, ms", "step / LoRA's", "merging, s",
                         "merging and rounding, s"]}
 

@@ -153,11 +153,11 @@ def test_costs_are_a_table():
     row = {"title": "QLoRA", "bits": 4, "base_mb": 4.0, "peak_mb": 10.0, "inference_mb": {"merged": 11.5},
            "seconds_before_training": 0.5, "step_seconds": 0.02, "step_to_lora": 1.1,
            "seconds_after_training": {"merged": 0.1}}
-    table = tables.costs_table({"model": "base", "device": "a GPU", "rows": [row, {**row, "peak_mb": None}]})
-    assert table["rows"][0] == ["QLoRA", "4", "4.0 + 6.0", "11.5", "-", "0.50", "20.0", "1.10", "0.10", "-"]
-    assert table["rows"][1][2] == "-"
-    without = tables.costs_table({"model": "base", "device": "a CPU", "rows": [{**row, "peak_mb": None}]})
-    assert len(without["rows"][0]) == len(without["columns"]) == 9 and "not measured" in without["caption"]
+    on_gpu, on_cpu = (tables.costs_table({"model": "base", "device": device, "rows": [row]})
+                      for device in ("a GPU", "1 CPU thread"))
+    assert on_gpu["rows"][0] == ["QLoRA", "4", "4.0 + 6.0", "11.5", "-", "0.50", "20.0", "1.10", "0.10", "-"]
+    assert len(on_cpu["rows"][0]) == len(on_cpu["columns"]) == 10
+    assert "--mem-report" in on_cpu["caption"] and "--mem-report" not in on_gpu["caption"]
 
 
 def test_missing_cells_are_counted_and_shown_as_not_run():
