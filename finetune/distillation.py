@@ -31,13 +31,13 @@ class Distillation:
     def __call__(self, model: nn.Module, examples: Sequence[Encoded]) -> tuple[Tensor, int]:
         batch = collate(examples, model.device)
         with torch.no_grad():
-            known = self.teacher.hidden(batch.tokens).flatten(0, 1)[batch.places]
+            known = self.teacher.hidden(batch.tokens, places=batch.places)
 
         def of_part(logits: Tensor, rows: slice, learns: bool) -> tuple[Tensor, Tensor | None]:
             with torch.no_grad():
                 taught = self.teacher.logits(known[rows])
             return distilled_loss(logits, taught, batch.targets[rows], self.share, learns)
-        x = model.hidden(batch.tokens).flatten(0, 1)[batch.places]
+        x = model.hidden(batch.tokens, places=batch.places)
         return loss_in_parts(model, x, of_part), len(batch.targets)
 
 

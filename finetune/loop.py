@@ -39,7 +39,7 @@ class TrainingDiverged(RuntimeError):
 def summed_loss(model: nn.Module, examples: Sequence[Encoded]) -> tuple[Tensor, int]:
     """Sum over the target tokens of -ln p(token), in float32, and how many they are."""
     batch = collate(examples, model.device)
-    x = model.hidden(batch.tokens).flatten(0, 1)[batch.places]
+    x = model.hidden(batch.tokens, places=batch.places)
     return summed_loss_of(model, x, batch.targets), len(batch.targets)
 
 

@@ -7,7 +7,8 @@
 | codes, factors | the packed codes; scales and offsets as a small layer of the same block holds them |
 | adapters | their float32 numbers |
 | gradients, optimizer | 4 and 8 bytes for each number that trains; t-SignSGD keeps none |
-| activations | what a forward pass of the longest micro-batch keeps for backward, on a model without memory |
+| activations | what a forward pass of the longest micro-batch keeps for backward, on a model without memory. The |
+|  | last MLP counts with all tokens; training keeps what it computes for learned tokens only |
 | teacher | with --distill: 2 bytes for each weight of the teacher |
 | logits | those of one part of the vocabulary's loss, and its gradients of x (`token_loss.py`) |
 | working | the largest layer's weights as it computes, and the gradients of its inputs and outputs; with |

@@ -200,8 +200,11 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = new_norm(config)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, angles: Angles, allowed: Allowed, cache: KVCache | None) -> Tensor:
-        return self.with_mlp(self.with_attention(x, angles, allowed, cache))
+    def forward(self, x: Tensor, angles: Angles, allowed: Allowed, cache: KVCache | None,
+                places: Tensor | None = None) -> Tensor:
+        """(B, T, hidden_size); or (n, hidden_size) at `places` (n,), counted through all rows."""
+        x = self.with_attention(x, angles, allowed, cache)
+        return self.with_mlp(x if places is None else x.flatten(0, 1)[places])
 
     def with_attention(self, x: Tensor, angles: Angles, allowed: Allowed, cache: KVCache | None) -> Tensor:
         return x + self.self_attn(self.input_layernorm(x), angles, allowed, cache)
@@ -298,16 +301,19 @@ class Llama(nn.Module):
         mask: boolean (B, cached + T), True at real tokens. It may be None without padding. It may also be None with
         padding on the right whose logits nobody reads, because causality keeps that from real tokens.
         """
-        x = self.hidden(tokens, mask, cache)
-        return self.logits(x if at is None else x[at])
+        return self.logits(self.hidden(tokens, mask, cache, None if at is None else at.flatten().nonzero()[:, 0]))
 
-    def hidden(self, tokens: Tensor, mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
-        """Output of the last decoder layer, (B, T, hidden_size). The arguments are those of `forward`."""
+    def hidden(self, tokens: Tensor, mask: Tensor | None = None, cache: KVCache | None = None,
+               places: Tensor | None = None) -> Tensor:
+        """Output of the last decoder layer, (B, T, hidden_size); or (n, hidden_size) at `places` (n,), counted through
+        all rows. No other token reads the last layer's MLP, so that it is computed at `places` only. The other
+        arguments are those of `forward`."""
         x, angles, allowed = self.embed(tokens, mask, 0 if cache is None else cache.length)
         recomputes = self.checkpointing and torch.is_grad_enabled() and cache is None
         for layer in self.model.layers:
-            x = (checkpoint(layer, x, angles, allowed, None, use_reentrant=False) if recomputes
-                 else layer(x, angles, allowed, cache))
+            at = places if layer is self.model.layers[-1] else None
+            x = (checkpoint(layer, x, angles, allowed, None, at, use_reentrant=False) if recomputes
+                 else layer(x, angles, allowed, cache, at))
         if cache is not None:
             cache.length += tokens.shape[1]
         return x

@@ -171,6 +171,11 @@ MUTANTS = [
     M("embedding-scale-missing", "model/llama.py", "(tokens).to(self.dtype) * scale", "(tokens).to(self.dtype)",
       MODEL),
     M("norm-eps-ignored", "model/llama.py", "keepdim=True) + self.eps)", "keepdim=True) + 1e-6)", MODEL),
+    M("last-mlp-reads-all-tokens", "model/llama.py", "at = places if layer is self.model.layers[-1] else None\n",
+      "at = None\n            if places is not None and layer is self.model.layers[-1]:\n"
+      "                return layer(x, angles, allowed, cache).flatten(0, 1)[places]\n", MODEL),
+    M("places-counted-in-each-row", "model/llama.py", "x.flatten(0, 1)[places])",
+      "x[:, places % x.shape[1]][0])", MODEL),
     M("cache-keeps-rows-of-others", "model/llama.py",
       "self.keys, self.values = self.keys[:, rows], self.values[:, rows]",
       "self.keys, self.values = self.keys[:, :len(rows)], self.values[:, :len(rows)]", GENERATE),

@@ -171,7 +171,8 @@ def test_the_comparison_notices(damage, monkeypatch):
     elif damage == "mask":
         hidden = type(model).hidden
         monkeypatch.setattr(type(model), "hidden",
-                            lambda self, tokens, mask=None, cache=None: hidden(self, tokens, None, cache))
+                            lambda self, tokens, mask=None, cache=None, *rest:
+                            hidden(self, tokens, None, cache, *rest))
     else:
         import model.llama as llama
         real = llama.token_positions

@@ -168,6 +168,22 @@ def test_logits_at_chosen_places_are_those_of_the_whole():
     torch.testing.assert_close(model(t, at=at), model(t)[at], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_last_mlp_reads_chosen_places_only_and_gradients_are_those_of_the_whole(checkpointing):
+    model, t, places, seen = tiny(), tokens(3, 7), torch.tensor([2, 3, 8, 20]), []
+    model.requires_grad_(True).checkpointing = checkpointing
+    weights = [p for name, p in model.named_parameters() if name.startswith("model.layers.") and p.dim() == 2]
+    for layer in model.model.layers:
+        layer.mlp.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[:-1])))
+    chosen = model.hidden(t, places=places)
+    assert seen == [(3, 7), (4,)]
+    whole = model.hidden(t).flatten(0, 1)[places]
+    torch.testing.assert_close(chosen, whole, rtol=0, atol=1e-12)
+    grads = [torch.autograd.grad(x.square().sum(), weights) for x in (chosen, whole)]
+    assert all(g.abs().max() > 1e-6 for g in grads[1])
+    torch.testing.assert_close(*grads, rtol=0, atol=1e-10)
+
+
 def test_generation_does_not_depend_on_the_batch_size():
     model = tiny()
     prompts = [tokens(1, n, seed=n)[0].tolist() for n in (3, 9, 5, 5, 12, 1)]
