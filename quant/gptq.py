@@ -107,9 +107,23 @@ def inverse_factor(H: Tensor, layer: str) -> tuple[Tensor, float]:
     for damping in DAMPING:
         L, failed = torch.linalg.cholesky_ex((H + damping * mean * identity).flip(0, 1))
         if not failed:
-            return torch.linalg.solve_triangular(L, identity, upper=False).flip(0, 1), damping
+            return lower_inverse(L).flip(0, 1), damping
     raise CalibrationError(f"layer {layer}: its H is not positive definite, even with {DAMPING[-1]:g} of its mean "
                            f"diagonal added: use more calibration rows")
+
+
+def lower_inverse(L: Tensor) -> Tensor:
+    """L^-1 of a lower triangular L, by halves: [[A, 0], [B, C]]^-1 = [[A^-1, 0], [-C^-1 B A^-1, C^-1]].
+
+    `solve_triangular` does not know that the identity is triangular too. Measured in float64: 101 ms for 1,536 columns,
+    and 49 by halves."""
+    n, half = len(L), len(L) // 2
+    if n <= LAZY:
+        return torch.linalg.solve_triangular(L, torch.eye(n, dtype=L.dtype, device=L.device), upper=False)
+    inverse, first, last = torch.zeros_like(L), lower_inverse(L[:half, :half]), lower_inverse(L[half:, half:])
+    inverse[:half, :half], inverse[half:, half:] = first, last
+    inverse[half:, :half] = last @ (L[half:, :half] @ first).neg_()
+    return inverse
 
 
 def column_order(H: Tensor, act_order: bool) -> Tensor:

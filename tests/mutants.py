@@ -215,6 +215,7 @@ MUTANTS = [
     M("five-bit-index-one-bit-off", "quant/packing.py", "(high & (4 << 2 * i) - 1) << 8 - 2 * i",
       "(high & (4 << 2 * i) - 1) << 7 - 2 * i", QUANT),
     M("gptq-no-damping", "quant/gptq.py", "DAMPING = (0.01, 0.1, 1.0)", "DAMPING = (0.0, 0.1, 1.0)", QUANT),
+    M("inverse-by-halves-adds", "quant/gptq.py", "@ first).neg_()", "@ first)", QUANT),
     M("act-order-not-undone", "quant/gptq.py", "codes[order.argsort()]", "codes", QUANT),
     M("hessian-without-factor-of-tokens", "quant/gptq.py", "* (2 / self.tokens)\n", "* 2\n", QUANT),
     M("icq-ties-to-the-largest-shift", "quant/icq.py", "f[f.abs().argsort(stable=True)]",

@@ -17,6 +17,7 @@ from quant.gptq import (
     Hessian,
     gptq,
     lazy_blocks,
+    lower_inverse,
     ordered_factor,
     quantize_by_gptq,
 )
@@ -103,6 +104,15 @@ def loss(weight, W_hat, H):
     """tr((W - W_hat) H (W - W_hat)^T)"""
     error = (weight - W_hat).double()
     return torch.trace(error @ H.double() @ error.T).item()
+
+
+@pytest.mark.parametrize("n", [1, LAZY, LAZY + 1, 3 * LAZY + 5])
+def test_the_inverse_by_halves_is_the_inverse(n):
+    L = random(n, n, dtype=torch.float64).tril() / n + torch.eye(n, dtype=torch.float64)
+    assert n == 1 or (L - torch.eye(n)).abs().max() > 0.001
+    found = lower_inverse(L)
+    torch.testing.assert_close(found @ L, torch.eye(n, dtype=torch.float64), rtol=0, atol=1e-12)
+    assert torch.equal(found, found.tril())
 
 
 @cache
