@@ -410,6 +410,8 @@ MUTANTS = [
       ("tests/finetune/test_graphs.py",)),
     M("recorded-rows-forgotten", "model/recorded_decoding.py", "return recorded.logits()[self.rows]",
       "return recorded.logits()[:len(self.rows)]", ("tests/model/test_recorded_decoding.py",)),
+    M("padding-without-a-mask", "model/recorded_decoding.py", "tokens.shape[1] == 1 and mask.all()",
+      "tokens.shape[1] == 1", ("tests/model/test_generate.py",)),
     M("recorded-window-ignored", "model/recorded_decoding.py", "self.mask & (distance < window)", "self.mask",
       ("tests/model/test_recorded_decoding.py",)),
     M("micro-batch-ignored", "finetune/loop.py", "split_list(processes.share(examples), self.settings.micro_batch)",

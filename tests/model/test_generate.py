@@ -1,8 +1,10 @@
-"""Sampling: temperature and top-p by their definitions, and draws that a seed reproduces."""
+"""Sampling: temperature and top-p by their definitions, and draws that a seed reproduces; masks while decoding."""
 import pytest
 import torch
 
 from model.generate import Sampler, Sampling, generate, nucleus, prompt_generator, tempered
+from model.llama import Llama
+from model.recorded_decoding import next_logits
 from tests.model.test_model import tiny, tokens
 
 DRAWS = 20_000
@@ -21,6 +23,24 @@ def chi_square(observed, expected):
 
 def prompts_of(*lengths):
     return [tokens(1, n, seed=n)[0].tolist() for n in lengths]
+
+
+@pytest.mark.parametrize("lengths,needs_mask", [((5, 5), False), ((5, 3), True)], ids=["same length", "padded"])
+def test_only_padding_needs_a_mask_for_one_token(lengths, needs_mask, monkeypatch):
+    masks, hidden = [], Llama.hidden
+    monkeypatch.setattr(Llama, "hidden", lambda self, tokens, mask, cache: masks.append(mask) or hidden(
+        self, tokens, mask, cache))
+    generate(tiny(), prompts_of(*lengths), 4, (), 2)
+    assert [mask is not None for mask in masks] == [True, *3 * [needs_mask]]
+
+
+def test_without_a_mask_one_token_has_the_same_bits():
+    model, t, new = tiny(), tokens(2, 5), tokens(2, 1, seed=9)
+    caches, mask = [model.new_cache(2, 6) for _ in range(2)], torch.ones(2, 6, dtype=torch.bool)
+    for cache in caches:
+        next_logits(model, t, mask[:, :5], cache)
+    expected = model.logits(model.hidden(new, mask, caches[0])[:, -1])
+    assert torch.equal(next_logits(model, new, mask, caches[1]), expected)
 
 
 def test_drawing_without_temperature_or_top_p_has_the_frequencies_of_the_softmax():
