@@ -3,7 +3,8 @@
     python -m experiments.findings runs/cells/cells.json --commit 1234567
     python -m experiments.results_page
 
-A record is experiments/results/PLAN.json; its pictures are beside it. Several files of cells are read as one.
+A record is experiments/results/PLAN.json; its pictures are beside it. With cells of the plans methods_real, plr and
+ptq_qlora, overview.png is drawn, too: README.md shows it. Several files of cells are read as one.
 """
 import argparse
 import importlib
@@ -12,6 +13,7 @@ import re
 from pathlib import Path
 
 from experiments import claims
+from experiments.claims import overview
 from experiments.claims.evidence import Cells
 from experiments.results_page import RESULTS
 from experiments.shared import experiment_parser
@@ -39,6 +41,8 @@ def main() -> None:
         record = importlib.import_module(f"experiments.claims.{name}").record(cells, out)
         write_json(out / f"{name}.json", {**provenance(cells, name, options.commit), **record})
         print(f"{record['title']}\n" + "\n".join(f"- {finding}" for finding in record["findings"]))
+    if overview.can_be_drawn(cells):
+        overview.draw(cells, out / overview.NAME)
 
 
 def judged_plans(cells: Cells) -> list[str]:

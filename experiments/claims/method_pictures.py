@@ -58,6 +58,9 @@ def draw_scores(found: Sequence[Found], path: Path, base: str) -> None:
         low = floor([mean(scores) for _, _, scores in states])
         for one in of_width:
             dots(axes, one, len(titles) - titles.index(one.title), low)
+        for title in set(titles) - {one.title for one in of_width}:
+            axes.text(0.02, len(titles) - titles.index(title), "not run", transform=axes.get_yaxis_transform(),
+                      va="center", fontsize=8, color="0.55")
         if lora:
             axes.axvline(mean(lora.scores(as_trained)), color=BLACK, linestyle=":", linewidth=1)
         if low is not None:
@@ -81,9 +84,8 @@ def floor(scores: Sequence[float]) -> float | None:
 def dots(axes: Any, one: Found, y: float, low: float | None) -> None:
     trained, last = one.scores(as_trained), one.scores(at_k_bits)
     if low is not None and any(values and mean(values) < low for values in (trained, last)):
-        said = " and ".join(f"{mean(values):.1f} % {when}" for values, when in
-                            ((trained, "as trained"), (last, "at k bits")) if values)
-        axes.text(0.02, y, f"\u25c4 {said}", transform=axes.get_yaxis_transform(), va="center", fontsize=8, color=BLUE)
+        axes.text(0.02, y, f"\u25c4 {far_off(trained, last)}", transform=axes.get_yaxis_transform(), va="center",
+                  fontsize=8, color=BLUE, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
         return
     if trained and last:
         axes.plot([mean(trained), mean(last)], [y, y], color="0.6", linewidth=1.5, zorder=1)
@@ -92,6 +94,14 @@ def dots(axes: Any, one: Found, y: float, low: float | None) -> None:
             color = RED if filled and one.states(rounded_afterwards) else BLUE
             axes.errorbar(mean(values), y + lift, xerr=bar(one, which), fmt="o", color=color, markersize=5.5,
                           markerfacecolor=color if filled else "white", capsize=2, elinewidth=1, zorder=2)
+
+
+def far_off(trained: Sequence[float], last: Sequence[float]) -> str:
+    """`41.4 % as trained and 30.0 % at k bits`; `41.4 %` if both are the same."""
+    said = {when: f"{mean(values):.1f} %" for values, when in ((trained, "as trained"), (last, "at k bits")) if values}
+    if len(said) == 2 and len(set(said.values())) == 1:
+        return said["as trained"]
+    return " and ".join(f"{percent} {when}" for when, percent in said.items())
 
 
 def bar(one: Found, which: Which) -> float | None:

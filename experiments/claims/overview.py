@@ -1,0 +1,186 @@
+"""One picture of what was found about each of the three papers on a real model. Every title is made from the cells."""
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.claims import pictures, plr, ptq_qlora
+from experiments.claims.evidence import CONFIRMED, OPPOSITE, Cells, Group, Judged, Score, score_of
+from experiments.claims.method_findings import compared_with_itself, listed
+from experiments.claims.method_rows import Found, Which, as_trained, at_k_bits, first_table, gather, tested
+from experiments.claims.pictures import BLACK, BLUE, GREEN, ORANGE, PINK, RED
+from finetune.pictures import pyplot
+
+PLANS = ("methods_real", "plr", "ptq_qlora")
+EXACT = (("qalora", BLUE, "QA-LoRA merged"), ("qablora-4x8", GREEN, "QA-BLoRA merged"),
+         ("scaleoffset", PINK, "scale, offset merged"))
+WIDTHS, TRAINED_AT = (4, 3, 2), (8, 4, 3, 2)
+LINES = ("-", "--", ":")  # of tasks
+METRICS = {"bitext-response": ", ROUGE-L"}  # the others: share of right answers
+NAME = "overview.png"
+
+
+def can_be_drawn(cells: Cells) -> bool:
+    """Whether each of the three plans has cells."""
+    return set(PLANS) <= {facts["plan"] for facts in cells.facts.values()}
+
+
+def draw(cells: Cells, path: Path) -> None:
+    """Three panels, one a paper."""
+    figure, axes = pyplot().subplots(1, 3, figsize=(11.2, 4.1), layout="constrained")
+    figure.get_layout_engine().set(wspace=0.03)
+    figure.suptitle("Three papers tried on SmolLM2-135M. Bars: 95 % interval over test rows. Gains and losses are counted "
+                    "where p < 0.05.", fontsize=9, color="0.3")
+    for panel, drawn in zip(axes, (merging, restoring, recovering), strict=True):
+        title, note = drawn(panel, cells)
+        panel.set_title(f"{title}\n", fontsize=11, fontweight="bold")
+        panel.text(0.5, 1.03, note, transform=panel.transAxes, ha="center", fontsize=9, color="0.3")
+        top = panel.get_ylim()[1]
+        panel.set_ylim(-0.03 * top, 1.06 * top)
+        panel.grid(axis="y", color="0.9")
+        panel.set_axisbelow(True)
+        for side in ("top", "right"):
+            panel.spines[side].set_visible(False)
+        panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, fontsize=9, frameon=False,
+                     columnspacing=1, handlelength=1.6)
+    pictures.save(figure, path)
+
+
+def frame(panel: Any, widths: Sequence[int], xlabel: str, groups: Sequence[Group]) -> None:
+    seeds = pictures.interval_of(groups).removeprefix("95 % interval, ")
+    panel.set_xticks(range(len(widths)), [str(bits) for bits in widths])
+    panel.set_xlim(-0.45, len(widths) - 0.55)
+    panel.set_xlabel(f"{xlabel} ({seeds})", fontsize=9)
+    panel.set_ylabel("test score, %", fontsize=9, labelpad=1)
+    panel.tick_params(labelsize=9)
+
+
+def side_by_side(n: int, step: float) -> list[float]:
+    """`side_by_side(3, 0.1) == [-0.1, 0.0, 0.1]`: no bar lies on another."""
+    return [step * (i - (n - 1) / 2) for i in range(n)]
+
+
+# ---- Shen et al. ---------------------------------------------------------------------------------------------------
+
+def merging(panel: Any, cells: Cells) -> tuple[str, str]:
+    rows = {(one.row, one.bits): one for one in first_table(gather(cells, "methods_real")) if one.finals}
+    series = [("qlora", as_trained, ORANGE, "QLoRA as trained"),
+              ("qlora", at_k_bits, RED, "QLoRA rounded"),
+              *((row, at_k_bits, color, label) for row, color, label in EXACT)]
+    for (row, which, color, label), shift in zip(series, side_by_side(len(series), 0.1), strict=True):
+        scores = [score_in(rows.get((row, bits)), which) for bits in WIDTHS]
+        pictures.points(panel, [i + shift for i in range(len(WIDTHS))], scores, color, label,
+                        "" if which is as_trained else "-")
+    for bits in (bits for bits in WIDTHS[-1:] if nothing_learned(rows.get(("qlora", bits)))):
+        panel.text(0.02, 0.04, f"{bits}-bit QLoRA: 0 % as trained, too", transform=panel.transAxes, fontsize=8.5, color="0.2")
+    pictures.level(panel, score_in(rows.get(("lora", 16)), as_trained), BLACK, "LoRA on 16 bits", ":")
+    frame(panel, WIDTHS, "bits of the model; sql-create-context", [one.finals for one in rows.values()])
+    return merging_title(rows), balance_note(rows)
+
+
+def score_in(one: Found | None, which: Which) -> Score | None:
+    """Of the state that the row ends in. None: it was not run."""
+    keys = {key for facts in one.finals.values() if (key := which(facts))} if one else set()
+    return score_of(one.finals, keys.pop()) if one and len(keys) == 1 else None
+
+
+def nothing_learned(one: Found | None) -> bool:
+    """Whether the trained model gets no row right: rounding had nothing to spoil."""
+    score = score_in(one, as_trained)
+    return score is not None and score.mean == 0
+
+
+def merging_title(rows: dict[tuple[str, int], Found]) -> str:
+    """What rounding afterwards costs QLoRA where that is most, and what an exact merge costs at most."""
+    judged = {bits: test for (row, bits), one in rows.items()
+              if row == "qlora" and (test := compared_with_itself(one)) and test.verdict == OPPOSITE}
+    changes = [abs(b - a) for (row, _), one in rows.items() if row in [name for name, *_ in EXACT]
+               for a, b in zip(one.scores(as_trained), one.scores(at_k_bits), strict=True)]
+    worst = min(judged, key=lambda bits: judged[bits].comparison.difference, default=0)
+    rounded = (f"Rounding QLoRA to {worst} bits costs {points(judged[worst])} points" if worst
+               else "Rounding QLoRA brings no significant loss")
+    most = max(changes, default=0.0)
+    exact = f"an exact merge costs {f'{most:.1f} at most' if most >= 0.05 else 'none'}" if changes else "no exact merges"
+    return f"{rounded},\n{exact}"
+
+
+def balance_note(rows: dict[tuple[str, int], Found]) -> str:
+    """Shen et al.'s claim that QA-BLoRA is above QA-LoRA, corrected for the widths."""
+    ours, theirs = "qablora-4x8", "qalora"
+    tests = tested([(rows[ours, bits], rows[theirs, bits]) for bits in WIDTHS
+                    if (ours, bits) in rows and (theirs, bits) in rows], at_k_bits)
+    found = {bits: f"{100 * test.comparison.difference:+.0f}" for (_, bits), test in tests.items()
+             if test.verdict in (CONFIRMED, OPPOSITE)}
+    said = f"{listed(list(found.values()))} points at {listed([str(bits) for bits in found])} bits"
+    return f"Shen et al.: QA-BLoRA beside QA-LoRA, {said if found else 'no difference found'}"
+
+
+def points(judged: Judged) -> str:
+    size = abs(100 * judged.comparison.difference)
+    return f"{size:.0f}" if size >= 10 else f"{size:.1f}"
+
+
+# ---- Kanda & Hatano ------------------------------------------------------------------------------------------------
+
+def restoring(panel: Any, cells: Cells) -> tuple[str, str]:
+    tasks = list(reversed(plr.TASKS))
+    groups = {task: [plr.group_of(cells, plr.PLAN, task, "qlora", bits) for bits in TRAINED_AT] for task in tasks}
+    before_and_after(panel, groups, ("trained", "QLoRA as trained"), (plr.key(16), "restored to 16 bits"))
+    frame(panel, TRAINED_AT, "bits of the base in training", sum(groups.values(), []))
+    family = plr.restored(cells, plr.PLAN, plr.TASKS, ["qlora"])
+    gains, losses = ([one for one in family if one.verdict == verdict] for verdict in (CONFIRMED, OPPOSITE))
+    return restoring_title([one for one in family if one.what["restored to"] == 16]), (
+        f"Kanda & Hatano: {len(gains)} of {len(family)} comparisons gain, {len(losses)} lose")
+
+
+def restoring_title(judged: Sequence[Judged]) -> str:
+    gains, losses = ([one for one in judged if one.verdict == verdict] for verdict in (CONFIRMED, OPPOSITE))
+    lost = max(losses, key=lambda one: abs(one.comparison.difference), default=None)
+    won = max(gains, key=lambda one: abs(one.comparison.difference), default=None)
+    said = [f"up to {points(won)} points gained" if won else "no significant gain",
+            *([f"up to {points(lost)} points lost"] if lost else [])]
+    return f"Restoring QLoRA to 16 bits:\n{', '.join(said)}"
+
+
+def before_and_after(panel: Any, groups: dict[str, list[Group]], before: tuple[str, str],
+                     after: tuple[str, str]) -> None:
+    """Two states of each task, a kind of line a task. The name of the task with the highest scores stands over its
+    first point, the others' under theirs."""
+    drawn = [(task, line, state, color, label) for (task, _), line in zip(groups.items(), LINES, strict=False)
+             for (state, label), color in ((before, ORANGE), (after, BLUE))]
+    tops: dict[str, list[Score]] = {}
+    for (task, line, state, color, label), shift in zip(drawn, side_by_side(len(drawn), 0.06), strict=True):
+        scores = [score_of(group, state) for group in groups[task]]
+        first = task == next(iter(groups))
+        pictures.points(panel, [i + shift for i in range(len(scores))], scores, color, label if first else "_", line)
+        tops.setdefault(task, []).extend(score for score in scores[:1] if score)
+    tops = {task: scores for task, scores in tops.items() if scores}
+    highest = max(tops, key=lambda task: max(score.mean for score in tops[task]), default="")
+    for task, scores in tops.items():
+        over = task == highest
+        y = max(s.mean + s.half for s in scores) if over else min(s.mean - s.half for s in scores)
+        panel.annotate(f"{task}{METRICS.get(task, '')}", (-0.3, 100 * y), (0, 5 if over else -5), textcoords="offset points", fontsize=8.5,
+                       va="bottom" if over else "top", color="0.2")
+
+
+# ---- Zhu et al. ----------------------------------------------------------------------------------------------------
+
+def recovering(panel: Any, cells: Cells) -> tuple[str, str]:
+    groups = {task: [ptq_qlora.group_of(cells, ptq_qlora.PLAN, task, "sft-qlora", "gptq", bits) for bits in WIDTHS]
+              for task in ptq_qlora.TASKS}
+    before_and_after(panel, groups, ("quantized", "SFT → PTQ"), ("trained", "SFT → PTQ → QLoRA"))
+    frame(panel, WIDTHS, "bits, by GPTQ", sum(groups.values(), []))
+    family = ptq_qlora.beside(cells, ptq_qlora.PLAN, ptq_qlora.TASKS, "quantized")
+    nf4 = ptq_qlora.some(family, (4,), how="nf")
+    return recovering_title(ptq_qlora.some(family, WIDTHS, how="gptq")), (
+        f"Zhu et al.: after NF4, {sum(one.verdict == CONFIRMED for one in nf4)} of {len(nf4)} tasks gain")
+
+
+def recovering_title(judged: Sequence[Judged]) -> str:
+    """Of the width with the highest gain: its significant gains, over the tasks."""
+    gains = [one for one in judged if one.verdict == CONFIRMED]
+    if not gains:
+        return "QLoRA after PTQ brings\nno significant gain"
+    bits = max(gains, key=lambda one: one.comparison.difference).what["bits"]
+    of_width = sorted(100 * one.comparison.difference for one in gains if one.what["bits"] == bits)
+    least, most = f"{of_width[0]:.0f}", f"{of_width[-1]:.0f}"
+    return f"QLoRA after PTQ wins back\n{most if least == most else f'{least} to {most}'} points at {bits} bits"
