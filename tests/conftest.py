@@ -92,6 +92,7 @@ SLOW = (
     "quant/test_gptq.py",
     "experiments/test_cells.py",
     "experiments/test_method_pictures.py",
+    "experiments/test_overview.py",
     "interop/test_export_gguf.py",
     "interop/test_export_integers.py",
     "interop/test_what_formats_hold.py",

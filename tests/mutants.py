@@ -60,6 +60,7 @@ OWN = ("tests/tasks/test_messages.py", "tests/tasks/test_own_rows.py", "tests/ta
 CHAT = ("tests/model/test_chat_template.py", "tests/model/test_talk.py", "tests/tasks/test_messages.py")
 SCORING = ("tests/scoring",)
 CELLS = ("tests/experiments/test_cells.py", "tests/experiments/test_methods.py")
+OVERVIEW = ("tests/experiments/test_overview.py",)
 EXPORT = ("tests/interop/test_export.py",)
 PEFT = ("tests/interop/test_export_peft.py",)
 CARD = ("tests/interop/test_model_card.py", "tests/interop/test_modelfile.py", "tests/interop/test_push.py")
@@ -541,6 +542,13 @@ MUTANTS = [
       "a.states(which).keys() & b.states(which).keys()", "a.states(which).keys() | b.states(which).keys()", CELLS),
     M("edge-is-not-said", "experiments/claims/method_rows.py", "in (min(values), max(values))",
       "in (min(values),)", CELLS),
+    M("overview-gains-by-chance", "experiments/claims/overview.py",
+      "gains = [one for one in judged if one.verdict == CONFIRMED]",
+      "gains = [one for one in judged if one.comparison.difference > 0]", OVERVIEW),
+    M("overview-rounding-that-costs-least", "experiments/claims/overview.py",
+      "worst = min(judged, key=lambda bits", "worst = max(judged, key=lambda bits", OVERVIEW),
+    M("overview-names-of-tasks-on-each-other", "experiments/claims/overview.py", ", under - line), ", ", under), ",
+      OVERVIEW),
     M("slower-gets-more-steps", "experiments/plans/methods.py", "STEPS / ratio", "STEPS * ratio", CELLS),
     M("mcnemar-one-sided", "tasks/significance.py", "min(1.0, 2 * tail / 2 ** n)", "min(1.0, tail / 2 ** n)", TASKS),
     M("bootstrap-not-paired", "tasks/significance.py", "mean_test(a - b, seed)",

@@ -28,8 +28,8 @@ def draw(cells: Cells, path: Path) -> None:
     """Three panels, one a paper."""
     figure, axes = pyplot().subplots(1, 3, figsize=(11.2, 4.1), layout="constrained")
     figure.get_layout_engine().set(wspace=0.03)
-    figure.suptitle("Three papers tried on SmolLM2-135M. Bars: 95 % interval over test rows. Gains and losses are counted "
-                    "where p < 0.05.", fontsize=9, color="0.3")
+    figure.suptitle("Three papers tried on SmolLM2-135M. Bars: 95 % interval over test rows. Gains and losses are "
+                    "counted where p < 0.05.", fontsize=9, color="0.3")
     for panel, drawn in zip(axes, (merging, restoring, recovering), strict=True):
         title, note = drawn(panel, cells)
         panel.set_title(f"{title}\n", fontsize=11, fontweight="bold")
@@ -71,7 +71,8 @@ def merging(panel: Any, cells: Cells) -> tuple[str, str]:
         pictures.points(panel, [i + shift for i in range(len(WIDTHS))], scores, color, label,
                         "" if which is as_trained else "-")
     for bits in (bits for bits in WIDTHS[-1:] if nothing_learned(rows.get(("qlora", bits)))):
-        panel.text(0.02, 0.04, f"{bits}-bit QLoRA: 0 % as trained, too", transform=panel.transAxes, fontsize=8.5, color="0.2")
+        panel.text(0.02, 0.04, f"{bits}-bit QLoRA: 0 % as trained, too", transform=panel.transAxes, fontsize=8.5,
+                   color="0.2")
     pictures.level(panel, score_in(rows.get(("lora", 16)), as_trained), BLACK, "LoRA on 16 bits", ":")
     frame(panel, WIDTHS, "bits of the model; sql-create-context", [one.finals for one in rows.values()])
     return merging_title(rows), balance_note(rows)
@@ -99,8 +100,8 @@ def merging_title(rows: dict[tuple[str, int], Found]) -> str:
     rounded = (f"Rounding QLoRA to {worst} bits costs {points(judged[worst])} points" if worst
                else "Rounding QLoRA brings no significant loss")
     most = max(changes, default=0.0)
-    exact = f"an exact merge costs {f'{most:.1f} at most' if most >= 0.05 else 'none'}" if changes else "no exact merges"
-    return f"{rounded},\n{exact}"
+    cost = f"{most:.1f} at most" if most >= 0.05 else "none"
+    return f"{rounded},\n{f'an exact merge costs {cost}' if changes else 'no exact merge was run'}"
 
 
 def balance_note(rows: dict[tuple[str, int], Found]) -> str:
@@ -143,23 +144,31 @@ def restoring_title(judged: Sequence[Judged]) -> str:
 
 def before_and_after(panel: Any, groups: dict[str, list[Group]], before: tuple[str, str],
                      after: tuple[str, str]) -> None:
-    """Two states of each task, a kind of line a task. The name of the task with the highest scores stands over its
-    first point, the others' under theirs."""
+    """Two states of each task, a kind of line a task."""
     drawn = [(task, line, state, color, label) for (task, _), line in zip(groups.items(), LINES, strict=False)
              for (state, label), color in ((before, ORANGE), (after, BLUE))]
-    tops: dict[str, list[Score]] = {}
+    firsts: dict[str, list[Score]] = {}
     for (task, line, state, color, label), shift in zip(drawn, side_by_side(len(drawn), 0.06), strict=True):
         scores = [score_of(group, state) for group in groups[task]]
         first = task == next(iter(groups))
         pictures.points(panel, [i + shift for i in range(len(scores))], scores, color, label if first else "_", line)
-        tops.setdefault(task, []).extend(score for score in scores[:1] if score)
-    tops = {task: scores for task, scores in tops.items() if scores}
-    highest = max(tops, key=lambda task: max(score.mean for score in tops[task]), default="")
-    for task, scores in tops.items():
-        over = task == highest
-        y = max(s.mean + s.half for s in scores) if over else min(s.mean - s.half for s in scores)
-        panel.annotate(f"{task}{METRICS.get(task, '')}", (-0.3, 100 * y), (0, 5 if over else -5), textcoords="offset points", fontsize=8.5,
-                       va="bottom" if over else "top", color="0.2")
+        firsts.setdefault(task, []).extend(score for score in scores[:1] if score)
+    name_tasks(panel, {task: scores for task, scores in firsts.items() if scores})
+
+
+def name_tasks(panel: Any, firsts: dict[str, list[Score]]) -> None:
+    """Over the first points of the task with the highest score; under those of the others, none on another."""
+    highest = max(firsts, key=lambda task: max(score.mean for score in firsts[task]), default=None)
+    line = 0.07 * panel.get_ylim()[1]  # the height of a name
+    under = float("inf")
+    for task in sorted(firsts, key=lambda task: min(score.mean for score in firsts[task]), reverse=True):
+        if task == highest:
+            y, va = 100 * max(s.mean + s.half for s in firsts[task]), "bottom"
+        else:
+            y, va = min(100 * min(s.mean - s.half for s in firsts[task]), under - line), "top"
+            under = y
+        panel.annotate(f"{task}{METRICS.get(task, '')}", (-0.3, y), (0, 5 if va == "bottom" else -5), fontsize=8.5,
+                       textcoords="offset points", va=va, color="0.2")
 
 
 # ---- Zhu et al. ----------------------------------------------------------------------------------------------------

@@ -4,9 +4,10 @@ import json
 import pytest
 
 from experiments import findings
-from experiments.claims import methods
+from experiments.claims import method_pictures, methods
 from experiments.claims.evidence import Cells
-from experiments.claims.method_pictures import floor
+from experiments.claims.method_pictures import far_off, floor
+from experiments.claims.method_rows import gather
 from experiments.claims.pictures import balanced
 from tests.cli import call
 from tests.experiments.fakes import a_row
@@ -49,8 +50,27 @@ def test_pictures_without_cells_are_left_out(tmp_path):
 
 
 def test_a_score_far_below_the_others_is_written_at_the_edge():
+    assert far_off([41.44], [41.36]) == "41.4 %" and far_off([41.4], []) == "41.4 % as trained"
+    assert far_off([41.4], [30.0]) == "41.4 % as trained and 30.0 % at k bits"
     assert floor([24.0, 73.0, 78.0, 80.0]) == 73.0 and floor([70.0, 78.0, 80.0]) is None
 
 
 def test_a_title_is_broken_into_lines_of_one_length():
     assert balanced("aaaa bbbb cccc dddd", 15) == "aaaa bbbb\ncccc dddd" and balanced("aaaa bbbb", 15) == "aaaa bbbb"
+
+
+def test_a_row_that_was_not_run_at_a_width_says_so(tmp_path, monkeypatch):
+    """PEQA at 4 bits alone: at 2 bits, beside its name."""
+    pytest.importorskip("matplotlib")
+    cells, kept = Cells([]), []
+    facts = a_row("qlora", (3.0, 1.0, 2.0), ["110"], 4, "requantized-4bit-gptq")
+    facts |= a_row("qlora", (3.0, 1.0, 2.0), ["110"], 2, "requantized-2bit-gptq") | a_row("peqa", (3.0, 1.0, 2.0),
+                                                                                         ["110"], 4)
+    cells.facts = {name: {"plan": "methods", **one} for name, one in facts.items()}
+    monkeypatch.setattr(method_pictures, "save", lambda figure, path: kept.append(figure))
+    method_pictures.draw_scores(gather(cells, "methods"), tmp_path / "x.png", "a base")
+    at_4, at_2 = kept[0].axes
+    assert [text.get_text() for text in at_4.texts] == []
+    place = dict(zip([label.get_text() for label in at_4.get_yticklabels()], at_4.get_yticks(), strict=True))["PEQA"]
+    assert [(text.get_text(), text.get_position()[1]) for text in at_2.texts] == [("not run", place)]
+    method_pictures.pyplot().close(kept[0])
