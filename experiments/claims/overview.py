@@ -92,13 +92,14 @@ def nothing_learned(one: Found | None) -> bool:
 
 def merging_title(rows: dict[tuple[str, int], Found]) -> str:
     """What rounding afterwards costs QLoRA where that is most, and what an exact merge costs at most."""
-    judged = {bits: test for (row, bits), one in rows.items()
-              if row == "qlora" and (test := compared_with_itself(one)) and test.verdict == OPPOSITE}
-    changes = [abs(b - a) for (row, _), one in rows.items() if row in [name for name, *_ in EXACT]
-               for a, b in zip(one.scores(as_trained), one.scores(at_k_bits), strict=True)]
-    worst = min(judged, key=lambda bits: judged[bits].comparison.difference, default=0)
+    judged = {bits: test for (row, bits), one in rows.items() if row == "qlora" and (test := compared_with_itself(one))}
+    changes = [abs(one.scores(at_k_bits)[i] - before) for (row, _), one in rows.items()
+               if row in [name for name, *_ in EXACT] and one.states(at_k_bits).keys() == one.states(as_trained).keys()
+               for i, before in enumerate(one.scores(as_trained))]
+    worst = min((bits for bits, test in judged.items() if test.verdict == OPPOSITE),
+                key=lambda bits: judged[bits].comparison.difference, default=0)
     rounded = (f"Rounding QLoRA to {worst} bits costs {points(judged[worst])} points" if worst
-               else "Rounding QLoRA brings no significant loss")
+               else f"Rounding QLoRA {'brings no significant loss' if judged else 'was not run'}")
     most = max(changes, default=0.0)
     cost = f"{most:.1f} at most" if most >= 0.05 else "none"
     return f"{rounded},\n{f'an exact merge costs {cost}' if changes else 'no exact merge was run'}"
@@ -138,7 +139,7 @@ def restoring_title(judged: Sequence[Judged]) -> str:
     lost = max(losses, key=lambda one: abs(one.comparison.difference), default=None)
     won = max(gains, key=lambda one: abs(one.comparison.difference), default=None)
     said = [f"up to {points(won)} points gained" if won else "no significant gain",
-            *([f"up to {points(lost)} points lost"] if lost else [])]
+            *([f"up to {points(lost)} points lost"] if lost else [])] if judged else ["not run"]
     return f"Restoring QLoRA to 16 bits:\n{', '.join(said)}"
 
 
@@ -150,25 +151,32 @@ def before_and_after(panel: Any, groups: dict[str, list[Group]], before: tuple[s
     firsts: dict[str, list[Score]] = {}
     for (task, line, state, color, label), shift in zip(drawn, side_by_side(len(drawn), 0.06), strict=True):
         scores = [score_of(group, state) for group in groups[task]]
-        first = task == next(iter(groups))
-        pictures.points(panel, [i + shift for i in range(len(scores))], scores, color, label if first else "_", line)
+        named = label in panel.get_legend_handles_labels()[1]
+        pictures.points(panel, [i + shift for i in range(len(scores))], scores, color, "_" if named else label, line)
         firsts.setdefault(task, []).extend(score for score in scores[:1] if score)
     name_tasks(panel, {task: scores for task, scores in firsts.items() if scores})
 
 
 def name_tasks(panel: Any, firsts: dict[str, list[Score]]) -> None:
-    """Over the first points of the task with the highest score; under those of the others, none on another."""
+    """Over the first points of the task with the highest score; under those of the others."""
     highest = max(firsts, key=lambda task: max(score.mean for score in firsts[task]), default=None)
-    line = 0.07 * panel.get_ylim()[1]  # the height of a name
-    under = float("inf")
-    for task in sorted(firsts, key=lambda task: min(score.mean for score in firsts[task]), reverse=True):
-        if task == highest:
-            y, va = 100 * max(s.mean + s.half for s in firsts[task]), "bottom"
-        else:
-            y, va = min(100 * min(s.mean - s.half for s in firsts[task]), under - line), "top"
-            under = y
-        panel.annotate(f"{task}{METRICS.get(task, '')}", (-0.3, y), (0, 5 if va == "bottom" else -5), fontsize=8.5,
-                       textcoords="offset points", va=va, color="0.2")
+    others = {task: 100 * min(s.mean - s.half for s in scores) for task, scores in firsts.items() if task != highest}
+    places = dict(zip(others, apart(list(others.values()), 0.07 * panel.get_ylim()[1]), strict=True))
+    for task, scores in firsts.items():
+        y = places.get(task, 100 * max(s.mean + s.half for s in scores))
+        above = task == highest
+        panel.annotate(f"{task}{METRICS.get(task, '')}", (-0.3, y), (0, 5 if above else -5), fontsize=8.5,
+                       textcoords="offset points", va="bottom" if above else "top", color="0.2")
+
+
+def apart(places: Sequence[float], least: float) -> list[float]:
+    """Raised where needed: from the lowest up, each by `least` at least above the one below and above the axis.
+
+    `apart([50, 21, 20], 10) == [50, 30, 20]`"""
+    moved, below = list(places), least / 2
+    for i in sorted(range(len(places)), key=places.__getitem__):
+        moved[i] = below = max(places[i], below + least)
+    return moved
 
 
 # ---- Zhu et al. ----------------------------------------------------------------------------------------------------
@@ -188,7 +196,7 @@ def recovering_title(judged: Sequence[Judged]) -> str:
     """Of the width with the highest gain: its significant gains, over the tasks."""
     gains = [one for one in judged if one.verdict == CONFIRMED]
     if not gains:
-        return "QLoRA after PTQ brings\nno significant gain"
+        return f"QLoRA after PTQ\n{'brings no significant gain' if judged else 'was not run'}"
     bits = max(gains, key=lambda one: one.comparison.difference).what["bits"]
     of_width = sorted(100 * one.comparison.difference for one in gains if one.what["bits"] == bits)
     least, most = f"{of_width[0]:.0f}", f"{of_width[-1]:.0f}"

@@ -80,7 +80,8 @@ def test_the_title_of_restoring_counts_only_what_is_significant():
     assert title([lost, lost_more, chance]) == (
         "Restoring QLoRA to 16 bits:\nno significant gain, up to 40 points lost")
     assert title([lost, won]) == "Restoring QLoRA to 16 bits:\nup to 10 points gained, up to 20 points lost"
-    assert title([chance]) == title([]) == "Restoring QLoRA to 16 bits:\nno significant gain"
+    assert title([chance]) == "Restoring QLoRA to 16 bits:\nno significant gain"
+    assert title([]) == "Restoring QLoRA to 16 bits:\nnot run"
 
 
 def test_the_title_of_recovering_is_of_the_width_with_the_highest_gain():
@@ -88,7 +89,8 @@ def test_the_title_of_recovering_is_of_the_width_with_the_highest_gain():
     some = [judged(16, 0, bits=4), judged(37, 0, bits=2), judged(14, 0, bits=2), judged(9, 0, 0.3, bits=2)]
     assert title(some) == "QLoRA after PTQ wins back\n14 to 37 points at 2 bits"
     assert title(some[:1]) == "QLoRA after PTQ wins back\n16 points at 4 bits"
-    assert title(some[3:]) == title([judged(0, 30, bits=2)]) == "QLoRA after PTQ brings\nno significant gain"
+    assert title(some[3:]) == title([judged(0, 30, bits=2)]) == "QLoRA after PTQ\nbrings no significant gain"
+    assert title([]) == "QLoRA after PTQ\nwas not run"
 
 
 def a_found(row, bits, before, after, key):
@@ -105,6 +107,7 @@ def test_the_title_of_merging_tells_rounded_from_exact():
     assert title(118, 102, 110) == "Rounding QLoRA to 3 bits costs 9.0 points,\nan exact merge costs none"
     assert title(80, 102, 109) == "Rounding QLoRA to 4 bits costs 20 points,\nan exact merge costs 0.5 at most"
     assert title(118, 119, 110).startswith("Rounding QLoRA brings no significant loss,")
+    assert overview.merging_title({}) == "Rounding QLoRA was not run,\nno exact merge was run"
 
 
 def test_balance_is_told_where_it_is_significant():
@@ -117,7 +120,12 @@ def test_balance_is_told_where_it_is_significant():
     assert note(109, 61) == "Shen et al.: QA-BLoRA beside QA-LoRA, no difference found"
 
 
-def test_a_state_of_several_names_has_no_score():
-    one = a_found("qlora", 2, 0, 0, "requantized-2bit-gptq")
-    assert overview.nothing_learned(one) and not overview.nothing_learned(None)
+def test_a_row_without_right_answers_has_learned_nothing():
+    assert overview.nothing_learned(a_found("qlora", 2, 0, 0, "requantized-2bit-gptq"))
     assert not overview.nothing_learned(a_found("qlora", 2, 1, 0, "requantized-2bit-gptq"))
+    assert not overview.nothing_learned(None)
+
+
+def test_names_are_moved_apart():
+    assert overview.apart([50, 21, 20], 10) == [50, 30, 20]
+    assert overview.apart([0, 0], 10) == [15, 25] and overview.apart([], 10) == []
