@@ -5,8 +5,8 @@
 #     experiments/gpu.sh [--stage papers] [--out DIR] [--model DIR] [--data DIR] [--seconds 280] [--jobs 12]
 #                        [--device cuda] [--scale 1] [--from cells.json] [--mps]
 #
-# Stages: plr, ptq, scale; papers (these three in one pool); methods (on the embedded base, and on the model if there is
-# one); all (papers and methods); or names of plans.
+# Stages: plr, ptq, scale, plr_recipe; papers (these four in one pool); methods (on the embedded base, and on the model
+# if there is one); all (papers and methods); or names of plans.
 #
 # --model     a model directory (default: $SMOLLM2). The embedded base if there is none.
 # --data      a directory with sql_create_context and bitext, train.jsonl and test.jsonl each
@@ -38,9 +38,9 @@ while [ $# -gt 0 ]; do
 done
 case $stage in
     ptq) plans="ptq_qlora" ;;
-    papers) plans="plr ptq_qlora scale" ;;
+    papers) plans="plr ptq_qlora scale plr_recipe" ;;
     methods) plans="methods${model:+ methods_real}" ;;
-    all) plans="plr ptq_qlora scale methods${model:+ methods_real}" ;;
+    all) plans="plr ptq_qlora scale plr_recipe methods${model:+ methods_real}" ;;
     *) plans=$stage ;;
 esac
 mkdir -p "$out"

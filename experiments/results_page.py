@@ -148,7 +148,7 @@ ORDER = ("main_job", "main_job_history", "methods_60_steps", "full_length", "rou
          "gguf_round_trip", "mlx_score", "benchmarks", "before_and_after",
          "base_tokens")
 # records of experiments/findings.py, where the cells were run
-CELLS = ("methods", "methods_real", "plr", "ptq_qlora", "scale")
+CELLS = ("methods", "methods_real", "plr", "plr_recipe", "ptq_qlora", "scale")
 FILES = {"before_and_after": ("qlora_sql_create_context", "qlora_gsm8k"),  # where they do not have the section's name
          "methods": ("methods", "methods_costs_base")}
 

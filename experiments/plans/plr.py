@@ -47,19 +47,28 @@ def bases(plan: str, settings: Settings, task: TaskRows) -> list[Cell]:
 
 
 def of_task(plan: str, settings: Settings, task: TaskRows, seeds: Sequence[int] = SEEDS) -> list[Cell]:
-    flags = [*settings.flags, *LAYERS, *task.flags(settings, EPOCHS[task]), *settings.graphs]
-
-    def cell(method: str, bits: int, seed: int, argv: list[str]) -> Cell:
-        wider = [width for width in reversed(WIDTHS) if width > bits]
-        untrained = ("base" if bits == 16 else "quantized",) if seed == 0 else ()
-        return Cell(f"{plan}-{task.task}-{method}-{bits}-seed{seed}",
-                    ["--method", method, *argv, *flags, "--seed", str(seed)],
-                    (*untrained, "trained", *(f"restored-{width}bit" for width in wider)), priority=seed,
-                    kind=f"{method}-{len(wider)}-{task.task}", seconds=20 + 6 * len(wider),
-                    tags={"task": task.task, "method": method, "bits": bits, "seed": seed},
-                    after=[f"{plan}-base-{width}" for width in (bits, *wider) if width < 16] if "gptq" in argv else [])
-    found = [cell("lora", 16, seed, []) if bits == 16 else cell("qlora", bits, seed, gptq(settings, bits))
-             for seed in seeds for bits in WIDTHS]
+    flags = task.flags(settings, EPOCHS[task])
+    found = [of_width(plan, settings, task, flags, bits, seed) for seed in seeds for bits in WIDTHS]
     for seed in seeds[:2]:
-        found += [cell("qalora", 2, seed, gptq(settings, 2)), cell("qablora", 2, seed, ["--bits", "2"])]
+        found += [restored(plan, settings, task, flags, method, 2, seed, argv)
+                  for method, argv in (("qalora", gptq(settings, 2)), ("qablora", ["--bits", "2"]))]
     return found
+
+
+def of_width(plan: str, settings: Settings, task: TaskRows, flags: list[str], bits: int, seed: int) -> Cell:
+    """LoRA at 16 bits, else QLoRA."""
+    method, argv = ("lora", []) if bits == 16 else ("qlora", gptq(settings, bits))
+    return restored(plan, settings, task, flags, method, bits, seed, argv)
+
+
+def restored(plan: str, settings: Settings, task: TaskRows, flags: list[str], method: str, bits: int, seed: int,
+             argv: list[str]) -> Cell:
+    """Trained at `bits` and restored to every wider width. `flags`: of the task."""
+    wider = [width for width in reversed(WIDTHS) if width > bits]
+    untrained = ("base" if bits == 16 else "quantized",) if seed == 0 else ()
+    return Cell(f"{plan}-{task.task}-{method}-{bits}-seed{seed}",
+                ["--method", method, *argv, *settings.flags, *LAYERS, *flags, *settings.graphs, "--seed", str(seed)],
+                (*untrained, "trained", *(f"restored-{width}bit" for width in wider)), priority=seed,
+                kind=f"{method}-{len(wider)}-{task.task}", seconds=20 + 6 * len(wider),
+                tags={"task": task.task, "method": method, "bits": bits, "seed": seed},
+                after=[f"{plan}-base-{width}" for width in (bits, *wider) if width < 16] if "gptq" in argv else [])

@@ -11,7 +11,7 @@ from experiments.claims.ratio import Move
 from tasks.significance import compare_scores
 from tests.experiments import fake_results
 
-PLANS = ("plr", "ptq_qlora", "scale")
+PLANS = ("plr", "plr_recipe", "ptq_qlora", "scale")
 
 
 def found_by(tmp_path, monkeypatch, skip=lambda cell: False):
