@@ -4,7 +4,7 @@ import random
 from pathlib import Path
 
 from experiments.cells.plan import Cell, Settings
-from experiments.plans import plr, ptq_qlora, rows, scale
+from experiments.plans import plr, plr_recipe, ptq_qlora, rows, scale
 
 TEST_ROWS = 200
 COST = {16: 0.0, 8: 0.0, 4: 0.02, 3: 0.1, 2: 0.4}  # of the share of right answers
@@ -15,7 +15,7 @@ def plans(monkeypatch) -> list:
     monkeypatch.setattr(rows.TaskRows, "files", lambda self, settings: (Path("train.jsonl"), Path("test.jsonl")))
     monkeypatch.setattr(rows, "calibration", lambda settings: ["--calibration", "text"])
     settings = Settings(Path("smollm2"), Path("data"))
-    return [module.plan(settings) for module in (plr, ptq_qlora, scale)]
+    return [module.plan(settings) for module in (plr, plr_recipe, ptq_qlora, scale)]
 
 
 def share(cell: Cell, state: str) -> float:
