@@ -3,7 +3,7 @@ from pathlib import Path
 
 from experiments.claims import method_findings as finding
 from experiments.claims import method_limits as limits
-from experiments.claims.evidence import Cells
+from experiments.claims.evidence import OF_SEVERAL, Cells
 from experiments.claims.method_lams import draw_gradients, draw_rates, lam_widths
 from experiments.claims.method_pictures import draw_scores
 from experiments.claims.method_rows import Found, first_table, gather
@@ -69,4 +69,4 @@ def findings(cells: Cells, found: list[Found], plan: str, tests: dict[str, Tests
             *limits.of_nothing(found), *limits.of_edges(found), *limits.of_threshold(found),
             *finding.of_gradients(found),
             f"Training diverged in {len(diverged)} cells{': ' if diverged else ''}{', '.join(diverged)}.",
-            *limits.unseen(found)]
+            *limits.unseen(found), OF_SEVERAL]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from experiments.claims import pictures
 from experiments.claims.evidence import (
+    OF_SEVERAL,
     Cells,
     Judged,
     compared,
@@ -134,6 +135,7 @@ def record(cells: Cells, place: Path) -> dict:
 
 
 NOTES = (
+    OF_SEVERAL,
     "The moves that the rule is tested on are not independent: the seeds share their bases, and those of 4, 8 and 16 "
     "bits are nearly one base here. So 20 moves count for fewer. The ratio counts all quantized layers, those without "
     "an adapter too.",
