@@ -136,6 +136,8 @@ def record(cells: Cells, place: Path) -> dict:
 
 NOTES = (
     OF_SEVERAL,
+    "The validation loss was computed five or six times in each training, since the end of an epoch counts, too. The "
+    "plan says four. The early ratio is of the first.",
     "The moves that the rule is tested on are not independent: the seeds share their bases, and those of 4, 8 and 16 "
     "bits are nearly one base here. So 20 moves count for fewer. The ratio counts all quantized layers, those without "
     "an adapter too.",
