@@ -233,9 +233,9 @@ def test_scores_of_zero_and_the_spread_over_seeds_are_told():
     cells = a_row("qablora-4x8", (3.0, 1.0, 2.0), marks[::-1], 4)
     steady = a_row("peqa", (3.0, 1.0, 2.0), ["1" * n] * 2, 4)
     said = limits.of_seeds(gather(cells | steady))[0]
-    assert "up to 17.7 points" in said and said.endswith("has one sign in every seed.")
-    turned = a_row("peqa", (3.0, 1.0, 2.0), ["1" * 18 + "0" * 22, "1" * n], 4)
-    assert "PEQA at 4 bits (-5.0, +75.0)" in limits.of_seeds(gather(cells | turned))[0]
+    assert "up to 17.7 points" in said and said.endswith("is 3 standard errors over seeds or more.")
+    turned = a_row("peqa", (3.0, 1.0, 2.0), ["1" * 18 + "0" * 22, "1" * n], 4)  # 72.5 ± 27.5 beside 37.5 ± 12.5
+    assert "PEQA at 4 bits (+35.0 ± 30.2)" in limits.of_seeds(gather(cells | turned))[0]
 
 
 def test_the_interval_of_one_seed_is_over_test_rows():
