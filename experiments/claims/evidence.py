@@ -12,6 +12,8 @@ from tasks.significance import Comparison, compare_scores
 LEVEL = 0.05
 CONFIRMED, NOT_CONFIRMED, OPPOSITE = "confirmed", "not confirmed", "the opposite"
 NOT_DECIDED = "not decided, too few cells,"
+OF_SEVERAL = ("How verdicts are made: a claim with several comparisons is confirmed if at least half of them are "
+              "significantly above and none is below. It is the opposite if more are below than above.")
 
 Facts = dict
 Group = dict[int, Facts]  # seed -> the facts of its cell

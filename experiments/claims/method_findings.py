@@ -2,7 +2,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from experiments.claims.evidence import Judged, overall
+from experiments.claims.evidence import CONFIRMED, LEVEL, NOT_CONFIRMED, OPPOSITE, Judged, overall
 from experiments.claims.method_lams import late_norms
 from experiments.claims.method_rows import (
     Found,
@@ -13,7 +13,7 @@ from experiments.claims.method_rows import (
     rounded_afterwards,
     tested,
 )
-from experiments.claims.method_tables import Tests, balance, gain, p_words
+from experiments.claims.method_tables import Tests, balance, deployed, gain, p_words
 from experiments.plans.method_rows import FACTORS, REFERENCE, WIDTHS
 
 TARGETS = (("codes", "Merging QLoRA into the codes"),
@@ -52,7 +52,7 @@ def beside_reference(found: Sequence[Found], tests: Tests) -> list[str]:
         of_width = [(titles[row], judged) for (row, width), judged in tests.items() if width == bits]
         signs = {1: [], -1: []}
         for title, judged in of_width:
-            if judged.adjusted is not None and judged.adjusted < 0.05:
+            if judged.adjusted is not None and judged.adjusted < LEVEL:
                 signs[1 if judged.comparison.difference > 0 else -1].append(
                     f"{title} {100 * judged.comparison.difference:+.1f}")
         above, below = ("; ".join(names) or "none" for names in signs.values())
@@ -78,7 +78,8 @@ def turned(judged: Judged) -> Judged:
 
 def of_balance(found: Sequence[Found]) -> list[str]:
     """Does the gain of Q-BLoRA over QLoRA survive tuned rates?"""
-    said = [by_width("Q-BLoRA scores above QLoRA, each at its best rate (Shen et al., Sec. 3.2)",
+    tuned = " (tuned at 4 bits only)" if any(one.lender for one, _ in balance(found)) else ""
+    said = [by_width(f"Q-BLoRA scores above QLoRA, each at its best rate{tuned} (Shen et al., Sec. 3.2)",
                      tested(balance(found), as_trained), titles_of(found))]
     said += [at_same_rate(found)] if balance(found) else []
     return said
@@ -98,9 +99,11 @@ def of_rounding(found: Sequence[Found]) -> str:
     """Rounded afterwards minus as trained, of the same models."""
     tests = [(one, compared_with_itself(one)) for one in first_table(found) if one.states(rounded_afterwards)]
     judged = {(one.row, one.bits): result for one, result in tests if result}
-    return by_width("Merging to 16 bits and rounding afterwards by GPTQ changes the score of the same model (not in "
-                    "the plan, p not corrected)", judged, titles_of(found)).replace(": confirmed", ": raised").replace(
-        ": the opposite", ": lowered").replace(": not confirmed", ": no difference found")
+    said = by_width("Merging to 16 bits and rounding afterwards by GPTQ changes the score of the same model (not in "
+                    "the plan, p not corrected)", judged, titles_of(found))
+    for verdict, words in ((NOT_CONFIRMED, "no difference found"), (CONFIRMED, "raised"), (OPPOSITE, "lowered")):
+        said = said.replace(f" {verdict} at ", f" {words} at ")
+    return said
 
 
 def compared_with_itself(one: Found) -> Judged | None:
@@ -119,26 +122,19 @@ def of_targets(found: Sequence[Found]) -> list[str]:
                    at_k_bits)
     return [by_width(f"{name} ends above QLoRA rounded afterwards (not in the plan; Holm over these)",
                      {key: judged for key, judged in tests.items() if key[0] == row}, titles_of(found))
-            for row, name in TARGETS]
+            for row, name in TARGETS] + sizes_of_targets(found)
 
 
-def of_edges(found: Sequence[Found]) -> list[str]:
-    """The rows with a trained model whose best rate is the lowest or the highest that was tried, by width."""
-    said = []
-    for bits in (16, *WIDTHS):
-        edges = [f"{one.title} ({one.best['tags']['value']:g})" for one in first_table(found)
-                 if one.bits == bits and one.finals and one.at_edge and one.best]
-        if edges:
-            said.append(f"At {bits} bits, the best rate is at the edge of those tried for {'; '.join(edges)}. A better "
-                        f"one may lie beyond, so comparisons with these rows hold among the rates tried only.")
-    return said
-
-
-def of_threshold(found: Sequence[Found]) -> list[str]:
-    """Whether LoTA-QAF's thresholds reach its best."""
-    rows = [one for one in first_table(found) if one.row == "lota" and one.bits == 4 and one.best and one.at_edge]
-    return [f"LoTA-QAF may not be at its best: the best threshold at 4 bits, {one.best['tags']['value']:g}, is "
-            f"an end of those tried." for one in rows if one.best]
+def sizes_of_targets(found: Sequence[Found]) -> list[str]:
+    """Bits a weight of the models that `of_targets` compares."""
+    names, said = ("qlora", *dict(TARGETS)), []
+    for bits in WIDTHS:
+        sizes = {one.row: f"{one.title} {deployed(one)}" for one in first_table(found)
+                 if one.bits == bits and one.row in names and one.states(at_k_bits)}
+        if len(sizes) > 1:
+            said.append(f"At {bits} bits: {'; '.join(sizes[name] for name in names if name in sizes)}.")
+    return [f"These models differ in grid and size, so the target of the merge is not all that differs. Bits a weight, "
+            f"QLoRA's rounded afterwards. {' '.join(said)}"] if said else []
 
 
 def of_gradients(found: Sequence[Found]) -> list[str]:
@@ -161,15 +157,3 @@ def of_gradients(found: Sequence[Found]) -> list[str]:
             said.append(f"A larger lam lowers the gradient (Shen et al., Figure 2): {verdict} at {bits} bits ({shown} "
                         f"QLoRA's in the same part). One seed, no test.")
     return said
-
-
-def unseen(found: Sequence[Found]) -> list[str]:
-    """What no cell decides: further parts that were not run, and how many seeds there are."""
-    parts = {"operators": "other operators", "blocks": "other blocks", "parameters": "equal parameters",
-             "time": "equal wall-clock", "targets": "three targets on one base"}
-    run = {one.part for one in found if one.finals}
-    missing = [words for part, words in parts.items() if part not in run]
-    seeds = max((len(one.finals) for one in found), default=0)
-    said = [f"Not decided, as no cell was run: {listed(missing)}."] if missing else []
-    return said + (["Each row has one seed. Intervals and tests are over test rows, so the spread over seeds is not "
-                    "known."] if seeds == 1 else [])

@@ -25,8 +25,11 @@ class Found:
 
     @property
     def tuning(self) -> list[Facts]:
-        """The rates that are chosen from."""
-        return self.lender.rates if self.lender else self.rates
+        """The rates that are chosen from: those of the plan. Others, of a plan before, are shown and not chosen."""
+        if self.lender:
+            return self.lender.tuning
+        return [facts for facts in self.rates
+                if any(math.isclose(facts["tags"]["factor"], factor) for factor in self.factors)]
 
     @property
     def best(self) -> Facts | None:

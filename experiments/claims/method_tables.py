@@ -86,7 +86,8 @@ def methods_table(found: Sequence[Found], bits: int, tests: dict[str, Tests]) ->
                      *(difference(tests[name].get((one.row, bits))) for name in STATES), deployed(one),
                      parameters(one)])
     return {"caption": f"{bits} bits, and 16 for comparison. Validation loss in nats a target token. p is corrected; * "
-                       "is below 0.05. \"edge\": the best rate is the lowest or the highest that was tried.",
+                       "is below 0.05. \"edge\": the best rate is the lowest or the highest that was tried. "
+                       "Differences are over the seeds that both rows have.",
             "rows": rows, "columns": [
         "method", "bits", "rate", "seeds", "as trained, %", "loss as trained", "at k bits, %", "loss at k bits", "how",
         f"as trained - {REFERENCE}, points", f"at k bits - {REFERENCE}, points", "bits a weight", "parameters"]}

@@ -2,7 +2,8 @@
 from pathlib import Path
 
 from experiments.claims import method_findings as finding
-from experiments.claims.evidence import Cells
+from experiments.claims import method_limits as limits
+from experiments.claims.evidence import OF_SEVERAL, Cells
 from experiments.claims.method_lams import draw_gradients, draw_rates, lam_widths
 from experiments.claims.method_pictures import draw_scores
 from experiments.claims.method_rows import Found, first_table, gather
@@ -64,7 +65,8 @@ def findings(cells: Cells, found: list[Found], plan: str, tests: dict[str, Tests
     diverged = [name for name, facts in cells.facts.items()
                 if facts["plan"] == plan and "diverged" in facts.get("training", {})]
     return [*finding.beside_reference(found, last), *finding.of_reference(found, last), *finding.of_balance(found),
-            finding.of_rounding(found), *finding.of_targets(found), *finding.of_edges(found),
-            *finding.of_threshold(found), *finding.of_gradients(found),
+            finding.of_rounding(found), *finding.of_targets(found), *limits.of_borrowed(found),
+            *limits.of_nothing(found), *limits.of_edges(found), *limits.of_threshold(found),
+            *finding.of_gradients(found),
             f"Training diverged in {len(diverged)} cells{': ' if diverged else ''}{', '.join(diverged)}.",
-            *finding.unseen(found)]
+            *limits.unseen(found), OF_SEVERAL]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from experiments.claims import pictures
 from experiments.claims.evidence import (
+    OF_SEVERAL,
     Cells,
     Group,
     Judged,
@@ -99,6 +100,7 @@ def notes(cells: Cells) -> list[str]:
     """What a reader must know of the base, the quantizers and the tests."""
     at_4, at_3 = (score_of(group_of(cells, PLAN, TASKS[0], "sft-qlora", "gptq", bits), "quantized") for bits in (4, 3))
     return [
+        OF_SEVERAL,
         "The 16-bit weights of this base are dequantized 4-bit min-max codes in blocks of 32x1, the grid of GPTQ here. "
         f"SFT -> PTQ by GPTQ scores {at_4} % at 4 bits and {at_3} % at 3 bits on banking77. The likely reason, not "
         "tested on its own: rounding to the old grid undoes part of SFT. So 4 bits by GPTQ overstate what PTQ costs, "

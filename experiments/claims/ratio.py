@@ -132,6 +132,17 @@ class Rule:
                 f"beside the fitted constant {p:.2g}; fitted threshold {self.threshold:.2g}"
                 f"{', which is to say never' if self.threshold == 0 else ''}).")
 
+    def hindsight(self) -> list[str]:
+        """What a threshold of the held-out cells themselves would have told of them."""
+        if not self.fitted or not self.held_out:
+            return []
+        at = threshold(self.held_out)
+        ours, fitted = ([sum(right(move, t) for move in self.held_out) for t in (at, self.threshold)])
+        return [f"In hindsight: a threshold of {at:.2g} tells {ours} of the {len(self.held_out)} held-out signs, the "
+                f"fitted one {fitted}, and {sum(right(move, at) for move in self.fitted)} of the {len(self.fitted)} "
+                f"fitted ones. So the ratio orders one task ({HELD_OUT}, see Spearman) and not the other."] * (
+            ours > fitted)
+
 
 def moves_table(every: Sequence[Move]) -> dict:
     """Means over the seeds."""

@@ -51,7 +51,15 @@ def record(cells: Cells, place: Path) -> dict:
     return {"title": "The scale of the effects: 5.8 M and 135 M parameters", "tables": [
         {"caption": f"{TASK}, percentage points [95 % interval], p not corrected.", "columns": ["", *sides(cells)],
          "rows": rows}], "pictures": [["QLoRA as trained and restored, on both bases", "scale.png"]],
-        "findings": [said(rows), *unmeasured(cells, rows)]}
+        "findings": [said(rows), *seeds(cells), *unmeasured(cells, rows)]}
+
+
+def seeds(cells: Cells) -> list[str]:
+    """How many seeds of 2-bit QLoRA each base has."""
+    of_base = {base: len(plr.group_of(restoring, plan, TASK, "qlora", 2))
+               for base, (restoring, plan, _, _) in sides(cells).items()}
+    return [f"Seeds of these cells: {', '.join(f'{n} on {base}' for base, n in of_base.items())}. Intervals are over "
+            f"test rows alone."]
 
 
 def unmeasured(cells: Cells, rows: list[list[str]]) -> list[str]:

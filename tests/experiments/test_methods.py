@@ -5,6 +5,7 @@ import pytest
 
 from experiments.cells.plan import Settings, checked
 from experiments.claims import method_findings as findings
+from experiments.claims import method_limits as limits
 from experiments.claims import method_rows as found
 from experiments.claims import method_tables as tables
 from experiments.claims.evidence import Cells
@@ -190,7 +191,51 @@ def test_claims_are_judged_by_width_and_undecided_where_nothing_was_run():
     said = findings.beside_reference(rows, tables.against_reference(rows)["at k bits"])
     assert "2 rows were tested. Significantly above: none. Significantly below: QALORA -50.0." in said[0]
     assert "not decided at 4, 3 and 2 bits" in findings.of_targets(rows)[0]
-    assert any("one seed" in sentence for sentence in findings.unseen(rows))
+    assert any("one seed" in sentence for sentence in limits.unseen(rows))
+
+
+def test_rounding_lowers_raises_or_does_not_change_a_score():
+    """At several widths: each verdict is in words of its own."""
+    cells = {}
+    for bits, right in ((4, 20), (3, 20), (2, 5)):
+        cells |= a_row("qlora", (3.0, 1.0, 2.0), ["1" * 20 + "0" * 20], bits, f"requantized-{bits}bit")
+        state = cells[f"qlora-{bits}-seed0"]["states"]
+        state[f"requantized-{bits}bit"] = {**state["trained"], "marks": "1" * right + "0" * (40 - right)}
+    said = findings.of_rounding(gather(cells))
+    assert "no difference found at 3 bits" in said and "lowered at 2 bits (-37.5" in said and "opposite" not in said
+
+
+def test_a_rate_that_the_plan_has_no_more_is_not_chosen():
+    cells = a_row("qblora-2", (1.0, 2.0, 3.0), ["10"], 2)  # a third of the usual rate is tried at 4 bits only
+    cells["qblora-2-2-seed0"]["argv"] = ["--lr", "2.0"]
+    one = gather(cells)[0]
+    assert one.best["tags"]["value"] == 2.0 and list(one.finals) == [0] and len(one.rates) == 3
+
+
+def test_rates_that_were_not_tuned_are_told_with_what_was_seen_of_others():
+    cells = a_row("peqa", (3.0, 1.0, 2.0), ["10"], 4)
+    assert limits.of_borrowed(gather(cells, "methods_real")) == []
+    cells |= a_row("peqa", (3.0, 1.0, 0.5), ["10"], 2)
+    cells["peqa-2-seed0"]["argv"] = ["--lr", "2.0"]
+    said = limits.of_borrowed(gather(cells, "methods_real"))
+    assert said[0].startswith("At 2 bits no rate was tuned") and "PEQA at 2 bits (3: 0.500, used 2: 1.000" in said[1]
+    del cells["peqa-2-3.0"]
+    assert "PEQA at 2 bits (2, the highest of 2)" in limits.of_borrowed(gather(cells, "methods_real"))[1]
+    assert limits.of_borrowed(gather(cells)) == []
+
+
+def test_scores_of_zero_and_the_spread_over_seeds_are_told():
+    none = a_row("qlora", (3.0, 1.0, 2.0), ["000"], 2) | a_row("peqa", (3.0, 1.0, 2.0), ["000"], 2)
+    assert "At 2 bits, 2 rows score 0 %: QLORA; PEQA." in limits.of_nothing(gather(none))[0]
+    assert limits.of_nothing(gather(a_row("qlora", (3.0, 1.0, 2.0), ["001"], 2))) == []
+    n = 40
+    marks = ["1" * right + "0" * (n - right) for right in (10, 20)]
+    cells = a_row("qablora-4x8", (3.0, 1.0, 2.0), marks[::-1], 4)
+    steady = a_row("peqa", (3.0, 1.0, 2.0), ["1" * n] * 2, 4)
+    said = limits.of_seeds(gather(cells | steady))[0]
+    assert "up to 17.7 points" in said and said.endswith("is 3 standard errors over seeds or more.")
+    turned = a_row("peqa", (3.0, 1.0, 2.0), ["1" * 18 + "0" * 22, "1" * n], 4)  # 72.5 ± 27.5 beside 37.5 ± 12.5
+    assert "PEQA at 4 bits (+35.0 ± 30.2)" in limits.of_seeds(gather(cells | turned))[0]
 
 
 def test_the_interval_of_one_seed_is_over_test_rows():
