@@ -354,6 +354,8 @@ MUTANTS = [
       INTEGERS),
     M("gptq-v1-stores-the-zeros", "quant/formats/gptq.py", "- int(self.version == 1)", "- 0", INTEGERS),
     M("gptq-v1-for-any-zeros", "quant/formats/gptq.py", '"gptq" if symmetric else "gptq_v2"', '"gptq"', INTEGERS),
+    M("symmetric-zero-points-are-not-seen", "quant/formats/stored.py", "offset, levels = (NONE, levels - half) if symmetric",
+      "offset, levels = (NONE, levels - half) if False", ("tests/interop/test_export_integers.py",)),
     M("gptqmodel-zeros-read-by-fields", "quant/formats/gptq.py", "if self.by_words else 0", "if False else 0",
       ("tests/quant/test_prebuilt_goldens.py",)),
     M("merged-offsets-in-integer-formats", "interop/stored_format.py",

@@ -97,6 +97,24 @@ def test_a_base_of_another_format_is_handed_on_and_trained_on(name, form, small_
 
 
 @pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("flags", [CODES[:6], PEQA[:2], ["--method", "qlora"]], ids=" ".join)
+def test_a_symmetric_gptq_file_stays_symmetric(base, tmp_path, form, flags):
+    """With zero points that are all 8, as files of the hub have them. vLLM reads no other GPTQ."""
+    made = made_run(tmp_path / "made", base, *CODES, "--quantizer", "absmax")
+    export(made, "gptq", tmp_path / "gptq")
+    assert load_file(tmp_path / "gptq/model.safetensors").keys() >= {"model.layers.0.mlp.up_proj.qzeros"}
+    run = made_run(tmp_path / "run", tmp_path / "gptq", *flags, "--quantizer", "none")
+    beside = flags == ["--method", "qlora"]
+    report = export(run, "peft", tmp_path / "out", "--base-format", form) if beside else export(run, form,
+                                                                                               tmp_path / "out")
+    stated = read_json(tmp_path / ("out/base" if beside else "out") / "config.json")["quantization_config"]
+    groups = stated.get("config_groups", {"group_0": {"weights": {"symmetric": stated.get("sym")}}})
+    assert [group["weights"]["symmetric"] for group in groups.values()] == [True]
+    assert report["vllm_not_tried_here"].startswith("vllm serve ")
+    assert report["largest_weight_difference"] < (1e-2 if flags == PEQA[:2] else 1e-6)
+
+
+@pytest.mark.parametrize("form", FORMATS)
 def test_an_adapter_stands_beside_the_codes_of_its_base(base, tmp_path, form):
     run = made_run(tmp_path / "run", base, "--method", "qablora", "--quantizer", "absmax", "--block", "32x1",
                    "--lam", "32x8")
