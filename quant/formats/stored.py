@@ -47,9 +47,9 @@ class Stated:
 def stated_of(layer: QuantLinear) -> Stated:
     """The sizes of a layer, its block as two numbers. Zero points that are all 2^(bits - 1), as in most GPTQ files, are
     stated as the symmetric grid that they are: no offset, levels from -2^(bits - 1)."""
-    levels, half = layer.levels, 2 ** (layer.bits - 1)
+    levels, scale, half = layer.levels, layer.grid.factors()[0], 2 ** (layer.bits - 1)
     if isinstance(layer.offset, ZeroPoints):
-        symmetric = bool((layer.offset.integers(layer.scale.shape) == half).all())
+        symmetric = bool((layer.offset.integers(scale.shape) == half).all())
         offset, levels = (NONE, levels - half) if symmetric else (INTEGER, levels)
     else:
         offset = NONE if isinstance(layer.offset, Tensor) and layer.offset.shape == (1, 1) else EACH
