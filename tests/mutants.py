@@ -354,6 +354,8 @@ MUTANTS = [
       INTEGERS),
     M("gptq-v1-stores-the-zeros", "quant/formats/gptq.py", "- int(self.version == 1)", "- 0", INTEGERS),
     M("gptq-v1-for-any-zeros", "quant/formats/gptq.py", '"gptq" if symmetric else "gptq_v2"', '"gptq"', INTEGERS),
+    M("codes-of-joined-layers-are-read", "model/stored_checkpoint.py", "if FAMILIES[config.model_type].fused:", "if False:",
+      ("tests/model/test_prebuilt_bases.py",)),
     M("symmetric-zero-points-are-not-seen", "quant/formats/stored.py", "(NONE, levels - half) if symmetric else",
       "(NONE, levels - half) if False else", ("tests/interop/test_export_integers.py",)),
     M("gptqmodel-zeros-read-by-fields", "quant/formats/gptq.py", "if self.by_words else 0", "if False else 0",

@@ -24,6 +24,7 @@ from tests.prebuilt import TOOLS, WIDE, write_model
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 FORMATS = ["gptq", "compressed-tensors"]
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 CODES = ["--method", "qlora", "--rank", "4", "--merge-into", "codes", "--block", "32x1"]
 PEQA = ["--method", "peqa", "--block", "32x1"]
 
@@ -175,6 +176,12 @@ def test_bits_that_one_format_lacks_are_refused_there_only(base, tmp_path):
             "compressed-tensors, which has 2, 3, 4, 5, 6, 8. Train with") in found
     report = export(run, "compressed-tensors", tmp_path / "out")
     assert report["largest_weight_difference"] == 0 and "its package humming" in report["vllm_not_tried_here"]
+
+
+@pytest.mark.parametrize("form", [*FORMATS, "mlx"])
+def test_a_family_whose_files_join_layers_is_refused(tmp_path, form):
+    message = refusal(FIXTURES / "phi3", form, tmp_path / "out")
+    assert "model_type 'phi3' join layers (" in message and "use --format safetensors" in message
 
 
 def test_base_format_is_refused_where_it_says_nothing(base, tmp_path):
