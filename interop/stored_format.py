@@ -26,7 +26,7 @@ from model.llama import Llama
 from model.stored_checkpoint import StoredWeights, stored_format
 from model.tensor_files import name_of, write_safetensors
 from quant.formats import GPTQ, MLX, CompressedTensors
-from quant.formats.stored import StoredFormat
+from quant.formats.stored import StoredFormat, stated_of
 
 VLLM = "vllm_not_tried_here"
 
@@ -47,15 +47,18 @@ class StoredFormatExport:
         self.trained, self.to, self.dtype = trained, to, dtype and DTYPES[dtype]
         if merged and self.beside_base and stands_beside(trained):
             self.instead = f"{self.instead}; {self.beside_base}"
-        self.settings = settings_of(trained, self.kind, self.instead, merged)
         self.base = self.base_in_format()
-        stated = self.base.stated if self.base else {}
-        settings = {**self.settings, **{name: self.kind.setting_for(sizes) for name, sizes in stated.items()}}
-        linear = linear_names(empty_model(trained.config, torch.float32), "all")
+        self.state(settings_of(trained, self.kind, self.instead, merged))
+
+    def state(self, settings: dict[str, Any]) -> None:
+        """These layers are written so. Raises ValueError if one model cannot hold them all."""
+        self.settings, of_base = settings, self.base.stated if self.base else {}
+        every = {**settings, **{name: self.kind.setting_for(sizes) for name, sizes in of_base.items()}}
+        linear = linear_names(empty_model(self.trained.config, torch.float32), "all")
         try:
-            self.config = self.kind.config_of(settings, [name for name in linear if name not in settings])
+            self.config = self.kind.config_of(every, [name for name in linear if name not in every])
         except ValueError as error:
-            raise ValueError(f"{trained.path}: {error}. {self.instead}") from None
+            raise ValueError(f"{self.trained.path}: {error}. {self.instead}") from None
         self.stored = self.kind.of(self.config)
 
     def base_in_format(self) -> StoredWeights | None:
@@ -138,12 +141,16 @@ class MLXExport(StoredFormatExport):
 
 class IntegerExport(StoredFormatExport):
     """A format with integer zeros, which transformers reads, and vLLM as far as `not_in_vllm` says."""
-    instead = ("Train with --quantizer intminmax or absmax and --block 32x1, and merge with --merge-into codes or "
-               "--method peqa; or use --format mlx, gguf or safetensors")
+    instead = ("Train with --block 32x1 and --method peqa, or with --block 32x1 --quantizer intminmax or absmax and "
+               "--merge-into codes; or use --format safetensors, or mlx or gguf if the adapter merges into offsets")
     beside_base = ("or, if the base is one of intminmax or absmax, keep the adapter beside it, with --format peft "
                    "--base-format")
 
     def write(self, model: Llama, place: Path) -> dict:
+        """Headers do not tell a symmetric grid with zero points from others; the zeros do. No merge changes them."""
+        modules = {name: model.get_submodule(name) for name in self.settings}
+        self.state({name: self.kind.setting_for(stated_of(m.base if isinstance(m, AdaptedLinear) else m))
+                    for name, m in modules.items()})
         return {**super().write(model, place), VLLM: self.served()}
 
     def served(self, *more: str) -> str:

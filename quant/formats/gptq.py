@@ -9,7 +9,8 @@
 | `NAME.scales` | float16, bfloat16 or float32 | (D_in / group_size, D_out) |
 | `NAME.g_idx` | int32 | (D_in,): the group of each input |
 
-Version 1 stores zeros - 1, version 2 zeros. `sym` changes nothing in the layout: all zeros are 2^(bits - 1).
+Version 1 stores zeros - 1, version 2 zeros. `sym` changes nothing in the layout: all zeros are 2^(bits - 1). It is not
+trusted when a file is read; the zeros tell.
 
 In version 1, the zero 0 is stored as 2^bits - 1, and tools disagree on it. GPTQModel takes 1 off each word, not off
 each field, so that a field may borrow from the next one; adding 1 to the words undoes that. AutoGPTQ reads fields, at

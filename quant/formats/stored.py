@@ -45,13 +45,16 @@ class Stated:
 
 
 def stated_of(layer: QuantLinear) -> Stated:
-    """The sizes of a layer, its block as two numbers."""
+    """The sizes of a layer, its block as two numbers. Zero points that are all 2^(bits - 1), as in most GPTQ files, are
+    stated as the symmetric grid that they are: no offset, levels from -2^(bits - 1)."""
+    levels, scale, half = layer.levels, layer.grid.factors()[0], 2 ** (layer.bits - 1)
     if isinstance(layer.offset, ZeroPoints):
-        offset = INTEGER
+        symmetric = bool((layer.offset.integers(scale.shape) == half).all())
+        offset, levels = (NONE, levels - half) if symmetric else (INTEGER, levels)
     else:
         offset = NONE if isinstance(layer.offset, Tensor) and layer.offset.shape == (1, 1) else EACH
     block = layer.block.in_layer(layer.in_features)
-    return Stated(layer.out_features, layer.in_features, layer.bits, block, offset, layer.levels)
+    return Stated(layer.out_features, layer.in_features, layer.bits, block, offset, levels)
 
 
 class StoredFormat(ABC):

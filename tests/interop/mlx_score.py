@@ -60,9 +60,10 @@ def main() -> None:
                         "--save-path", fused], check=True)
     data = prepare_data(Source(run.path), run.config, calibrate=False)
     data = replace(data, test=data.test[:options.rows])
+    asked = {"run": run.path.resolve().name, "task": data.task.name, "metric": data.task.metric, "rows": len(data.test)}
     file = out / "figures.json"
-    figures = read_json(file) if file.is_file() else {"task": data.task.name, "metric": data.task.metric,
-                                                      "rows": len(data.test), "models": {}}
+    figures = read_json(file) if file.is_file() else {**asked, "models": {}}
+    check_same(file, figures, asked)
     for name, place in (("exported", exported), (BESIDE, base), ("fused", fused), ("base", base)):
         if name not in figures["models"]:
             own, kept = (model, {"codes_changed": 0.0, "rounding": 0.0}) if name == BESIDE else (ours(place), None)
@@ -74,6 +75,13 @@ def main() -> None:
                             for name, of in figures["models"].items()])
     write_text(out / "table.md", table + "\n")
     print(table)
+
+
+def check_same(file: Path, figures: dict, asked: dict) -> None:
+    """Exits, with the file, if its figures are those of another run or of other rows."""
+    for name, value in asked.items():
+        if figures.get(name, value) != value:
+            raise SystemExit(f"{file}: its {name} is {figures[name]}, and {value} is asked for: give another --out")
 
 
 def write_adapter(model: Llama, place: Path) -> None:

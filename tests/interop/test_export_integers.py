@@ -24,6 +24,7 @@ from tests.prebuilt import TOOLS, WIDE, write_model
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 FORMATS = ["gptq", "compressed-tensors"]
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 CODES = ["--method", "qlora", "--rank", "4", "--merge-into", "codes", "--block", "32x1"]
 PEQA = ["--method", "peqa", "--block", "32x1"]
 
@@ -97,6 +98,24 @@ def test_a_base_of_another_format_is_handed_on_and_trained_on(name, form, small_
 
 
 @pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("flags", [CODES[:6], PEQA[:2], ["--method", "qlora"]], ids=" ".join)
+def test_a_symmetric_gptq_file_stays_symmetric(base, tmp_path, form, flags):
+    """With zero points that are all 8, as files of the hub have them. vLLM reads no other GPTQ."""
+    made = made_run(tmp_path / "made", base, *CODES, "--quantizer", "absmax")
+    export(made, "gptq", tmp_path / "gptq")
+    assert load_file(tmp_path / "gptq/model.safetensors").keys() >= {"model.layers.0.mlp.up_proj.qzeros"}
+    run = made_run(tmp_path / "run", tmp_path / "gptq", *flags, "--quantizer", "none")
+    beside = flags == ["--method", "qlora"]
+    report = export(run, "peft", tmp_path / "out", "--base-format", form) if beside else export(run, form,
+                                                                                               tmp_path / "out")
+    stated = read_json(tmp_path / ("out/base" if beside else "out") / "config.json")["quantization_config"]
+    groups = stated.get("config_groups", {"group_0": {"weights": {"symmetric": stated.get("sym")}}})
+    assert [group["weights"]["symmetric"] for group in groups.values()] == [True]
+    assert report["vllm_not_tried_here"].startswith("vllm serve ")
+    assert report["largest_weight_difference"] < (1e-2 if flags == PEQA[:2] else 1e-6)
+
+
+@pytest.mark.parametrize("form", FORMATS)
 def test_an_adapter_stands_beside_the_codes_of_its_base(base, tmp_path, form):
     run = made_run(tmp_path / "run", base, "--method", "qablora", "--quantizer", "absmax", "--block", "32x1",
                    "--lam", "32x8")
@@ -157,6 +176,12 @@ def test_bits_that_one_format_lacks_are_refused_there_only(base, tmp_path):
             "compressed-tensors, which has 2, 3, 4, 5, 6, 8. Train with") in found
     report = export(run, "compressed-tensors", tmp_path / "out")
     assert report["largest_weight_difference"] == 0 and "its package humming" in report["vllm_not_tried_here"]
+
+
+@pytest.mark.parametrize("form", [*FORMATS, "mlx"])
+def test_a_family_whose_files_join_layers_is_refused(tmp_path, form):
+    message = refusal(FIXTURES / "phi3", form, tmp_path / "out")
+    assert "model_type 'phi3' join layers (" in message and "use --format safetensors" in message
 
 
 def test_base_format_is_refused_where_it_says_nothing(base, tmp_path):

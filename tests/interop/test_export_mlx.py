@@ -54,7 +54,8 @@ def loaded(directory):
 
 @pytest.mark.parametrize("flags", [QALORA, [*QALORA, "--bits", "3"], [*QALORA, "--bits", "8"],
                                    ["--method", "qablora", "--block", "32x2", "--lam", "32x8"],
-                                   ["--method", "peqa", "--block", "32x1"]], ids=" ".join)
+                                   ["--method", "peqa", "--block", "32x1"],
+                                   ["--method", "peqa", "--block", "rowx1"]], ids=" ".join)
 def test_an_export_holds_the_codes_of_the_run_and_computes_what_it_computes(small_base, tmp_path, flags):
     run = made_run(tmp_path / "run", small_base, *flags)
     report, ours = export(run, "mlx", tmp_path / "out"), as_trained(run)

@@ -92,3 +92,10 @@ def test_an_adapter_written_for_mlx_lm_computes_what_was_trained(wide, tmp_path)
     theirs = load_adapters(mlx_lm.load_model(base)[0], str(tmp_path / "adapter"))
     found = numpy.array(theirs(mx.array(TOKENS.numpy())))
     assert numpy.abs(ours(trained) - found).max() < 1e-4 < 1e-2 < numpy.abs(ours(loaded(base)) - found).max()
+
+
+def test_figures_of_other_rows_are_not_mixed(tmp_path):
+    from tests.interop.mlx_score import check_same
+    check_same(tmp_path, {"rows": 100, "models": {}}, {"run": "x", "rows": 100})
+    with pytest.raises(SystemExit, match="its rows is 100, and 20 is asked for: give another --out"):
+        check_same(tmp_path, {"rows": 100, "models": {}}, {"run": "x", "rows": 20})

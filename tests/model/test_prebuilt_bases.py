@@ -4,6 +4,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model.checkpoint import load_config, load_model, weight_files
+from model.files import read_json, write_json
 from quant.linear import QuantLinear
 from tests.prebuilt import TOOLS, write_model
 
@@ -38,3 +39,13 @@ def test_zero_biases_are_left_out_and_layers_that_are_dense_stay_so(small_base, 
         loaded(tmp_path / "base")
 
 
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_a_family_whose_files_join_layers_is_refused(name, small_base, tmp_path):
+    write_model(TOOLS[name], tmp_path / "base", small_base)
+    stated = read_json(tmp_path / "base/config.json")
+    write_json(tmp_path / "base/config.json", {**stated, "model_type": "phi3", "architectures": ["Phi3ForCausalLM"]})
+    tool = TOOLS[name].config["quant_method"]
+    with pytest.raises(ValueError, match=f"model_type 'phi3' is not read in the format {tool}; give the model"):
+        loaded(tmp_path / "base")
