@@ -114,8 +114,9 @@ def records(model: Llama, new_tokens: int) -> bool:
 def next_logits(model: Llama, tokens: Tensor, mask: Tensor, cache: KVCache | RecordedCache) -> Tensor:
     """Of the token after `tokens` (B, T), (B, vocab_size). Adds the tokens to the cache. mask: (B, cached + T).
 
-    One token after rows without padding needs no mask: the same bits, and 2 % of its time less."""
+    On a CPU, one token after rows without padding goes without a mask: the same bits, and 2 % of its time less. On a
+    GPU, looking at the mask would be a wait for each token."""
     if isinstance(cache, RecordedCache):
         return cache.logits(tokens, mask)
-    needed = None if tokens.shape[1] == 1 and mask.all() else mask
+    needed = None if tokens.is_cpu and tokens.shape[1] == 1 and mask.all() else mask
     return model.logits(model.hidden(tokens, needed, cache)[:, -1])
