@@ -16,6 +16,7 @@ On a CPU, commits and peers alternate in processes of their own (`processes.py`)
 | `quantizers.py` | (b) quantize and dequantize: weights a second of every quantizer on one thread |
 | `gptq.py` | (c) GPTQ of a model beside the textbook algorithm |
 | `training_step.py` | (a) a training step of every method beside PEFT + bitsandbytes |
+| `matrix_limit.py` | what the matrix products of a step take by themselves: the limit of (a) |
 | `generation.py` | (d) greedy generation in a batch, and of one sequence, beside transformers + bitsandbytes |
 | `choices.py` | (e) scoring of HellaSwag and MMLU beside lm-evaluation-harness |
 | `loading.py` | (f) loading, loading and quantizing, and how commands start |

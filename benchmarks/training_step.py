@@ -9,6 +9,9 @@ a batch, of which the answers are learned. Rank 16 on the attention layers, Adam
 
 Every process reports the losses of its steps. They must agree between the implementations of a method before a time is
 printed. Peers shift labels inside a row, as this project does, so both learn the same tokens.
+
+`limit` is the share of a step's time that its matrix products take by themselves (matrix_limit.py), measured in the
+same run. It is given for `fixed`, where all tokens reach the vocabulary.
 """
 import argparse
 import json
@@ -58,22 +61,35 @@ def compared(options: argparse.Namespace, workload: str, method: str) -> list[di
     if options.peers and method in PEERS:
         commands["peers"] = [options.peers, __file__.replace("training_step", "one_process"), "peers", "-"]
     found: dict[str, list[dict]] = {name: [] for name in commands}
+    limits = []
     for _ in range(options.repeats):
         for name, command in commands.items():
             found[name].append(one_process(options, [*command, method, workload]))
+        if workload == "fixed":
+            limits.append(matrix_limit(options, next(iter(found.values()))[0]["tokens"]))
     check_losses(method, found, TOLERANCE[options.dtype])
-    return [summary(method, workload, name, runs, options.cpu_time) for name, runs in found.items()]
+    rows = [summary(method, workload, name, runs, options.cpu_time) for name, runs in found.items()]
+    return [{**row, "limit": statistics.median(limits) / row["seconds_a_step"]} for row in rows] if limits else rows
+
+
+def matrix_limit(options: argparse.Namespace, tokens: int) -> float:
+    """Seconds a step of its products alone."""
+    command = [sys.executable, HERE / "matrix_limit.py", options.model.resolve(), options.dtype, f"{tokens:.0f}"]
+    return json.loads(output_of(options, command))["processor" if options.cpu_time else "wall"]
 
 
 def one_process(options: argparse.Namespace, command: Sequence[str]) -> dict:
-    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} if options.cpu_time else {}
     settings = {"model": str(options.model.resolve()), "data": str(options.data.resolve()) if options.data else None,
                 "dtype": options.dtype, "steps": options.steps, "flags": flags(command[-2])}
-    done = subprocess.run([*command, json.dumps(settings)], env={**os.environ, **threads}, capture_output=True,
-                          text=True, cwd="/")
+    return json.loads(output_of(options, [*command, json.dumps(settings)]).splitlines()[-1])
+
+
+def output_of(options: argparse.Namespace, command: Sequence[str | Path]) -> str:
+    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} if options.cpu_time else {}
+    done = subprocess.run(command, env={**os.environ, **threads}, capture_output=True, text=True, cwd="/")
     if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed: {done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+        raise RuntimeError(f"{' '.join(map(str, command))} failed: {done.stderr[-2000:]}")
+    return done.stdout
 
 
 def flags(method: str) -> list[str]:
@@ -109,7 +125,8 @@ def table(rows: list[dict], clock: str) -> str:
         (f"{clock} s a step", lambda r: f"{r['seconds_a_step']:.3f}"), ("spread", lambda r: f"{r['spread']:.0%}"),
         ("tokens/s", lambda r: f"{r['tokens_a_second']:.0f}"), ("peak MB", lambda r: f"{r['peak_mb']:.0f}"),
         ("speed", lambda r: f"{r['tokens_a_second'] / base_of(rows, r)['tokens_a_second']:.2f}x"),
-        ("memory", lambda r: f"{r['peak_mb'] / base_of(rows, r)['peak_mb']:.2f}x")]
+        ("memory", lambda r: f"{r['peak_mb'] / base_of(rows, r)['peak_mb']:.2f}x"),
+        ("limit", lambda r: f"{r['limit']:.0%}" if "limit" in r else "-")]
     lines = ["| " + " | ".join(title for title, _ in shown) + " |", "|" + "---|" * len(shown)]
     return "\n".join([*lines, *("| " + " | ".join(show(row) for _, show in shown) + " |" for row in rows)])
 
