@@ -40,7 +40,8 @@ class QuantSpec:
         help="store a weight in this many bits: 2, 3, 4, 5, 6 or 8 (nf and icq: 2, 3, 4)"))
     block: Block = field(metadata=dict(
         parse=Block.parse, metavar="BLOCK", shown="the method's or the quantizer's",
-        help="let n_in inputs x n_out outputs share a scale and an offset: 4x8, or rowx1 for whole rows"))
+        help="let n_in inputs x n_out outputs share a scale and an offset: 4x8, or rowx1 for whole rows. "
+             "Codes of 32x1, its multiples and rowx1 reach MLX, GGUF and other engines (docs/formats.md)"))
     grid: str | None = field(default=None, metadata=dict(
         choices=lambda: QUANTIZERS, metavar="QUANTIZER", shown=f"{GPTQ_GRID}; intminmax with --method peqa",
         help="gptq only: round to the grid of this quantizer"))
