@@ -72,8 +72,8 @@ def integer_zeros(layer: QuantLinear) -> Tensor:
         if not torch.equal(-scale * zeros, offset.expand_as(scale)):
             wrong = (-scale * zeros != offset).sum()
             raise ValueError(f"{wrong} of {scale.numel()} offsets are no whole multiples of their scales, and only "
-                             f"integer zeros have a place: quantize with intminmax or absmax, or export to mlx or gguf, "
-                             "which hold real offsets")
+                             f"integer zeros have a place: quantize with intminmax or absmax, or export to mlx or "
+                             "gguf, which hold real offsets")
     zeros = zeros - low
     if zeros.min() < 0 or zeros.max() >= 2 ** layer.bits:
         raise ValueError(f"zeros from {int(zeros.min())} to {int(zeros.max())} are beyond 0 .. {2 ** layer.bits - 1}")
