@@ -118,7 +118,7 @@ def record(cells: Cells, place: Path) -> dict:
     findings = [sentence("Restoring a QLoRA run to more bits raises its score (Kanda & Hatano, Sec. 3.2)", ours),
                 equal_to_lora(lora),
                 sentence("At 2 bits, restoring QA-LoRA and QA-BLoRA raises their scores (their open question)", aware),
-                rule.sentence(), *rule.hindsight(), *by_task(ours), *NOTES]
+                rule.sentence(), *rule.hindsight(), *by_task(ours), which_width(cells, PLAN, TASKS), *NOTES]
     draw_scores(cells, TASKS, PLAN, headline(findings[0]), place / "plr_scores.png")
     draw_memory(cells, TASKS, PLAN, f"{headline(findings[0])}. Large marker: as trained",
                 place / "plr_memory.png")
@@ -157,6 +157,25 @@ def by_task(judged: Sequence[Judged]) -> list[str]:
             text = f"{one.points} points to {one.what['trained at']}-bit QLoRA (p {p_cell(one)})"
             found.setdefault(one.what["task"], []).append(text)
     return [f"On {task}, restoring to 16 bits brings {' and '.join(said)}." for task, said in found.items()]
+
+
+def which_width(cells: Cells, plan: str, tasks: Sequence[str]) -> str:
+    """For each task and width that a model is used at: the best width to train at, restored where it is narrower."""
+    gaps = {}
+    for task in tasks:
+        for used in WIDTHS[:-1]:
+            scores = {bits: score_of(group_of(cells, plan, task, "lora" if bits == 16 else "qlora", bits),
+                                     "trained" if bits == used else key(used)) for bits in WIDTHS if bits <= used}
+            found = {bits: score.mean for bits, score in scores.items() if score}
+            if used in found and len(found) > 1:
+                gaps[task, used] = 100 * (max(mean for bits, mean in found.items() if bits != used) - found[used])
+    if not gaps:
+        return "Which width to train at: not decided, no cells."
+    (task, used), most = max(gaps.items(), key=lambda case: case[1])
+    best = sum(gap <= 0 for gap in gaps.values())
+    return (f"Which width to train at (what the paper leaves open): the width that the model is used at scores best in "
+            f"{best} of {len(gaps)} cases (tasks and widths of use; not in the plan, not tested). The most that a "
+            f"narrower one, restored, scores above it is {most:+.1f} points ({task}, used at {used} bits).")
 
 
 MARGIN = 0.02  # of the score: what counts as the same

@@ -1,11 +1,12 @@
 """What is said of the papers' claims, tried on drawn cells."""
 import json
 import math
+import re
 
 import pytest
 
 from experiments import findings, results_page
-from experiments.claims import evidence, ratio
+from experiments.claims import evidence, plr, ratio
 from experiments.claims.evidence import CONFIRMED, NOT_CONFIRMED, OPPOSITE, Judged
 from experiments.claims.ratio import Move
 from tasks.significance import compare_scores
@@ -44,6 +45,15 @@ def test_a_part_of_the_cells_is_judged_too(tmp_path, monkeypatch):
     records = found_by(tmp_path, monkeypatch, lambda cell: cell.tags.get("seed") or cell.tags["task"] != "banking77")
     assert "not tested, no cells" in records["plr"]["findings"][3]
     assert {row[0] for row in records["plr"]["tables"][1]["rows"]} == {"banking77"}
+
+
+def test_the_width_of_use_is_the_best_to_train_at_where_narrower_bases_lose(tmp_path, monkeypatch):
+    """Made-up cells: 16 and 8 bits are equal but for noise, and 3 and 2 bits never regain all they lost."""
+    pytest.importorskip("matplotlib")
+    said = next(text for text in found_by(tmp_path, monkeypatch)["plr"]["findings"] if text.startswith("Which width"))
+    best, cases = re.search(r"best in (\d+) of (\d+) cases", said).groups()
+    assert cases == "8" and int(best) >= 4  # at 3 and 4 bits, on both tasks
+    assert "no cells" in plr.which_width(evidence.Cells([]), "plr", ["banking77"])
 
 
 def test_missing_cells_are_told(tmp_path, monkeypatch):
