@@ -30,7 +30,7 @@ from adapters.lota import TernaryLinear
 from adapters.merged_form import has_merged_form, inside_tiles, offset_with
 from adapters.peqa import PEQA
 from adapters.rounded import CODES, RoundedLinear
-from adapters.scaleoffset import SCALE_AND_OFFSET, ScaleOffset
+from adapters.scaleoffset import RefittedLinear
 from model.llama import Linear
 from quant.linear import QuantLinear
 
@@ -80,9 +80,7 @@ def merge_into_codes(adapted: AdaptedLinear, layer: str = "weight") -> QuantLine
         return base.with_offset(merged_offset(base, adapter))
     if target.into == "scale":
         return base.with_scale(merged_scale(base, adapter))
-    if target.into == SCALE_AND_OFFSET:
-        return base.with_factors(*merged_factors(base, adapter))
-    if isinstance(adapted, RoundedLinear | TernaryLinear):
+    if isinstance(adapted, RefittedLinear | RoundedLinear | TernaryLinear):
         return adapted.merged()
     raise MergeRefused(f"layer {layer}: {target.reason}")
 
@@ -109,12 +107,6 @@ def merged_scale(base: QuantLinear, adapter: PEQA) -> Tensor:
     """scale + d_scale, (D_out/n_out, D_in/n_in)."""
     scale, _ = base.grid.factors()
     return adapter.scale(scale).detach()
-
-
-@torch.no_grad()
-def merged_factors(base: QuantLinear, adapter: ScaleOffset) -> tuple[Tensor, Tensor]:
-    """Scale and offset, (D_out/n_out, D_in/n_in)."""
-    return adapter.factors(*base.grid.factors())
 
 
 def merge_to_dense(adapted: AdaptedLinear, dtype: torch.dtype) -> Linear:

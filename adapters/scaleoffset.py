@@ -29,7 +29,7 @@ class RefittedMatmul(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, log_factor: Tensor, H: Tensor, layer: "RefittedLinear") -> Tensor:
-        ctx.refitted, ctx.layer = layer.refitted(), layer
+        ctx.refitted = layer.merged()
         ctx.save_for_backward(x, H)
         return x @ ctx.refitted.dequantize(x.dtype).T
 
@@ -61,10 +61,10 @@ class RefittedLinear(AdaptedLinear):
         return y if self.base.bias is None else y + self.base.bias.to(y.dtype)
 
     def weight(self) -> Tensor:
-        return self.refitted().dequantize(torch.promote_types(self.adapter.H.dtype, torch.float32))
+        return self.merged().dequantize(torch.promote_types(self.adapter.H.dtype, torch.float32))
 
     @torch.no_grad()
-    def refitted(self) -> QuantLinear:
+    def merged(self) -> QuantLinear:
         """The base with its trained scale and offset; it shares all other buffers."""
         return self.base.with_factors(*self.adapter.factors(*self.base.grid.factors()))
 

@@ -1,11 +1,11 @@
 """The time that a training step's matrix products take by themselves: the limit that a step is compared with.
 
-    python benchmarks/matrix_limit.py DIR bfloat16 1024
+    python -m benchmarks.matrix_limit DIR bfloat16 1024
 
 A step on a frozen base multiplies the tokens by every weight twice: forward, and for the gradient of the input, which
 the lowest decoder layer's q, k and v need not give. So do the vocabulary's logits. Adapters are left out: 1 % of the
 products at rank 16. Each shape is timed by itself, median of several, and counted as often as it occurs. Prints JSON:
-wall and processor seconds a step. It imports torch only, so that all versions of this project share it.
+wall and processor seconds a step.
 """
 import json
 import statistics
@@ -15,19 +15,20 @@ from pathlib import Path
 
 import torch
 
+from model.checkpoint import load_config
+from model.config import LlamaConfig
+
 REPEATS = 9
 
 
-def shapes(config: dict) -> dict[tuple[int, int], int]:
+def shapes(config: LlamaConfig) -> dict[tuple[int, int], int]:
     """(D_out, D_in) of the weights, and how often a step multiplies by each, forward and backward together."""
-    hidden, inner, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
-    heads = config["num_attention_heads"]
-    head = config.get("head_dim") or hidden // heads
-    q, kv = heads * head, config.get("num_key_value_heads", heads) * head
+    hidden, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
     counted: dict[tuple[int, int], int] = {}
     for shape, products in (((q, hidden), 2 * layers - 1), ((kv, hidden), 2 * (2 * layers - 1)),
                             ((hidden, q), 2 * layers), ((inner, hidden), 4 * layers), ((hidden, inner), 2 * layers),
-                            ((config["vocab_size"], hidden), 2)):
+                            ((config.vocab_size, hidden), 2)):
         counted[shape] = counted.get(shape, 0) + products
     return counted
 
@@ -47,8 +48,8 @@ def seconds(shape: tuple[int, int], dtype: torch.dtype, tokens: int) -> tuple[fl
 
 def main() -> None:
     model, dtype, tokens = sys.argv[1:]
-    config = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
-    found = [(count, *seconds(shape, getattr(torch, dtype), int(tokens))) for shape, count in shapes(config).items()]
+    counted = shapes(load_config(Path(model)))
+    found = [(count, *seconds(shape, getattr(torch, dtype), int(tokens))) for shape, count in counted.items()]
     print(json.dumps({"wall": sum(count * wall for count, wall, _ in found),
                       "processor": sum(count * processor for count, _, processor in found)}))
 

@@ -74,8 +74,8 @@ def compared(options: argparse.Namespace, workload: str, method: str) -> list[di
 
 def matrix_limit(options: argparse.Namespace, tokens: int) -> float:
     """Seconds a step of its products alone."""
-    command = [sys.executable, HERE / "matrix_limit.py", options.model.resolve(), options.dtype, f"{tokens:.0f}"]
-    return json.loads(output_of(options, command))["processor" if options.cpu_time else "wall"]
+    command = [sys.executable, "-m", "benchmarks.matrix_limit", options.model.resolve(), options.dtype, f"{tokens:.0f}"]
+    return json.loads(output_of(options, command, HERE.parent))["processor" if options.cpu_time else "wall"]
 
 
 def one_process(options: argparse.Namespace, command: Sequence[str]) -> dict:
@@ -84,9 +84,9 @@ def one_process(options: argparse.Namespace, command: Sequence[str]) -> dict:
     return json.loads(output_of(options, [*command, json.dumps(settings)]).splitlines()[-1])
 
 
-def output_of(options: argparse.Namespace, command: Sequence[str | Path]) -> str:
+def output_of(options: argparse.Namespace, command: Sequence[str | Path], place: str | Path = "/") -> str:
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} if options.cpu_time else {}
-    done = subprocess.run(command, env={**os.environ, **threads}, capture_output=True, text=True, cwd="/")
+    done = subprocess.run(command, env={**os.environ, **threads}, capture_output=True, text=True, cwd=place)
     if done.returncode:
         raise RuntimeError(f"{' '.join(map(str, command))} failed: {done.stderr[-2000:]}")
     return done.stdout

@@ -173,8 +173,8 @@ def factor_bytes(spec: QuantSpec | None) -> float:
 
 def of_training(model: nn.Module, config: RunConfig) -> Parts:
     """AdamW has two moments of each number."""
-    return {"gradients": 4.0 * (trained := trained_numbers(model)),
-            "optimizer": 4.0 * len(MOMENTS[config.training.optimizer]) * trained}
+    trained = trained_numbers(model)
+    return {"gradients": 4.0 * trained, "optimizer": 4.0 * len(MOMENTS[config.training.optimizer]) * trained}
 
 
 def trained_numbers(model: nn.Module) -> int:

@@ -80,7 +80,7 @@ def resolve_run(given: Given) -> RunConfig:
     check_rounding(adapter)
     check_residual(adapter, quantization)
     check_distillation(base, training)
-    check_sharing(training, adapter, name)
+    check_goes_with_sharing(training, adapter, name)
     return RunConfig(base, data, part(EvaluationConfig, given, requantize=requantize), compute, name, adapter, training)
 
 
@@ -93,16 +93,19 @@ def check_graphs(training: TrainingConfig, compute: ComputeConfig) -> None:
                          "recorded: give one of the two")
 
 
-def check_sharing(training: TrainingConfig, adapter: AdapterConfig, name: str) -> None:
-    if training.shard_base and adapter.keep_residual:
+def check_goes_with_sharing(training: TrainingConfig, adapter: AdapterConfig, name: str) -> None:
+    """Flags alone; `sharded.check_sharing` looks at processes and base."""
+    if not training.shard_base:
+        return
+    if adapter.keep_residual:
         raise ValueError("--shard-base does not go with --keep-residual yet, which every process would hold whole: "
                          "give one of the two")
-    if training.shard_base and training.distill is not None:
+    if training.distill is not None:
         raise ValueError("--shard-base does not go with --distill yet, whose teacher every process would hold whole: "
                          "give one of the two")
-    if training.shard_base and METHODS[name].adapter is None:
+    if METHODS[name].adapter is None:
         raise ValueError(f"--shard-base shares a frozen base, and --method {name} trains all of it: leave it out")
-    if training.shard_base and training.cuda_graphs:
+    if training.cuda_graphs:
         raise ValueError("--shard-base does not go with --cuda-graphs, which cannot record what processes tell each "
                          "other: give one of the two")
 

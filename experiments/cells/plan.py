@@ -79,7 +79,7 @@ class Cell:
             if not losses:
                 raise ValueError(f"cell {self.name}: training diverged in all of {', '.join(names)}")
             best = done[min(losses, key=losses.__getitem__)]["argv"]
-            argv[place] = best[best.index(argv[place - 1]) + 1]
+            argv[place] = value_after(best, argv[place - 1])
         return replace(self, argv=argv)
 
     @property
@@ -98,6 +98,11 @@ class Plan:
     name: str
     about: str
     cells: list[Cell]
+
+
+def value_after(argv: Sequence[str], flag: str) -> str:
+    """`value_after(["--lr", "1e-3"], "--lr") == "1e-3"`"""
+    return argv[argv.index(flag) + 1]
 
 
 def run_folder(folder: Path, name: str) -> Path:

@@ -19,7 +19,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from experiments.cells.plan import Cell, run_folder
+from experiments.cells.plan import Cell, run_folder, value_after
 
 Facts = dict[str, Any]
 Do = Callable[[Cell, Path], Facts]
@@ -209,8 +209,7 @@ def unsettled(cells: Sequence[Cell], done: dict[str, Facts]) -> list[str]:
 
 def same_choice(cell: Cell, settled: Cell, facts: Facts) -> bool:
     """Whether a done cell was given the values that it would be given now."""
-    argv = facts["argv"]
-    return all(argv[argv.index(cell.argv[place - 1]) + 1] == settled.argv[place] for place, _ in cell.choices)
+    return all(value_after(facts["argv"], cell.argv[place - 1]) == settled.argv[place] for place, _ in cell.choices)
 
 
 def missing(cells: Sequence[Cell], done: dict[str, Facts], folder: Path) -> list[Cell]:

@@ -63,7 +63,16 @@ def with_state(group: Group, state: str) -> Group:
 
 def row_means(group: Group, state: str, seeds: Iterable[int]) -> list[float]:
     """The mean over the seeds of each test row's mark."""
-    return [statistics.mean(marks) for marks in zip(*(marks_of(group[seed], state) for seed in seeds), strict=True)]
+    return mean_by_row(marks_of(group[seed], state) for seed in seeds)
+
+
+def mean_by_row(of_seeds: Iterable[Sequence[float]]) -> list[float]:
+    return [statistics.mean(marks) for marks in zip(*of_seeds, strict=True)]
+
+
+def half_width(rows: Sequence[float]) -> float:
+    """Half of the 95 % interval of the mean over test rows. NaN of fewer than two."""
+    return 1.96 * statistics.stdev(rows) / math.sqrt(len(rows)) if len(rows) > 1 else math.nan
 
 
 @dataclass(frozen=True)
@@ -86,8 +95,8 @@ def score_of(group: Group, state: str) -> Score | None:
         return None
     rows = row_means(found, state, found)
     of_seeds = [statistics.mean(marks_of(facts, state)) for facts in found.values()]
-    half = 1.96 * statistics.stdev(rows) / math.sqrt(len(rows)) if len(rows) > 1 else math.nan
-    return Score(statistics.mean(rows), half, statistics.stdev(of_seeds) if len(of_seeds) > 1 else None, len(found))
+    return Score(statistics.mean(rows), half_width(rows),
+                 statistics.stdev(of_seeds) if len(of_seeds) > 1 else None, len(found))
 
 
 def figure_of(group: Group, state: str, name: str) -> list[float]:

@@ -1,10 +1,10 @@
 """What the cells of the plans methods and methods_real found, row by row, and the paired tests between rows."""
 import math
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from experiments.claims.evidence import Cells, Facts, Group, Judged, family, marks_of
+from experiments.cells.plan import value_after
+from experiments.claims.evidence import Cells, Facts, Group, Judged, family, half_width, marks_of, mean_by_row
 from experiments.plans.method_rows import BORROWED, FACTORS, every_row
 from tasks.significance import compare_scores
 
@@ -58,6 +58,10 @@ class Found:
         """By seed, of the seeds that have one."""
         return {seed: facts["states"][key] for seed, facts in sorted(self.finals.items()) if (key := which(facts))}
 
+    def row_means(self, which: Which, seeds: Iterable[int]) -> list[float]:
+        """The mean over these seeds, which all have the state, of each test row's mark."""
+        return mean_by_row(marks_of(facts, which(facts) or "") for facts in map(self.finals.__getitem__, seeds))
+
     def losses(self, which: Which) -> list[float]:
         return [state["validation_loss"] for state in self.states(which).values()]
 
@@ -87,8 +91,7 @@ def at_k_bits(facts: Facts) -> str | None:
 
 def rate_of(facts: Facts) -> str:
     """The learning rate, or the threshold, that the cell was given."""
-    flag = "--omega" if "--omega" in facts["argv"] else "--lr"
-    return facts["argv"][facts["argv"].index(flag) + 1]
+    return value_after(facts["argv"], "--omega" if "--omega" in facts["argv"] else "--lr")
 
 
 def gather(cells: Cells, plan: str) -> list[Found]:
@@ -122,9 +125,8 @@ def first_table(found: Sequence[Found]) -> list[Found]:
 
 def half_interval(one: Found, which: Which) -> float | None:
     """Half of the 95 % interval of the score over test rows, in points. None: it has fewer than two rows."""
-    of_seeds = [marks_of(one.finals[seed], which(one.finals[seed]) or "") for seed in one.states(which)]
-    rows = [statistics.mean(row) for row in zip(*of_seeds, strict=True)]
-    return 196 * statistics.stdev(rows) / math.sqrt(len(rows)) if len(rows) > 1 else None
+    rows = one.row_means(which, one.states(which))
+    return 100 * half_width(rows) if len(rows) > 1 else None
 
 
 # ---- tests ----------------------------------------------------------------------------------------------------------
@@ -136,10 +138,7 @@ def compared(a: Found, b: Found, which: Which) -> Judged | None:
     seeds = sorted(a.states(which).keys() & b.states(which).keys())
     if not seeds:
         return None
-    marks = []
-    for one in (a, b):
-        of_seeds = [marks_of(one.finals[seed], which(one.finals[seed]) or "") for seed in seeds]
-        marks.append([sum(row) / len(row) for row in zip(*of_seeds, strict=True)])
+    marks = [one.row_means(which, seeds) for one in (a, b)]
     if len(marks[0]) != len(marks[1]):
         return None
     return Judged({"row": a.row, "beside": b.row, "bits": min(a.bits, b.bits)}, compare_scores(*marks), len(seeds))

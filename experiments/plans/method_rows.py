@@ -133,6 +133,10 @@ def targets() -> Iterator[Row]:
               (4, 2))
 
 
+def real_rows() -> list[Row]:
+    return [row for row in methods() if row.name in SMALL]
+
+
 def every_row() -> list[Row]:
     return [*methods(), *operators(), *blocks(), *equal_parameters(), *targets()]
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from experiments.cells.plan import BEST_OF, Cell, Plan, Settings
-from experiments.plans.method_rows import AFTERWARDS, BORROWED, SMALL, Row, every_row, methods
+from experiments.plans.method_rows import AFTERWARDS, BORROWED, Row, every_row, real_rows
 
 SEEDS = (0, 1, 2)
 REAL_SEEDS = (0,)  # of the plan methods_real
@@ -52,8 +52,7 @@ def planned(name: str) -> list[Cell]:
     nowhere = Settings(None, Path("nowhere"))
     if name == "methods":
         return plan(nowhere).cells
-    asked = Asked(name, nowhere, [], [], 1.0, (), REAL_SEEDS)
-    return asked.cells([row for row in methods() if row.name in SMALL])
+    return Asked(name, nowhere, [], [], 1.0, (), REAL_SEEDS).cells(real_rows())
 
 
 @dataclass(frozen=True)

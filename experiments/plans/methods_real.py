@@ -1,6 +1,6 @@
 """The rows of the plan `methods` on a real model, without its further parts."""
 from experiments.cells.plan import Plan, Settings
-from experiments.plans.method_rows import SMALL, methods
+from experiments.plans.method_rows import real_rows
 from experiments.plans.methods import ABOUT, REAL_SEEDS, Asked
 from experiments.plans.rows import SCC, calibration
 from model.checkpoint import load_config
@@ -22,4 +22,4 @@ def plan(settings: Settings) -> Plan:
     slower = min(1.0, WIDTH / load_config(settings.model).hidden_size)
     asked = Asked("methods_real", settings, SCC.flags(settings, EPOCHS), calibration(settings), slower,
                   ("qlora",), REAL_SEEDS)
-    return Plan("methods_real", ABOUT + REAL, asked.cells([row for row in methods() if row.name in SMALL]))
+    return Plan("methods_real", ABOUT + REAL, asked.cells(real_rows()))
