@@ -35,6 +35,7 @@ class Hessian:
 
     def add(self, x: Tensor) -> None:
         """x: (tokens, D_in)"""
+        x = x.to(self.sum.dtype)
         for start, block in self.blocks():
             self.add_to(block, x, start)
         self.tokens += len(x)
@@ -46,7 +47,7 @@ class Hessian:
             yield start, self.sum[:start + COLUMNS, start:start + COLUMNS]
 
     def add_to(self, block: Tensor, x: Tensor, start: int) -> None:
-        x = x.to(self.sum.dtype)
+        """x: in the type of `sum`"""
         block.addmm_(x[:, :len(block)].T, x[:, start:start + COLUMNS])
 
     def mean(self, layer: str) -> Tensor:
