@@ -13,7 +13,8 @@ LEVEL = 0.05
 CONFIRMED, NOT_CONFIRMED, OPPOSITE = "confirmed", "not confirmed", "the opposite"
 NOT_DECIDED = "not decided, too few cells,"
 OF_SEVERAL = ("How verdicts are made: a claim with several comparisons is confirmed if at least half of them are "
-              "significantly above and none is below. It is the opposite if more are below than above.")
+              "significantly above and none is below. It is the opposite if more are below than above. A bootstrap of "
+              "10,000 draws has no p below 0.0001 before correction; an exact test may have.")
 
 Facts = dict
 Group = dict[int, Facts]  # seed -> the facts of its cell

@@ -27,6 +27,9 @@ def lam_widths(found: Sequence[Found]) -> list[int]:
     return [bits for bits in (16, 4, 3, 2) if lam_rows(found, bits)]
 
 
+LOSSES = (0.1, 0.2, 0.5, 1, 2, 5)  # nats, marked on the axis of draw_rates
+
+
 def draw_rates(found: Sequence[Found], path: Path, base: str) -> None:
     """Validation loss by learning rate, a line for each lam: whether a gain holds at every rate, or at the best."""
     widths = lam_widths(found)
@@ -40,12 +43,13 @@ def draw_rates(found: Sequence[Found], path: Path, base: str) -> None:
                 axes.plot(*zip(*points, strict=True), color=color, marker=marker, markersize=5, label=f"lam {lam}")
             if one.best and (seeds := one.losses(as_trained)):
                 axes.errorbar(one.best["tags"]["value"], mean(seeds), yerr=spread_of(seeds), color=color, capsize=4)
-        axes.set(xscale="log", xlabel="learning rate", title=f"{bits} bits")
+        axes.set(xscale="log", yscale="log", xlabel="learning rate", title=f"{bits} bits")
         rates = sorted({facts["tags"]["value"] for *_, one in rows for facts in one.rates})
         axes.set_xticks(rates, [f"{rate:.2g}" for rate in rates], fontsize=8)
         axes.minorticks_off()
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("validation loss, nats a target token")
+    panels[0].set_yticks(LOSSES, map(str, LOSSES))
     beside(panels[-1])
     save(figure, path)
 

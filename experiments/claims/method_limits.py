@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from experiments.claims.evidence import LEVEL
 from experiments.claims.method_findings import listed
-from experiments.claims.method_rows import Found, as_trained, at_k_bits, first_table, loss_of
+from experiments.claims.method_rows import Found, as_trained, at_k_bits, first_table
 from experiments.claims.method_tables import against_reference
 from experiments.plans.method_rows import REFERENCE, WIDTHS
 
@@ -13,27 +13,13 @@ ERRORS = 3  # with three seeds, p = 0.05 is at 2.8 to 4.3 of them
 
 
 def of_borrowed(found: Sequence[Found]) -> list[str]:
-    """The widths that were not tuned, and what was seen of their own rates."""
+    """The widths that were not tuned."""
     lent = [one for one in first_table(found) if one.lender and one.finals and one.best]
     if not lent:
         return []
-    widths, better, ends = sorted({one.bits for one in lent}, reverse=True), [], []
-    for one in (one for one in lent if one.rates):
-        tried = {facts["tags"]["value"]: loss for facts in one.rates if (loss := loss_of(facts)) is not None}
-        used = one.best["tags"]["value"] if one.best else None
-        if used not in tried:
-            continue
-        best = min(tried, key=tried.__getitem__)
-        if best != used:
-            better.append(f"{one.title} at {one.bits} bits ({best:g}: {tried[best]:.3f}, used {used:g}: "
-                          f"{tried[used]:.3f} nats)")
-        elif len(tried) > 1 and used in (min(tried), max(tried)):
-            ends.append(f"{one.title} at {one.bits} bits ({used:g}, the {'highest' if used == max(tried) else 'lowest'}"
-                        f" of {len(tried)})")
-    said = [f"At {listed(list(map(str, widths)))} bits no rate was tuned: each row has its best rate of 4 bits, "
+    widths = sorted({one.bits for one in lent}, reverse=True)
+    return [f"At {listed(list(map(str, widths)))} bits no rate was tuned: each row has its best rate of 4 bits, "
             f"{REFERENCE}, which all rows are tested against, too. Differences may come from the rate."]
-    said += [f"A few rates were tried there before. Another rate was better for {'; '.join(better)}."] if better else []
-    return said + ([f"The rate used is an end of those that were tried there for {'; '.join(ends)}."] if ends else [])
 
 
 def of_nothing(found: Sequence[Found]) -> list[str]:

@@ -50,6 +50,10 @@ class Found:
         row = next((row for row in every_row() if row.name == self.row), None)
         return row.factors(self.rates[0]["plan"], self.bits) if row and self.rates else list(FACTORS)
 
+    @property
+    def factors_run(self) -> list[float]:
+        return [facts["tags"]["factor"] for facts in self.rates]
+
     def at_factor(self, factor: float) -> Facts | None:
         """The rate that is so many times the usual one."""
         return next((facts for facts in self.rates if math.isclose(facts["tags"]["factor"], factor)), None)

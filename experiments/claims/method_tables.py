@@ -15,7 +15,7 @@ from experiments.claims.method_rows import (
     rounded_afterwards,
     tested,
 )
-from experiments.plans.method_rows import DOWN, FACTORS, REFERENCE, UP
+from experiments.plans.method_rows import FACTORS, REFERENCE
 
 Table = dict
 Tests = dict[tuple[str, int], Judged]
@@ -95,16 +95,23 @@ def methods_table(found: Sequence[Found], bits: int, tests: dict[str, Tests]) ->
 
 def rates_table(found: Sequence[Found]) -> Table:
     """Validation losses by rate, and which is best. Rows without a rate that was run are left out."""
+    shown = sorted((one for one in first_table(found) if one.rates), key=lambda one: -one.bits)
+    every = sorted({factor for one in shown for factor in (*one.factors, *one.factors_run)})
     rows = []
-    for one in sorted((one for one in first_table(found) if one.rates), key=lambda one: -one.bits):
+    for one in shown:
         asked = one.factors
-        tried = [at_rate(one.at_factor(factor), asked=factor in asked) for factor in (DOWN, *FACTORS, UP)]
+        tried = [at_rate(one.at_factor(factor), asked=factor in asked) for factor in every]
         left = sum(cell == "not run" for cell in tried)
         rows.append([one.title, str(one.bits), *tried, f"{left} not run" if left else value(one)])
     return {"caption": "Validation loss by learning rate at seed 0, written as rate: loss. LoTA-QAF has a threshold "
-                       "(omega) in its place: 1, 3, 6 and 12. \"-\": not in the plan.",
-            "rows": rows, "columns": ["method", "bits", "usual / 9", "usual / 3", "the usual rate", "usual * 3",
-                                      "usual * 9", "best"]}
+                       "(omega) in its place: 0.5, 1, 3, 6, 12 and 24. \"-\": not in the plan.",
+            "rows": rows, "columns": ["method", "bits", *map(times_usual, every), "best"]}
+
+
+def times_usual(factor: float) -> str:
+    if factor == 1:
+        return "the usual rate"
+    return f"usual * {factor:g}" if factor > 1 else f"usual / {1 / factor:g}"
 
 
 def at_rate(facts: Facts | None, asked: bool = True) -> str:

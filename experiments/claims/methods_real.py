@@ -13,7 +13,8 @@ NOTES = (
     "not. QA-BLoRA's base is rounded plainly in 4x8 blocks, QA-LoRA's by GPTQ in 32x1: at 2 bits they differ before "
     "training, too (the table of the bases).",
     "When the plan was changed: its \"first 240 cells\" are of all plans, 93 of them of the embedded base's and 54 of "
-    "this one. Borrowing the rates at 2 bits was decided later, when 12 rates at 2 bits had been run.")
+    "this one. Borrowing the rates at 2 bits was decided later, when 12 rates at 2 bits had been run, and "
+    "taken back when all of its cells had been.")
 
 
 def record(cells: Cells, place: Path) -> dict:

@@ -67,7 +67,7 @@ def beside_lora(cells: Cells, plan: str, tasks: Sequence[str]) -> list[Judged]:
 
 def draw_scores(cells: Cells, tasks: Sequence[str], plan: str, title: str, path: Path) -> None:
     """As trained and restored to 16 bits, against the width trained at."""
-    widths = [2, 3, 4, 8]
+    widths = [8, 4, 3, 2]
     interval = pictures.interval_of([group_of(cells, plan, task, "qlora", bits) for task in tasks for bits in widths])
     figure, axes = pictures.panels(tasks, title, f"score, %\n({interval})")
     for panel, task in zip(axes, tasks, strict=True):
@@ -139,12 +139,13 @@ NOTES = (
     "The validation loss was computed five or six times in each training, since the end of an epoch counts, too. The "
     "plan says four. The early ratio is of the first.",
     "The moves that the rule is tested on are not independent: the seeds share their bases, and those of 4, 8 and 16 "
-    "bits are nearly one base here. So 20 moves count for fewer. The ratio counts all quantized layers, those without "
+    "bits are nearly one base here. So they count for fewer. The ratio counts all quantized layers, those without "
     "an adapter too.",
     "The 16-bit weights of this base are dequantized 4-bit min-max codes in blocks of 32x1, so GPTQ at 8 and 4 bits "
     "gives nearly the same weights back. Restoring from 8 or 4 bits has nothing to restore here, and equality to LoRA "
     "at 4 bits is no evidence for the claim. 3 and 2 bits are its test.",
-    "The paper trains for up to 10 epochs at 2e-4; here QLoRA trains for 2 or 3 at 2.2e-3. No learning rate was tuned. "
+    "The paper trains for up to 10 epochs at 2e-4 (the next section); here QLoRA trains for 2 or 3 at 2.2e-3. No "
+    "learning rate was tuned. "
     "QA-BLoRA at 2 bits learned little at its usual rate, so its rows say nothing of "
     "restoring.")
 

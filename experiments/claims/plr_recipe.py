@@ -10,8 +10,8 @@ PLAN, TASKS = "plr_recipe", ("sql-create-context",)
 def record(cells: Cells, place: Path) -> dict:
     """Writes the picture into `place`. Returns the section of the page."""
     ours, lora = plr.restored(cells, PLAN, TASKS, ["qlora"]), plr.beside_lora(cells, PLAN, TASKS)
-    claim = sentence("After training as the paper does, restoring a QLoRA run to more bits raises its score (Kanda & "
-                     "Hatano, Sec. 3.2)", ours)
+    claim = sentence("By the paper's recipe, restoring a QLoRA run to more bits raises its score (Kanda & Hatano, "
+                     "Sec. 3.2)", ours)
     plr.draw_scores(cells, TASKS, PLAN, headline(claim), place / "plr_recipe.png")
     return {"title": "Post-LoRA Restoration by the paper's recipe: ten epochs at 2e-4",
             "tables": [plr.table_1(cells, PLAN, TASKS),

@@ -105,7 +105,7 @@ def notes(cells: Cells) -> list[str]:
         f"SFT -> PTQ by GPTQ scores {at_4} % at 4 bits and {at_3} % at 3 bits on banking77. The likely reason, not "
         "tested on its own: rounding to the old grid undoes part of SFT. So 4 bits by GPTQ overstate what PTQ costs, "
         "and PTQ -> QLoRA on that grid starts without loss. Judge 4 bits by NF.",
-        "NF at 2 bits leaves nothing to train on: every state scores 0 % on both classification tasks. Its two "
+        "NF at 2 bits leaves nothing to train on: every state scores 0 % on both classification tasks. There, its two "
         "comparisons with SFT are significantly below; its others compare zero with zero.",
         "Holm's correction is over the comparisons of a family that could be made. The findings were split by width "
         "and quantizer after the "

@@ -8,8 +8,22 @@ UP, DOWN = 9.0, 1 / 9        # one more, beyond the end of FACTORS that was best
 AT_AN_END = {"methods": {"blora-": UP, "qblora-": UP, "qalora": UP, "peqa": UP, "lota": DOWN},
              "methods_real": {"qlora": UP, "irqlora": UP, "qblora-": UP, "qalora": UP, "qablora-": DOWN, "peqa": DOWN,
                               "scaleoffset": DOWN}}  # by plan and beginning of the row's name
-BORROWED: dict[str, dict[int, int]] = {"methods": {}, "methods_real": {3: 4, 2: 4}}  # the width whose rates are used
-OMEGAS = {DOWN: "1", 1 / 3: "3", 1.0: "6", 3.0: "12"}  # LoTA-QAF has no rate. 1 is the usual omega at 4 bits
+BORROWED: dict[str, dict[int, int]] = {"methods": {}, "methods_real": {3: 4}}  # the width whose rates are used
+# One more each, where an end of those tried was the best once more: by plan, row and width
+LAST: dict[tuple[str, str], dict[int, float]] = {
+    ("methods", "lota"): {4: 1 / 27, 3: 1 / 27},
+    ("methods", "qblora-2"): {3: 1 / 3, 2: 1 / 3},
+    ("methods", "qblora-2-truncation"): {4: 1 / 3},
+    ("methods", "qblora-4-truncation"): {4: 1 / 3},
+    ("methods", "qlora-r5"): {4: UP, 2: UP},
+    ("methods_real", "qblora-8"): {2: 27.0},
+    ("methods_real", "qalora"): {2: 27.0},
+    ("methods_real", "qablora-4x8"): {2: 3.0},
+    ("methods_real", "peqa"): {2: 3.0},
+    ("methods_real", "codes"): {2: UP},
+    ("methods_real", "lota"): {2: UP},
+    ("methods_real", "scaleoffset"): {2: 3.0}}
+OMEGAS = {1 / 27: "0.5", DOWN: "1", 1 / 3: "3", 1.0: "6", 3.0: "12", UP: "24"}  # LoTA-QAF has no rate
 REFERENCE = "qablora-4x8"    # each row is tested against this one
 DOUBLE = ("--double-quant",)
 AFTERWARDS = ("--requantize", "gptq:minmax@32x1+act-order")  # merged to 16 bits, then rounded
@@ -49,14 +63,13 @@ class Row:
 
     def factors(self, plan: str, bits: int) -> list[float]:
         """FACTORS and the one of AT_AN_END. In the first table at 4 and 16 bits all four, else the three nearest that
-        end."""
+        end. And the one of LAST."""
         more = next((end for name, end in AT_AN_END[plan].items() if self.name.startswith(name)), None)
-        if more is None:
-            return list(FACTORS)
-        every = sorted((*FACTORS, more))
-        if self.part == "methods" and bits in (16, 4):
-            return every
-        return every[1:] if more == UP else every[:-1]
+        tried = sorted((*FACTORS, more)) if more else list(FACTORS)
+        if more and (self.part != "methods" or bits not in (16, 4)):
+            tried = tried[1:] if more == UP else tried[:-1]
+        last = LAST.get((plan, self.name), {}).get(bits)
+        return sorted((*tried, last)) if last else tried
 
     def value(self, factor: float, slower: float = 1.0) -> str:
         """Of the flag that is tuned. A learning rate is multiplied by `slower`."""
