@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 import train as train_script
-from experiments.plans.method_rows import AFTERWARDS, Row, methods
+from experiments.plans.method_rows import Row, methods
 from experiments.shared import experiment_parser
 from finetune.adapted_model import linear_names, merge_best, sixteen_bit_type
 from finetune.checks import planned_model
@@ -145,9 +145,8 @@ def rate(one: Measured) -> float:
 
 def begun(row: Row, source: Source, data: PreparedData, shared: list[str]) -> Measured:
     """The method with its base, and with the memory of one step on the batch with the most tokens."""
-    width = [] if 16 in row.widths else ["--bits", str(WIDTH)]
-    afterwards = AFTERWARDS if row.name == ROUNDED else ()
-    config = resolve_run(train_parser().given([*row.flags, *width, *afterwards, *shared]))
+    afterwards = row.rounding_flags(WIDTH) if row.name == ROUNDED else []
+    config = resolve_run(train_parser().given([*row.flags, *row.base_flags(WIDTH), *afterwards, *shared]))
     device = torch.device(config.compute.device)
     held = start_of_memory(device)
     start = time.perf_counter()

@@ -56,7 +56,8 @@ def of_threshold(found: Sequence[Found]) -> list[str]:
 def unseen(found: Sequence[Found]) -> list[str]:
     """What no cell decides: further parts that were not run, and how many seeds there are."""
     parts = {"operators": "other operators", "blocks": "other blocks", "parameters": "equal parameters",
-             "time": "equal wall-clock", "targets": "three targets on one base"}
+             "time": "equal wall-clock", "targets": "three targets on one base",
+             "afterwards": "LoRA on 16 bits, rounded afterwards"}
     run = {one.part for one in found if one.finals}
     missing = [words for part, words in parts.items() if part not in run]
     said = [f"Not decided, as no cell was run: {listed(missing)}."] if missing else []

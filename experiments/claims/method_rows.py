@@ -102,6 +102,7 @@ def gather(cells: Cells, plan: str) -> list[Found]:
     """In the order of the plan. A seed counts at the best rate only: one that was done before a better rate was found
     is left out."""
     found: dict[tuple, Found] = {}
+    rows = {row.name: row for row in every_row()}
     for facts in cells.facts.values():
         tags = facts["tags"]
         if facts["plan"] != plan or tags["role"] == "base":
@@ -114,12 +115,14 @@ def gather(cells: Cells, plan: str) -> list[Found]:
             one.finals[tags["seed"]] = facts
     for one in found.values():
         one.rates.sort(key=lambda facts: facts["tags"]["value"])
-        if lender := BORROWED[plan].get(one.bits):
+        if (row := rows.get(one.row)) and row.rates_of:
+            one.lender = found.get((row.rates_of, 16, "methods", 1.0))
+        elif lender := BORROWED[plan].get(one.bits):
             one.lender = found.get((one.row, lender, one.part, one.slower))
         if one.best:
             best = rate_of(one.best)
             one.finals = {seed: facts for seed, facts in one.finals.items() if rate_of(facts) == best}
-    order = {row.name: i for i, row in enumerate(every_row())}
+    order = {name: i for i, name in enumerate(rows)}
     return sorted(found.values(), key=lambda one: (order.get(one.row, len(order)), -one.bits, one.slower))
 
 

@@ -30,7 +30,9 @@ PARTS = (("operators", "Other operators (Shen et al., Table 6), at 4 bits.",
           ("qablora-4x8", "peqa")),
          ("time", "Equal wall-clock: Q-BLoRA with fewer steps, as its step takes longer.", ("qlora", "qblora-2")),
          ("targets", "Three targets on one base (GPTQ, min-max 32x1): offset, codes, scale and offset.",
-          ("qalora", "lota")))
+          ("qalora", "lota")),
+         ("afterwards", "Trained on 16 bits, then rounded by GPTQ, beside rows that end at as many bits.",
+          ("qlora", "qalora", "qablora-4x8", "peqa", "codes-residual", "scaleoffset")))
 
 
 def record(cells: Cells, place: Path, plan: str = "methods", base: str = "embedded base, BANKING77") -> dict:

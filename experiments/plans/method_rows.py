@@ -26,18 +26,19 @@ LAST: dict[tuple[str, str], dict[int, float]] = {
 OMEGAS = {1 / 27: "0.5", DOWN: "1", 1 / 3: "3", 1.0: "6", 3.0: "12", UP: "24"}  # LoTA-QAF has no rate
 REFERENCE = "qablora-4x8"    # each row is tested against this one
 DOUBLE = ("--double-quant",)
-AFTERWARDS = ("--requantize", "gptq:minmax@32x1+act-order")  # merged to 16 bits, then rounded
 GPTQ_METHODS = ("qalora", "lota")  # their base is made by GPTQ
 SMALL = ("lora", "qlora", "qblora-2", "qblora-8", "irqlora", "qalora", "qablora-4x8", "peqa", "codes", "codes-residual",
          "lota", "scaleoffset")     # on a real model
 STRAIGHT = ("--merge-into", "codes")
+ON_16_BITS = ("full", "lora", "blora")
 
 
 @dataclass(frozen=True)
 class Row:
     """One line of a table. `part` is the table; `usual` the rate that FACTORS multiply, at a width of 256.
 
-    afterwards: whether the merged model is rounded again."""
+    afterwards: whether the merged model is rounded, or rounded again.
+    rates_of: the row on 16 bits whose rates are used; empty: its own."""
     name: str
     title: str
     flags: tuple[str, ...]
@@ -46,10 +47,19 @@ class Row:
     widths: tuple[int, ...] = WIDTHS
     tuned: str = "--lr"
     afterwards: bool = False
+    rates_of: str = ""
 
     @property
     def method(self) -> str:
         return self.flags[1]
+
+    def base_flags(self, bits: int) -> list[str]:
+        return [] if self.method in ON_16_BITS else ["--bits", str(bits)]
+
+    def rounding_flags(self, bits: int) -> list[str]:
+        """Merged to 16 bits, then rounded."""
+        width = f"-{bits}bit" if self.method in ON_16_BITS else ""  # else that of --bits
+        return ["--requantize", f"gptq:minmax@32x1{width}+act-order"]
 
     @property
     def base(self) -> str:
@@ -146,11 +156,17 @@ def targets() -> Iterator[Row]:
               (4, 2))
 
 
+def afterwards() -> Iterator[Row]:
+    """What most people do: train on 16 bits, then round."""
+    yield Row("lora-rounded", "LoRA on 16 bits", ("--method", "lora"), 5e-3, "afterwards", afterwards=True,
+              rates_of="lora")
+
+
 def real_rows() -> list[Row]:
-    return [row for row in methods() if row.name in SMALL]
+    return [*(row for row in methods() if row.name in SMALL), *afterwards()]
 
 
 def every_row() -> list[Row]:
-    return [*methods(), *operators(), *blocks(), *equal_parameters(), *targets()]
+    return [*methods(), *operators(), *blocks(), *equal_parameters(), *targets(), *afterwards()]
 
 

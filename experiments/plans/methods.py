@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from experiments.cells.plan import BEST_OF, Cell, Plan, Settings
-from experiments.plans.method_rows import AFTERWARDS, BORROWED, Row, every_row, real_rows
+from experiments.plans.method_rows import BORROWED, Row, every_row, real_rows
 
 SEEDS = (0, 1, 2)
 REAL_SEEDS = (0,)  # of the plan methods_real
@@ -22,7 +22,7 @@ with all seeds. (LoTA-QAF has no rate: its threshold is tuned, 3, 6 and 12.) Tes
 Changed after the first 240 cells of all plans: where the best of the three was at an end at 4 or 16 bits, a fourth was
 added beyond it (a ninth or nine times the usual rate; a threshold of 1). At other widths, and in the further parts, the
 three nearest that end are tried. (93 of the 240 cells were of the embedded base, and 54 of the real model.)
-Changed again after 469 and after 754 cells: where the best was at an end still, one more is tried beyond it.
+Changed again after 469 and 754 cells: where the best was at an end still, one more is tried beyond it.
 Tests: scores of the same test rows, averaged over the seeds, row by row; paired, two-sided, against QA-BLoRA 4x8 of the
 same width; Holm's correction over the rows of a width, for each of two states: as trained, and at k bits (merged into
 k bits, or merged into 16 bits and rounded afterwards by GPTQ). Level 0.05. Q-BLoRA against QLoRA, rank 16, as trained:
@@ -34,7 +34,8 @@ EMBEDDED = """
 Base: the embedded base, 5.8 M parameters. Task: banking77, 282 steps of 64 rows, cosine schedule, 1,000 validation
 rows, all 3,080 test rows.
 Further parts: other operators and other blocks at 4 bits; equal wall-clock: Q-BLoRA lam 2 with 1.1 and 1.4 times fewer
-steps; equal parameters: rank 5 and 9; three targets of the merge on one base."""
+steps; equal parameters: rank 5 and 9; three targets of the merge on one base; LoRA on 16 bits, rounded afterwards by
+GPTQ, at LoRA's best rate (planned after 754 cells)."""
 
 
 def plan(settings: Settings) -> Plan:
@@ -82,7 +83,7 @@ class Asked:
                       tags={**tags, "role": "base", "seed": 0})] if row.base else []
         rates = [Cell(name, [*argv, *few, row.tuned, value], ("trained",), first, f"{self.plan}-rate-{row.name}",
                       tags={**tags, "role": "rate", "value": float(value), "factor": factor, "seed": 0})
-                 for name, value, factor in self.tried(row, bits)] if self.tuned_at(bits) == bits else []
+                 for name, value, factor in self.tried(row, bits)] if self.lender(row, bits) == (row, bits) else []
         return [*bases, *rates, *(self.final(row, bits, seed) for seed in self.seeds)]
 
     def final(self, row: Row, bits: int, seed: int) -> Cell:
@@ -104,8 +105,8 @@ class Asked:
                        tags={**cell.tags, "part": "time", "role": "time", "slower": ratio})
 
     def argv(self, row: Row, bits: int, rounded: bool = False) -> list[str]:
-        afterwards = AFTERWARDS if rounded and row.name in self.rounded else ()
-        return [*row.flags, *(["--bits", str(bits)] if bits < 16 else []), *afterwards,
+        afterwards = row.rounding_flags(bits) if rounded and row.name in self.rounded else []
+        return [*row.flags, *row.base_flags(bits), *afterwards,
                 *(self.calibrated if row.on_gptq or afterwards else []), *self.settings.flags, *self.flags,
                 *self.settings.graphs]
 
@@ -115,12 +116,14 @@ class Asked:
         return [(f"{self.plan}-{row.name}-{bits}-rate{value}", value, factor) for value, factor in values]
 
     def best(self, row: Row, bits: int) -> list[str]:
-        names = [name for name, _, _ in self.tried(row, self.tuned_at(bits))]
+        names = [name for name, _, _ in self.tried(*self.lender(row, bits))]
         return [row.tuned, f"{BEST_OF}{','.join(names)}"]
 
-    def tuned_at(self, bits: int) -> int:
-        """The width whose rates are used at `bits`."""
-        return BORROWED[self.plan].get(bits, bits)
+    def lender(self, row: Row, bits: int) -> tuple[Row, int]:
+        """The row and the width whose rates are used."""
+        if row.rates_of:
+            return next(one for one in every_row() if one.name == row.rates_of), 16
+        return row, BORROWED[self.plan].get(bits, bits)
 
     @staticmethod
     def tags(row: Row, bits: int) -> dict:

@@ -42,10 +42,14 @@ def test_every_row_is_tuned_by_the_same_rule_and_has_three_seeds():
             own = [cell for cell in cells.values()
                    if (cell.tags["row"], cell.tags["bits"], cell.tags["part"]) == (row.name, bits, row.part)]
             rates, finals = ([cell for cell in own if cell.tags["role"] == role] for role in ("rate", "final"))
+            assert [value_after(cell, "--seed") for cell in finals] == ["0", "1", "2"]
+            if row.rates_of:
+                needs = [name for name in cells if name.startswith(f"methods-{row.rates_of}-16-rate")]
+                assert not rates and all(cell.needs == needs for cell in finals)
+                continue
             factors = row.factors("methods", bits)
             assert [cell.tags["factor"] for cell in rates] == factors and len(rates) in (3, 4, 5)
             assert [value_after(cell, row.tuned) for cell in rates] == list(map(row.value, factors))
-            assert [value_after(cell, "--seed") for cell in finals] == ["0", "1", "2"]
             assert all(cell.needs == [rate.name for rate in rates] for cell in finals)
 
 
@@ -59,6 +63,8 @@ def test_rates_are_a_third_once_and_three_times_the_usual_one():
 def test_the_merged_model_is_rounded_again_where_it_ends_in_16_bits():
     cells = cells_by_name()
     assert value_after(cells["methods-qblora-2-4-seed1"], "--requantize") == "gptq:minmax@32x1+act-order"
+    assert value_after(cells["methods-lora-rounded-3-seed1"], "--requantize") == "gptq:minmax@32x1-3bit+act-order"
+    assert not {"--requantize", "--bits"} & set(cells["methods-lora-16-seed1"].argv)
     assert "--requantize" not in cells["methods-qalora-4-seed1"].argv
     assert "--calibration-rows" in cells["methods-qalora-4-seed1"].argv
 
@@ -187,8 +193,17 @@ def test_missing_cells_are_counted_and_shown_as_not_run():
     every.facts = {name: {"plan": "methods", **facts} for name, facts in cells.items()} | {
         "else": {"plan": "methods_real", **cells["qlora-4-1.0"]}}
     table = tables.progress_table(every, plan_module.planned("methods"))
-    assert table["rows"][1][:3] == ["4", "0 of 6", "2 of 46"] and "2 of 462" in table["caption"]
-    assert len(plan_module.planned("methods_real")) == 134
+    assert table["rows"][1][:3] == ["4", "0 of 6", "2 of 46"] and "2 of 471" in table["caption"]
+    assert len(plan_module.planned("methods_real")) == 137
+
+
+def test_lora_rounded_afterwards_counts_at_loras_best_rate():
+    cells = a_row("lora", (3.0, 1.0, 2.0), ["10"], 16)
+    of_width = a_row("lora-rounded", (3.0, 1.0, 2.0), ["10", "01"], 3, "requantized-3bit")
+    cells |= {name: cell for name, cell in of_width.items() if "seed" in name}
+    cells["lora-rounded-3-seed1"]["argv"] = ["--lr", "3.0"]
+    one = next(one for one in gather(cells) if one.row == "lora-rounded")
+    assert one.lender.row == "lora" and list(one.finals) == [0] and one.losses(found.at_k_bits)
 
 
 def test_claims_are_judged_by_width_and_undecided_where_nothing_was_run():
