@@ -13,10 +13,12 @@ import re
 from pathlib import Path
 
 from experiments import claims
+from experiments.cells.plan import value_after
 from experiments.claims import overview
 from experiments.claims.evidence import Cells
 from experiments.results_page import RESULTS
 from experiments.shared import experiment_parser
+from finetune.config import DataConfig
 from model.files import write_json
 
 HELPERS = ("evidence", "pictures", "ratio")
@@ -71,7 +73,18 @@ def provenance(cells: Cells, plan: str, commit: str) -> dict:
                f"all, which other plans shared.{missing(planned, set(cells.facts))}")
     return {"date": min(session["began"] for session in sessions)[:10], "machine": "; ".join(machines),
             "commit": commit, "command": [f"python -m experiments.run {plans} --model smollm2 --data DATA"],
-            "about": [*paragraphs(cells.about(plan)), counted]}
+            "about": [*paragraphs(cells.about(plan)), *rows_used(cells, plan), counted]}
+
+
+def rows_used(cells: Cells, plan: str) -> list[str]:
+    """`Rows that were trained on, and of validation. banking77: 1,800 and 200. ...`"""
+    of_tasks: dict[str, set[str]] = {}
+    for facts in (facts for facts in cells.facts.values() if facts["plan"] == plan and "rows" in facts):
+        task = value_after(facts["argv"], "--task") if "--task" in facts["argv"] else DataConfig.task
+        of_tasks.setdefault(task, set()).add(f"{facts['rows']['train']:,} and {facts['rows']['validation']:,}")
+    said = "; ".join(f"{task}: {' or '.join(sorted(counts))}" for task, counts in sorted(of_tasks.items()))
+    told = f"Rows that were trained on, and of validation. {said}. Rows longer than --max-length are left out."
+    return [told] if said else []
 
 
 NAMED = 6  # missing cells of a seed that are named; of more, their number is told

@@ -7,8 +7,9 @@ Table 5).
 All methods are measured in one process on one device. On each batch all take one step in turn, so quote the ratios, not
 the seconds. On a GPU, memory is that of tensors at the peak, from loading the base to the end of a step. On a CPU it is
 the sum of what `train.py --mem-report` measures, and of its prediction for the layer at work. Flags that are not listed
-go to train.py. Results go to --out/methods_costs_base.json, or with --model to --out/methods_real_costs_MODEL.json;
-`python -m experiments.findings` puts them into the record of the plan.
+go to train.py. Results go to --out/methods_costs_base_DEVICE.json, or with --model to
+--out/methods_real_costs_MODEL_DEVICE.json, where DEVICE is cpu or cuda; `python -m experiments.findings` puts them into
+the record of the plan.
 """
 import argparse
 import statistics
@@ -104,7 +105,7 @@ def main() -> None:
     found, failed = measure([every[name] for name in names], shared, options.graphs)
     model, device = found[0].config.base.model.name, found[0].trainer.model.device
     name = f"methods_real_costs_{model}" if options.model else "methods_costs_base"
-    write_json(options.out / f"{name}.json", {
+    write_json(options.out / f"{name}_{device.type}.json", {
         "device": device_words(device), "model": model, "flags": shared, "recorded": options.graphs, "steps": TIMED,
         "failed": failed, "rows": [one.to_json(found[0].steps) for one in found]})
 

@@ -149,8 +149,7 @@ ORDER = ("main_job", "main_job_history", "methods_60_steps", "full_length", "rou
          "base_tokens")
 # records of experiments/findings.py, where the cells were run
 CELLS = ("methods", "methods_real", "plr", "plr_recipe", "ptq_qlora", "scale")
-FILES = {"before_and_after": ("qlora_sql_create_context", "qlora_gsm8k"),  # where they do not have the section's name
-         "methods": ("methods", "methods_costs_base")}
+FILES = {"before_and_after": ("qlora_sql_create_context", "qlora_gsm8k")}  # where they do not have the section's name
 
 
 def records() -> dict[str, dict]:
@@ -171,6 +170,12 @@ repository. A command is written for today's command line. Different sections we
 their times and memory cannot be compared. A fact that was not written down at the time is marked "not recorded"."""
 
 
+def files_of(section: str) -> tuple[str, ...]:
+    """The names of its JSON files: those of experiments.method_costs belong to their plan's."""
+    costs = sorted(path.stem for path in RESULTS.glob(f"{section}_costs_*.json"))
+    return FILES.get(section, (section, *costs))
+
+
 # ---- the page -----------------------------------------------------------------------------------------------------
 
 def page() -> str:
@@ -181,7 +186,7 @@ def page() -> str:
 
 
 def section(name: str, record: dict) -> str:
-    files = ", ".join(f"[{file}.json](../experiments/results/{file}.json)" for file in FILES.get(name, (name,)))
+    files = ", ".join(f"[{file}.json](../experiments/results/{file}.json)" for file in files_of(name))
     facts = "\n".join([f"- Date: {record['date']}", f"- Machine: {record['machine']}", f"- Commit: {record['commit']}",
                        f"- Data: {files}"])
     parts = [f"## {record['title']}", facts, "```\n" + "\n".join(record["command"]) + "\n```",

@@ -7,7 +7,7 @@ import pytest
 
 from experiments import findings, results_page
 from experiments.claims import evidence, plr, ratio
-from experiments.claims.evidence import CONFIRMED, NOT_CONFIRMED, OPPOSITE, Judged
+from experiments.claims.evidence import CONFIRMED, NOT_CONFIRMED, OPPOSITE, Cells, Judged
 from experiments.claims.ratio import Move
 from tasks.significance import compare_scores
 from tests.experiments import fake_results
@@ -113,3 +113,14 @@ def test_the_threshold_of_the_ratio_is_between_what_helps_and_what_harms():
     assert ratio.threshold([move(1, -1)]) == 0.0 and math.isinf(ratio.threshold([move(1, 1)]))
     assert ratio.spearman([1, 2, 3], [10, 30, 20]) == pytest.approx(0.5)
     assert math.isnan(ratio.spearman([1, 1], [2, 3])) and ratio.ranks([5, 1, 5]) == [2.5, 1, 2.5]
+
+
+def test_the_rows_that_were_trained_on_are_told():
+    def cell(plan, argv, train):
+        return {"plan": plan, "argv": argv, "rows": {"train": train, "validation": 9, "test": 8}}
+
+    cells = Cells([])
+    cells.facts = {"a": cell("plr", ["--task", "bitext"], 1000), "b": cell("plr", ["--task", "bitext"], 90),
+                   "c": cell("plr", [], 7), "d": cell("scale", [], 8)}
+    [said] = findings.rows_used(cells, "plr")
+    assert said.startswith("Rows that were trained on, and of validation. banking77: 7 and 9; bitext: 1,000 and 9 or 90")
