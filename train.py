@@ -52,8 +52,9 @@ from finetune.size import peak_memory
 from finetune.source import Source, base_of, load_run_base, why_no_base
 from model import processes
 from model.chat_template import write_end_tokens
-from model.checkpoint import empty_model, load_config, random_model, save_model
+from model.checkpoint import empty_model, random_model, save_model
 from model.config_json import config_to_json
+from model.directory import load_config
 from model.files import sha256_of, write_record
 from model.finite import check_weights
 from model.hub import pinned

@@ -27,7 +27,8 @@ def measure(given: argparse.Namespace, textbook: bool) -> dict:
     import torch
 
     from finetune.gptq_model import CalibrationBatch, gptq_model
-    from model.checkpoint import load_config, load_model, weight_files
+    from model.checkpoint import load_model
+    from model.directory import load_config, weight_files
     from quant.linear import QuantLinear
     from quant.spec import QuantSpec
     path, generator = given.model, torch.Generator().manual_seed(0)

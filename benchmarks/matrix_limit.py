@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from model.checkpoint import load_config
 from model.config import LlamaConfig
+from model.directory import load_config
 
 REPEATS = 9
 

@@ -10,7 +10,8 @@ def loaded(path: Path, quantized: bool) -> Any:
 
     from finetune.adapted_model import linear_names
     from finetune.quantize import WeightErrors, rounding
-    from model.checkpoint import empty_model, load_config, load_model, weight_files
+    from model.checkpoint import empty_model, load_model
+    from model.directory import load_config, weight_files
     from quant.spec import QuantSpec
     config = load_config(path)
     change = None

@@ -39,8 +39,8 @@ from finetune.config import RunConfig
 from finetune.cost import step_operations
 from finetune.dry_run import dry_run
 from finetune.resolve import resolve_run
-from model.checkpoint import load_config
 from model.config import LlamaConfig
+from model.directory import load_config
 from model.files import write_text
 
 HERE = Path(__file__).parent / "papers"

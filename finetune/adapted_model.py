@@ -16,9 +16,10 @@ from adapters.rounding import TrainingLost
 from finetune.config import RunConfig
 from finetune.methods import TARGETS
 from finetune.run import Run
-from model.checkpoint import load_config, save_model
+from model.checkpoint import save_model
 from model.checksums import write_sums
 from model.config_json import config_to_json
+from model.directory import load_config
 from model.files import write_json
 from model.llama import Llama
 from model.published import publish, scratch_directory

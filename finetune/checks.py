@@ -19,7 +19,8 @@ from finetune.run import Run
 from finetune.sharded import check_sharing
 from finetune.source import Source
 from finetune.usual_rate import with_usual_rate
-from model.checkpoint import empty_model, stored_grids, weight_files
+from model.checkpoint import empty_model, stored_grids
+from model.directory import weight_files
 from model.llama import Llama
 from quant.grid import Block
 from quant.linear import QuantLinear

@@ -25,7 +25,7 @@ from finetune.resolve import resolve_run
 from finetune.run import check_out
 from finetune.shown import stepping
 from finetune.source import Source
-from model.checkpoint import weight_files
+from model.directory import weight_files
 from model.hub import SMALL, HubModel, NotFetched, directory_here, snapshot
 from model.tokenizer import tokenizer_file
 from quant.linear import QuantLinear

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from finetune.kept import Kept, facts_of, is_another
 from finetune.run import Run
-from model.checkpoint import load_config
 from model.config_json import config_to_json
+from model.directory import load_config
 from model.durable import copy_file
 from model.files import write_json
 from model.tokenizer_files import copy_tokenizer

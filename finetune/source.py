@@ -21,17 +21,10 @@ from finetune.config import BaseConfig, Place, RunConfig
 from finetune.kept import Kept, is_another
 from finetune.residual import residuals_of
 from finetune.run import Run, open_run
-from model.checkpoint import (
-    empty_model,
-    load_config,
-    load_model,
-    open_weights,
-    quantized_layers,
-    read_tensors,
-    weight_files,
-)
+from model.checkpoint import empty_model, load_model, open_weights, quantized_layers, read_tensors
 from model.config import LlamaConfig
 from model.config_json import config_to_json
+from model.directory import load_config, weight_files
 from model.files import read_json, say_once, sha256_of
 from model.hub import directory_of
 from model.llama import Llama

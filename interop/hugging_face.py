@@ -15,9 +15,10 @@ from finetune.config import DTYPES
 from finetune.source import Source
 from interop.comparison import check_finite, check_tokenizer
 from interop.trained import Trained, dense_tensor, dense_tensors, tensor_names
-from model.checkpoint import load_config, load_model, weight_files
+from model.checkpoint import load_model
 from model.config import LlamaConfig
 from model.config_json import config_to_json
+from model.directory import load_config, weight_files
 from model.durable import copy_file
 from model.files import write_json
 from model.llama import Llama

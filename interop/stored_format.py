@@ -19,7 +19,8 @@ from finetune.adapted_model import linear_names, sixteen_bit_type
 from finetune.config import DTYPES
 from interop.hugging_face import hugging_face_config, in_type, read_model, write_tokenizer
 from interop.trained import PlannedCodes, Trained, dense_tensor, fitting_codes, merged_layer, tensor_names
-from model.checkpoint import empty_model, weight_files
+from model.checkpoint import empty_model
+from model.directory import weight_files
 from model.families import FAMILIES
 from model.files import write_json
 from model.llama import Llama

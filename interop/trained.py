@@ -17,8 +17,9 @@ from finetune.checks import planned_run
 from finetune.config import Place
 from finetune.run import Run, is_run, open_run
 from finetune.source import Source, check_fingerprint, check_trained, load_trained, note_another
-from model.checkpoint import empty_model, load_config, open_weights, quantized_layers, stored_grids, weight_files
+from model.checkpoint import empty_model, open_weights, quantized_layers, stored_grids
 from model.config import LlamaConfig
+from model.directory import load_config, weight_files
 from model.gguf_reader import is_gguf
 from model.llama import Llama
 from quant.formats.stored import Stated

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import huggingface_hub  # its functions are imported when they are first used: with its client, that takes 0.3 s
 
-from model.checkpoint import INDEX, SINGLE, load_config, shard_names, weight_files
+from model.directory import INDEX, SINGLE, load_config, shard_names, weight_files
 from model.tokenizer_files import FILES, TRAVELLING, tokenizer_file
 
 CARD = ("README.md", "LICENSE", "LICENSE.txt", "LICENSE.md")  # they state the licence, for the card of an export

@@ -29,7 +29,8 @@ from finetune.quantize import load_base
 from finetune.run import Run
 from finetune.source import Source, check_fingerprint
 from model import processes
-from model.checkpoint import load_config, stored_layers, weight_files
+from model.checkpoint import stored_layers
+from model.directory import load_config, weight_files
 from model.files import read_json, write_record
 from model.llama import Llama
 from quant import QUANTIZERS

@@ -11,7 +11,8 @@ from finetune.config import BaseConfig, ComputeConfig
 from finetune.data import Calibration
 from finetune.quantize import load_base
 from finetune.source import Source
-from model.checkpoint import load_config, load_model, save_model
+from model.checkpoint import load_model, save_model
+from model.directory import load_config
 from model.durable import make_directory
 from model.files import read_json, write_json
 from model.llama import Llama

@@ -3,7 +3,7 @@ from experiments.cells.plan import Plan, Settings
 from experiments.plans.method_rows import real_rows
 from experiments.plans.methods import ABOUT, REAL_SEEDS, Asked
 from experiments.plans.rows import SCC, calibration
-from model.checkpoint import load_config
+from model.directory import load_config
 
 WIDTH = 256  # hidden_size of the embedded base: usual rates fall with the width above it
 EPOCHS = 2

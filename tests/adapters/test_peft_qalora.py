@@ -15,7 +15,8 @@ from adapters.merge import MergeRefused, merge_into_codes, merge_target, merge_t
 from adapters.peft_config import CONFIG
 from adapters.peft_in import WEIGHTS, attach_peft, read_peft
 from adapters.qalora import QALoRA
-from model.checkpoint import load_config, load_model, weight_files
+from model.checkpoint import load_model
+from model.directory import load_config, weight_files
 from quant import QUANTIZERS
 from quant.grid import Block
 from quant.linear import QuantLinear

@@ -7,7 +7,8 @@ from safetensors.torch import load_file
 
 from finetune.config import EMBEDDED_BASE
 from finetune.loop import mean_loss, summed_loss
-from model.checkpoint import load_config, load_model, weight_files
+from model.checkpoint import load_model
+from model.directory import load_config, weight_files
 from model.finite import NotFinite
 from model.generate import Sampling, generate
 from model.likelihood import Pair, log_likelihoods

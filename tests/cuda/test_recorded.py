@@ -8,7 +8,8 @@ import quant.one_pass as one_pass
 import train as train_script
 from finetune.config import EMBEDDED_BASE
 from finetune.methods import METHODS
-from model.checkpoint import load_config, load_model, weight_files
+from model.checkpoint import load_model
+from model.directory import load_config, weight_files
 from model.generate import Sampling, generate
 from model.recorded import Recorded, warm_up
 from model.tokenizer import load_tokenizer

@@ -10,7 +10,8 @@ import eval as eval_script
 import sample as sample_script
 import train as train_script
 from finetune import loop
-from model.checkpoint import load_config, load_model, save_model, weight_files
+from model.checkpoint import load_model, save_model
+from model.directory import load_config, weight_files
 from model.finite import NotFinite, check_weights, damaged_weights, why_not_finite
 from model.generate import Sampling, generate
 from tests.cli import call, rows_of

@@ -10,7 +10,7 @@ from finetune.config import EMBEDDED_BASE
 from finetune.methods import METHODS
 from finetune.resolve import resolve_run
 from finetune.usual_rate import WIDTH, with_usual_rate
-from model.checkpoint import load_config
+from model.directory import load_config
 
 
 def rate(*flags, width=WIDTH) -> float:

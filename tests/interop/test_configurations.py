@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.checkpoint import load_config, load_model, weight_files
+from model.checkpoint import load_model
+from model.directory import load_config, weight_files
 
 pytestmark = pytest.mark.slow
 SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,

@@ -20,8 +20,9 @@ from finetune.source import Source, load_trained
 from interop import comparison as reporting
 from interop import hand_over, hugging_face
 from interop.trained import dense_tensors
-from model.checkpoint import load_config, load_model, random_model, save_model, weight_files
+from model.checkpoint import load_model, random_model, save_model
 from model.config_json import config_to_json
+from model.directory import load_config, weight_files
 from model.files import read_json, write_json
 from quant.linear import QuantLinear
 from tests.cli import SMALL, call

@@ -13,8 +13,9 @@ from finetune.config import SaveEvery
 from finetune.run import open_run
 from interop.gguf_metadata_writer import model_keys
 from interop.gguf_writer import NEAR
-from model.checkpoint import load_config, load_model, random_model, save_model, weight_files
+from model.checkpoint import load_model, random_model, save_model
 from model.config_json import config_to_json
+from model.directory import load_config, weight_files
 from model.files import write_json
 from model.gguf_architectures import gguf_name, our_name
 from model.gguf_layout import LLAMA_3_ROPE

@@ -13,8 +13,9 @@ from adapters.merge import merge_into_codes
 from adapters.peft_in import attach_peft, read_peft
 from finetune.config import AdapterConfig
 from interop.peft import vllm_rank
-from model.checkpoint import load_config, load_model, random_model, save_model, weight_files
+from model.checkpoint import load_model, random_model, save_model
 from model.config_json import config_to_json
+from model.directory import load_config, weight_files
 from model.files import read_json, write_json
 from model.tokenizer_files import copy_tokenizer
 from quant.linear import QuantLinear

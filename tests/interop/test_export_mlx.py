@@ -6,8 +6,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import train as train_script
-from model.checkpoint import load_config, load_model, random_model, weight_files
+from model.checkpoint import load_model, random_model
 from model.config_json import config_to_json
+from model.directory import load_config, weight_files
 from model.files import read_json, write_json
 from model.tokenizer_files import copy_tokenizer
 from quant.formats.mlx import MLX

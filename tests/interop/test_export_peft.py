@@ -16,7 +16,8 @@ from adapters.irqlora import IRQLoRA
 from adapters.lam import Lam
 from adapters.peft_in import attach_peft, read_peft
 from interop.peft import PEFTExport
-from model.checkpoint import load_config, load_model, weight_files
+from model.checkpoint import load_model
+from model.directory import load_config, weight_files
 from model.files import read_json, write_json
 from tests.cli import call, rows_of
 from tests.export_runs import as_trained, difference, export, made_run, refusal

@@ -11,7 +11,8 @@ import export as export_script
 from adapters.peft_config import CONFIG
 from adapters.peft_in import WEIGHTS
 from interop.with_peft import WithPEFT
-from model.checkpoint import load_config, load_model, weight_files
+from model.checkpoint import load_model
+from model.directory import load_config, weight_files
 from model.files import read_json, write_json
 from quant.linear import QuantLinear
 from tests.cli import FEW, call, rows_of

@@ -12,8 +12,9 @@ import torch
 from adapters.peft_in import attach_peft, read_peft
 from interop.comparison import TEXTS, logits_of, token_rows
 from interop.trained import Trained
-from model.checkpoint import load_config, load_model, save_model, weight_files
+from model.checkpoint import load_model, save_model
 from model.config_json import config_to_json
+from model.directory import load_config, weight_files
 from model.files import write_json
 from model.stored_names import joined
 from model.tensor_files import write_safetensors

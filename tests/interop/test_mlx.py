@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from model.checkpoint import load_config, load_model, random_model, weight_files
+from model.checkpoint import load_model, random_model
 from model.config_json import config_to_json
+from model.directory import load_config, weight_files
 from model.files import write_json
 from model.llama import Llama
 from model.tokenizer_files import copy_tokenizer

@@ -3,7 +3,8 @@ import pytest
 import torch
 
 import train as train_script
-from model.checkpoint import load_config, load_model, weight_files
+from model.checkpoint import load_model
+from model.directory import load_config, weight_files
 from tests.cli import FEW, call, rows_of
 from tests.export_runs import export
 from tests.prebuilt import TOOLS, write_model

@@ -24,8 +24,9 @@ from safetensors.torch import load, load_file, save, save_file
 from adapters.peft_in import CONFIG as PEFT_CONFIG
 from adapters.peft_in import WEIGHTS as PEFT_WEIGHTS
 from adapters.peft_in import read_peft
-from model.checkpoint import INDEX, empty_model, load_config, load_model, random_model, save_model, weight_files
+from model.checkpoint import empty_model, load_model, random_model, save_model
 from model.config_json import config_to_json
+from model.directory import INDEX, load_config, weight_files
 from model.gguf_reader import gguf_config, read_gguf
 from model.tokenizer import load_tokenizer
 from quant.grid import Block

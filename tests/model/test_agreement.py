@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from finetune.source import Source
-from model.checkpoint import INDEX, load_config, load_model, open_weights, weight_files
+from model.checkpoint import load_model, open_weights
 from model.config_json import config_from_json, config_to_json
+from model.directory import INDEX, load_config, weight_files
 from model.files import write_json
 from model.token_agreement import end_ids, note_other_tokenizer
 from model.tokenizer import load_tokenizer

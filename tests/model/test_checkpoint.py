@@ -5,7 +5,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.checkpoint import load_config, load_model, save_model, weight_files
+from model.checkpoint import load_model, save_model
+from model.directory import load_config, weight_files
 from model.tensor_files import write_safetensors
 from model.tokenizer import load_tokenizer
 from quant.grid import Block

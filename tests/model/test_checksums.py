@@ -7,8 +7,9 @@ import torch
 
 from finetune.adapted_model import save_beside
 from finetune.run import Run
-from model.checkpoint import load_config, load_model, weight_files
+from model.checkpoint import load_model
 from model.checksums import check_sums, write_sums
+from model.directory import load_config, weight_files
 from model.files import Damaged, write_json
 from model.tokenizer import load_tokenizer
 from tests.export_runs import export, made_run

@@ -9,8 +9,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from model.checkpoint import INDEX, load_config, load_model, open_weights, random_model, save_model, weight_files
+from model.checkpoint import load_model, open_weights, random_model, save_model
 from model.config_json import config_from_json, config_to_json
+from model.directory import INDEX, load_config, weight_files
 from model.durable import replace_file
 from model.files import parse_json, read_json, write_json
 from model.gguf_reader import read_gguf

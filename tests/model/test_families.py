@@ -15,9 +15,10 @@ from adapters.merge import merge_into_codes, merge_to_dense
 from finetune.adapted_model import linear_names
 from finetune.gptq_model import gptq_model
 from finetune.quantize import quantized_layer
-from model.checkpoint import load_config, load_model, random_model, save_model, weight_files
+from model.checkpoint import load_model, random_model, save_model
 from model.config import LlamaConfig
 from model.config_json import config_from_json, config_to_json
+from model.directory import load_config, weight_files
 from model.llama import RMSNorm, ZeroCenteredRMSNorm, fused_attention, softcap, softcapped_attention
 from model.rotary import attention_factor, rotary_frequencies
 from model.stored_names import joined

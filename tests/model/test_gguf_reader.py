@@ -6,8 +6,9 @@ import numpy
 import pytest
 import torch
 
-from model.checkpoint import load_config, load_model, open_weights, quantized_layers, save_model, weight_files
+from model.checkpoint import load_model, open_weights, quantized_layers, save_model
 from model.config_json import config_from_json, config_to_json
+from model.directory import load_config, weight_files
 from model.gguf_architectures import half_split, our_name
 from model.gguf_file import TENSOR_TYPES
 from model.gguf_layout import gguf_package

@@ -7,9 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from model.checkpoint import load_config, load_model, random_model, weight_files
+from model.checkpoint import load_model, random_model
 from model.config import LlamaConfig
 from model.config_json import config_from_json, config_to_json
+from model.directory import load_config, weight_files
 from model.generate import generate
 from model.llama import KVCache, Llama
 from model.rotary import rotary_frequencies

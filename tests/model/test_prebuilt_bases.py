@@ -3,7 +3,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.checkpoint import load_config, load_model, weight_files
+from model.checkpoint import load_model
+from model.directory import load_config, weight_files
 from model.files import read_json, write_json
 from quant.linear import QuantLinear
 from tests.prebuilt import TOOLS, write_model

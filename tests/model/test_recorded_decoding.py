@@ -5,7 +5,8 @@ import torch
 from safetensors.torch import load_file
 
 import model.recorded_decoding
-from model.checkpoint import load_config, load_model, weight_files
+from model.checkpoint import load_model
+from model.directory import load_config, weight_files
 from model.generate import Sampling, generate
 from tests.model.test_model import CASES, FIXTURES
 

@@ -7,8 +7,8 @@ import pytest
 import sentencepiece
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
-from model.checkpoint import load_config
 from model.config_json import config_to_json
+from model.directory import load_config
 from model.files import write_json
 from model.tokenizer import load_tokenizer
 from tests.model.test_model import TINY

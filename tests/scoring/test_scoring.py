@@ -12,8 +12,9 @@ import eval as eval_script
 import train
 from finetune.config import EMBEDDED_BASE
 from finetune.source import Source
-from model.checkpoint import load_config, load_model, weight_files
+from model.checkpoint import load_model
 from model.config_json import config_to_json
+from model.directory import load_config, weight_files
 from model.files import read_json, write_json
 from model.generate import generate
 from model.tokenizer import load_tokenizer

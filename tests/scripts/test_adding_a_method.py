@@ -25,7 +25,8 @@ from finetune.config import EMBEDDED_BASE
 from finetune.methods import METHODS, Method
 from finetune.run import open_run
 from finetune.source import Source, load_trained
-from model.checkpoint import load_config, load_model, weight_files
+from model.checkpoint import load_model
+from model.directory import load_config, weight_files
 from tests.cli import call, few, rows_of
 
 ROOT = Path(__file__).parents[2]

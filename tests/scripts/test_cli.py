@@ -13,8 +13,9 @@ import eval as eval_script
 import train as train_script
 from finetune import adapted_model
 from finetune.methods import METHODS
-from model.checkpoint import load_config, load_model, random_model, save_model, weight_files
+from model.checkpoint import load_model, random_model, save_model
 from model.config_json import config_to_json
+from model.directory import load_config, weight_files
 from model.files import write_json
 from quant.linear import QuantLinear
 from tests.cli import FEW, SMALL, call, few, interrupted_after, rows_of, train_once

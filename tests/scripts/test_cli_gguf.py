@@ -11,7 +11,8 @@ import eval as eval_script
 import train as train_script
 from finetune.run import open_run
 from finetune.source import Source
-from model.checkpoint import load_config, load_model, weight_files
+from model.checkpoint import load_model
+from model.directory import load_config, weight_files
 from model.tokenizer import load_tokenizer
 from tests.cli import SMALL, call, few, interrupted_after, rows_of
 from tests.gguf_files import strong_model, write_gguf

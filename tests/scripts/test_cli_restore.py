@@ -16,9 +16,10 @@ from finetune.adapted_model import attach_adapters, load_adapter
 from finetune.run import open_run
 from finetune.size import stored_bytes
 from finetune.source import Source, load_trained
-from model.checkpoint import Weights, load_config, load_model, random_model, save_model, weight_files
+from model.checkpoint import Weights, load_model, random_model, save_model
 from model.config import LlamaConfig
 from model.config_json import config_to_json
+from model.directory import load_config, weight_files
 from model.files import read_json, write_json
 from model.journal import CHECK, Journal
 from quant.grid import Block

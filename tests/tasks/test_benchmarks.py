@@ -11,7 +11,8 @@ import eval as eval_script
 import train
 from experiments import benchmarks
 from finetune.config import EMBEDDED_BASE
-from model.checkpoint import load_config, load_model, weight_files
+from model.checkpoint import load_model
+from model.directory import load_config, weight_files
 from model.tokenizer import load_tokenizer
 from scoring.scores import TAKEN_UP
 from tasks import TASKS

@@ -296,7 +296,7 @@ def test_ids_beyond_the_vocabulary_in_test_rows_are_refused_before_training(tmp_
     word_tokenizer(directory, joins=("qz",))
     config = config_to_json(SMALL) | {"vocab_size": len(WORDS), "bos_token_id": 0, "eos_token_id": 1}
     write_json(directory / "config.json", config)
-    from model.checkpoint import load_config
+    from model.directory import load_config
     save_model(random_model(load_config(directory), torch.float32, seed=1), directory / "model.safetensors")
     train = write(tmp_path / "train.jsonl", [{"text": f"card {i}", "category": "age_limit"} for i in range(30)])
     asked = ["--method", "lora", "--model", directory, "--data", train, "--steps", "1", "--max-new-tokens", "2",

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 import eval as eval_script
 import train as train_script
 from finetune.config import EMBEDDED_BASE
-from model.checkpoint import load_config, load_model, weight_files
+from model.checkpoint import load_model
+from model.directory import load_config, weight_files
 from model.tokenizer import load_tokenizer
 from tasks import TASKS, free_text
 from tasks import sql_create_context as sql
