@@ -7,7 +7,7 @@ import pytest
 from experiments import findings
 from experiments.claims import overview
 from experiments.claims.evidence import Cells, Judged
-from experiments.claims.method_rows import Found
+from experiments.claims.method_rows import Found, gather
 from tasks.significance import compare_scores
 from tests.cli import call
 from tests.experiments import fake_results
@@ -110,14 +110,18 @@ def test_the_title_of_merging_tells_rounded_from_exact():
     assert overview.merging_title({}) == "Rounding QLoRA was not run,\nno exact merge was run"
 
 
-def test_balance_is_told_where_it_is_significant():
-    def note(ours_3, ours_2):
-        return overview.balance_note({
-            (row, bits): a_found(row, bits, right, right, f"merged-{bits}bit") for row, bits, right in
-            (("qalora", 3, 110), ("qalora", 2, 60), ("qablora-4x8", 3, ours_3), ("qablora-4x8", 2, ours_2))})
-    assert note(109, 14) == "Shen et al.: QA-BLoRA beside QA-LoRA, -23 points at 2 bits"
-    assert note(130, 14) == "Shen et al.: QA-BLoRA beside QA-LoRA, +10 and -23 points at 3 and 2 bits"
-    assert note(109, 61) == "Shen et al.: QA-BLoRA beside QA-LoRA, no difference found"
+def test_balance_is_told_where_no_best_rate_is_at_an_edge():
+    def rows(ours_3, ours_2):
+        return {(row, bits): a_found(row, bits, right, right, f"merged-{bits}bit") for row, bits, right in
+                (("qalora", 3, 110), ("qalora", 2, 60), ("qablora-4x8", 3, ours_3), ("qablora-4x8", 2, ours_2))}
+
+    assert overview.balance_note(rows(109, 14)) == "Shen et al.: QA-BLoRA above QA-LoRA at 0 of 2 widths, below at 1"
+    assert overview.balance_note(rows(130, 61)) == "Shen et al.: QA-BLoRA above QA-LoRA at 1 of 2 widths"
+    at_the_edge = rows(130, 14)
+    at_the_edge["qablora-4x8", 2].rates = gather(a_row("qablora-4x8", (3.0, 2.0, 1.0), ["1"], 2))[0].rates
+    assert at_the_edge["qablora-4x8", 2].at_edge
+    assert overview.balance_note(at_the_edge) == "Shen et al.: QA-BLoRA above QA-LoRA at 1 of 1 width"
+    assert overview.balance_note({}).endswith("no cells")
 
 
 def test_a_row_without_right_answers_has_learned_nothing():
