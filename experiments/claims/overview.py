@@ -113,7 +113,8 @@ def balance_note(rows: dict[tuple[str, int], Found]) -> str:
              if (ours, bits) in rows and (theirs, bits) in rows]
     tests = tested([pair for pair in pairs if not any(one.at_edge for one in pair)], at_k_bits)
     above, below = ([test for test in tests.values() if test.verdict == verdict] for verdict in (CONFIRMED, OPPOSITE))
-    said = f"{len(above)} of {len(tests)} width{'s' * (len(tests) != 1)}" + (f", below at {len(below)}" if below else "")
+    lost = f", below at {len(below)}" if below else ""
+    said = f"{len(above)} of {len(tests)} width{'s' * (len(tests) != 1)}{lost}"
     return f"Shen et al.: QA-BLoRA above QA-LoRA at {said}" if tests else "Shen et al.: not tested, no cells"
 
 

@@ -7,7 +7,7 @@ import pytest
 from experiments import findings
 from experiments.claims import overview
 from experiments.claims.evidence import Cells, Judged
-from experiments.claims.method_rows import Found, gather
+from experiments.claims.method_rows import Found
 from tasks.significance import compare_scores
 from tests.cli import call
 from tests.experiments import fake_results
@@ -118,7 +118,8 @@ def test_balance_is_told_where_no_best_rate_is_at_an_edge():
     assert overview.balance_note(rows(109, 14)) == "Shen et al.: QA-BLoRA above QA-LoRA at 0 of 2 widths, below at 1"
     assert overview.balance_note(rows(130, 61)) == "Shen et al.: QA-BLoRA above QA-LoRA at 1 of 2 widths"
     at_the_edge = rows(130, 14)
-    at_the_edge["qablora-4x8", 2].rates = gather(a_row("qablora-4x8", (3.0, 2.0, 1.0), ["1"], 2))[0].rates
+    tried = a_row("qablora-4x8", (3.0, 2.0, 1.0), [], 2)
+    at_the_edge["qablora-4x8", 2].rates = [{"plan": "methods", **facts} for facts in tried.values()]
     assert at_the_edge["qablora-4x8", 2].at_edge
     assert overview.balance_note(at_the_edge) == "Shen et al.: QA-BLoRA above QA-LoRA at 1 of 1 width"
     assert overview.balance_note({}).endswith("no cells")
