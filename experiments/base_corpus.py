@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.shared import experiment_parser
+from experiments.shared import experiment_parser, run_experiment
 from finetune.config import EMBEDDED_BASE
 from model.durable import replace_file
 from model.files import write_json
@@ -214,4 +214,4 @@ def write_mix(options: argparse.Namespace, mix: Mix, today: list[str], tokens_to
 
 
 if __name__ == "__main__":
-    main()
+    run_experiment(main)

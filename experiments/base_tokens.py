@@ -31,7 +31,7 @@ from experiments.cells import work
 from experiments.cells.plan import RUN_OF, Cell, run_folder
 from experiments.cells.pool import Pool
 from experiments.claims.base_tokens import BITS, HELD_OUT, HOW, TODAY, TOKENS, show
-from experiments.shared import experiment_parser
+from experiments.shared import experiment_parser, run_experiment
 from finetune.command_line import train_parser
 from finetune.config import EMBEDDED_BASE, BaseConfig, ComputeConfig, Place
 from finetune.data import Calibration, PreparedData
@@ -222,4 +222,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_experiment(main)

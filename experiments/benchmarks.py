@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from experiments.shared import experiment_parser, keep_settings, markdown, python
+from experiments.shared import experiment_parser, keep_settings, markdown, python, run_experiment
 from model.files import read_json, write_json, write_text
 from scoring.scores import TAKEN_UP
 from tasks import TASKS
@@ -126,4 +126,4 @@ def share(row: dict, metric: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_experiment(main)

@@ -17,7 +17,7 @@ from experiments.cells.plan import value_after
 from experiments.claims import overview
 from experiments.claims.evidence import Cells
 from experiments.results_page import RESULTS
-from experiments.shared import experiment_parser
+from experiments.shared import experiment_parser, run_experiment
 from finetune.config import DataConfig
 from model.files import write_json
 
@@ -117,4 +117,4 @@ def paragraphs(text: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    run_experiment(main)

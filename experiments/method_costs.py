@@ -23,7 +23,7 @@ import torch
 
 import train as train_script
 from experiments.plans.method_rows import Row, methods
-from experiments.shared import experiment_parser
+from experiments.shared import experiment_parser, run_experiment
 from finetune.adapted_model import linear_names, merge_best, sixteen_bit_type
 from finetune.checks import planned_model
 from finetune.command_line import train_parser
@@ -181,4 +181,4 @@ def start_of_memory(device: torch.device) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    run_experiment(main)

@@ -10,7 +10,7 @@ from torch import nn
 
 from adapters.adapted import adapted_layers, adapter_parameters
 from adapters.merge import merge_target
-from experiments.shared import experiment_parser, markdown
+from experiments.shared import experiment_parser, markdown, run_experiment
 from finetune.checks import planned_model
 from finetune.command_line import train_parser
 from finetune.config import RunConfig
@@ -59,4 +59,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_experiment(main)

@@ -32,7 +32,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from experiments.shared import experiment_parser
+from experiments.shared import experiment_parser, run_experiment
 from finetune.by_process import ALONE
 from finetune.command_line import train_parser
 from finetune.config import RunConfig
@@ -293,4 +293,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_experiment(main)

@@ -25,7 +25,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.shared import ONE_THREAD, experiment_parser, keep_settings, make_run, markdown, python
+from experiments.shared import ONE_THREAD, experiment_parser, keep_settings, make_run, markdown, python, run_experiment
 from model.files import write_json, write_text
 
 PROMPTS = ("The capital of France is", "Water boils at", "To make bread, first", "def fibonacci(n):")
@@ -170,4 +170,4 @@ def train_command(options: argparse.Namespace, data: Path) -> Sequence[str]:
 
 
 if __name__ == "__main__":
-    main()
+    run_experiment(main)

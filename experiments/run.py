@@ -11,6 +11,7 @@ import argparse
 import importlib
 import json
 import os
+import pkgutil
 import platform
 import sys
 import time
@@ -18,16 +19,20 @@ from pathlib import Path
 
 import torch
 
+from experiments import plans as every_plan
 from experiments.cells.plan import Cell, Plan, Settings, checked, selected
 from experiments.cells.pool import Facts, Pool
 from experiments.cells.work import do
-from experiments.shared import experiment_parser
+from experiments.shared import experiment_parser, run_experiment
 from model.files import read_json, write_text
+
+PLANS = tuple(module.name for module in pkgutil.iter_modules(every_plan.__path__)
+              if module.name not in ("method_rows", "rows"))
 
 
 def options_parser() -> argparse.ArgumentParser:
     parser = experiment_parser(__doc__)
-    parser.add_argument("plan", nargs="+", help="do these plans: names of modules of experiments/plans")
+    parser.add_argument("plan", nargs="+", choices=PLANS, metavar="plan", help=f"do these plans: {', '.join(PLANS)}")
     parser.add_argument("--out", type=Path, default=Path("runs/cells"),
                         help="write cells.json and logs to this directory (default: %(default)s)")
     parser.add_argument("--model", type=Path, help="start from this model (default: the embedded base)")
@@ -149,4 +154,4 @@ def machine(device: str) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    run_experiment(main)

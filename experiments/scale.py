@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from experiments.paper_cells import ROWS, RUNS, TOKENS, config_of, hours, restored_run, run_of, words_of
-from experiments.shared import experiment_parser, markdown
+from experiments.shared import experiment_parser, markdown, run_experiment
 from finetune.adapted_model import linear_names
 from finetune.by_process import ALONE, Processes
 from finetune.checks import put_adapters, put_codes
@@ -172,4 +172,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_experiment(main)

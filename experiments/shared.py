@@ -6,9 +6,10 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from finetune.command import Work, line_of
 from model.files import write_json
 
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -17,10 +18,21 @@ ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 def experiment_parser(doc: str, out: str | None = None) -> argparse.ArgumentParser:
     """A parser whose help is the experiment's own docstring. `out` is the default of --out."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     if out:
         parser.add_argument("--out", type=Path, default=Path(out),
                             help="keep runs, logs and tables in this directory (default: %(default)s)")
     return parser
+
+
+def run_experiment(main: Callable[[], None]) -> None:
+    """An error of what was given is one line; with --debug, and of another kind, a traceback."""
+    try:
+        main()
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        if "--debug" in sys.argv:
+            raise
+        sys.exit(line_of(error, Work()))
 
 
 def spread(values: Sequence[float], digits: int, sign: str = "", scale: float = 1) -> str:

@@ -2,6 +2,8 @@
 import argparse
 import importlib
 import pkgutil
+import subprocess
+import sys
 
 import pytest
 
@@ -27,11 +29,36 @@ def test_help_texts_state_the_defaults(module):
     """A list as it is typed. --json is in --out, which is told in words."""
     for action in module.options_parser()._actions:
         default = action.default
-        if default in (None, argparse.SUPPRESS):
+        if default in (None, argparse.SUPPRESS) or default is False:  # not given
             continue
         words = " ".join(map(str, default)) if isinstance(default, list) else str(default)
         text = action.help.replace("%(default)s", str(default))
         assert text.endswith(f"(default: {words})") and text.count("default") == 1, action.dest
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["run", "metods"], "invalid choice: 'metods' (choose from"),
+    (["run", "methods_real", "--list"], "error: the plan methods_real needs a model: give --model"),
+    (["findings", "nowhere.json"], "nowhere.json")])
+def test_a_wrong_input_is_one_line(arguments, said):
+    done = subprocess.run([sys.executable, "-m", f"experiments.{arguments[0]}", *arguments[1:]], capture_output=True,
+                          text=True, timeout=120)
+    assert done.returncode and "Traceback" not in done.stderr and said in done.stderr.splitlines()[-1]
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch):
+    def fails():
+        raise KeyError("a")
+
+    def wrong():
+        raise ValueError("b")
+    with pytest.raises(KeyError):
+        shared.run_experiment(fails)
+    with pytest.raises(SystemExit, match="error: b"):
+        shared.run_experiment(wrong)
+    monkeypatch.setattr("sys.argv", ["x", "--debug"])
+    with pytest.raises(ValueError, match="b"):
+        shared.run_experiment(wrong)
 
 
 # ---- cells --------------------------------------------------------------------------------------------------------
