@@ -2,48 +2,22 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.claims import pictures
-from experiments.claims.evidence import (
-    OF_SEVERAL,
-    Cells,
-    Group,
-    Judged,
-    compared,
-    family,
-    headline,
-    score_of,
-    sentence,
-    table_of,
-    with_state,
+from experiments.claims import pictures, ptq_limits, ptq_shares
+from experiments.claims.evidence import Cells, Judged, headline, score_of, sentence, table_of, with_state
+from experiments.claims.ptq_rows import (
+    OTHERS,
+    PIPELINE,
+    PLAN,
+    QUANTIZERS,
+    TASKS,
+    WIDTHS,
+    beside,
+    group_of,
+    settings,
+    some,
 )
 
-PLAN = "ptq_qlora"
-TASKS = ("banking77", "bitext", "bitext-response")
-QUANTIZERS = ("gptq", "nf")
-WIDTHS = (4, 3, 2)
-PIPELINE = "SFT -> PTQ -> QLoRA"
-
-
-def group_of(cells: Cells, plan: str, task: str, pipeline: str, how: str = "", bits: int = 0) -> Group:
-    """pipeline: sft, sft-more, sft-qlora or qlora, the last two with a quantizer and a width."""
-    more = {"how": how, "bits": bits} if how else {}
-    return cells.group(plan, task=task, pipeline=pipeline, **more)
-
-
-def settings(tasks: Sequence[str]) -> list[tuple[str, str, int]]:
-    return [(task, how, bits) for task in tasks for how in QUANTIZERS for bits in WIDTHS]
-
-
-def beside(cells: Cells, plan: str, tasks: Sequence[str], other: str) -> list[Judged]:
-    """The pipeline against `other`: quantized (SFT -> PTQ), sft-more, or qlora (PTQ -> QLoRA)."""
-    found = []
-    for task, how, bits in settings(tasks):
-        ours = group_of(cells, plan, task, "sft-qlora", how, bits)
-        theirs = {"quantized": ours, "sft-more": group_of(cells, plan, task, "sft-more"),
-                  "qlora": group_of(cells, plan, task, "qlora", how, bits)}[other]
-        found.append(compared({"task": task, "quantizer": how, "bits": bits}, ours, "trained", theirs,
-                              "quantized" if other == "quantized" else "trained"))
-    return family(found)
+METRICS = {"accuracy": "accuracy, %", "rougeL": "ROUGE-L, %"}
 
 
 def scores_table(cells: Cells, plan: str, tasks: Sequence[str]) -> dict:
@@ -66,12 +40,22 @@ def scores_table(cells: Cells, plan: str, tasks: Sequence[str]) -> dict:
             "rows": rows}
 
 
+def metric_of(cells: Cells, plan: str, task: str) -> str:
+    """What the axis of a task is called."""
+    names = {facts["states"]["trained"]["metric"] for facts in with_state(group_of(cells, plan, task, "sft-more"),
+                                                                          "trained").values()}
+    return METRICS[names.pop()] if names else "score, %"
+
+
 def draw(cells: Cells, plan: str, tasks: Sequence[str], how: str, title: str, path: Path) -> None:
     """A panel for each task: the pipelines against the width."""
     every = [group_of(cells, plan, task, name, how, bits) for task in tasks for name in ("sft-qlora", "qlora")
              for bits in WIDTHS]
-    figure, axes = pictures.panels(tasks, title, f"score, %\n({pictures.interval_of(every)})")
-    for panel, task in zip(axes, tasks, strict=True):
+    labels = [metric_of(cells, plan, task) for task in tasks]
+    figure, axes = pictures.panels(tasks, title, f"{labels[0]}\n({pictures.interval_of(every)})")
+    for panel, task, label in zip(axes, tasks, labels, strict=True):
+        if label != labels[0]:
+            panel.set_ylabel(label, fontsize=9)
         pictures.level(panel, score_of(group_of(cells, plan, task, "sft-more"), "trained"), pictures.BLACK,
                        "SFT, 16 bits, as many steps")
         ours, control = ([group_of(cells, plan, task, name, how, bits) for bits in WIDTHS]
@@ -91,50 +75,43 @@ def draw(cells: Cells, plan: str, tasks: Sequence[str], how: str, title: str, pa
     pictures.save(figure, path)
 
 
-def some(judged: Sequence[Judged], widths: Sequence[int], tasks: Sequence[str] = TASKS, how: str = "") -> list[Judged]:
-    return [one for one in judged if one.what["bits"] in widths and one.what["task"] in tasks
-            and how in ("", one.what["quantizer"])]
-
-
-def notes(cells: Cells) -> list[str]:
-    """What a reader must know of the base, the quantizers and the tests."""
-    at_4, at_3 = (score_of(group_of(cells, PLAN, TASKS[0], "sft-qlora", "gptq", bits), "quantized") for bits in (4, 3))
+def judged_claims(cells: Cells, families: dict[str, list[Judged]]) -> list[str]:
+    """The planned verdicts, each followed by what it rests on."""
+    recovers, beats, without = families.values()
+    of_quantizer = {how: sentence(f"{PIPELINE} scores above SFT -> PTQ at 4 bits by {how.upper()} (Zhu et al.)",
+                                  some(recovers, (4,), how=how), 3) for how in QUANTIZERS}
+    at_4 = [some(beats, (4,), TASKS[:2]), some(beats, (4,), TASKS[2:])]
+    narrow = [some(recovers, (3, 2)), some(beats, (3, 2))]
     return [
-        OF_SEVERAL,
-        "The 16-bit weights of this base are dequantized 4-bit min-max codes in blocks of 32x1, the grid of GPTQ here. "
-        f"SFT -> PTQ by GPTQ scores {at_4} % at 4 bits and {at_3} % at 3 bits on banking77. The likely reason, not "
-        "tested on its own: rounding to the old grid undoes part of SFT. So 4 bits by GPTQ overstate what PTQ costs, "
-        "and PTQ -> QLoRA on that grid starts without loss. Judge 4 bits by NF.",
-        "NF at 2 bits leaves nothing to train on: every state scores 0 % on both classification tasks. There, its two "
-        "comparisons with SFT are significantly below; its others compare zero with zero.",
-        "Holm's correction is over the comparisons of a family that could be made. The findings were split by width "
-        "and quantizer after the "
-        "results were seen. No learning rate was tuned."]
+        of_quantizer["gptq"] + ptq_limits.POINTER, of_quantizer["nf"],
+        sentence(f"{PIPELINE} scores above 16-bit SFT on classification, at 4 bits (Zhu et al.; here for as many "
+                 "steps)", at_4[0], 4), *ptq_limits.without_them(at_4[0]),
+        sentence(f"{PIPELINE} scores above 16-bit SFT on generation, at 4 bits (Zhu et al. found no difference)",
+                 at_4[1], 2), *ptq_limits.without_them(at_4[1]),
+        *ptq_limits.of_control(cells),
+        sentence(f"Open question 1: {PIPELINE} scores above PTQ -> QLoRA without SFT, for as many steps", without,
+                 len(settings(TASKS))),
+        *ptq_limits.rests_on(cells, without, "qlora"), *ptq_limits.without_them(without),
+        sentence("Open question 2: at 3 and 2 bits, QLoRA recovers what PTQ lost", narrow[0], 12),
+        *ptq_limits.without_them(narrow[0]), *ptq_shares.won_back(ptq_shares.shares(cells)),
+        sentence(f"Open question 2: at 3 and 2 bits, {PIPELINE} scores above 16-bit SFT for as many steps",
+                 narrow[1], 12), *ptq_limits.without_them(narrow[1])]
 
 
 def record(cells: Cells, place: Path) -> dict:
     """Writes the pictures into `place`. Returns the section of the page."""
-    recovers, beats, without = (beside(cells, PLAN, TASKS, other) for other in ("quantized", "sft-more", "qlora"))
-    of_quantizer = [sentence(f"{PIPELINE} scores above SFT -> PTQ at 4 bits by {how.upper()} (Zhu et al.)",
-                             some(recovers, (4,), how=how), 3) for how in QUANTIZERS]
-    findings = [
-        *of_quantizer,
-        sentence(f"{PIPELINE} scores above 16-bit SFT on classification, at 4 bits (Zhu et al.; here for as many "
-                 "steps)", some(beats, (4,), TASKS[:2]), 4),
-        sentence(f"{PIPELINE} scores above 16-bit SFT on generation, at 4 bits (Zhu et al. found no difference)",
-                 some(beats, (4,), TASKS[2:]), 2),
-        sentence(f"Open question 1: {PIPELINE} scores above PTQ -> QLoRA without SFT, for as many steps", without,
-                 len(settings(TASKS))),
-        sentence("Open question 2: at 3 and 2 bits, QLoRA recovers what PTQ lost", some(recovers, (3, 2)), 12),
-        sentence(f"Open question 2: at 3 and 2 bits, {PIPELINE} scores above 16-bit SFT for as many steps",
-                 some(beats, (3, 2)), 12), *notes(cells)]
-    for how in QUANTIZERS:
-        draw(cells, PLAN, TASKS, how, headline(of_quantizer[QUANTIZERS.index(how)]), place / f"ptq_{how}.png")
+    families = {other: beside(cells, PLAN, TASKS, other) for other in OTHERS}
+    shares = ptq_shares.shares(cells)
+    at_4_by_nf = sentence(f"{PIPELINE} scores above SFT -> PTQ at 4 bits by NF", some(families["quantized"], (4,),
+                                                                                    how="nf"), 3)
+    titles = {"gptq": ptq_shares.title(shares, "gptq", 2), "nf": headline(at_4_by_nf)}
+    for how, title in titles.items():
+        draw(cells, PLAN, TASKS, how, title, place / f"ptq_{how}.png")
     tables = [scores_table(cells, PLAN, TASKS)]
-    for name, judged, other in (("A", recovers, "SFT -> PTQ"), ("B", beats, "SFT for as many steps"),
-                                ("C", without, "PTQ -> QLoRA")):
-        tables.append({"caption": f"Family {name}: {PIPELINE} beside {other}.",
+    for name, (other, judged) in zip("ABC", families.items(), strict=True):
+        tables.append({"caption": f"Family {name}: {PIPELINE} beside {OTHERS[other]}.",
                        **table_of(judged, "difference, points [95 %]")})
-    return {"title": "SFT, PTQ and QLoRA on SmolLM2-135M", "tables": tables,
+    return {"title": "SFT, PTQ and QLoRA on SmolLM2-135M", "tables": [*tables, ptq_shares.table(shares)],
             "pictures": [[f"scores against bits, {how.upper()}", f"ptq_{how}.png"] for how in QUANTIZERS],
-            "findings": findings}
+            "findings": [*judged_claims(cells, families), *ptq_limits.failed_seeds(cells, families),
+                         *ptq_limits.notes(cells)]}
