@@ -106,7 +106,8 @@ def main() -> None:
     model, device = found[0].config.base.model.name, found[0].trainer.model.device
     name = f"methods_real_costs_{model}" if options.model else "methods_costs_base"
     write_json(options.out / f"{name}_{device.type}.json", {
-        "device": device_words(device), "model": model, "flags": shared, "recorded": options.graphs, "steps": TIMED,
+        "device": device_words(device), "model": model, "recorded": options.graphs, "steps": TIMED,
+        "flags": [Path(word).name if word.startswith("/") else word for word in shared],  # no place of this machine
         "failed": failed, "rows": [one.to_json(found[0].steps) for one in found]})
 
 
