@@ -6,6 +6,7 @@ from experiments.claims.evidence import CONFIRMED, LEVEL, NOT_CONFIRMED, OPPOSIT
 from experiments.claims.method_lams import late_norms
 from experiments.claims.method_rows import (
     Found,
+    Tested,
     as_trained,
     at_k_bits,
     compared,
@@ -97,8 +98,7 @@ def at_same_rate(found: Sequence[Found]) -> str:
 
 def of_rounding(found: Sequence[Found]) -> str:
     """Rounded afterwards minus as trained, of the same models."""
-    tests = [(one, compared_with_itself(one)) for one in first_table(found) if one.states(rounded_afterwards)]
-    judged = {(one.row, one.bits): result for one, result in tests if result}
+    judged = {(one.a.row, one.a.bits): one.judged for one in rounded_pairs(found)}
     said = by_width("Merging to 16 bits and rounding afterwards by GPTQ changes the score of the same model (not in "
                     "the plan, p not corrected)", judged, titles_of(found))
     for verdict, words in ((NOT_CONFIRMED, "no difference found"), (CONFIRMED, "raised"), (OPPOSITE, "lowered")):
@@ -106,23 +106,37 @@ def of_rounding(found: Sequence[Found]) -> str:
     return said
 
 
+def rounded_pairs(found: Sequence[Found]) -> list[Tested]:
+    """Each row of the first table that is rounded afterwards, beside itself as trained. p is not corrected."""
+    rows = [one for one in first_table(found) if one.states(rounded_afterwards)]
+    return [Tested(one, unrounded(one), rounded_afterwards, judged) for one in rows
+            if (judged := compared_with_itself(one))]
+
+
+def unrounded(one: Found) -> Found:
+    """Its trained state in the place of its rounded one."""
+    return Found(one.row, one.title, one.part, one.bits, finals={
+        seed: {"states": {"requantized": facts["states"]["trained"]}} for seed, facts in one.finals.items()})
+
+
 def compared_with_itself(one: Found) -> Judged | None:
     """Its rounded state beside its trained one."""
-    trained = Found(one.row, one.title, one.part, one.bits, finals={
-        seed: {"states": {"requantized": facts["states"]["trained"]}} for seed, facts in one.finals.items()})
-    judged = compared(one, trained, rounded_afterwards)
+    judged = compared(one, unrounded(one), rounded_afterwards)
     return judged and replace(judged, adjusted=judged.comparison.p_value)
 
 
 def of_targets(found: Sequence[Found]) -> list[str]:
     """Each way to merge exactly, beside QLoRA that is rounded afterwards. One family over rows and widths."""
-    plain = {one.bits: one for one in first_table(found) if one.row == "qlora"}
-    names = dict(TARGETS)
-    tests = tested([(one, plain[one.bits]) for one in first_table(found) if one.row in names and one.bits in plain],
-                   at_k_bits)
+    tests = tested(target_pairs(found), at_k_bits)
     return [by_width(f"{name} ends above QLoRA rounded afterwards (not in the plan; Holm over these)",
                      {key: judged for key, judged in tests.items() if key[0] == row}, titles_of(found))
             for row, name in TARGETS] + sizes_of_targets(found)
+
+
+def target_pairs(found: Sequence[Found]) -> list[tuple[Found, Found]]:
+    """(row of TARGETS, QLoRA) of each width."""
+    plain = {one.bits: one for one in first_table(found) if one.row == "qlora"}
+    return [(one, plain[one.bits]) for one in first_table(found) if one.row in dict(TARGETS) and one.bits in plain]
 
 
 def sizes_of_targets(found: Sequence[Found]) -> list[str]:

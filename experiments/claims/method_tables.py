@@ -68,11 +68,17 @@ def parameters(found: Found) -> str:
 def against_reference(found: Sequence[Found]) -> dict[str, Tests]:
     """By state: each row of the first table against REFERENCE at the same width. A width and state is one family."""
     of_states: dict[str, Tests] = {name: {} for name in STATES}
-    for reference in (one for one in first_table(found) if one.row == REFERENCE):
-        others = [one for one in first_table(found) if one.row != REFERENCE and one.bits in (reference.bits, 16)]
+    for pairs in reference_pairs(found):
         for name, which in STATES.items():
-            of_states[name] |= tested([(other, reference) for other in others], which)
+            of_states[name] |= tested(pairs, which)
     return of_states
+
+
+def reference_pairs(found: Sequence[Found]) -> list[list[tuple[Found, Found]]]:
+    """(row, REFERENCE) of each width."""
+    rows = first_table(found)
+    return [[(other, reference) for other in rows if other.row != REFERENCE and other.bits in (reference.bits, 16)]
+            for reference in rows if reference.row == REFERENCE]
 
 
 def methods_table(found: Sequence[Found], bits: int, tests: dict[str, Tests]) -> Table:

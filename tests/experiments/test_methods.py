@@ -258,9 +258,41 @@ def test_scores_of_zero_and_the_spread_over_seeds_are_told():
     cells = a_row("qablora-4x8", (3.0, 1.0, 2.0), marks[::-1], 4)
     steady = a_row("peqa", (3.0, 1.0, 2.0), ["1" * n] * 2, 4)
     said = limits.of_seeds(gather(cells | steady))[0]
-    assert "up to 17.7 points" in said and said.endswith("is 3 standard errors over seeds or more.")
+    assert "up to 17.7 points" in said and said.endswith("is 3 standard errors over seeds or more, in every family.")
     turned = a_row("peqa", (3.0, 1.0, 2.0), ["1" * 18 + "0" * 22, "1" * n], 4)  # 72.5 ± 27.5 beside 37.5 ± 12.5
-    assert "PEQA at 4 bits (+35.0 ± 30.2)" in limits.of_seeds(gather(cells | turned))[0]
+    said = limits.of_seeds(gather(cells | turned))
+    assert said[1] == ("Beside QA-BLoRA 4x8, at k bits: less than 3 standard errors over seeds for PEQA at 4 bits "
+                       "(+35.0; 30.2).")
+    assert len(said) == 2  # the same models as trained are not named twice
+
+
+def of_rights(*rights, n=40):
+    return ["1" * right + "0" * (n - right) for right in rights]
+
+
+def test_the_spread_over_seeds_is_told_of_every_family():
+    """QLoRA beside Q-BLoRA, beside a merge into codes, and beside its rounded state."""
+    cells = a_row("qlora", (3.0, 1.0, 2.0), of_rights(10, 20), 4, "requantized-4bit") | a_row(
+        "qblora-2", (3.0, 1.0, 2.0), of_rights(18, 40), 4, "requantized-4bit") | a_row(
+        "scaleoffset", (3.0, 1.0, 2.0), of_rights(18, 40), 4)
+    said = limits.of_seeds(gather(cells))
+    assert said[1:] == [
+        "Q-BLoRA beside QLoRA, as trained: less than 3 standard errors over seeds for QBLORA-2 at 4 bits "
+        "(+35.0; 30.2).",
+        "Merges beside QLoRA rounded afterwards: less than 3 standard errors over seeds for SCALEOFFSET at 4 bits "
+        "(+35.0; 30.2)."]
+
+
+def test_the_spread_over_seeds_of_rounding_is_that_of_the_difference():
+    """The same models lose 10 points each, or 2.5 and 22.5."""
+    for lost, error in (((4, 4), None), ((1, 9), "10.0")):
+        cells = a_row("qlora", (3.0, 1.0, 2.0), of_rights(15, 35), 4, "requantized-4bit")
+        for seed, (right, less) in enumerate(zip((15, 35), lost, strict=True)):
+            state = cells[f"qlora-4-seed{seed}"]["states"]
+            state["requantized-4bit"] = {**state["trained"], "marks": of_rights(right - less)[0],
+                                         "scores": {"accuracy": (right - less) / 40}}
+        said = limits.of_seeds(gather(cells))
+        assert [f"QLORA at 4 bits (-12.5; {error})" in one for one in said[1:]] == [True] * bool(error)
 
 
 def test_the_interval_of_one_seed_is_over_test_rows():
