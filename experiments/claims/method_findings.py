@@ -3,7 +3,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from experiments.claims.evidence import CONFIRMED, LEVEL, NOT_CONFIRMED, OPPOSITE, Judged, overall
-from experiments.claims.method_lams import late_norms
 from experiments.claims.method_rows import (
     Found,
     Tested,
@@ -149,25 +148,3 @@ def sizes_of_targets(found: Sequence[Found]) -> list[str]:
             said.append(f"At {bits} bits: {'; '.join(sizes[name] for name in names if name in sizes)}.")
     return [f"These models differ in grid and size, so the target of the merge is not all that differs. Bits a weight, "
             f"QLoRA's rounded afterwards. {' '.join(said)}"] if said else []
-
-
-def of_gradients(found: Sequence[Found]) -> list[str]:
-    """Shen et al., Figure 2, from the mean norm in the last fifth of the steps. One seed, so without a test."""
-    said = []
-    lora = late_norms(found, 16).get(1)
-    for bits in WIDTHS:
-        norms = late_norms(found, bits)
-        if 1 not in norms:
-            continue
-        if lora:
-            said.append(f"QLoRA's gradients stay larger than LoRA's (Shen et al., Figure 2): {norms[1] / lora:.2f} "
-                        f"times at {bits} bits in the last fifth of the steps, at the usual rate. Not decided: one "
-                        f"seed, no test.")
-        ratios = {lam: norms[lam] / norms[1] for lam in norms if lam > 1}
-        falls = [f"{lam}" for lam, ratio in ratios.items() if ratio < 1]
-        verdict = f"seen for lam {listed(falls)}" if falls else "not seen"
-        shown = ", ".join(f"lam {lam}: {ratio:.2f} times" for lam, ratio in ratios.items())
-        if ratios:
-            said.append(f"A larger lam lowers the gradient (Shen et al., Figure 2): {verdict} at {bits} bits ({shown} "
-                        f"QLoRA's in the same part). One seed, no test.")
-    return said

@@ -1,5 +1,4 @@
 """The tables of the comparison of methods, as columns and rows of text."""
-import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -19,7 +18,6 @@ from experiments.plans.method_rows import FACTORS, REFERENCE
 
 Table = dict
 Tests = dict[tuple[str, int], Judged]
-FIFTHS = 5
 STATES = {"as trained": as_trained, "at k bits": at_k_bits}
 
 
@@ -160,34 +158,6 @@ def loss_gain(one: Found, plain: Found) -> str:
     a, b = one.states(as_trained), plain.states(as_trained)
     return mean_cell([a[seed]["validation_loss"] - b[seed]["validation_loss"] for seed in sorted(a.keys() & b.keys())],
                      3, "+")
-
-
-# ---- gradients ------------------------------------------------------------------------------------------------------
-
-GRADIENTS = ("lora", "blora-2", "blora-4", "blora-8", "qlora", "qblora-2", "qblora-4", "qblora-8")
-
-
-def gradients_table(found: Sequence[Found]) -> Table:
-    rows = []
-    for one in (one for one in first_table(found) if one.row in GRADIENTS):
-        same = one.at_factor(1.0)
-        if not same or "gradient_norms" not in same["training"]:
-            continue
-        norms, losses = same["training"]["gradient_norms"], same["training"]["losses"]
-        tuned = [fifth(facts["training"]["gradient_norms"], FIFTHS - 1) for facts in one.finals.values()
-                 if facts["states"]]
-        rows.append([one.title, str(one.bits), f"{fifth(norms, 0):.3f}", f"{fifth(norms, FIFTHS - 1):.3f}",
-                     f"{fifth(losses, FIFTHS - 1):.3f}", mean_cell(tuned, 3)])
-    return {"caption": "Norm of the gradient over all adapters, before clipping: mean of the first and the last fifth "
-                       "of the steps, at the usual rate (seed 0), and at each row's best rate.",
-            "rows": rows, "columns": ["method", "bits", "first fifth", "last fifth", "training loss, last fifth",
-                                      "last fifth at the best rate"]}
-
-
-def fifth(values: Sequence[float], i: int) -> float:
-    """The mean of the i-th fifth."""
-    n = len(values)
-    return statistics.mean(values[i * n // FIFTHS:max(i * n // FIFTHS + 1, (i + 1) * n // FIFTHS)])
 
 
 # ---- the other parts ------------------------------------------------------------------------------------------------

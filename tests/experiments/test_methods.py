@@ -6,6 +6,7 @@ import pytest
 
 from experiments.cells.plan import Settings, checked
 from experiments.claims import method_findings as findings
+from experiments.claims import method_gradients as gradients
 from experiments.claims import method_limits as limits
 from experiments.claims import method_rows as found
 from experiments.claims import method_tables as tables
@@ -155,7 +156,22 @@ def test_tests_against_the_reference_are_corrected_within_a_width():
 
 
 def test_a_fifth_of_the_training():
-    assert tables.fifth(range(10), 0) == 0.5 and tables.fifth(range(10), 4) == 8.5
+    assert gradients.fifth(range(10), 0) == 0.5 and gradients.fifth(range(10), 4) == 8.5
+
+
+def test_gradients_are_compared_by_seed_where_the_best_rate_is_the_usual_one():
+    """LoRA and QLoRA have seeds 1 and 2 there, lam 2 has not."""
+    usual, high = (3.0, 1.0, 2.0), (3.0, 2.0, 1.0)
+    cells = a_row("lora", usual, ["10"] * 3, 16, "merged-16bit") | a_row("qlora", usual, ["10"] * 3) | a_row(
+        "qblora-2", high, ["10"] * 3)
+    for seed, norm in ((1, 1.5), (2, 0.5)):
+        cells[f"qlora-4-seed{seed}"]["training"]["gradient_norms"] = [9.0] * 16 + [norm] * 4
+    stay, lowers = gradients.of_gradients(gather(cells))
+    assert "1.00, 1.50 and 0.50 times at 4 bits" in stay and "larger in 1 of 3 seeds" in stay
+    assert "3 seeds at most" in stay and "lam 2: 2.00 times QLoRA's" in lowers and lowers.endswith("No test: one seed.")
+    assert gradients.gradients_title(gather(cells)) == (
+        "Late in training, QLoRA's gradient is 1.00 times LoRA's at 4 bits (mean of 3 seeds); "
+        "lam 2 multiplies it by 2.00 at 4 bits (one seed)")
 
 
 # ---- tables -------------------------------------------------------------------------------------------------------
