@@ -101,14 +101,16 @@ def rates_table(found: Sequence[Found]) -> Table:
     """Validation losses by rate, and which is best. Rows without a rate that was run are left out."""
     shown = sorted((one for one in first_table(found) if one.rates), key=lambda one: -one.bits)
     every = sorted({factor for one in shown for factor in (*one.factors, *one.factors_run)})
-    rows = []
+    rows, extra = [], 0
     for one in shown:
         asked = one.factors
+        extra += len(set(one.factors_run) - set(asked))
         tried = [at_rate(one.at_factor(factor), asked=factor in asked) for factor in every]
         left = sum(cell == "not run" for cell in tried)
         rows.append([one.title, str(one.bits), *tried, f"{left} not run" if left else value(one)])
     return {"caption": "Validation loss by learning rate at seed 0, written as rate: loss. LoTA-QAF has a threshold "
-                       "(omega) in its place: 0.5, 1, 3, 6, 12 and 24. \"-\": not in the plan.",
+                       f"(omega) in its place: 0.5, 1, 3, 6, 12 and 24. \"-\": neither in the plan nor run. \"extra\": "
+                       f"run before the plan was changed, and never chosen; cells: {extra}.",
             "rows": rows, "columns": ["method", "bits", *map(times_usual, every), "best"]}
 
 
@@ -122,7 +124,8 @@ def at_rate(facts: Facts | None, asked: bool = True) -> str:
     if facts is None:
         return "not run" if asked else "-"
     best = loss_of(facts)
-    return f"{facts['tags']['value']:g}: {'diverged' if best is None else f'{best:.3f}'}"
+    said = f"{facts['tags']['value']:g}: {'diverged' if best is None else f'{best:.3f}'}"
+    return said if asked else f"{said} (extra)"
 
 
 def balance(found: Sequence[Found]) -> list[tuple[Found, Found]]:

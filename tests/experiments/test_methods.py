@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from experiments.cells.plan import Settings, checked
+from experiments.claims import method_bases as bases
 from experiments.claims import method_findings as findings
 from experiments.claims import method_gradients as gradients
 from experiments.claims import method_limits as limits
@@ -253,6 +254,46 @@ def test_a_rate_that_the_plan_has_no_more_is_not_chosen():
     cells["qblora-4-2-seed0"]["argv"] = ["--lr", "2.0"]
     one = gather(cells)[0]
     assert one.best["tags"]["value"] == 2.0 and list(one.finals) == [0] and len(one.rates) == 3
+
+
+def test_a_rate_that_the_plan_has_no_more_is_marked_and_counted():
+    """A third of the usual rate is tried at 4 bits only."""
+    table = tables.rates_table(gather(a_row("qblora-4", (1.0, 2.0, 3.0), ["10"], 2)))
+    assert table["rows"][0][2:5] == ["1: 1.000 (extra)", "2: 2.000", "3: 3.000"]
+    assert "chosen; cells: 1." in table["caption"]
+    assert "chosen; cells: 0." in tables.rates_table(gather(a_row("qlora", (1.0, 2.0, 3.0), ["10"], 2)))["caption"]
+
+
+def a_base(row, bits, loss, plan):
+    return {"plan": plan, "tags": {"row": row, "bits": bits, "part": "methods", "role": "base", "seed": 0},
+            "states": {"quantized": {"validation_loss": loss}}, "training": {}}
+
+
+def test_trainings_that_end_above_the_untrained_base_are_named():
+    """Of its own base where that was scored, else of the highest one of the width; and at the end, not at the best."""
+    every = Cells([])
+    cells = a_row("qblora-8", (2.0, 5.0, None), [], 4) | a_row("full", (1.0, 7.1, 6.9), [], 16) | a_row(
+        "unknown", (1.0, 6.9, 7.1), [], 4) | a_row("lota", (1.0, 1.0, 1.0), [], 2)
+    cells["qblora-8-4-1.0"]["training"]["validations"] = [
+        {"validation_loss": 2.0}, {"validation_loss": 6.5}, {"delta_norm": 9.0}]
+    cells["qblora-8-4-3.0"]["training"]["diverged"] = "not finite"
+    every.facts = {name: {"plan": "methods", **facts} for name, facts in cells.items()} | {
+        "base-16": a_base("lora", 16, 7.0, "methods"), "base-nf": a_base("qlora", 4, 6.0, "methods"),
+        "base-icq": a_base("irqlora", 4, 7.0, "methods"), "base-else": a_base("qlora", 4, 0.1, "methods_real")}
+    assert bases.of_divergence(every, "methods") == [
+        "Of 12 cells that were trained, 1 broke off as the loss was not finite: qblora-8-4-3.0. 3 ended above the "
+        "validation loss of the untrained base of their width: qblora-8-4-1.0 (6.50, base 6.00); full-16-2.0 (7.10, "
+        "base 7.00); unknown-4-3.0 (7.10, base 7.00). 3 more lowered that loss by less than a third."]
+    assert bases.few(list("abcdefgh")) == ": a; b; c; d; e; f and 2 more"
+
+
+def test_the_bases_of_qablora_and_qalora_are_told_apart():
+    every = Cells([])
+    every.facts = {"a": a_base("qablora-4x8", 2, 14.04, "methods_real"), "b": a_base("qalora", 2, 6.2, "methods_real"),
+                   "c": a_base("qalora", 2, 9.9, "methods"), "d": a_base("qalora", 4, 9.9, "methods_real")}
+    assert "blocks: 14.0 nats" in bases.of_bases(every)[0] and bases.of_bases(every)[0].endswith("32x1: 6.2 nats.")
+    del every.facts["b"]
+    assert bases.of_bases(every) == []
 
 
 def test_rates_that_were_not_tuned_are_told():
