@@ -4,8 +4,9 @@ import statistics
 from collections.abc import Sequence
 
 from experiments.claims.method_findings import listed, rounded_pairs, target_pairs
+from experiments.claims.method_parts import PARTS, part_families
 from experiments.claims.method_rows import Found, Tested, as_trained, at_k_bits, first_table, tested_pairs
-from experiments.claims.method_tables import STATES, balance, reference_pairs
+from experiments.claims.method_tables import STATES, balance, reference_pairs, titled
 from experiments.plans.method_rows import REFERENCE, WIDTHS
 
 ERRORS = 3  # with three seeds, p = 0.05 is at 2.8 to 4.3 of them
@@ -54,11 +55,8 @@ def of_threshold(found: Sequence[Found]) -> list[str]:
 
 def unseen(found: Sequence[Found]) -> list[str]:
     """What no cell decides: further parts that were not run, and how many seeds there are."""
-    parts = {"operators": "other operators", "blocks": "other blocks", "parameters": "equal parameters",
-             "time": "equal wall-clock", "targets": "three targets on one base",
-             "afterwards": "LoRA on 16 bits, rounded afterwards"}
     run = {one.part for one in found if one.finals}
-    missing = [words for part, words in parts.items() if part not in run]
+    missing = [part.words for part in PARTS if part.name not in run]
     said = [f"Not decided, as no cell was run: {listed(missing)}."] if missing else []
     return said + of_seeds(found)
 
@@ -92,7 +90,8 @@ def families(found: Sequence[Found]) -> dict[str, list[Tested]]:
             "Beside QA-BLoRA 4x8, as trained, where that is not the same at k bits": others,
             "Q-BLoRA beside QLoRA, as trained": tested_pairs(balance(found), as_trained),
             "Rounded afterwards beside the same models as trained (p not corrected)": rounded_pairs(found),
-            "Merges beside QLoRA rounded afterwards": tested_pairs(target_pairs(found), at_k_bits)}
+            "Merges beside QLoRA rounded afterwards": tested_pairs(target_pairs(found), at_k_bits),
+            **part_families(found)}
 
 
 def within_the_spread(tests: Sequence[Tested]) -> list[str]:
@@ -115,4 +114,6 @@ def within_the_spread(tests: Sequence[Tested]) -> list[str]:
 
 def named(one: Tested) -> str:
     bits = one.judged.what["bits"]
+    if one.a.part != "methods":
+        return f"{titled(one.a)} minus {one.b.title} at {bits} bits"
     return f"{one.a.title} at {bits} bits" if one.a.bits == bits else f"{one.a.title} on 16 bits, beside {bits} bits"

@@ -7,6 +7,7 @@ from experiments.claims.evidence import OF_SEVERAL, Cells
 from experiments.claims.method_bases import of_divergence
 from experiments.claims.method_gradients import draw_gradients, gradient_widths, gradients_table, of_gradients
 from experiments.claims.method_lams import draw_rates, rate_widths
+from experiments.claims.method_parts import of_parts
 from experiments.claims.method_pictures import draw_scores
 from experiments.claims.method_rows import Found, first_table, gather
 from experiments.claims.method_tables import (
@@ -66,7 +67,7 @@ def pictures(found: list[Found], place: Path, plan: str, base: str) -> list[list
 def findings(cells: Cells, found: list[Found], plan: str, tests: dict[str, Tests]) -> list[str]:
     last = tests["at k bits"]
     return [*finding.beside_reference(found, last), *finding.of_reference(found, last), *finding.of_balance(found),
-            finding.of_rounding(found), *finding.of_targets(found), *limits.of_borrowed(found),
-            *limits.of_nothing(found), *limits.of_edges(found), *limits.of_threshold(found),
+            finding.of_rounding(found), *finding.of_targets(found), *of_parts(found),
+            *limits.of_borrowed(found), *limits.of_nothing(found), *limits.of_edges(found), *limits.of_threshold(found),
             *of_gradients(found), *of_divergence(cells, plan),
             *limits.unseen(found), OF_SEVERAL]
