@@ -78,7 +78,8 @@ def turned(judged: Judged) -> Judged:
 
 def of_balance(found: Sequence[Found]) -> list[str]:
     """Does the gain of Q-BLoRA over QLoRA survive tuned rates?"""
-    tuned = " (tuned at 4 bits only)" if any(one.lender for one, _ in balance(found)) else ""
+    lent = sorted({one.bits for one, _ in balance(found) if one.lender}, reverse=True)
+    tuned = f" (at {listed(list(map(str, lent)))} bits, that of 4 bits)" if lent else ""
     said = [by_width(f"Q-BLoRA scores above QLoRA, each at its best rate{tuned} (Shen et al., Sec. 3.2)",
                      tested(balance(found), as_trained), titles_of(found))]
     said += [at_same_rate(found)] if balance(found) else []

@@ -306,6 +306,19 @@ def test_rates_that_were_not_tuned_are_told():
     assert limits.of_borrowed(gather(cells)) == []
 
 
+def test_the_widths_whose_rates_are_those_of_four_bits_are_told():
+    """3 bits borrow them, 2 bits do not."""
+    cells = {}
+    for bits in (4, 3, 2):
+        for row in ("qlora", "qblora-2"):
+            cells |= a_row(row, (3.0, 1.0, 2.0), ["10"], bits)
+    cells = {name: facts for name, facts in cells.items() if facts["tags"]["bits"] != 3 or "seed" in name}
+    real = Cells([])
+    real.facts = {name: {**facts, "plan": "methods_real"} for name, facts in cells.items()}
+    said = findings.of_balance(found.gather(real, "methods_real"))[0]
+    assert "each at its best rate (at 3 bits, that of 4 bits) (Shen" in said
+
+
 def test_scores_of_zero_and_the_spread_over_seeds_are_told():
     none = a_row("qlora", (3.0, 1.0, 2.0), ["000"], 2) | a_row("peqa", (3.0, 1.0, 2.0), ["000"], 2)
     assert "At 2 bits, 2 rows score 0 %: QLORA; PEQA." in limits.of_nothing(gather(none))[0]
