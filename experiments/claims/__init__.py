@@ -5,6 +5,7 @@
 | evidence.py | cells.json as it is read: groups of seeds, paired tests over test rows, Holm's correction, verdicts |
 | pictures.py | the look of all pictures: colours, intervals, titles that say the finding |
 | method_findings.py, method_limits.py | sentences of the comparison of methods: what was found, what it leaves open |
+| method_parts.py, method_gradients.py, method_bases.py | likewise: further parts; gradients; what training began from |
 | plr.py, ptq_qlora.py, scale.py | a plan's claims: `record(cells, place)` writes the pictures and returns the record |
 | overview.py | the picture in README.md: one panel a paper, from the cells of three plans |
 

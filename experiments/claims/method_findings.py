@@ -3,9 +3,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from experiments.claims.evidence import CONFIRMED, LEVEL, NOT_CONFIRMED, OPPOSITE, Judged, overall
-from experiments.claims.method_lams import late_norms
 from experiments.claims.method_rows import (
     Found,
+    Tested,
     as_trained,
     at_k_bits,
     compared,
@@ -78,7 +78,8 @@ def turned(judged: Judged) -> Judged:
 
 def of_balance(found: Sequence[Found]) -> list[str]:
     """Does the gain of Q-BLoRA over QLoRA survive tuned rates?"""
-    tuned = " (tuned at 4 bits only)" if any(one.lender for one, _ in balance(found)) else ""
+    lent = sorted({one.bits for one, _ in balance(found) if one.lender}, reverse=True)
+    tuned = f" (at {listed(list(map(str, lent)))} bits, that of 4 bits)" if lent else ""
     said = [by_width(f"Q-BLoRA scores above QLoRA, each at its best rate{tuned} (Shen et al., Sec. 3.2)",
                      tested(balance(found), as_trained), titles_of(found))]
     said += [at_same_rate(found)] if balance(found) else []
@@ -97,8 +98,7 @@ def at_same_rate(found: Sequence[Found]) -> str:
 
 def of_rounding(found: Sequence[Found]) -> str:
     """Rounded afterwards minus as trained, of the same models."""
-    tests = [(one, compared_with_itself(one)) for one in first_table(found) if one.states(rounded_afterwards)]
-    judged = {(one.row, one.bits): result for one, result in tests if result}
+    judged = {(one.a.row, one.a.bits): one.judged for one in rounded_pairs(found)}
     said = by_width("Merging to 16 bits and rounding afterwards by GPTQ changes the score of the same model (not in "
                     "the plan, p not corrected)", judged, titles_of(found))
     for verdict, words in ((NOT_CONFIRMED, "no difference found"), (CONFIRMED, "raised"), (OPPOSITE, "lowered")):
@@ -106,23 +106,37 @@ def of_rounding(found: Sequence[Found]) -> str:
     return said
 
 
+def rounded_pairs(found: Sequence[Found]) -> list[Tested]:
+    """Each row of the first table that is rounded afterwards, beside itself as trained. p is not corrected."""
+    rows = [one for one in first_table(found) if one.states(rounded_afterwards)]
+    return [Tested(one, unrounded(one), rounded_afterwards, judged) for one in rows
+            if (judged := compared_with_itself(one))]
+
+
+def unrounded(one: Found) -> Found:
+    """Its trained state in the place of its rounded one."""
+    return Found(one.row, one.title, one.part, one.bits, finals={
+        seed: {"states": {"requantized": facts["states"]["trained"]}} for seed, facts in one.finals.items()})
+
+
 def compared_with_itself(one: Found) -> Judged | None:
     """Its rounded state beside its trained one."""
-    trained = Found(one.row, one.title, one.part, one.bits, finals={
-        seed: {"states": {"requantized": facts["states"]["trained"]}} for seed, facts in one.finals.items()})
-    judged = compared(one, trained, rounded_afterwards)
+    judged = compared(one, unrounded(one), rounded_afterwards)
     return judged and replace(judged, adjusted=judged.comparison.p_value)
 
 
 def of_targets(found: Sequence[Found]) -> list[str]:
     """Each way to merge exactly, beside QLoRA that is rounded afterwards. One family over rows and widths."""
-    plain = {one.bits: one for one in first_table(found) if one.row == "qlora"}
-    names = dict(TARGETS)
-    tests = tested([(one, plain[one.bits]) for one in first_table(found) if one.row in names and one.bits in plain],
-                   at_k_bits)
+    tests = tested(target_pairs(found), at_k_bits)
     return [by_width(f"{name} ends above QLoRA rounded afterwards (not in the plan; Holm over these)",
                      {key: judged for key, judged in tests.items() if key[0] == row}, titles_of(found))
             for row, name in TARGETS] + sizes_of_targets(found)
+
+
+def target_pairs(found: Sequence[Found]) -> list[tuple[Found, Found]]:
+    """(row of TARGETS, QLoRA) of each width."""
+    plain = {one.bits: one for one in first_table(found) if one.row == "qlora"}
+    return [(one, plain[one.bits]) for one in first_table(found) if one.row in dict(TARGETS) and one.bits in plain]
 
 
 def sizes_of_targets(found: Sequence[Found]) -> list[str]:
@@ -135,25 +149,3 @@ def sizes_of_targets(found: Sequence[Found]) -> list[str]:
             said.append(f"At {bits} bits: {'; '.join(sizes[name] for name in names if name in sizes)}.")
     return [f"These models differ in grid and size, so the target of the merge is not all that differs. Bits a weight, "
             f"QLoRA's rounded afterwards. {' '.join(said)}"] if said else []
-
-
-def of_gradients(found: Sequence[Found]) -> list[str]:
-    """Shen et al., Figure 2, from the mean norm in the last fifth of the steps. One seed, so without a test."""
-    said = []
-    lora = late_norms(found, 16).get(1)
-    for bits in WIDTHS:
-        norms = late_norms(found, bits)
-        if 1 not in norms:
-            continue
-        if lora:
-            said.append(f"QLoRA's gradients stay larger than LoRA's (Shen et al., Figure 2): {norms[1] / lora:.2f} "
-                        f"times at {bits} bits in the last fifth of the steps, at the usual rate. Not decided: one "
-                        f"seed, no test.")
-        ratios = {lam: norms[lam] / norms[1] for lam in norms if lam > 1}
-        falls = [f"{lam}" for lam, ratio in ratios.items() if ratio < 1]
-        verdict = f"seen for lam {listed(falls)}" if falls else "not seen"
-        shown = ", ".join(f"lam {lam}: {ratio:.2f} times" for lam, ratio in ratios.items())
-        if ratios:
-            said.append(f"A larger lam lowers the gradient (Shen et al., Figure 2): {verdict} at {bits} bits ({shown} "
-                        f"QLoRA's in the same part). One seed, no test.")
-    return said

@@ -3,10 +3,10 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from experiments.claims.evidence import LEVEL
-from experiments.claims.method_findings import listed
-from experiments.claims.method_rows import Found, as_trained, at_k_bits, first_table
-from experiments.claims.method_tables import against_reference
+from experiments.claims.method_findings import listed, rounded_pairs, target_pairs
+from experiments.claims.method_parts import PARTS, part_families
+from experiments.claims.method_rows import Found, Tested, as_trained, at_k_bits, first_table, tested_pairs
+from experiments.claims.method_tables import STATES, balance, reference_pairs, titled
 from experiments.plans.method_rows import REFERENCE, WIDTHS
 
 ERRORS = 3  # with three seeds, p = 0.05 is at 2.8 to 4.3 of them
@@ -55,17 +55,14 @@ def of_threshold(found: Sequence[Found]) -> list[str]:
 
 def unseen(found: Sequence[Found]) -> list[str]:
     """What no cell decides: further parts that were not run, and how many seeds there are."""
-    parts = {"operators": "other operators", "blocks": "other blocks", "parameters": "equal parameters",
-             "time": "equal wall-clock", "targets": "three targets on one base",
-             "afterwards": "LoRA on 16 bits, rounded afterwards"}
     run = {one.part for one in found if one.finals}
-    missing = [words for part, words in parts.items() if part not in run]
+    missing = [part.words for part in PARTS if part.name not in run]
     said = [f"Not decided, as no cell was run: {listed(missing)}."] if missing else []
     return said + of_seeds(found)
 
 
 def of_seeds(found: Sequence[Found]) -> list[str]:
-    """What the tests over test rows leave out."""
+    """What the tests over test rows leave out: of all families."""
     seeds = max((len(one.finals) for one in found), default=0)
     if seeds <= 1:
         return ["Each row has one seed. Intervals and tests are over test rows, so the spread over seeds is not "
@@ -73,26 +70,50 @@ def of_seeds(found: Sequence[Found]) -> list[str]:
     spread = max(statistics.stdev(scores) for one in first_table(found) if len(scores := one.scores(as_trained)) > 1)
     said = (f"Intervals and tests are over test rows, of the models that were trained. The spread over seeds is not in "
             f"them: a standard deviation of up to {spread:.1f} points.")
-    few = within_the_spread(found)
-    return [said + (f" Significant at k bits over rows, and less than {ERRORS} standard errors over seeds: "
-                    f"{'; '.join(few)}. Other seeds may turn these." if few else
-                    f" What is significant at k bits, of rows with several seeds, is {ERRORS} standard errors over "
-                    f"seeds or more.")]
+    few = {name: short for name, tests in families(found).items() if (short := within_the_spread(tests))}
+    if not few:
+        return [f"{said} What is significant, of rows with several seeds, is {ERRORS} standard errors over seeds or "
+                f"more, in every family."]
+    return [f"{said} Next, by family: what is significant over rows, and less than {ERRORS} standard errors over "
+            f"seeds. Other seeds may turn it. (Points; the standard error over seeds.)",
+            *(f"{name}: less than {ERRORS} standard errors over seeds for {'; '.join(short)}."
+              for name, short in few.items())]
 
 
-def within_the_spread(found: Sequence[Found]) -> list[str]:
-    """The significant differences a - b from REFERENCE with |a - b| < ERRORS sqrt(var(a) / n + var(b) / n), a and b the
-    mean scores of the n seeds that both have."""
-    rows = {(one.row, one.bits): one for one in first_table(found)}
+def families(found: Sequence[Found]) -> dict[str, list[Tested]]:
+    """All tests of the page, by family or families that are alike."""
+    beside = {name: [one for pairs in reference_pairs(found) for one in tested_pairs(pairs, which)]
+              for name, which in STATES.items()}
+    at_k = [(one.a, one.b, one.judged.comparison.difference) for one in beside["at k bits"]]
+    others = [one for one in beside["as trained"] if (one.a, one.b, one.judged.comparison.difference) not in at_k]
+    return {"Beside QA-BLoRA 4x8, at k bits": beside["at k bits"],
+            "Beside QA-BLoRA 4x8, as trained, where that is not the same at k bits": others,
+            "Q-BLoRA beside QLoRA, as trained": tested_pairs(balance(found), as_trained),
+            "Rounded afterwards beside the same models as trained (p not corrected)": rounded_pairs(found),
+            "Merges beside QLoRA rounded afterwards": tested_pairs(target_pairs(found), at_k_bits),
+            **part_families(found)}
+
+
+def within_the_spread(tests: Sequence[Tested]) -> list[str]:
+    """The significant differences a - b with |a - b| < ERRORS sqrt(var(a) / n + var(b) / n), a and b the mean scores of
+    the n seeds that both have. Of two states of the same models: < ERRORS sqrt(var(a - b) / n)."""
     said = []
-    for (row, bits), judged in against_reference(found)["at k bits"].items():
-        a, b = (rows[name, bits].states(at_k_bits) for name in (row, REFERENCE))
-        seeds = sorted(a.keys() & b.keys())
-        if len(seeds) < 2 or judged.adjusted is None or judged.adjusted >= LEVEL:
+    for one in tests:
+        scores = one.seed_scores()
+        seeds = scores[0]
+        if not one.significant or len(seeds) < 2:
             continue
-        scores = [[100 * states[seed]["scores"][states[seed]["metric"]] for seed in seeds] for states in (a, b)]
+        if one.same_models:
+            scores = [[a - b for a, b in zip(*scores, strict=True)], [0.0] * len(seeds)]
         difference = statistics.mean(scores[0]) - statistics.mean(scores[1])
         error = math.sqrt(sum(map(statistics.variance, scores)) / len(seeds))
         if abs(difference) < ERRORS * error:
-            said.append(f"{rows[row, bits].title} at {bits} bits ({difference:+.1f} ± {error:.1f})")
+            said.append(f"{named(one)} ({difference:+.1f}; {error:.1f})")
     return said
+
+
+def named(one: Tested) -> str:
+    bits = one.judged.what["bits"]
+    if one.a.part != "methods":
+        return f"{titled(one.a)} minus {one.b.title} at {bits} bits"
+    return f"{one.a.title} at {bits} bits" if one.a.bits == bits else f"{one.a.title} on 16 bits, beside {bits} bits"

@@ -4,7 +4,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from experiments.cells.plan import value_after
-from experiments.claims.evidence import Cells, Facts, Group, Judged, family, half_width, marks_of, mean_by_row
+from experiments.claims.evidence import (
+    LEVEL,
+    Cells,
+    Facts,
+    Group,
+    Judged,
+    family,
+    half_width,
+    marks_of,
+    mean_by_row,
+)
 from experiments.plans.method_rows import BORROWED, FACTORS, every_row
 from tasks.significance import compare_scores
 
@@ -151,7 +161,37 @@ def compared(a: Found, b: Found, which: Which) -> Judged | None:
     return Judged({"row": a.row, "beside": b.row, "bits": min(a.bits, b.bits)}, compare_scores(*marks), len(seeds))
 
 
+@dataclass(frozen=True)
+class Tested:
+    """One test of a family: a - b, in the state that `which` chooses."""
+    a: Found
+    b: Found
+    which: Which
+    judged: Judged
+
+    @property
+    def significant(self) -> bool:
+        return self.judged.adjusted is not None and self.judged.adjusted < LEVEL
+
+    @property
+    def same_models(self) -> bool:
+        """Whether two states of the same models are compared."""
+        return (self.a.row, self.a.bits, self.a.slower) == (self.b.row, self.b.bits, self.b.slower)
+
+    def seed_scores(self) -> list[list[float]]:
+        """Of a and of b: the score in percent of each seed that both have."""
+        a, b = (one.states(self.which) for one in (self.a, self.b))
+        return [[100 * states[seed]["scores"][states[seed]["metric"]] for seed in sorted(a.keys() & b.keys())]
+                for states in (a, b)]
+
+
+def tested_pairs(pairs: Sequence[tuple[Found, Found]], which: Which) -> list[Tested]:
+    """One family, corrected after Holm. Pairs without a common seed are left out."""
+    made = [(a, b, judged) for a, b in pairs if (judged := compared(a, b, which))]
+    return [Tested(a, b, which, judged)
+            for (a, b, _), judged in zip(made, family(judged for *_, judged in made), strict=True)]
+
+
 def tested(pairs: Sequence[tuple[Found, Found]], which: Which) -> dict[tuple[str, int], Judged]:
-    """One family, corrected after Holm: by row and width."""
-    return {(judged.what["row"], judged.what["bits"]): judged
-            for judged in family(compared(a, b, which) for a, b in pairs)}
+    """The same family: by row and width."""
+    return {(one.judged.what["row"], one.judged.what["bits"]): one.judged for one in tested_pairs(pairs, which)}

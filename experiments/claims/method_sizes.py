@@ -3,7 +3,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.claims.method_pictures import WIDTHS, mean, row_of_panels, seeds_of, spread_of
+from experiments.claims.method_findings import listed
+from experiments.claims.method_pictures import WIDTHS, mean, row_of_panels, spread_of
 from experiments.claims.method_rows import Found, as_trained, at_k_bits, first_table
 from experiments.claims.pictures import BLACK, save
 from finetune.pictures import pyplot
@@ -17,8 +18,7 @@ def draw_sizes(bases: dict[str, Sequence[Found]], path: Path) -> None:
     rows = {name: [one for one in first_table(found) if one.losses(at_k_bits)] for name, found in bases.items()}
     titles = list(dict.fromkeys(one.title for found in rows.values() for one in found))
     shown = [width for width in WIDTHS if any(one.bits == width[0] for found in rows.values() for one in found)]
-    note = "bars: deviation over seeds" if max(map(seeds_of, bases.values())) > 1 else "one seed"
-    figure, panels = row_of_panels(len(bases), 5.2, 0.3 * len(titles) + 2.2, f"{sizes_title(bases)}\n{note}")
+    figure, panels = row_of_panels(len(bases), 5.2, 0.3 * len(titles) + 2.2, sizes_title(bases))
     for axes, (name, found) in zip(panels, bases.items(), strict=True):
         for place, (bits, color, marker) in enumerate(shown):
             for one in (one for one in rows[name] if one.bits == bits):
@@ -28,7 +28,8 @@ def draw_sizes(bases: dict[str, Sequence[Found]], path: Path) -> None:
         axes.axvline(0, color=BLACK, linestyle=":", linewidth=1)
         axes.set_xscale("symlog", linthresh=LINEAR)
         axes.set_xlabel("validation loss at k bits minus LoRA's on 16 bits, nats", fontsize=9)
-        axes.set_title(name)
+        axes.set_title(f"{name}\n{bars_words(rows[name])}", fontsize=10)
+        mark_missing(axes, titles, found, [bits for bits, *_ in shown])
     same_axis(panels)
     panels[0].set_yticks(range(len(titles), 0, -1), titles)
     line = pyplot().Line2D
@@ -36,6 +37,26 @@ def draw_sizes(bases: dict[str, Sequence[Found]], path: Path) -> None:
                            for bits, color, marker in shown], loc="outside lower center", ncols=3, frameon=False,
                   fontsize=9)
     save(figure, path)
+
+
+def bars_words(rows: Sequence[Found]) -> str:
+    """What a panel's bars are, if it has some."""
+    seeds = max((len(one.losses(at_k_bits)) for one in rows), default=0)
+    return f"{seeds} seeds; bars: deviation over seeds" if seeds > 1 else "one seed, so no bars"
+
+
+def mark_missing(axes: Any, titles: Sequence[str], found: Sequence[Found], widths: Sequence[int]) -> None:
+    """Beside a row's name: `not run`, or the widths at which it has no point; `not rounded` if it was trained only."""
+    for i, title in enumerate(titles):
+        rows = [one for one in first_table(found) if one.title == title]
+        ends = {one.bits for one in rows if one.losses(at_k_bits)}
+        missing = [bits for bits in widths if bits not in ends]
+        words = "not rounded" if {one.bits for one in rows if one.finals} >= set(missing) else "not run"
+        if missing and ends:
+            words = f"{listed(list(map(str, missing)))} bits: {words}"
+        if missing:
+            axes.text(0.01, len(titles) - i, words, transform=axes.get_yaxis_transform(), va="center", fontsize=7,
+                      color="0.45")
 
 
 def can_be_drawn(found: Sequence[Found]) -> bool:

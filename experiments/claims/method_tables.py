@@ -1,5 +1,4 @@
 """The tables of the comparison of methods, as columns and rows of text."""
-import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -19,7 +18,6 @@ from experiments.plans.method_rows import FACTORS, REFERENCE
 
 Table = dict
 Tests = dict[tuple[str, int], Judged]
-FIFTHS = 5
 STATES = {"as trained": as_trained, "at k bits": at_k_bits}
 
 
@@ -68,11 +66,17 @@ def parameters(found: Found) -> str:
 def against_reference(found: Sequence[Found]) -> dict[str, Tests]:
     """By state: each row of the first table against REFERENCE at the same width. A width and state is one family."""
     of_states: dict[str, Tests] = {name: {} for name in STATES}
-    for reference in (one for one in first_table(found) if one.row == REFERENCE):
-        others = [one for one in first_table(found) if one.row != REFERENCE and one.bits in (reference.bits, 16)]
+    for pairs in reference_pairs(found):
         for name, which in STATES.items():
-            of_states[name] |= tested([(other, reference) for other in others], which)
+            of_states[name] |= tested(pairs, which)
     return of_states
+
+
+def reference_pairs(found: Sequence[Found]) -> list[list[tuple[Found, Found]]]:
+    """(row, REFERENCE) of each width."""
+    rows = first_table(found)
+    return [[(other, reference) for other in rows if other.row != REFERENCE and other.bits in (reference.bits, 16)]
+            for reference in rows if reference.row == REFERENCE]
 
 
 def methods_table(found: Sequence[Found], bits: int, tests: dict[str, Tests]) -> Table:
@@ -97,14 +101,16 @@ def rates_table(found: Sequence[Found]) -> Table:
     """Validation losses by rate, and which is best. Rows without a rate that was run are left out."""
     shown = sorted((one for one in first_table(found) if one.rates), key=lambda one: -one.bits)
     every = sorted({factor for one in shown for factor in (*one.factors, *one.factors_run)})
-    rows = []
+    rows, extra = [], 0
     for one in shown:
         asked = one.factors
+        extra += len(set(one.factors_run) - set(asked))
         tried = [at_rate(one.at_factor(factor), asked=factor in asked) for factor in every]
         left = sum(cell == "not run" for cell in tried)
         rows.append([one.title, str(one.bits), *tried, f"{left} not run" if left else value(one)])
     return {"caption": "Validation loss by learning rate at seed 0, written as rate: loss. LoTA-QAF has a threshold "
-                       "(omega) in its place: 0.5, 1, 3, 6, 12 and 24. \"-\": not in the plan.",
+                       f"(omega) in its place: 0.5, 1, 3, 6, 12 and 24. \"-\": neither in the plan nor run. \"extra\": "
+                       f"run before the plan was changed, and never chosen; cells: {extra}.",
             "rows": rows, "columns": ["method", "bits", *map(times_usual, every), "best"]}
 
 
@@ -118,7 +124,8 @@ def at_rate(facts: Facts | None, asked: bool = True) -> str:
     if facts is None:
         return "not run" if asked else "-"
     best = loss_of(facts)
-    return f"{facts['tags']['value']:g}: {'diverged' if best is None else f'{best:.3f}'}"
+    said = f"{facts['tags']['value']:g}: {'diverged' if best is None else f'{best:.3f}'}"
+    return said if asked else f"{said} (extra)"
 
 
 def balance(found: Sequence[Found]) -> list[tuple[Found, Found]]:
@@ -154,34 +161,6 @@ def loss_gain(one: Found, plain: Found) -> str:
     a, b = one.states(as_trained), plain.states(as_trained)
     return mean_cell([a[seed]["validation_loss"] - b[seed]["validation_loss"] for seed in sorted(a.keys() & b.keys())],
                      3, "+")
-
-
-# ---- gradients ------------------------------------------------------------------------------------------------------
-
-GRADIENTS = ("lora", "blora-2", "blora-4", "blora-8", "qlora", "qblora-2", "qblora-4", "qblora-8")
-
-
-def gradients_table(found: Sequence[Found]) -> Table:
-    rows = []
-    for one in (one for one in first_table(found) if one.row in GRADIENTS):
-        same = one.at_factor(1.0)
-        if not same or "gradient_norms" not in same["training"]:
-            continue
-        norms, losses = same["training"]["gradient_norms"], same["training"]["losses"]
-        tuned = [fifth(facts["training"]["gradient_norms"], FIFTHS - 1) for facts in one.finals.values()
-                 if facts["states"]]
-        rows.append([one.title, str(one.bits), f"{fifth(norms, 0):.3f}", f"{fifth(norms, FIFTHS - 1):.3f}",
-                     f"{fifth(losses, FIFTHS - 1):.3f}", mean_cell(tuned, 3)])
-    return {"caption": "Norm of the gradient over all adapters, before clipping: mean of the first and the last fifth "
-                       "of the steps, at the usual rate (seed 0), and at each row's best rate.",
-            "rows": rows, "columns": ["method", "bits", "first fifth", "last fifth", "training loss, last fifth",
-                                      "last fifth at the best rate"]}
-
-
-def fifth(values: Sequence[float], i: int) -> float:
-    """The mean of the i-th fifth."""
-    n = len(values)
-    return statistics.mean(values[i * n // FIFTHS:max(i * n // FIFTHS + 1, (i + 1) * n // FIFTHS)])
 
 
 # ---- the other parts ------------------------------------------------------------------------------------------------

@@ -4,7 +4,10 @@ from pathlib import Path
 from experiments.claims import method_findings as finding
 from experiments.claims import method_limits as limits
 from experiments.claims.evidence import OF_SEVERAL, Cells
-from experiments.claims.method_lams import draw_gradients, draw_rates, lam_widths
+from experiments.claims.method_bases import of_divergence
+from experiments.claims.method_gradients import draw_gradients, gradient_widths, gradients_table, of_gradients
+from experiments.claims.method_lams import draw_rates, rate_widths
+from experiments.claims.method_parts import of_parts
 from experiments.claims.method_pictures import draw_scores
 from experiments.claims.method_rows import Found, first_table, gather
 from experiments.claims.method_tables import (
@@ -13,7 +16,6 @@ from experiments.claims.method_tables import (
     balance_table,
     bases_table,
     costs_table,
-    gradients_table,
     methods_table,
     part_table,
     progress_table,
@@ -54,8 +56,8 @@ def pictures(found: list[Found], place: Path, plan: str, base: str) -> list[list
     """[alternative text, file name] of each that has cells."""
     trained = any(one.finals and one.bits < 16 for one in first_table(found))
     made = [(draw_scores, trained, "scores as trained and at k bits", f"{plan}.png"),
-            (draw_rates, lam_widths(found), "validation loss by rate and lam", f"{plan}_rates.png"),
-            (draw_gradients, lam_widths(found), "norm of the gradient by step and lam", f"{plan}_gradients.png")]
+            (draw_rates, rate_widths(found), "validation loss by rate and lam", f"{plan}_rates.png"),
+            (draw_gradients, gradient_widths(found), "norm of the gradient by step and lam", f"{plan}_gradients.png")]
     for draw, possible, _, name in made:
         if possible:
             draw(found, place / name, base)
@@ -64,11 +66,8 @@ def pictures(found: list[Found], place: Path, plan: str, base: str) -> list[list
 
 def findings(cells: Cells, found: list[Found], plan: str, tests: dict[str, Tests]) -> list[str]:
     last = tests["at k bits"]
-    diverged = [name for name, facts in cells.facts.items()
-                if facts["plan"] == plan and "diverged" in facts.get("training", {})]
     return [*finding.beside_reference(found, last), *finding.of_reference(found, last), *finding.of_balance(found),
-            finding.of_rounding(found), *finding.of_targets(found), *limits.of_borrowed(found),
-            *limits.of_nothing(found), *limits.of_edges(found), *limits.of_threshold(found),
-            *finding.of_gradients(found),
-            f"Training diverged in {len(diverged)} cells{': ' if diverged else ''}{', '.join(diverged)}.",
+            finding.of_rounding(found), *finding.of_targets(found), *of_parts(found),
+            *limits.of_borrowed(found), *limits.of_nothing(found), *limits.of_edges(found), *limits.of_threshold(found),
+            *of_gradients(found), *of_divergence(cells, plan),
             *limits.unseen(found), OF_SEVERAL]

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from experiments import findings
-from experiments.claims import method_pictures, methods
+from experiments.claims import method_gradients, method_lams, method_pictures, method_sizes, methods
 from experiments.claims.evidence import Cells
 from experiments.claims.method_pictures import far_off, floor
 from experiments.claims.method_rows import gather
@@ -73,4 +73,56 @@ def test_a_row_that_was_not_run_at_a_width_says_so(tmp_path, monkeypatch):
     assert [text.get_text() for text in at_4.texts] == []
     place = dict(zip([label.get_text() for label in at_4.get_yticklabels()], at_4.get_yticks(), strict=True))["PEQA"]
     assert [(text.get_text(), text.get_position()[1]) for text in at_2.texts] == [("not run", place)]
+    method_pictures.pyplot().close(kept[0])
+
+
+def kept_figures(monkeypatch, module):
+    kept = []
+    monkeypatch.setattr(module, "save", lambda figure, path: kept.append(figure))
+    return kept
+
+
+def test_widths_without_points_have_no_panel(tmp_path, monkeypatch):
+    """At 3 bits there are models, and no rates of their own."""
+    pytest.importorskip("matplotlib")
+    cells = {}
+    for bits, key in ((16, "merged-16bit"), (4, "requantized-4bit"), (3, "requantized-3bit")):
+        for row in ("lora",) if bits == 16 else ("qlora", "qblora-2"):
+            cells |= a_row(row, (3.0, 1.0, 2.0), ["110"], bits, key)
+    cells = {name: facts for name, facts in cells.items() if facts["tags"]["bits"] != 3 or "seed" in name}
+    every = Cells([])
+    every.facts = {name: {"plan": "methods_real", **facts} for name, facts in cells.items()}
+    found = gather(every, "methods_real")
+    assert any(one.bits == 3 and one.finals for one in found)
+    for module, draw in ((method_lams, method_lams.draw_rates), (method_gradients, method_gradients.draw_gradients)):
+        kept = kept_figures(monkeypatch, module)
+        draw(found, tmp_path / "x.png", "a base")
+        assert [axes.get_title() for axes in kept[0].axes] == ["16 bits", "4 bits"]
+        assert "4 bits" in kept[0].get_suptitle() and "3" not in kept[0].get_suptitle()
+        method_pictures.pyplot().close(kept[0])
+
+
+def test_sizes_tell_the_seeds_of_each_panel_and_what_was_not_run(tmp_path, monkeypatch):
+    """PEQA on one base at 4 bits alone, and on the other not at all; Q-BLoRA on the other without a k-bit model."""
+    pytest.importorskip("matplotlib")
+    bases = {}
+    for plan, seeds in (("methods", 2), ("methods_real", 1)):
+        cells = a_row("lora", (3.0, 1.0, 2.0), ["110"] * seeds, 16, "merged-16bit")
+        for bits in (4, 2):
+            cells |= a_row("qlora", (3.0, 1.0, 2.0), ["110"] * seeds, bits, f"requantized-{bits}bit")
+        if plan == "methods":
+            cells |= a_row("peqa", (3.0, 1.0, 2.0), ["110"] * seeds, 4)
+        for bits in (4, 2):
+            key = f"requantized-{bits}bit" if plan == "methods" else "merged-16bit"
+            cells |= a_row("qblora-2", (3.0, 1.0, 2.0), ["110"] * seeds, bits, key)
+        every = Cells([])
+        every.facts = {name: {"plan": plan, **facts} for name, facts in cells.items()}
+        bases[plan] = gather(every, plan)
+    kept = kept_figures(monkeypatch, method_sizes)
+    method_sizes.draw_sizes(bases, tmp_path / "x.png")
+    left, right = kept[0].axes
+    assert left.get_title().endswith("2 seeds; bars: deviation over seeds")
+    assert right.get_title().endswith("one seed, so no bars") and "bars" not in kept[0].get_suptitle()
+    assert [text.get_text() for text in left.texts] == ["2 bits: not run"]
+    assert [text.get_text() for text in right.texts] == ["not rounded", "not run"]
     method_pictures.pyplot().close(kept[0])

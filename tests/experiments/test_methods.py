@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from experiments.cells.plan import Settings, checked
+from experiments.claims import method_bases as bases
 from experiments.claims import method_findings as findings
+from experiments.claims import method_gradients as gradients
 from experiments.claims import method_limits as limits
 from experiments.claims import method_rows as found
 from experiments.claims import method_tables as tables
@@ -155,7 +157,22 @@ def test_tests_against_the_reference_are_corrected_within_a_width():
 
 
 def test_a_fifth_of_the_training():
-    assert tables.fifth(range(10), 0) == 0.5 and tables.fifth(range(10), 4) == 8.5
+    assert gradients.fifth(range(10), 0) == 0.5 and gradients.fifth(range(10), 4) == 8.5
+
+
+def test_gradients_are_compared_by_seed_where_the_best_rate_is_the_usual_one():
+    """LoRA and QLoRA have seeds 1 and 2 there, lam 2 has not."""
+    usual, high = (3.0, 1.0, 2.0), (3.0, 2.0, 1.0)
+    cells = a_row("lora", usual, ["10"] * 3, 16, "merged-16bit") | a_row("qlora", usual, ["10"] * 3) | a_row(
+        "qblora-2", high, ["10"] * 3)
+    for seed, norm in ((1, 1.5), (2, 0.5)):
+        cells[f"qlora-4-seed{seed}"]["training"]["gradient_norms"] = [9.0] * 16 + [norm] * 4
+    stay, lowers = gradients.of_gradients(gather(cells))
+    assert "1.00, 1.50 and 0.50 times at 4 bits" in stay and "larger in 1 of 3 seeds" in stay
+    assert "3 seeds at most" in stay and "lam 2: 2.00 times QLoRA's" in lowers and lowers.endswith("No test: one seed.")
+    assert gradients.gradients_title(gather(cells)) == (
+        "Late in training, QLoRA's gradient is 1.00 times LoRA's at 4 bits (mean of 3 seeds); "
+        "lam 2 multiplies it by 2.00 at 4 bits (one seed)")
 
 
 # ---- tables -------------------------------------------------------------------------------------------------------
@@ -239,6 +256,46 @@ def test_a_rate_that_the_plan_has_no_more_is_not_chosen():
     assert one.best["tags"]["value"] == 2.0 and list(one.finals) == [0] and len(one.rates) == 3
 
 
+def test_a_rate_that_the_plan_has_no_more_is_marked_and_counted():
+    """A third of the usual rate is tried at 4 bits only."""
+    table = tables.rates_table(gather(a_row("qblora-4", (1.0, 2.0, 3.0), ["10"], 2)))
+    assert table["rows"][0][2:5] == ["1: 1.000 (extra)", "2: 2.000", "3: 3.000"]
+    assert "chosen; cells: 1." in table["caption"]
+    assert "chosen; cells: 0." in tables.rates_table(gather(a_row("qlora", (1.0, 2.0, 3.0), ["10"], 2)))["caption"]
+
+
+def a_base(row, bits, loss, plan):
+    return {"plan": plan, "tags": {"row": row, "bits": bits, "part": "methods", "role": "base", "seed": 0},
+            "states": {"quantized": {"validation_loss": loss}}, "training": {}}
+
+
+def test_trainings_that_end_above_the_untrained_base_are_named():
+    """Of its own base where that was scored, else of the highest one of the width; and at the end, not at the best."""
+    every = Cells([])
+    cells = a_row("qblora-8", (2.0, 5.0, None), [], 4) | a_row("full", (1.0, 7.1, 6.9), [], 16) | a_row(
+        "unknown", (1.0, 6.9, 7.1), [], 4) | a_row("lota", (1.0, 1.0, 1.0), [], 2)
+    cells["qblora-8-4-1.0"]["training"]["validations"] = [
+        {"validation_loss": 2.0}, {"validation_loss": 6.5}, {"delta_norm": 9.0}]
+    cells["qblora-8-4-3.0"]["training"]["diverged"] = "not finite"
+    every.facts = {name: {"plan": "methods", **facts} for name, facts in cells.items()} | {
+        "base-16": a_base("lora", 16, 7.0, "methods"), "base-nf": a_base("qlora", 4, 6.0, "methods"),
+        "base-icq": a_base("irqlora", 4, 7.0, "methods"), "base-else": a_base("qlora", 4, 0.1, "methods_real")}
+    assert bases.of_divergence(every, "methods") == [
+        "Of 12 cells that were trained, 1 broke off as the loss was not finite: qblora-8-4-3.0. 3 ended above the "
+        "validation loss of the untrained base of their width: qblora-8-4-1.0 (6.50, base 6.00); full-16-2.0 (7.10, "
+        "base 7.00); unknown-4-3.0 (7.10, base 7.00). 3 more lowered that loss by less than a third."]
+    assert bases.few(list("abcdefgh")) == ": a; b; c; d; e; f and 2 more"
+
+
+def test_the_bases_of_qablora_and_qalora_are_told_apart():
+    every = Cells([])
+    every.facts = {"a": a_base("qablora-4x8", 2, 14.04, "methods_real"), "b": a_base("qalora", 2, 6.2, "methods_real"),
+                   "c": a_base("qalora", 2, 9.9, "methods"), "d": a_base("qalora", 4, 9.9, "methods_real")}
+    assert "blocks: 14.0 nats" in bases.of_bases(every)[0] and bases.of_bases(every)[0].endswith("32x1: 6.2 nats.")
+    del every.facts["b"]
+    assert bases.of_bases(every) == []
+
+
 def test_rates_that_were_not_tuned_are_told():
     cells = a_row("peqa", (3.0, 1.0, 2.0), ["10"], 4)
     assert limits.of_borrowed(gather(cells, "methods_real")) == []
@@ -247,6 +304,19 @@ def test_rates_that_were_not_tuned_are_told():
     [said] = limits.of_borrowed(gather(cells, "methods_real"))
     assert said.startswith("At 3 bits no rate was tuned: each row")
     assert limits.of_borrowed(gather(cells)) == []
+
+
+def test_the_widths_whose_rates_are_those_of_four_bits_are_told():
+    """3 bits borrow them, 2 bits do not."""
+    cells = {}
+    for bits in (4, 3, 2):
+        for row in ("qlora", "qblora-2"):
+            cells |= a_row(row, (3.0, 1.0, 2.0), ["10"], bits)
+    cells = {name: facts for name, facts in cells.items() if facts["tags"]["bits"] != 3 or "seed" in name}
+    real = Cells([])
+    real.facts = {name: {**facts, "plan": "methods_real"} for name, facts in cells.items()}
+    said = findings.of_balance(found.gather(real, "methods_real"))[0]
+    assert "each at its best rate (at 3 bits, that of 4 bits) (Shen" in said
 
 
 def test_scores_of_zero_and_the_spread_over_seeds_are_told():
@@ -258,9 +328,41 @@ def test_scores_of_zero_and_the_spread_over_seeds_are_told():
     cells = a_row("qablora-4x8", (3.0, 1.0, 2.0), marks[::-1], 4)
     steady = a_row("peqa", (3.0, 1.0, 2.0), ["1" * n] * 2, 4)
     said = limits.of_seeds(gather(cells | steady))[0]
-    assert "up to 17.7 points" in said and said.endswith("is 3 standard errors over seeds or more.")
+    assert "up to 17.7 points" in said and said.endswith("is 3 standard errors over seeds or more, in every family.")
     turned = a_row("peqa", (3.0, 1.0, 2.0), ["1" * 18 + "0" * 22, "1" * n], 4)  # 72.5 ± 27.5 beside 37.5 ± 12.5
-    assert "PEQA at 4 bits (+35.0 ± 30.2)" in limits.of_seeds(gather(cells | turned))[0]
+    said = limits.of_seeds(gather(cells | turned))
+    assert said[1] == ("Beside QA-BLoRA 4x8, at k bits: less than 3 standard errors over seeds for PEQA at 4 bits "
+                       "(+35.0; 30.2).")
+    assert len(said) == 2  # the same models as trained are not named twice
+
+
+def of_rights(*rights, n=40):
+    return ["1" * right + "0" * (n - right) for right in rights]
+
+
+def test_the_spread_over_seeds_is_told_of_every_family():
+    """QLoRA beside Q-BLoRA, beside a merge into codes, and beside its rounded state."""
+    cells = a_row("qlora", (3.0, 1.0, 2.0), of_rights(10, 20), 4, "requantized-4bit") | a_row(
+        "qblora-2", (3.0, 1.0, 2.0), of_rights(18, 40), 4, "requantized-4bit") | a_row(
+        "scaleoffset", (3.0, 1.0, 2.0), of_rights(18, 40), 4)
+    said = limits.of_seeds(gather(cells))
+    assert said[1:] == [
+        "Q-BLoRA beside QLoRA, as trained: less than 3 standard errors over seeds for QBLORA-2 at 4 bits "
+        "(+35.0; 30.2).",
+        "Merges beside QLoRA rounded afterwards: less than 3 standard errors over seeds for SCALEOFFSET at 4 bits "
+        "(+35.0; 30.2)."]
+
+
+def test_the_spread_over_seeds_of_rounding_is_that_of_the_difference():
+    """The same models lose 10 points each, or 2.5 and 22.5."""
+    for lost, error in (((4, 4), None), ((1, 9), "10.0")):
+        cells = a_row("qlora", (3.0, 1.0, 2.0), of_rights(15, 35), 4, "requantized-4bit")
+        for seed, (right, less) in enumerate(zip((15, 35), lost, strict=True)):
+            state = cells[f"qlora-4-seed{seed}"]["states"]
+            state["requantized-4bit"] = {**state["trained"], "marks": of_rights(right - less)[0],
+                                         "scores": {"accuracy": (right - less) / 40}}
+        said = limits.of_seeds(gather(cells))
+        assert [f"QLORA at 4 bits (-12.5; {error})" in one for one in said[1:]] == [True] * bool(error)
 
 
 def test_the_interval_of_one_seed_is_over_test_rows():
