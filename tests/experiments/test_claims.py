@@ -103,6 +103,17 @@ def test_seeds_are_averaged_row_by_row_and_only_common_ones():
     assert str(evidence.score_of(a, "trained")) == "37.5 ± 17.7"
 
 
+def test_the_row_with_the_largest_spread_over_seeds_is_named():
+    def group(*texts):
+        return {seed: {"states": {"trained": {"marks": text}}} for seed, text in enumerate(texts)}
+    rows = [("A", group("1100", "1100"), "trained"), ("B", group("1110", "1000"), "trained"),
+            ("C", group("1111"), "trained"), ("D", {}, "trained"), ("E", group("1111", "0000"), "quantized")]
+    [said] = evidence.spread_not_in_tests(rows)
+    assert said.endswith("up to 35.4 points (B: 75.0, 25.0 % of 2 seeds).") and "not in them" in said
+    [said] = evidence.spread_not_in_tests(rows[2:])
+    assert said.startswith("Each row has one seed.") and evidence.spread_not_in_tests(rows[3:]) == []
+
+
 def test_the_threshold_of_the_ratio_is_between_what_helps_and_what_harms():
     def move(early, gain, task=ratio.FITTED):
         return Move(task, "qlora", 2, 16, early, early, gain)
