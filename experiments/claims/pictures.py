@@ -23,9 +23,9 @@ def balanced(text: str, width: int) -> str:
 
 def panels(titles: Sequence[str], title: str, ylabel: str, width: float = 4.2, height: float = 3.6) -> tuple[Any, list]:
     """A figure with one panel for each title, side by side, under one line that says the finding."""
-    figure, axes = pyplot().subplots(1, len(titles), figsize=(max(6.0, width * len(titles)), height), squeeze=False,
-                                     layout="constrained")
-    figure.suptitle(fill(title, int(13 * width * len(titles) / 4.2 * 3.6)), fontsize=11, fontweight="bold")
+    whole = max(6.0, width * len(titles))
+    figure, axes = pyplot().subplots(1, len(titles), figsize=(whole, height), squeeze=False, layout="constrained")
+    figure.suptitle(balanced(title, int(11 * whole)), fontsize=11, fontweight="bold")
     for panel, name in zip(axes[0], titles, strict=True):
         panel.set_title(name, fontsize=10)
         panel.grid(axis="y", color="0.9")

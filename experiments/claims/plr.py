@@ -116,7 +116,7 @@ def draw_memory(cells: Cells, tasks: Sequence[str], plan: str, title: str, path:
             pictures.points(panel, megabytes, scores, color, f"trained at {bits} bits")
             panel.plot(megabytes[:1], [100 * score.mean for score in scores[:1] if score], color=color, markersize=11,
                        marker=pictures.MARKS[color], alpha=0.6)
-        panel.set_xlabel("weights, adapter included, MB")
+        panel.set_xlabel("weights, adapter included, MB (large marker: as trained)", fontsize=9)
     pictures.legend(figure, axes, 5)
     pictures.save(figure, path)
 
@@ -139,7 +139,7 @@ def record(cells: Cells, place: Path) -> dict:
                 *notes.learned_little(cells, PLAN, TASKS)]
     title = title_of("Restoring QLoRA to more bits", ours)
     draw_scores(cells, TASKS, PLAN, title, place / "plr_scores.png")
-    draw_memory(cells, TASKS, PLAN, f"{title}. Large marker: as trained", place / "plr_memory.png")
+    draw_memory(cells, TASKS, PLAN, title, place / "plr_memory.png")
     draw_moves(rule, place / "plr_ratio.png")
     gain = "restored - as trained, points [95 %]"
     return {"title": "Post-LoRA Restoration on SmolLM2-135M",
