@@ -1,6 +1,6 @@
 """Judge the papers' claims by cells: write a record and pictures for each plan, for docs/results.md.
 
-    python -m experiments.findings runs/cells/cells.json --commit 1234567
+    python -m experiments.findings runs/cells/cells.json
     python -m experiments.results_page
 
 A record is experiments/results/PLAN.json; its pictures are beside it. With cells of the plans methods_real, plr and
@@ -10,6 +10,8 @@ import argparse
 import importlib
 import pkgutil
 import re
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from experiments import claims
@@ -17,19 +19,20 @@ from experiments.cells.plan import value_after
 from experiments.claims import overview
 from experiments.claims.evidence import Cells
 from experiments.results_page import RESULTS
-from experiments.shared import experiment_parser, run_experiment
+from experiments.shared import NOT_RECORDED, experiment_parser, run_experiment
 from finetune.config import DataConfig
 from model.files import write_json
 
-HELPERS = ("evidence", "pictures", "ratio")
+HELPERS = ("evidence", "notes", "pictures", "ratio")
 
 
 def options_parser() -> argparse.ArgumentParser:
     parser = experiment_parser(__doc__)
     parser.add_argument("cells", type=Path, nargs="+", help="read these files of experiments.run")
     parser.add_argument("--out", type=Path, help="write to this directory (default: experiments/results)")
-    parser.add_argument("--commit", default="not recorded",
-                        help="name this commit as the one that made the cells (default: not recorded)")
+    parser.add_argument("--commit", metavar="TEXT",
+                        help="name what made the cells by this text: a commit, or several and when each was used "
+                             "(default: the commits that the sessions recorded)")
     return parser
 
 
@@ -54,7 +57,7 @@ def judged_plans(cells: Cells) -> list[str]:
     return [name for name in modules if name in plans]
 
 
-def provenance(cells: Cells, plan: str, commit: str) -> dict:
+def provenance(cells: Cells, plan: str, commit: str | None) -> dict:
     """Date, machine and command of the sessions that did cells of this plan, and the plan's own text."""
     sessions = [session for file in cells.files for session in file["sessions"] if plan in session["plans"]]
     jobs: dict[str, set[int]] = {}
@@ -72,8 +75,17 @@ def provenance(cells: Cells, plan: str, commit: str) -> dict:
     counted = (f"{done}{of} cells of this plan are done{failures}, in {len(sessions)} sessions of {seconds:.0f} s in "
                f"all, which other plans shared.{missing(planned, set(cells.facts))}")
     return {"date": min(session["began"] for session in sessions)[:10], "machine": "; ".join(machines),
-            "commit": commit, "command": [f"python -m experiments.run {plans} --model smollm2 --data DATA"],
+            "commit": commit or commits_of(sessions),
+            "command": [f"python -m experiments.run {plans} --model smollm2 --data DATA"],
             "about": [*paragraphs(cells.about(plan)), *rows_used(cells, plan), counted]}
+
+
+def commits_of(sessions: Sequence[dict]) -> str:
+    """`not recorded (2 sessions), 50195cf (1 session)`; of one commit, its name alone."""
+    counts = Counter(session.get("commit", NOT_RECORDED) for session in sessions)
+    if len(counts) == 1:
+        return next(iter(counts))
+    return ", ".join(f"{commit} ({n} session{'s' * (n > 1)})" for commit, n in counts.items())
 
 
 def rows_used(cells: Cells, plan: str) -> list[str]:

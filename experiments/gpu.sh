@@ -14,6 +14,8 @@
 # --mps       run NVIDIA's multi-process service meanwhile, so that kernels of several workers run at the same time;
 #             it changes no setting of the GPU, and ends with the script
 #
+# Where there is no git, EXPERIMENTS_COMMIT names the commit that cells.json records.
+#
 # Packages that the machine lacks are found in .gpu/ (ignored by git). ROUGE needs
 #     pip install --no-deps --target .gpu rouge-score nltk defusedxml
 set -u

@@ -6,6 +6,9 @@
 A plan is a module of experiments/plans. Cells of all plans named go by their priority: 0 for the first seed of what a
 claim needs, 1 for the second, and so on. The results go to DIR/cells.json as cells end. Runs and quantized bases
 are kept in --scratch while they are needed; a directory in memory, such as /dev/shm, saves time.
+
+Each session records the commit of this tree. Where there is no git, name it by the environment variable
+EXPERIMENTS_COMMIT.
 """
 import argparse
 import importlib
@@ -23,7 +26,7 @@ from experiments import plans as every_plan
 from experiments.cells.plan import Cell, Plan, Settings, checked, selected
 from experiments.cells.pool import Facts, Pool
 from experiments.cells.work import do
-from experiments.shared import experiment_parser, run_experiment
+from experiments.shared import experiment_parser, run_experiment, tree_commit
 from model.files import read_json, write_text
 
 PLANS = tuple(module.name for module in pkgutil.iter_modules(every_plan.__path__)
@@ -111,7 +114,8 @@ class Results:
         planned = {plan.name: [cell.name for cell in plan.cells] for plan in plans}
         self.kept["planned"] = {**self.kept.get("planned", {}), **planned}
         self.kept["sessions"].append({"machine": machine(options.device), "jobs": options.jobs,
-                                      "began": time.strftime("%Y-%m-%d %H:%M:%S"), "plans": options.plan})
+                                      "began": time.strftime("%Y-%m-%d %H:%M:%S"), "plans": options.plan,
+                                      "commit": tree_commit()})
 
     def done(self) -> dict[str, Facts]:
         return {name: facts for name, facts in self.kept["cells"].items() if "error" not in facts}

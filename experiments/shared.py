@@ -12,6 +12,7 @@ from pathlib import Path
 from finetune.command import Work, line_of
 from model.files import write_json
 
+NOT_RECORDED = "not recorded"
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -66,6 +67,17 @@ def python(arguments: Sequence[str], log: Path) -> None:
     if done.returncode:
         raise RuntimeError(f"{' '.join(arguments)} failed with exit status {done.returncode}: see {part}")
     part.replace(log)
+
+
+def tree_commit(folder: Path = Path(__file__).parent) -> str:
+    """The commit of the tree that `folder` is in, with `-dirty` if files of it were changed. Without git, what the
+    environment variable EXPERIMENTS_COMMIT says, else `not recorded`."""
+    try:
+        done = subprocess.run(["git", "describe", "--always", "--dirty", "--exclude", "*"], cwd=folder,
+                              capture_output=True, text=True)
+    except OSError:
+        return os.environ.get("EXPERIMENTS_COMMIT") or NOT_RECORDED
+    return done.stdout.strip() if done.returncode == 0 else os.environ.get("EXPERIMENTS_COMMIT") or NOT_RECORDED
 
 
 def make_run(arguments: Sequence[str], folder: Path, finished: str) -> None:

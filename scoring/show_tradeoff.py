@@ -3,6 +3,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from finetune.pictures import pyplot, save_figure
 from model.files import write_json
@@ -40,6 +41,7 @@ def plot_tradeoff(means: Sequence[Average], path: Path, metric: str) -> None:
     large marker) through the widths above it. Hollow markers: restored to a width that is not above. Bars: standard
     deviation over the seeds."""
     figure, axes = pyplot().subplots(figsize=(8, 5))
+    labels = []
 
     def line_of(mean: Average) -> tuple:
         return mean.task, mean.model, mean.adapter, mean.trained_bits
@@ -53,10 +55,30 @@ def plot_tradeoff(means: Sequence[Average], path: Path, metric: str) -> None:
             axes.errorbar(mean.megabytes, 100 * mean.score, yerr=100 * (mean.deviation or 0) or None, color=color,
                           capsize=3, marker="o", markersize=6 if mean.restored else 10,
                           fillstyle="full" if mean.in_table_1 else "none")
-            if mean.restored and mean.in_table_1:
-                axes.annotate(mean.label, (mean.megabytes, 100 * mean.score), xytext=(5, 5),
-                              textcoords="offset points", fontsize=8, color=color)
+        labels += [(mean.label, (mean.megabytes, 100 * mean.score), color) for mean in above if mean.restored]
     axes.set(xlabel="memory of the weights, adapter included (MB)", ylabel=f"{metric} (%)",
-             title="Post-LoRA Restoration (Kanda & Hatano, Figure 2)")
+             title="Post-LoRA Restoration (Kanda & Hatano, Figure 2)\nPLR16: restored to 16 bits")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)  # below: the lines may be anywhere inside
+    name_points(axes, labels)
     save_figure(figure, path)
+
+
+OFFSETS = [(x, y) for y in (5, -5) for x in (5, -5)]  # points, from a label's corner to what it names
+
+
+def name_points(axes: Any, labels: Sequence[tuple[str, tuple[float, float], str]]) -> None:
+    """Each label at a corner of its point, inside the frame and on no other label; the highest point first. A label
+    that finds no such place is left out: the memory tells the width, too."""
+    axes.figure.tight_layout()  # as it is saved: places in pixels follow from it
+    axes.figure.draw_without_rendering()
+    frame, taken = axes.get_window_extent(), []
+    for text, point, color in sorted(labels, key=lambda label: -label[1][1]):
+        for x, y in OFFSETS:
+            said = axes.annotate(text, point, xytext=(x, y), textcoords="offset points", fontsize=8, color=color,
+                                 ha="left" if x > 0 else "right", va="bottom" if y > 0 else "top")
+            box = said.get_window_extent()
+            if frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1 and not any(
+                    box.overlaps(other) for other in taken):
+                taken.append(box)
+                break
+            said.remove()

@@ -3,6 +3,7 @@
 | module | what it holds |
 |---|---|
 | evidence.py | cells.json as it is read: groups of seeds, paired tests over test rows, Holm's correction, verdicts |
+| notes.py | how cells were made: validations, calibration, the base's weights, seeds |
 | pictures.py | the look of all pictures: colours, intervals, titles that say the finding |
 | method_findings.py, method_limits.py | sentences of the comparison of methods: what was found, what it leaves open |
 | method_parts.py, method_gradients.py, method_bases.py | likewise: further parts; gradients; what training began from |

@@ -14,6 +14,7 @@ TEXTS = dict(zip(HELD_OUT, ("today's held-out text", "WikiText-2"), strict=True)
 HOW = {"NF": "nf@64x1", "min-max 4x8": "minmax@4x8", "GPTQ": "gptq:minmax@32x1"}
 BITS = (4, 3, 2)
 LEAST_DRAWN = 1e-3  # nats a token: the noise of so many windows
+LINES = {"today's text": "--", "the mix": "-"}  # that bases were trained on
 COLORS = dict(zip(HOW, (BLUE, ORANGE, GREEN), strict=True))
 
 
@@ -65,12 +66,13 @@ def tables(found: dict) -> list[Table]:
 def draw(found: dict, path: Path, text: str = HELD_OUT[1]) -> None:
     """Loss lost by rounding against tokens seen: one panel a width."""
     bases = rounded_bases(found)
-    lines = {"today's text": [b for b in bases if b.startswith("today")],
-             "the mix": [b for b in bases if b.startswith("mix")]}
+    lines = {name: names for name, start in (("today's text", "today"), ("the mix", "mix"))
+             if (names := [base for base in bases if base.startswith(start)])}
     figure, axes = panels([f"{bits} bits" for bits in BITS], title_of(found, bases, text),
                           "nats a token lost by rounding")
     for panel, bits in zip(axes, BITS, strict=True):
-        for (where, names), line in zip(lines.items(), ("--", "-"), strict=True):
+        for where, names in lines.items():
+            line = LINES[where]
             for how, spec in HOW.items():
                 xs = [seen_tokens(found, base) / 1e6 for base in names]
                 ys = [max(LEAST_DRAWN, lost(found, base, f"{spec}-{bits}bit", text)) for base in names]
@@ -85,7 +87,7 @@ def draw(found: dict, path: Path, text: str = HELD_OUT[1]) -> None:
         for axis in (panel.xaxis, panel.yaxis):
             axis.set_major_formatter("{x:g}")
         panel.minorticks_off()
-    legend(figure, axes, columns=3)
+    legend(figure, axes, columns=len(lines) + 1)
     save(figure, path)
 
 

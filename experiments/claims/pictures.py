@@ -5,7 +5,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from experiments.claims.evidence import Group, Score
+from experiments.claims.evidence import Group, Score, score_of
 from finetune.pictures import pyplot
 from model.durable import replace_file
 
@@ -23,9 +23,9 @@ def balanced(text: str, width: int) -> str:
 
 def panels(titles: Sequence[str], title: str, ylabel: str, width: float = 4.2, height: float = 3.6) -> tuple[Any, list]:
     """A figure with one panel for each title, side by side, under one line that says the finding."""
-    figure, axes = pyplot().subplots(1, len(titles), figsize=(max(6.0, width * len(titles)), height), squeeze=False,
-                                     layout="constrained")
-    figure.suptitle(fill(title, int(13 * width * len(titles) / 4.2 * 3.6)), fontsize=11, fontweight="bold")
+    whole = max(6.0, width * len(titles))
+    figure, axes = pyplot().subplots(1, len(titles), figsize=(whole, height), squeeze=False, layout="constrained")
+    figure.suptitle(balanced(title, int(11 * whole)), fontsize=11, fontweight="bold")
     for panel, name in zip(axes[0], titles, strict=True):
         panel.set_title(name, fontsize=10)
         panel.grid(axis="y", color="0.9")
@@ -50,6 +50,16 @@ def level(axes: Any, score: Score | None, color: str, label: str, line: str = "-
     """A horizontal line for a score that all others are read against."""
     if score:
         axes.axhline(100 * score.mean, color=color, linestyle=line, linewidth=1.2, label=label)
+
+
+def level_beside(axes: Any, group: Group, state: str, drawn: Sequence[Group], color: str, label: str) -> None:
+    """A level that points are read against: the mean over the seeds that all groups of points have. If these are not
+    all of its own, the label says which they are."""
+    others = [other.keys() for other in drawn if other]
+    seeds = sorted(set(group).intersection(*others))
+    if others and seeds and len(seeds) < len(group):
+        label += f", seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+    level(axes, score_of({seed: group[seed] for seed in seeds}, state), color, label)
 
 
 def interval_of(groups: Sequence[Group]) -> str:

@@ -12,6 +12,8 @@ from tasks.significance import mcnemar_exact
 TASKS = ("sql-create-context", "banking77")
 WIDTHS = (16, 8, 4, 3, 2)
 FITTED, HELD_OUT = TASKS
+ALL_MOVES = "all moves"
+EARLY = "norm(W_l - W_k) / norm(delta_W) at the first validation"
 
 
 def group_of(cells: Cells, plan: str, task: str, method: str, bits: int) -> Group:
@@ -86,14 +88,15 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class Rule:
+    of_what: str  # whose moves: `all moves`
     threshold: float
     fitted: list[Move]
     held_out: list[Move]
 
     @classmethod
-    def of(cls, every: Sequence[Move]) -> "Rule":
+    def of(cls, every: Sequence[Move], of_what: str = ALL_MOVES) -> "Rule":
         fitted, held_out = ([move for move in every if move.task == task] for task in (FITTED, HELD_OUT))
-        return cls(threshold(fitted), fitted, held_out)
+        return cls(of_what, threshold(fitted), fitted, held_out)
 
     def shares(self, some: Sequence[Move]) -> tuple[float, float]:
         """(of right signs, of the better constant answer)"""
@@ -103,34 +106,42 @@ class Rule:
 
     def p_value(self) -> float:
         """McNemar's exact test on the held-out moves: the rule's signs beside the constant answer of the fitted
-        ones."""
+        ones: gains, if as many gain as lose."""
         constant = 2 * sum(move.gain > 0 for move in self.fitted) >= len(self.fitted)
         pairs = [(right(move, self.threshold), (move.gain > 0) == constant) for move in self.held_out]
         return mcnemar_exact(sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs))
 
-    def table(self) -> dict:
+    def rows(self) -> list[list[str]]:
         rows = []
         for name, some in ((f"fitted ({FITTED})", self.fitted), (f"held out ({HELD_OUT})", self.held_out)):
             if some:
                 ours, constant = self.shares(some)
                 gains = [move.gain for move in some]
-                rows.append([name, str(len(some)), f"{100 * ours:.0f}", f"{100 * constant:.0f}",
+                rows.append([f"{self.of_what}, {name}", str(len(some)), str(sum(gain > 0 for gain in gains)),
+                             digits_of(self.threshold, self.fitted), f"{100 * ours:.0f}", f"{100 * constant:.0f}",
                              f"{spearman([move.early for move in some], gains):+.2f}",
                              f"{spearman([move.last for move in some], gains):+.2f}"])
-        return {"caption": f"The rule: restoring lowers the validation loss if the ratio at the first of four "
-                           f"validations is below {self.threshold:.3g}.",
-                "columns": ["moves", "number", "right signs, %", "better constant answer, %",
-                            "Spearman, early ratio and gain", "Spearman, last ratio and gain"], "rows": rows}
+        return rows
 
     def sentence(self) -> str:
+        claim = f"The ratio before training ends predicts whether restoring helps, {self.of_what}"
         if not self.fitted or not self.held_out:
-            return "The ratio before training ends predicts gain or loss: not tested, no cells."
+            return f"{claim}: not tested, no cells."
         (ours, constant), p = self.shares(self.held_out), self.p_value()
         said = "confirmed" if ours > constant and p < 0.05 else "not confirmed"
-        return (f"The ratio before training ends predicts whether restoring helps: {said} on held-out cells "
-                f"({100 * ours:.0f} % right signs, {100 * constant:.0f} % by the better constant answer, exact p "
-                f"beside the fitted constant {p:.2g}; fitted threshold {self.threshold:.2g}"
-                f"{', which is to say never' if self.threshold == 0 else ''}).")
+        gains = [sum(move.gain > 0 for move in some) for some in (self.fitted, self.held_out)]
+        return (f"{claim}: {said} on held-out cells ({100 * ours:.0f} % right signs, {100 * constant:.0f} % by the "
+                f"better constant answer, exact p beside the fitted constant {p:.2g}; fitted threshold "
+                f"{digits_of(self.threshold, self.fitted)}{', which is to say never' if self.threshold == 0 else ''}; "
+                f"{gains[0]} of {len(self.fitted)} fitted and {gains[1]} of {len(self.held_out)} held-out moves gain).")
+
+    def title(self) -> str:
+        """Of the picture."""
+        if not self.fitted or not self.held_out:
+            return "The ratio of the first validation: no cells to test it on"
+        ours, constant = self.shares(self.held_out)
+        return (f"The early ratio tells {100 * ours:.0f} % of the held-out signs, one constant answer "
+                f"{100 * constant:.0f} % ({self.of_what})")
 
     def hindsight(self) -> list[str]:
         """What a threshold of the held-out cells themselves would have told of them."""
@@ -138,10 +149,32 @@ class Rule:
             return []
         at = threshold(self.held_out)
         ours, fitted = ([sum(right(move, t) for move in self.held_out) for t in (at, self.threshold)])
-        return [f"In hindsight: a threshold of {at:.2g} tells {ours} of the {len(self.held_out)} held-out signs, the "
-                f"fitted one {fitted}, and {sum(right(move, at) for move in self.fitted)} of the {len(self.fitted)} "
-                f"fitted ones. So the ratio orders one task ({HELD_OUT}, see Spearman) and not the other."] * (
+        below = sorted({move.trained for move in self.held_out if move.early < at}, reverse=True)
+        rho = {task: spearman([move.early for move in some], [move.gain for move in some])
+               for task, some in ((HELD_OUT, self.held_out), (FITTED, self.fitted))}
+        return [f"In hindsight, {self.of_what}: a threshold of {digits_of(at, self.held_out)} tells {ours} of the "
+                f"{len(self.held_out)} held-out signs, the fitted one {fitted}. It tells "
+                f"{sum(right(move, at) for move in self.fitted)} of the {len(self.fitted)} fitted ones. Below it are "
+                f"held-out moves from {' and '.join(map(str, below)) or 'no'} bits. Spearman's correlation of ratio "
+                f"and gain is {' and '.join(f'{value:+.2f} on {task}' for task, value in rho.items())}."] * (
             ours > fitted)
+
+
+def rules_table(rules: Sequence[Rule]) -> dict:
+    return {"caption": "The rule: restoring lowers the validation loss if the ratio at the first validation is below "
+                       "the fitted threshold.",
+            "columns": ["moves", "number", "gains", "fitted threshold", "right signs, %", "better constant answer, %",
+                        "Spearman, early ratio and gain", "Spearman, last ratio and gain"],
+            "rows": [row for rule in rules for row in rule.rows()]}
+
+
+def digits_of(at: float, some: Sequence[Move]) -> str:
+    """The threshold in so many digits, two or more, that the printed number gives each move the same sign."""
+    return next((text for digits in range(2, 17) if same_signs(text := f"{at:.{digits}g}", at, some)), repr(at))
+
+
+def same_signs(text: str, at: float, some: Sequence[Move]) -> bool:
+    return all((move.early < float(text)) == (move.early < at) for move in some)
 
 
 def moves_table(every: Sequence[Move]) -> dict:
@@ -157,19 +190,23 @@ def moves_table(every: Sequence[Move]) -> dict:
                         "gain, nats"], "rows": rows}
 
 
-def draw_moves(rule: Rule, title: str, path: Path) -> None:
-    figure, (axes,) = pictures.panels([""], title, "gain in validation loss by restoring, nats", 7.0, 4.2)
-    for some, color, label in ((rule.fitted, pictures.BLUE, f"{FITTED} (fitted)"),
-                               (rule.held_out, pictures.ORANGE, f"{HELD_OUT} (held out)")):
-        axes.plot([move.early for move in some], [move.gain for move in some], color=color, linestyle="none",
-                  marker=pictures.MARKS[color], label=label, alpha=0.8)
+def draw_moves(rule: Rule, path: Path) -> None:
+    """QLoRA's moves are filled markers, those of other methods hollow ones."""
+    figure, (axes,) = pictures.panels([""], rule.title(), "gain in validation loss by restoring, nats", 7.0, 4.2)
+    for some, color, task in ((rule.fitted, pictures.BLUE, f"{FITTED} (fitted)"),
+                              (rule.held_out, pictures.ORANGE, f"{HELD_OUT} (held out)")):
+        for ours, fill, name in ((True, color, "QLoRA"), (False, "none", "QA-LoRA, QA-BLoRA")):
+            if group := [move for move in some if (move.method == "qlora") == ours]:
+                axes.plot([move.early for move in group], [move.gain for move in group], color=color, linestyle="none",
+                          marker=pictures.MARKS[color], markerfacecolor=fill, label=f"{task}, {name}", alpha=0.8)
     axes.axhline(0, color="0.4", linewidth=0.8)
     if 0 < rule.threshold < math.inf:
-        axes.axvline(rule.threshold, color="0.4", linestyle=":", label=f"threshold {rule.threshold:.2g}")
+        axes.axvline(rule.threshold, color="0.4", linestyle=":",
+                     label=f"fitted threshold {digits_of(rule.threshold, rule.fitted)}")
     gains = [0.0, *(move.gain for move in (*rule.fitted, *rule.held_out))]
     axes.set_ylim(min(2 * min(gains), -0.02), max(2 * max(gains), 0.02))  # symlog's own margin cuts markers in half
     axes.set_xscale("log")
     axes.set_yscale("symlog", linthresh=0.01)
-    axes.set_xlabel("norm(W_l - W_k) / norm(delta_W) at the first of four validations")
-    pictures.legend(figure, [axes])
+    axes.set_xlabel(EARLY)
+    pictures.legend(figure, [axes], 2)
     pictures.save(figure, path)

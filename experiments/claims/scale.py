@@ -138,8 +138,8 @@ def draw(cells: Cells, title: str, path: Path) -> None:
     figure, axes = pictures.panels(list(found), title, f"{TASK}, %\n({pictures.interval_of(groups)})")
     for panel, (restoring, plan, _, _) in zip(axes, found.values(), strict=True):
         groups = [plr.group_of(restoring, plan, TASK, "qlora", bits) for bits in WIDTHS]
-        pictures.level(panel, score_of(plr.group_of(restoring, plan, TASK, "lora", 16), "trained"), pictures.BLACK,
-                       "LoRA on 16 bits")
+        pictures.level_beside(panel, plr.group_of(restoring, plan, TASK, "lora", 16), "trained", groups,
+                              pictures.BLACK, "LoRA on 16 bits")
         for state, color, label, shift in (("trained", pictures.ORANGE, "QLoRA as trained", -0.06),
                                            (plr.key(16), pictures.BLUE, "restored to 16 bits", 0.06)):
             scores: list[Score | None] = [score_of(group, state) for group in groups]

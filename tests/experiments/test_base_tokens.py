@@ -1,11 +1,14 @@
 """The corpus and the rows of `experiments.base_tokens`. Its cells are tried out by hand: --scale."""
 import numpy as np
+import pytest
 
 from experiments.base_corpus import Mix, documents_of, write_packed
 from experiments.base_tokens import cells_of as planned
 from experiments.base_tokens import options_parser, read_tokens, windows
 from experiments.cells.plan import checked
+from experiments.claims import base_tokens
 from experiments.claims.base_tokens import TODAY, TOKENS, accuracy_table, loss_table, lost, rounded_bases
+from finetune.pictures import pyplot
 from tasks.pretrain import WINDOW
 
 HELD_OUT = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
@@ -43,13 +46,29 @@ def test_plan_has_no_cell_before_what_it_needs(tmp_path):
     assert steps == {"mix-3x": 8448, "today-3x": 8448, "mix-1x": 2816, "today-1x": 2816}
 
 
-def test_what_rounding_costs():
+def rounded(*bases: tuple[str, float]) -> dict:
+    """Bases that saw three times as many tokens, and what rounding costs them."""
     def loss(more: float) -> dict:
         return {"16": {"held_out_today": 2.0}} | {f"{how}-{bits}bit": {"held_out_today": 2.0 + more} for bits in
                                                   (4, 3, 2) for how in ("nf@64x1", "minmax@4x8", "gptq:minmax@32x1")}
-    found = {"cells": {"mix-3x": {"tokens": 3 * TOKENS}} | {
-        f"{base}-rounding": {"kind": "rounding", "tags": {"base": base}, "loss": loss(more)}
-        for base, more in (("mix-3x", 0.5), (TODAY, 0.25))}}
+    return {"cells": {base: {"tokens": 3 * TOKENS} for base, _ in bases if base != TODAY} | {
+        f"{base}-rounding": {"kind": "rounding", "tags": {"base": base}, "loss": loss(more)} for base, more in bases}}
+
+
+@pytest.mark.parametrize("texts", [["mix"], ["today"], ["today", "mix"]])
+def test_the_legend_names_only_what_is_drawn(tmp_path, monkeypatch, texts):
+    pytest.importorskip("matplotlib")
+    kept = []
+    monkeypatch.setattr(base_tokens, "save", lambda figure, path: kept.append(figure))
+    base_tokens.draw(rounded((TODAY, 0.25), *((f"{text}-3x", 0.5) for text in texts)), tmp_path / "x.png",
+                     "held_out_today")
+    names = {text.get_text().partition(", ")[2] for text in kept[0].legends[0].get_texts()}
+    assert names == {"today's base", *({"mix": "the mix", "today": "today's text"}[text] for text in texts)}
+    pyplot().close(kept[0])
+
+
+def test_what_rounding_costs():
+    found = rounded(("mix-3x", 0.5), (TODAY, 0.25))
     assert rounded_bases(found) == [TODAY, "mix-3x"]
     assert lost(found, "mix-3x", "nf@64x1-2bit", "held_out_today") == 0.5
     table = loss_table(found, "held_out_today")

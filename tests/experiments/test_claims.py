@@ -126,6 +126,30 @@ def test_the_threshold_of_the_ratio_is_between_what_helps_and_what_harms():
     assert math.isnan(ratio.spearman([1, 1], [2, 3])) and ratio.ranks([5, 1, 5]) == [2.5, 1, 2.5]
 
 
+def test_the_rule_is_judged_on_the_moves_of_all_methods_as_planned(tmp_path, monkeypatch):
+    """And on QLoRA's beside it, said so."""
+    pytest.importorskip("matplotlib")
+    record = found_by(tmp_path, monkeypatch)["plr"]
+    table = next(table for table in record["tables"] if table["caption"].startswith("The rule"))
+    whole, held_out, narrow, _ = table["rows"]
+    assert [row[1] for row in (whole, held_out, narrow)] == ["46", "46", "30"]  # QA-LoRA, QA-BLoRA: 2 seeds, 4 widths
+    assert whole[0].startswith("all moves, fitted") and "QLoRA's moves alone (not in the plan)" in narrow[0]
+    rule, qlora = (text for text in record["findings"] if text.startswith("The ratio before training ends"))
+    assert "46 fitted" in rule and "not in the plan" not in rule and "30 fitted" in qlora and "not in the plan" in qlora
+
+
+def test_a_printed_threshold_tells_the_signs_that_it_is_said_to_tell():
+    """Between 0.1765 and 0.1781, 0.18 is no threshold: it takes the third move for a gain."""
+    def move(early, gain):
+        return Move(ratio.HELD_OUT, "qlora", 8, 16, early, early, gain)
+    some = [move(0.1, 0.1), move(0.1765, 0.1), move(0.1781, -0.1), move(17, -0.1)]
+    assert ratio.digits_of(ratio.threshold(some), some) == "0.177"
+    assert ratio.digits_of(0.0, some) == "0" and ratio.digits_of(math.inf, some) == "inf"
+    fitted = [Move(ratio.FITTED, "qlora", 2, 16, early, early, 0.1) for early in (0.1, 3)]
+    [said] = ratio.Rule.of([*fitted, *some]).hindsight()
+    assert "0.177 tells 4 of the 4 held-out signs, the fitted one 2" in said
+
+
 def test_the_rows_that_were_trained_on_are_told():
     def cell(plan, argv, train):
         return {"plan": plan, "argv": argv, "rows": {"train": train, "validation": 9, "test": 8}}

@@ -1,10 +1,11 @@
 """The joint tables of several runs, on points made by hand; the picture's contents; what the experiments share."""
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 
 from adapters.lam import Lam
-from experiments import real_model, shared
+from experiments import real_model, restoration_picture, shared
 from finetune.command_line import train_parser
 from finetune.config import RunConfig
 from finetune.resolve import resolve_run, with_values
@@ -101,6 +102,24 @@ def test_figure_2_draws_a_line_a_training_width_through_the_widths_above(tmp_pat
     lines = {label.partition(",")[0]: [(x, round(y, 6)) for x, y in line] for label, line in drawn.items()}
     assert lines == {"2-bit QLoRA": [(2, 52), (3, 57), (11, 63)], "4-bit QLoRA": [(3, 70), (11, 71)],
                      "16-bit LoRA": [(11, 72)]}
+
+
+def test_labels_of_figure_2_lie_inside_and_on_no_other(tmp_path, monkeypatch):
+    """Of the recorded runs: at 16 bits, the most memory, three lines end at nearly one place."""
+    pytest.importorskip("matplotlib", reason="pip install -r requirements-extra.txt")
+    from scoring import show_tradeoff as plot
+    kept = []
+    monkeypatch.setattr(plot, "save_figure", lambda figure, path: kept.append(figure))
+    assert call(restoration_picture, "--out", tmp_path) is None
+    [axes] = kept[0].axes
+    kept[0].tight_layout()
+    kept[0].draw_without_rendering()
+    frame, boxes = axes.get_window_extent(), [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) == 10  # 1, 2, 3 and 4 widths are above 8, 4, 3 and 2 bits
+    assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 for box in boxes)
+    assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+    assert "Kanda & Hatano" in axes.get_title()
+    plot.pyplot().close(kept[0])
 
 
 def test_what_a_failed_process_printed_is_no_result(tmp_path):
