@@ -1,7 +1,7 @@
 """The comparison of methods on a real model, and how far its effects differ from those on the embedded base."""
 from pathlib import Path
 
-from experiments.claims import methods
+from experiments.claims import methods, notes
 from experiments.claims.evidence import Cells
 from experiments.claims.method_bases import of_bases
 from experiments.claims.method_rows import gather
@@ -20,7 +20,8 @@ NOTES = (
 def record(cells: Cells, place: Path) -> dict:
     found = methods.record(cells, place, "methods_real", BASE)
     bases = {"embedded base, BANKING77": gather(cells, "methods"), BASE: gather(cells, "methods_real")}
-    found = {**found, "findings": [*found["findings"], *of_bases(cells), *NOTES]}
+    found = {**found, "findings": [*found["findings"], *of_bases(cells),
+                                  *notes.calibration(cells, "methods_real"), *NOTES]}
     if not all(map(can_be_drawn, bases.values())):
         return found
     draw_sizes(bases, place / "methods_sizes.png")

@@ -2,7 +2,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.claims import pictures, ptq_limits, ptq_shares
+from experiments.claims import notes, pictures, ptq_limits, ptq_shares
 from experiments.claims.evidence import Cells, Judged, headline, score_of, sentence, table_of, with_state
 from experiments.claims.ptq_rows import (
     OTHERS,
@@ -114,4 +114,4 @@ def record(cells: Cells, place: Path) -> dict:
     return {"title": "SFT, PTQ and QLoRA on SmolLM2-135M", "tables": [*tables, ptq_shares.table(shares)],
             "pictures": [[f"scores against bits, {how.upper()}", f"ptq_{how}.png"] for how in QUANTIZERS],
             "findings": [*judged_claims(cells, families), *ptq_limits.failed_seeds(cells, families),
-                         *ptq_limits.notes(cells)]}
+                         *ptq_limits.notes(cells), *notes.validations(cells, PLAN, 4), *notes.calibration(cells, PLAN)]}

@@ -1,7 +1,7 @@
 """The same cells on two bases: what changes from 5.8 to 135 million parameters."""
 from pathlib import Path
 
-from experiments.claims import pictures, plr, ptq_qlora
+from experiments.claims import notes, pictures, plr, ptq_qlora
 from experiments.claims.evidence import Cells, Group, Score, compared, score_of, spread_not_in_tests
 from experiments.claims.ptq_rows import PIPELINE
 
@@ -64,7 +64,8 @@ def record(cells: Cells, place: Path) -> dict:
     return {"title": "The scale of the effects: 5.8 M and 135 M parameters", "tables": [
         {"caption": f"{TASK}, percentage points [95 % interval], p not corrected.", "columns": ["", *sides(cells)],
          "rows": rows}], "pictures": [["QLoRA as trained and restored, on both bases", "scale.png"]],
-        "findings": [said(rows), *of_nf(rows), *of_gptq(rows), *seeds(cells), *unmeasured(cells, rows)]}
+        "findings": [said(rows), *of_nf(rows), *of_gptq(rows), *seeds(cells), *unmeasured(cells, rows),
+                     *notes.validations(cells, PLAN, 4), *notes.calibration(cells, PLAN, ("the embedded base",))]}
 
 
 def seeds(cells: Cells) -> list[str]:
