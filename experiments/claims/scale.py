@@ -65,7 +65,8 @@ def record(cells: Cells, place: Path) -> dict:
         {"caption": f"{TASK}, percentage points [95 % interval], p not corrected.", "columns": ["", *sides(cells)],
          "rows": rows}], "pictures": [["QLoRA as trained and restored, on both bases", "scale.png"]],
         "findings": [said(rows), *of_nf(rows), *of_gptq(rows), *seeds(cells), *unmeasured(cells, rows),
-                     *notes.validations(cells, PLAN, 4), *notes.calibration(cells, PLAN, ("the embedded base",))]}
+                     *notes.validations(cells, "scale", 4),
+                     *notes.calibration(cells, "scale", ("the embedded base",))]}
 
 
 def seeds(cells: Cells) -> list[str]:
