@@ -29,7 +29,7 @@ from adapters.peft_in import read_peft
 from finetune.checks import check_requantization, planned_base, planned_run
 from finetune.command import Given, Work, run_command
 from finetune.command_line import OF_ANY_MODEL, Parser, typed
-from finetune.config import BaseConfig, ComputeConfig, DataConfig, EvaluationConfig, RunConfig, flag, spec_text
+from finetune.config import BaseConfig, ComputeConfig, DataConfig, EvaluationConfig, RunConfig, flag
 from finetune.data import (
     PreparedData,
     check_calibration,
@@ -42,6 +42,7 @@ from finetune.pictures import check_picture
 from finetune.resolve import GPTQ_FIELDS, check_gptq_fields, rescored, resolve_scoring
 from finetune.run import Run, open_run
 from finetune.source import Source, check_fingerprint, check_trained, note_another
+from finetune.values import spec_text
 from model import processes
 from model.files import say_once
 from model.hub import pinned

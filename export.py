@@ -25,8 +25,9 @@ from pathlib import Path
 
 from finetune.command import Given, Work, run_command
 from finetune.command_line import Parser
-from finetune.config import DTYPES, flag
+from finetune.config import flag
 from finetune.lock import hold, release, sweep_locks
+from finetune.values import DTYPES
 from interop.gguf_writer import GGUFExport
 from interop.hand_over import check_target, hand_over
 from interop.hugging_face import SafetensorsExport

@@ -18,10 +18,11 @@ from pathlib import Path
 
 from finetune.command import Given, Work, run_command
 from finetune.command_line import Parser, typed
-from finetune.config import ComputeConfig, flag, model_place, positive, seed
+from finetune.config import ComputeConfig, flag
 from finetune.lock import hold
 from finetune.resolve import part
 from finetune.source import Source
+from finetune.values import model_place, positive, seed
 from judging.endpoint import Endpoint, JudgeFailed
 from judging.judgements import Compared, Judge, Outcome, judge_all, outcome_of, results_of
 from judging.local import LocalJudge

@@ -23,12 +23,13 @@ from adapters.peft_in import attach_peft, read_peft
 from finetune.checks import planned_base
 from finetune.command import Given, Work, run_command
 from finetune.command_line import OF_ANY_MODEL, Parser, typed
-from finetune.config import DTYPES, BaseConfig, ComputeConfig, flag, number, positive, seed
+from finetune.config import BaseConfig, ComputeConfig, flag
 from finetune.data import check_ids, note_tokens
 from finetune.quantize import load_base
 from finetune.resolve import resolve_scoring
 from finetune.run import open_run
 from finetune.source import Source, check_trained, load_trained
+from finetune.values import DTYPES, number, positive, seed
 from model.chat_template import load_template
 from model.generate import Sampling, generate
 from model.llama import Llama

@@ -28,7 +28,7 @@ from finetune.adapted_model import attach_adapters, residuals_to_keep, save_adap
 from finetune.checks import completed
 from finetune.command import Given, Work, run_command
 from finetune.command_line import train_parser
-from finetune.config import DTYPES, RunConfig, flag
+from finetune.config import RunConfig, flag
 from finetune.config_json import FORMAT, config_json
 from finetune.data import PreparedData, check_calibration, check_data, prepare_data, with_pinned_data
 from finetune.distillation import check_same_teacher, objective_of, teacher_source
@@ -50,6 +50,7 @@ from finetune.sharded import load_shared_base, quantize_part_by_part
 from finetune.shown import print_plan, show_example
 from finetune.size import peak_memory
 from finetune.source import Source, base_of, load_run_base, why_no_base
+from finetune.values import DTYPES
 from model import processes
 from model.chat_template import write_end_tokens
 from model.checkpoint import empty_model, random_model, save_model

@@ -33,12 +33,13 @@ from experiments.cells.pool import Pool
 from experiments.claims.base_tokens import BITS, HELD_OUT, HOW, TODAY, TOKENS, show
 from experiments.shared import experiment_parser, run_experiment
 from finetune.command_line import train_parser
-from finetune.config import EMBEDDED_BASE, BaseConfig, ComputeConfig, Place
+from finetune.config import EMBEDDED_BASE, BaseConfig, ComputeConfig
 from finetune.data import Calibration, PreparedData
 from finetune.loop import mean_loss
 from finetune.quantize import load_base
 from finetune.run import Run
 from finetune.source import Source
+from finetune.values import Place
 from model.files import read_json, write_json
 from quant.spec import QuantSpec
 from tasks.pretrain import WINDOW, Pretrain

@@ -12,13 +12,14 @@ from adapters.lam import Lam
 from adapters.lota import NO_WHOLE_LEVELS
 from adapters.merge import MergeRefused
 from finetune.adapted_model import attach_adapters, linear_names, why_not_k_bits
-from finetune.config import BaseConfig, RunConfig, StoredCodes
+from finetune.config import BaseConfig, RunConfig
 from finetune.distillation import check_teacher
 from finetune.methods import METHODS
 from finetune.run import Run
 from finetune.sharded import check_sharing
 from finetune.source import Source
 from finetune.usual_rate import with_usual_rate
+from finetune.values import StoredCodes
 from model.checkpoint import empty_model, stored_grids
 from model.directory import weight_files
 from model.llama import Llama

@@ -18,8 +18,8 @@ from finetune.config import (
     RunConfig,
     TrainingConfig,
     flag,
-    positive,
 )
+from finetune.values import positive
 from quant.spec import QuantSpec
 from tasks import TASKS, TRAINING_TASKS
 

@@ -5,7 +5,8 @@ that time. `modern` turns it into format 2; nothing else knows it. """
 from dataclasses import Field, fields
 from typing import Any
 
-from finetune.config import RunConfig, ScoringConfig, default_device, device
+from finetune.config import RunConfig, ScoringConfig
+from finetune.values import default_device, device
 from quant.grid import Block
 from quant.spec import DEFAULT_BITS, QuantSpec
 

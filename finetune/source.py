@@ -17,10 +17,11 @@ from finetune.adapted_model import (
     merge_to_sixteen_bits,
     sixteen_bit_type,
 )
-from finetune.config import BaseConfig, Place, RunConfig
+from finetune.config import BaseConfig, RunConfig
 from finetune.kept import Kept, is_another
 from finetune.residual import residuals_of
 from finetune.run import Run, open_run
+from finetune.values import Place
 from model.checkpoint import empty_model, load_model, open_weights, quantized_layers, read_tensors
 from model.config import LlamaConfig
 from model.config_json import config_to_json

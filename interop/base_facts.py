@@ -6,8 +6,9 @@ from pathlib import Path
 
 import yaml  # a dependency of huggingface_hub
 
-from finetune.config import EMBEDDED_BASE, Place
+from finetune.config import EMBEDDED_BASE
 from finetune.run import is_run, open_run
+from finetune.values import Place
 from interop.trained import Trained
 from model.gguf_reader import is_gguf, read_gguf
 from model.hub import HubModel, NotFetched, directory_here

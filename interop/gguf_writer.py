@@ -23,8 +23,8 @@ from tqdm import tqdm
 from adapters.adapted import AdaptedLinear
 from adapters.merge import MergeTarget
 from adapters.rounded import CODES
-from finetune.config import DTYPES
 from finetune.source import Source
+from finetune.values import DTYPES
 from interop.gguf_metadata_writer import Metadata, architecture_of, kept_metadata, new_metadata
 from interop.hugging_face import in_type
 from interop.modelfile import modelfile, modelfile_file

@@ -11,8 +11,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from finetune.adapted_model import sixteen_bit_type
-from finetune.config import DTYPES
 from finetune.source import Source
+from finetune.values import DTYPES
 from interop.comparison import check_finite, check_tokenizer
 from interop.trained import Trained, dense_tensor, dense_tensors, tensor_names
 from model.checkpoint import load_model

@@ -33,9 +33,9 @@ from torch import Tensor
 from adapters import ADAPTERS
 from adapters.adapted import adapted_layers
 from adapters.peft_in import attach_peft, read_peft
-from finetune.config import DTYPES
 from finetune.run import is_run
 from finetune.source import load_run_base
+from finetune.values import DTYPES
 from interop.hugging_face import read_model, write_model, write_tokenizer
 from interop.stored_format import INTEGER_FORMATS, VLLM
 from interop.trained import Trained

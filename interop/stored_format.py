@@ -16,7 +16,7 @@ from adapters import ADAPTERS
 from adapters.adapted import AdaptedLinear
 from adapters.merge import MergeRefused
 from finetune.adapted_model import linear_names, sixteen_bit_type
-from finetune.config import DTYPES
+from finetune.values import DTYPES
 from interop.hugging_face import hugging_face_config, in_type, read_model, write_tokenizer
 from interop.trained import PlannedCodes, Trained, dense_tensor, fitting_codes, merged_layer, tensor_names
 from model.checkpoint import empty_model

@@ -14,9 +14,9 @@ from adapters.adapted import AdaptedLinear
 from adapters.merge import MergeRefused, MergeTarget, merge_into_codes, merge_target
 from finetune.adapted_model import linear_names
 from finetune.checks import planned_run
-from finetune.config import Place
 from finetune.run import Run, is_run, open_run
 from finetune.source import Source, check_fingerprint, check_trained, load_trained, note_another
+from finetune.values import Place
 from model.checkpoint import empty_model, open_weights, quantized_layers, stored_grids
 from model.config import LlamaConfig
 from model.directory import load_config, weight_files

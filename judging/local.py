@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from adapters.held import dense_weights
-from finetune.config import DTYPES
 from finetune.data import check_ids
 from finetune.source import Source
+from finetune.values import DTYPES
 from model.generate import generate
 from model.llama import Llama
 from model.tokenizer import continuation

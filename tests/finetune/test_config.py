@@ -8,10 +8,11 @@ import pytest
 
 from adapters.lam import Lam
 from finetune.command_line import train_parser
-from finetune.config import BaseConfig, RunConfig, SaveEvery, StoredCodes, flag, flat
+from finetune.config import BaseConfig, RunConfig, flag, flat
 from finetune.config_json import FORMAT, config_json, run_config
 from finetune.methods import METHODS
 from finetune.resolve import resolve_run, with_values
+from finetune.values import SaveEvery, StoredCodes
 from model.hub import HubModel
 from quant.grid import Block
 from quant.spec import QuantSpec

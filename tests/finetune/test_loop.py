@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from adapters.adapted import AdaptedLinear, adapter_parameters, replace_layers
 from adapters.lam import Lam
 from adapters.lora import LoRA
-from finetune.config import SaveEvery, TrainingConfig
+from finetune.config import TrainingConfig
 from finetune.loop import Trainer, TrainingDiverged, mean_loss, summed_loss
 from finetune.schedule import learning_rate
+from finetune.values import SaveEvery
 from tasks.task import Encoded
 from tests.model.test_model import tiny, tokens
 

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.config import SaveEvery
 from finetune.progress import in_words
 from finetune.schedule import evaluations_left, is_evaluated, learning_rate
+from finetune.values import SaveEvery
 from tests.finetune.test_loop import SETTINGS, Interrupted, adapted_model, trainer
 
 EVERY_2 = replace(SETTINGS, eval_every=2, save_every=SaveEvery(100))  # 5 steps an epoch, 15 in all

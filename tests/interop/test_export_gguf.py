@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from finetune.adapted_model import merge_best, save_beside
-from finetune.config import SaveEvery
 from finetune.run import open_run
+from finetune.values import SaveEvery
 from interop.gguf_metadata_writer import model_keys
 from interop.gguf_writer import NEAR
 from model.checkpoint import load_model, random_model, save_model

@@ -12,9 +12,9 @@ from huggingface_hub.utils import filter_repo_objects
 
 import eval as eval_script
 import train as train_script
-from finetune.config import model_place
 from finetune.run import open_run
 from finetune.source import Source
+from finetune.values import model_place
 from model import hub
 from model.checkpoint import random_model, save_model
 from model.config_json import config_to_json

@@ -9,8 +9,8 @@ from huggingface_hub.utils import filter_repo_objects
 
 import eval as eval_script
 import train as train_script
-from finetune.config import data_place
 from finetune.run import open_run
+from finetune.values import data_place
 from tasks import hub_data
 from tasks.hub_data import HubData, data_file, pinned_data
 from tests.cli import call, few
