@@ -19,6 +19,7 @@ from pathlib import Path
 from experiments.benchmarks import seconds, share
 from experiments.claims import base_tokens
 from experiments.shared import markdown, spread
+from experiments.verdicts import verdicts_table
 from model.files import write_text
 
 RESULTS = Path(__file__).parent / "results"
@@ -181,7 +182,9 @@ def files_of(section: str) -> tuple[str, ...]:
 def page() -> str:
     sections = records()
     contents = [f"- [{record['title']}](#{anchor(record['title'])})" for record in sections.values()]
-    head = ["# Results", GENERATED, wrapped(INTRODUCTION), "\n".join(contents)]
+    claims = verdicts_table(sections, {name: anchor(record["title"]) for name, record in sections.items()})
+    head = ["# Results", GENERATED, wrapped(INTRODUCTION), *([captioned(claims)] if claims["rows"] else []),
+            "\n".join(contents)]
     return "\n\n".join([*head, *(section(name, record) for name, record in sections.items())]) + "\n"
 
 
