@@ -29,7 +29,7 @@ def test_the_same_verdict_is_said_once():
 def test_only_claims_of_a_paper_are_listed_and_reservations_are_marked():
     records = {"methods": {"findings": ["Ours is above (not in the plan): confirmed at 4 bits (+1).",
                                         "Theirs is above (Shen et al.): confirmed at 4 bits (+1)."]},
-               "ptq_qlora": {"findings": ["It helps: confirmed at this scale (1 of 1).", "Without GPTQ, none is left."]}}
+               "ptq_qlora": {"findings": ["It helps: confirmed at this scale (1 of 1).", "Without GPTQ, none."]}}
     rows = verdicts_table(records, {"methods": "a", "ptq_qlora": "b"})["rows"]
     assert rows == [["Shen et al.", "Theirs is above", "confirmed at 4 bits", "[embedded base](#a)"],
                     ["Zhu et al.", "It helps", "confirmed at this scale *", "[SmolLM2-135M](#b)"]]
