@@ -23,8 +23,6 @@ from experiments.shared import NOT_RECORDED, experiment_parser, run_experiment
 from finetune.config import DataConfig
 from model.files import write_json
 
-HELPERS = ("evidence", "notes", "pictures", "ratio")
-
 
 def options_parser() -> argparse.ArgumentParser:
     parser = experiment_parser(__doc__)
@@ -52,7 +50,7 @@ def main() -> None:
 
 def judged_plans(cells: Cells) -> list[str]:
     """Those that have cells here, and a module of claims."""
-    modules = [module.name for module in pkgutil.iter_modules(claims.__path__) if module.name not in HELPERS]
+    modules = [module.name for module in pkgutil.iter_modules(claims.__path__)]
     plans = {facts["plan"] for facts in cells.facts.values()}
     return [name for name in modules if name in plans]
 

@@ -6,7 +6,7 @@
 from pathlib import Path
 
 from experiments.results_page import RESULTS, read
-from experiments.shared import experiment_parser
+from experiments.shared import experiment_parser, run_experiment
 from scoring.show_tradeoff import plot_tradeoff
 from scoring.tradeoff import Average
 
@@ -20,4 +20,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_experiment(main)

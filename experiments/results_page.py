@@ -18,8 +18,8 @@ from pathlib import Path
 
 from experiments.benchmarks import seconds, share
 from experiments.claims import base_tokens
+from experiments.claims.verdicts import verdicts_table
 from experiments.shared import markdown, spread
-from experiments.verdicts import verdicts_table
 from model.files import write_text
 
 RESULTS = Path(__file__).parent / "results"

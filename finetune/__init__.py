@@ -3,6 +3,7 @@
 | file | what it does |
 |---|---|
 | `config.py`, `config_json.py` | the typed configuration, and its form in config.json |
+| `values.py` | what an option holds: text -> value |
 | `command_line.py`, `resolve.py` | from flags to a configuration |
 | `methods.py` | the methods of `--method`, one row each |
 | `source.py` | from a place (directory, GGUF file, hub, run) to a model |

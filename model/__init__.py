@@ -22,6 +22,7 @@
 | `config_json.py` | `config.json` -> `LlamaConfig`, and back; `rotary_json.py` the part about rotary positions |
 | `other_models.py` | what is not read, in words; the text part of a model of images |
 | `stored_names.py` | layers that files join, or store under other names |
+| `directory.py` | what a model directory holds: its config.json, and which files its weights are in |
 | `checkpoint.py` | safetensors in and out, tensor by tensor |
 | `files.py` | atomic writes, JSON, checksums |
 | `gguf_layout.py` | types of GGUF tensors, shared with the writer in `interop/` |

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from model.config import LlamaConfig
-from model.directory import some
-from model.files import parse_json, say_once
+from model.files import parse_json, say_once, some
 from model.gguf_reader import GGUFWeights, is_gguf
 from model.llama import Linear, Llama
 from model.stored_checkpoint import StoredWeights, stored_format

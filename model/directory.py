@@ -9,7 +9,7 @@ from pathlib import Path
 from model.checksums import check_sums
 from model.config import LlamaConfig
 from model.config_json import config_from_json, token_ids
-from model.files import read_json, say_once
+from model.files import read_json, say_once, some
 from model.gguf_reader import gguf_config, is_gguf, read_gguf
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -96,7 +96,3 @@ def generation_ends(path: Path, vocab_size: int) -> tuple[int, ...]:
         return token_ids(stated, vocab_size)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-
-
-def some(names: list[str], most: int = 8) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

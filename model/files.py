@@ -141,3 +141,8 @@ def _sha256(*files: tuple[Path, int, int]) -> str:
             while chunk := file.read(1 << 24):
                 digest.update(chunk)
     return digest.hexdigest()
+
+
+def some(names: list[str], most: int = 8) -> str:
+    """`some(["a", "b", "c"], 2) == "a, b and 1 more"`"""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

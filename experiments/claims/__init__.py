@@ -8,6 +8,7 @@
 | method_findings.py, method_limits.py | sentences of the comparison of methods: what was found, what it leaves open |
 | method_parts.py, method_gradients.py, method_bases.py | likewise: further parts; gradients; what training began from |
 | plr.py, ptq_qlora.py, scale.py | a plan's claims: `record(cells, place)` writes the pictures and returns the record |
+| verdicts.py | the table at the top of docs/results.md: the verdict on every claim |
 | overview.py | the picture in README.md: one panel a paper, from the cells of three plans |
 
 A record is a section of docs/results.md: title, about, tables, pictures, findings (experiments/results_page.py).

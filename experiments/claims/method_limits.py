@@ -18,8 +18,8 @@ def of_borrowed(found: Sequence[Found]) -> list[str]:
     if not lent:
         return []
     widths = sorted({one.bits for one in lent}, reverse=True)
-    return [f"At {listed(list(map(str, widths)))} bits no rate was tuned: each row has its best rate of 4 bits, "
-            f"{REFERENCE}, which all rows are tested against, too. Differences may come from the rate."]
+    return [f"At {listed(list(map(str, widths)))} bits no rate was tuned: each row uses its best rate of 4 bits, "
+            f"{REFERENCE} too. Differences may come from the rate."]
 
 
 def of_nothing(found: Sequence[Found]) -> list[str]:
@@ -67,9 +67,11 @@ def of_seeds(found: Sequence[Found]) -> list[str]:
     if seeds <= 1:
         return ["Each row has one seed. Intervals and tests are over test rows, so the spread over seeds is not "
                 "known."] * seeds
-    spread = max(statistics.stdev(scores) for one in first_table(found) if len(scores := one.scores(as_trained)) > 1)
+    spread, widest = max((statistics.stdev(scores), f"{one.title} at {one.bits} bits: "
+                          f"{', '.join(f'{score:.1f}' for score in scores)} %")
+                         for one in found for which in STATES.values() if len(scores := one.scores(which)) > 1)
     said = (f"Intervals and tests are over test rows, of the models that were trained. The spread over seeds is not in "
-            f"them: a standard deviation of up to {spread:.1f} points.")
+            f"them: a standard deviation of up to {spread:.1f} points ({widest}).")
     few = {name: short for name, tests in families(found).items() if (short := within_the_spread(tests))}
     if not few:
         return [f"{said} What is significant, of rows with several seeds, is {ERRORS} standard errors over seeds or "

@@ -6,6 +6,7 @@ from pathlib import Path
 from experiments.claims import notes, pictures
 from experiments.claims.evidence import (
     CONFIRMED,
+    NOT_CONFIRMED,
     OF_SEVERAL,
     OPPOSITE,
     Cells,
@@ -221,7 +222,7 @@ def equal_to_lora(judged: Sequence[Judged]) -> str:
     for one in (one for one in judged if one.what["QLoRA trained at"] in (4, 3)):
         low = one.comparison.low
         same = low is not None and low > -MARGIN
-        verdict = "confirmed" if same else "the opposite" if one.verdict == "the opposite" else "not confirmed"
+        verdict = CONFIRMED if same else OPPOSITE if one.verdict == OPPOSITE else NOT_CONFIRMED
         said.append(f"{one.what['task']}, {one.what['QLoRA trained at']} bits: {verdict} ({one.points} points, "
                     f"p {p_cell(one)})")
     return (f"4-bit and 3-bit QLoRA restored to 16 bits equal LoRA, within {100 * MARGIN:.0f} points (Kanda & Hatano, "

@@ -83,7 +83,7 @@ def judged_claims(cells: Cells, families: dict[str, list[Judged]]) -> list[str]:
     at_4 = [some(beats, (4,), TASKS[:2]), some(beats, (4,), TASKS[2:])]
     narrow = [some(recovers, (3, 2)), some(beats, (3, 2))]
     return [
-        of_quantizer["gptq"] + ptq_limits.POINTER, of_quantizer["nf"],
+        of_quantizer["gptq"] + ptq_limits.pointer(cells), of_quantizer["nf"],
         sentence(f"{PIPELINE} scores above 16-bit SFT on classification, at 4 bits (Zhu et al.; here for as many "
                  "steps)", at_4[0], 4), *ptq_limits.without_them(at_4[0]),
         sentence(f"{PIPELINE} scores above 16-bit SFT on generation, at 4 bits (Zhu et al. found no difference)",
@@ -91,11 +91,11 @@ def judged_claims(cells: Cells, families: dict[str, list[Judged]]) -> list[str]:
         *ptq_limits.of_control(cells),
         sentence(f"Open question 1: {PIPELINE} scores above PTQ -> QLoRA without SFT, for as many steps", without,
                  len(settings(TASKS))),
-        *ptq_limits.rests_on(cells, without, "qlora"), *ptq_limits.without_them(without),
+        *ptq_limits.rests_on(cells, without, "qlora"), *ptq_limits.without_them(without, tuple(ptq_limits.SAY_LITTLE)),
         sentence("Open question 2: at 3 and 2 bits, QLoRA recovers what PTQ lost", narrow[0], 12),
-        *ptq_limits.without_them(narrow[0]), *ptq_shares.won_back(ptq_shares.shares(cells)),
+        *ptq_shares.won_back(ptq_shares.shares(cells)),
         sentence(f"Open question 2: at 3 and 2 bits, {PIPELINE} scores above 16-bit SFT for as many steps",
-                 narrow[1], 12), *ptq_limits.without_them(narrow[1])]
+                 narrow[1], 12)]
 
 
 def record(cells: Cells, place: Path) -> dict:

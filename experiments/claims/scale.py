@@ -113,6 +113,8 @@ def of_nf(rows: list[list[str]]) -> list[str]:
 def of_gptq(rows: list[list[str]]) -> list[str]:
     """The caveat of the plan ptq_qlora."""
     by_gptq, by_nf = (row_of(rows, f"what PTQ to 4 bits by {how}")[1] for how in ("GPTQ", "NF"))
+    if "-" in (by_gptq, by_nf):
+        return []
     return [f"GPTQ at 4 bits is no measure of size. SmolLM2's 16-bit weights are dequantized 4-bit min-max codes. "
             f"Rounding to that grid after SFT probably undoes part of it, and rounding the base itself loses almost "
             f"nothing. PTQ to 4 bits changes SmolLM2's score by {by_gptq} by GPTQ, and by {by_nf} by NF. Judge 4 bits "

@@ -75,7 +75,4 @@ def gptq(settings: Settings, bits: int) -> list[str]:
     return ["--quantizer", "gptq", "--act-order", "--bits", str(bits), *calibration(settings)]
 
 
-def is_embedded(settings: Settings) -> bool:
-    return settings.model is None
-
 

@@ -3,7 +3,8 @@
 A finding that judges a claim is `CLAIM (SOURCE): VERDICT at WIDTHS (FIGURES); VERDICT at WIDTHS (FIGURES). More.`
 """
 import re
-from itertools import zip_longest
+
+from experiments.claims.evidence import OF_SEVERAL
 
 # by record: the paper whose claims it judges, and the model that they were tried on
 PAPERS = {"methods": ("Shen et al.", "embedded base"), "methods_real": ("Shen et al.", "SmolLM2-135M"),
@@ -13,17 +14,18 @@ OWN = "methods"  # records whose names begin so judge ideas of this project too,
 JUDGED = re.compile(r"(?P<claim>.+?): "
                     r"(?P<verdicts>(?:[\w-]+, \d+ bits: )?(?:not )?(?:confirmed|decided|the opposite)\b.*)")
 IN_BRACKETS = re.compile(r" \([^()]*\)")
+SOURCE = re.compile(r" \((?:Shen et al\.|Kanda & Hatano|Zhu et al\.)(?:, [^;()]+)?(?:; ([^()]*))?\)")
+FAMILY = re.compile(r"; Holm over [^;()]*")
 AT_BITS = re.compile(r"(.+) at ([\d, and]+) bits")
-RESERVATIONS = ("Without ", "That verdict ")  # how a finding begins that goes with the one before
-
 
 def verdict_of(finding: str) -> tuple[str, str] | None:
-    """(claim, verdicts) without figures: `("A is above B", "confirmed at 4 and 3 bits; not confirmed at 2 bits")`.
+    """(claim, verdicts) without source and figures: `("A is above B (not in the plan)", "confirmed at 4 and 3 bits")`.
     None: the finding judges no claim."""
     if not (found := JUDGED.fullmatch(finding)):
         return None
     verdicts = IN_BRACKETS.sub("", found["verdicts"]).partition(". ")[0].removesuffix(".")
-    return IN_BRACKETS.sub("", found["claim"]), joined(verdicts.split("; "))
+    claim = SOURCE.sub(lambda source: f" ({source[1]})" if source[1] else "", found["claim"])
+    return FAMILY.sub("", claim), joined(verdicts.split("; "))
 
 
 def joined(verdicts: list[str]) -> str:
@@ -45,11 +47,11 @@ def verdicts_table(records: dict[str, dict], anchor_of: dict[str, str]) -> dict:
     rows = []
     for name, (paper, model) in PAPERS.items():
         findings = records.get(name, {"findings": []})["findings"]
-        for finding, after in zip_longest(findings, findings[1:], fillvalue=""):
+        for finding in findings:
             judged = verdict_of(finding)
             if judged and (paper in finding or not name.startswith(OWN)):
-                mark = " *" if after.startswith(RESERVATIONS) else ""
-                rows.append([paper, judged[0], judged[1] + mark, f"[{model}](#{anchor_of[name]})"])
-    return {"caption": "The papers' claims, and what was found of each. Figures and tests are in the sections. *: some "
-                       "of the comparisons say little, and the section says what is left without them.",
+                rows.append([paper, *judged, f"[{model}](#{anchor_of[name]})"])
+    return {"caption": "The papers' claims and open questions, and what was found of each. " + OF_SEVERAL + " Read the "
+                       "reservations in the section before you use a verdict: some comparisons say little. The claims "
+                       "on gradients have no test, so they are in the sections only.",
             "columns": ["paper", "claim", "found", "on"], "rows": rows}
