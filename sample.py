@@ -29,7 +29,7 @@ from finetune.quantize import load_base
 from finetune.resolve import resolve_scoring
 from finetune.run import open_run
 from finetune.source import Source, check_trained, load_trained
-from finetune.values import DTYPES, number, positive, seed
+from finetune.values import DTYPES, positive, seed, share_above_0
 from model.chat_template import load_template
 from model.generate import Sampling, generate
 from model.llama import Llama
@@ -61,7 +61,7 @@ def sample_parser() -> Parser:
     add("--temperature", type=typed(positive(float)), metavar="T",
         help="draw tokens from softmax(logits / T), T above 0 "
              "(default: 1 with --top-p; without both, take the most likely token)")
-    add("--top-p", type=typed(above_zero_to_one), metavar="P",
+    add("--top-p", type=typed(share_above_0), metavar="P",
         help="draw from the most likely tokens that hold this probability together (default: 1)")
     add("--seed", type=typed(seed), help="seed the draws (default: 0)")
     add("--max-new-tokens", type=typed(positive(int)), metavar="TOKENS",
@@ -70,13 +70,6 @@ def sample_parser() -> Parser:
     add("--batch-size", type=typed(positive(int)), metavar="PROMPTS",
         help=f"complete this many prompts at a time (default: {BATCH})")
     return parser
-
-
-def above_zero_to_one(text: str) -> float:
-    value = number(float, text)
-    if not 0 < value <= 1:
-        raise ValueError(f"{text} is not in (0, 1]")
-    return value
 
 
 def main() -> None:

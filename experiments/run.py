@@ -18,6 +18,7 @@ import pkgutil
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -59,11 +60,16 @@ def options_parser() -> argparse.ArgumentParser:
 def main() -> None:
     began, options = time.monotonic(), options_parser().parse_args()
     out, scratch = options.out, options.scratch or options.out / "runs"
-    plans = plans_of(options, scratch)
+    model = options.model.resolve() if options.model else None
+    plans = plans_of(options.plan, Settings(model, options.data.resolve(), options.device, options.scale,
+                                            scratch.resolve()))
     cells = selected([cell for plan in plans for cell in plan.cells], options.only)
     if options.list:
         return show(cells)
-    results = Results(out / "cells.json", plans, options, {
+    settings = {"model": options.model and options.model.name, "scale": options.scale}
+    session = {"machine": machine(options.device), "jobs": options.jobs,
+               "began": time.strftime("%Y-%m-%d %H:%M:%S"), "plans": options.plan, "commit": tree_commit()}
+    results = Results(out / "cells.json", plans, settings, session, {
         str(scratch.resolve()): "CELLS", str(options.data.resolve()): "DATA",
         **({str(options.model.resolve()): options.model.name} if options.model else {})})
     (out / "logs").mkdir(parents=True, exist_ok=True)
@@ -77,11 +83,9 @@ def main() -> None:
     print(results.line(cells))
 
 
-def plans_of(options: argparse.Namespace, scratch: Path) -> list[Plan]:
+def plans_of(names: Sequence[str], settings: Settings) -> list[Plan]:
     """Raises ValueError for cells of the same name, in one plan or in two."""
-    model = options.model.resolve() if options.model else None
-    settings = Settings(model, options.data.resolve(), options.device, options.scale, scratch.resolve())
-    plans = [importlib.import_module(f"experiments.plans.{name}").plan(settings) for name in options.plan]
+    plans = [importlib.import_module(f"experiments.plans.{name}").plan(settings) for name in names]
     checked([cell for plan in plans for cell in plan.cells])
     return plans
 
@@ -99,13 +103,13 @@ SAVED_EVERY = 5.0  # seconds: all cells take some tenths of a second to write
 class Results:
     """cells.json: read once, written anew at the end, and after a cell if the last time is SAVED_EVERY ago.
 
-    `places`: directories of this machine, and what the file calls them."""
+    settings: what all cells of the file have in common. session: of this run. places: directories of this machine, and
+    what the file calls them."""
 
-    def __init__(self, file: Path, plans: list[Plan], options: argparse.Namespace, places: dict[str, str]):
+    def __init__(self, file: Path, plans: list[Plan], settings: dict, session: dict, places: dict[str, str]):
         self.file, self.places, self.saved_at = file, places, -SAVED_EVERY
         self.plan_of = {cell.name: plan.name for plan in plans for cell in plan.cells}
         self.kept = read_json(file) if file.is_file() else {"plans": {}, "cells": {}, "sessions": []}
-        settings = {"model": options.model and options.model.name, "scale": options.scale}
         if self.kept.get("settings", settings) != settings:
             sys.exit(f"error: {file} holds cells with other settings, {json.dumps(self.kept['settings'])}: give "
                      "another --out")
@@ -113,9 +117,7 @@ class Results:
         self.kept["plans"] |= {plan.name: plan.about for plan in plans}
         planned = {plan.name: [cell.name for cell in plan.cells] for plan in plans}
         self.kept["planned"] = {**self.kept.get("planned", {}), **planned}
-        self.kept["sessions"].append({"machine": machine(options.device), "jobs": options.jobs,
-                                      "began": time.strftime("%Y-%m-%d %H:%M:%S"), "plans": options.plan,
-                                      "commit": tree_commit()})
+        self.kept["sessions"].append(session)
 
     def done(self) -> dict[str, Facts]:
         return {name: facts for name, facts in self.kept["cells"].items() if "error" not in facts}

@@ -143,6 +143,6 @@ def _sha256(*files: tuple[Path, int, int]) -> str:
     return digest.hexdigest()
 
 
-def some(names: list[str], most: int = 8) -> str:
+def some(names: list[str], most: int = 8, between: str = ", ") -> str:
     """`some(["a", "b", "c"], 2) == "a, b and 1 more"`"""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return between.join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -105,20 +105,21 @@ def figure_of(group: Group, state: str, name: str) -> list[float]:
     return [facts["states"][state][name] for facts in with_state(group, state).values()]
 
 
-def spread_not_in_tests(rows: Iterable[tuple[str, Group, str]]) -> list[str]:
+def seed_scores(group: Group, state: str) -> list[float]:
+    """The score of each seed that has the state, in percent, in the order of the seeds."""
+    found = with_state(group, state)
+    return [100 * statistics.mean(marks_of(found[seed], state)) for seed in sorted(found)]
+
+
+def spread_not_in_tests(rows: Iterable[tuple[str, Sequence[float]]]) -> list[str]:
     """A finding: what tests over test rows leave out, with the row that has the largest spread over seeds.
 
-    rows: (how a reader finds the row, its cells, the state). No sentence if there are no cells."""
-    spreads, seen = [], False
-    for name, group, state in rows:
-        found = with_state(group, state)
-        scores = [100 * statistics.mean(marks_of(found[seed], state)) for seed in sorted(found)]
-        seen = seen or bool(scores)
-        if len(scores) > 1:
-            spreads.append((statistics.stdev(scores), name, scores))
+    rows: (how a reader finds the row, its scores by seed, in percent). No sentence if there are no scores."""
+    found = [(name, scores) for name, scores in rows if scores]
+    spreads = [(statistics.stdev(scores), name, scores) for name, scores in found if len(scores) > 1]
     if not spreads:
         return ["Each row has one seed. Intervals and tests are over test rows, so the spread over seeds is not "
-                "known."] * seen
+                "known."] * bool(found)
     most, name, scores = max(spreads, key=lambda one: one[0])
     return [f"Intervals and tests are over test rows, of the models that were trained. The spread over seeds is not in "
             f"them: a standard deviation of up to {most:.1f} points ({name}: "

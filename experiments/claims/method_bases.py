@@ -1,5 +1,6 @@
 """The untrained bases of the comparison of methods: which training ended above them, and how far they lie apart."""
 from experiments.claims.evidence import Cells, Facts
+from model.files import some
 
 NAMED = 6
 LITTLE = 1 / 3  # of the loss before training
@@ -55,8 +56,7 @@ def of_divergence(cells: Cells, plan: str) -> list[str]:
 
 def few(names: list[str]) -> str:
     """`: a; b and 3 more`"""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return f"{': ' if names else ''}{'; '.join(names[:NAMED])}{more}"
+    return f": {some(names, NAMED, '; ')}" if names else ""
 
 
 def of_bases(cells: Cells) -> list[str]:

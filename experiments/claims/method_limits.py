@@ -3,6 +3,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
+from experiments.claims.evidence import spread_not_in_tests
 from experiments.claims.method_findings import listed, rounded_pairs, target_pairs
 from experiments.claims.method_parts import PARTS, part_families
 from experiments.claims.method_rows import Found, Tested, as_trained, at_k_bits, first_table, tested_pairs
@@ -63,20 +64,15 @@ def unseen(found: Sequence[Found]) -> list[str]:
 
 def of_seeds(found: Sequence[Found]) -> list[str]:
     """What the tests over test rows leave out: of all families."""
-    seeds = max((len(one.finals) for one in found), default=0)
-    if seeds <= 1:
-        return ["Each row has one seed. Intervals and tests are over test rows, so the spread over seeds is not "
-                "known."] * seeds
-    spread, widest = max((statistics.stdev(scores), f"{one.title} at {one.bits} bits: "
-                          f"{', '.join(f'{score:.1f}' for score in scores)} %")
-                         for one in found for which in STATES.values() if len(scores := one.scores(which)) > 1)
-    said = (f"Intervals and tests are over test rows, of the models that were trained. The spread over seeds is not in "
-            f"them: a standard deviation of up to {spread:.1f} points ({widest}).")
+    said = spread_not_in_tests((f"{one.title} at {one.bits} bits", one.scores(which))
+                               for one in found for which in STATES.values())
+    if max((len(one.finals) for one in found), default=0) <= 1:
+        return said
     few = {name: short for name, tests in families(found).items() if (short := within_the_spread(tests))}
     if not few:
-        return [f"{said} What is significant, of rows with several seeds, is {ERRORS} standard errors over seeds or "
+        return [f"{said[0]} What is significant, of rows with several seeds, is {ERRORS} standard errors over seeds or "
                 f"more, in every family."]
-    return [f"{said} Next, by family: what is significant over rows, and less than {ERRORS} standard errors over "
+    return [f"{said[0]} Next, by family: what is significant over rows, and less than {ERRORS} standard errors over "
             f"seeds. Other seeds may turn it. (Points; the standard error over seeds.)",
             *(f"{name}: less than {ERRORS} standard errors over seeds for {'; '.join(short)}."
               for name, short in few.items())]

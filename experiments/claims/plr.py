@@ -10,7 +10,6 @@ from experiments.claims.evidence import (
     OF_SEVERAL,
     OPPOSITE,
     Cells,
-    Group,
     Judged,
     compared,
     family,
@@ -18,6 +17,7 @@ from experiments.claims.evidence import (
     mean_cell,
     p_cell,
     score_of,
+    seed_scores,
     sentence,
     spread_not_in_tests,
     table_of,
@@ -164,9 +164,9 @@ NOTES = (
     "learning rate was tuned.")
 
 
-def trained_rows(cells: Cells, plan: str, tasks: Sequence[str]) -> list[tuple[str, Group, str]]:
-    """Of the first table: each row's name, its cells and each of its states."""
-    return [(f"{task}, {method} at {bits} bits, {said}", group, state)
+def trained_rows(cells: Cells, plan: str, tasks: Sequence[str]) -> list[tuple[str, list[float]]]:
+    """Of the first table: each row's name, and its scores by seed in each of its states."""
+    return [(f"{task}, {method} at {bits} bits, {said}", seed_scores(group, state))
             for task in tasks for method in ("lora", "qlora", "qalora", "qablora") for bits in WIDTHS
             if (group := group_of(cells, plan, task, method, bits))
             for state, said in (("trained", "as trained"),

@@ -17,6 +17,7 @@ from experiments.claims.evidence import (
     marks_of,
     p_cell,
     score_of,
+    seed_scores,
     spread_not_in_tests,
     with_state,
 )
@@ -32,8 +33,7 @@ def name_of(one: Judged) -> str:
 
 def by_seed(group: Group, state: str) -> str:
     """`0.0 and 7.9 %`"""
-    found = with_state(group, state)
-    return " and ".join(f"{100 * statistics.mean(marks_of(found[seed], state)):.1f}" for seed in sorted(found)) + " %"
+    return " and ".join(f"{score:.1f}" for score in seed_scores(group, state)) + " %"
 
 
 # ---- verdicts ------------------------------------------------------------------------------------------------------

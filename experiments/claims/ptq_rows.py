@@ -1,7 +1,7 @@
 """The groups of cells of the plan `ptq_qlora`, and its three families of comparisons."""
 from collections.abc import Sequence
 
-from experiments.claims.evidence import Cells, Group, Judged, compared, family
+from experiments.claims.evidence import Cells, Group, Judged, compared, family, seed_scores
 
 PLAN = "ptq_qlora"
 TASKS = ("banking77", "bitext", "bitext-response")
@@ -44,8 +44,8 @@ def some(judged: Sequence[Judged], widths: Sequence[int], tasks: Sequence[str] =
             and how in ("", one.what["quantizer"])]
 
 
-def every_row(cells: Cells) -> list[tuple[str, Group, str]]:
-    """(how a reader finds the row, its cells, the state) of the table of scores."""
+def every_row(cells: Cells) -> list[tuple[str, list[float]]]:
+    """(how a reader finds the row, its scores by seed) of the table of scores."""
     rows = []
     for task in TASKS:
         sft, more = (group_of(cells, PLAN, task, name) for name in ("sft", "sft-more"))
@@ -54,4 +54,4 @@ def every_row(cells: Cells) -> list[tuple[str, Group, str]]:
         ours, control = (group_of(cells, PLAN, task, name, how, bits) for name in ("sft-qlora", "qlora"))
         rows += [(f"{task}, {name} by {how.upper()} at {bits} bits", group, state) for name, group, state in (
             ("SFT -> PTQ", ours, "quantized"), (PIPELINE, ours, "trained"), ("PTQ -> QLoRA", control, "trained"))]
-    return rows
+    return [(name, seed_scores(group, state)) for name, group, state in rows]

@@ -2,7 +2,7 @@
 from pathlib import Path
 
 from experiments.claims import notes, pictures, plr, ptq_qlora
-from experiments.claims.evidence import Cells, Group, Score, compared, score_of, spread_not_in_tests
+from experiments.claims.evidence import Cells, Group, Score, compared, score_of, seed_scores, spread_not_in_tests
 from experiments.claims.ptq_rows import PIPELINE
 
 TASK, WIDTHS = "banking77", (8, 4, 3, 2)
@@ -83,7 +83,8 @@ def seeds(cells: Cells) -> list[str]:
                   for how, bits in PTQ for name, pipeline, state in (
                       ("SFT -> PTQ", "sft-qlora", "quantized"), (PIPELINE, "sft-qlora", "trained"),
                       ("PTQ -> QLoRA", "qlora", "trained"))]
-    return [f"Seeds of these cells: {'; '.join(said)}.", *spread_not_in_tests(every)]
+    return [f"Seeds of these cells: {'; '.join(said)}.", *spread_not_in_tests(
+        (name, seed_scores(group, state)) for name, group, state in every)]
 
 
 def unmeasured(cells: Cells, rows: list[list[str]]) -> list[str]:

@@ -106,8 +106,9 @@ def test_seeds_are_averaged_row_by_row_and_only_common_ones():
 def test_the_row_with_the_largest_spread_over_seeds_is_named():
     def group(*texts):
         return {seed: {"states": {"trained": {"marks": text}}} for seed, text in enumerate(texts)}
-    rows = [("A", group("1100", "1100"), "trained"), ("B", group("1110", "1000"), "trained"),
-            ("C", group("1111"), "trained"), ("D", {}, "trained"), ("E", group("1111", "0000"), "quantized")]
+    rows = [(name, evidence.seed_scores(cells, state)) for name, cells, state in (
+        ("A", group("1100", "1100"), "trained"), ("B", group("1110", "1000"), "trained"),
+        ("C", group("1111"), "trained"), ("D", {}, "trained"), ("E", group("1111", "0000"), "quantized"))]
     [said] = evidence.spread_not_in_tests(rows)
     assert said.endswith("up to 35.4 points (B: 75.0, 25.0 % of 2 seeds).") and "not in them" in said
     [said] = evidence.spread_not_in_tests(rows[2:])

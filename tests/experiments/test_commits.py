@@ -1,9 +1,9 @@
 """Which commit made the cells: recorded by each session, told by findings."""
 import subprocess
-from argparse import Namespace
 
 from experiments import findings, run, shared
 from experiments.claims.evidence import Cells
+from tests.cli import call
 
 SESSION = {"machine": {"device": "none", "torch": "0"}, "jobs": 2, "began": "2026-11-27 00:00:00", "plans": ["plr"]}
 
@@ -38,9 +38,8 @@ def test_without_git_the_environment_says_it(tmp_path, monkeypatch):
 
 def test_a_session_records_it(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "tree_commit", lambda: "1234567-dirty")
-    options = Namespace(model=None, scale=1.0, device="cpu", jobs=1, plan=["plr"])
-    results = run.Results(tmp_path / "cells.json", [], options, {})
-    results.end(1.0)
+    monkeypatch.setattr(run.Pool, "run", lambda pool, cells: None)
+    call(run, "methods", "--device", "cpu", "--out", str(tmp_path), "--only", "methods-base-16-16")
     assert run.read_json(tmp_path / "cells.json")["sessions"][0]["commit"] == "1234567-dirty"
 
 
