@@ -1,11 +1,11 @@
 """cells.json as evidence: seeds of one setting as a group, paired tests over test rows, Holm's correction, verdicts."""
 import math
-import re
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from experiments.claims.claim import Claim, Verdict
 from model.files import read_json
 from tasks.significance import Comparison, compare_scores
 
@@ -201,23 +201,18 @@ def overall(judged: Sequence[Judged]) -> str:
     return OPPOSITE if counts[OPPOSITE] > counts[CONFIRMED] else NOT_CONFIRMED
 
 
-def sentence(claim: str, judged: Sequence[Judged], planned: int = 0) -> str:
+def judged_at_this_scale(claim: Claim, judged: Sequence[Judged], planned: int = 0) -> Claim:
     """`Restoring raises the score: not confirmed at this scale (3 of 20 comparisons significantly above, ...).`
     Not decided if fewer than half of the planned comparisons could be made."""
     ups, downs = (sum(one.verdict == verdict for one in judged) for verdict in (CONFIRMED, OPPOSITE))
     if not judged:
-        return f"{claim}: not tested, no cells."
+        return claim
     ps = [one.adjusted for one in judged if one.adjusted is not None]
     smallest = f", smallest corrected p {min(ps):.2g}" if ps else ""
     verdict = NOT_DECIDED if 2 * len(judged) < planned else overall(judged)
     missing = f", {planned - len(judged)} more were planned" if planned > len(judged) else ""
-    return (f"{claim}: {verdict} at this scale ({ups} of {len(judged)} comparisons significantly above, "
-            f"{downs} below{smallest}{missing}).")
-
-
-def headline(finding: str) -> str:
-    """A finding without what is in brackets: the title of a picture."""
-    return re.sub(r" \([^)]*\)", "", finding).rstrip(".")
+    figures = f"{ups} of {len(judged)} comparisons significantly above, {downs} below{smallest}{missing}"
+    return replace(claim, verdicts=(Verdict(verdict, figures, where="at this scale"),))
 
 
 def table_of(judged: Sequence[Judged], difference: str) -> dict:

@@ -2,6 +2,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from experiments.claims.claim import Claim, Verdict, listed
 from experiments.claims.evidence import CONFIRMED, LEVEL, NOT_CONFIRMED, OPPOSITE, Judged, overall
 from experiments.claims.method_rows import (
     Found,
@@ -21,7 +22,7 @@ TARGETS = (("codes", "Merging QLoRA into the codes"),
            ("lota", "LoTA-QAF"), ("scaleoffset", "Training scale and offset"))
 
 
-def by_width(claim: str, tests: Tests, titles: dict[str, str]) -> str:
+def by_width(claim: Claim, tests: Tests, titles: dict[str, str]) -> Claim:
     """`CLAIM: confirmed at 4 bits (+1.2 [+0.1, +2.3] points, p 0.03); not decided at 3 and 2 bits (not run).`"""
     said = []
     for bits in WIDTHS:
@@ -30,15 +31,14 @@ def by_width(claim: str, tests: Tests, titles: dict[str, str]) -> str:
             named = [f"{titles[row]} " if len(of_width) > 1 else "" for row in of_width]
             shown = "; ".join(f"{name}{judged.points} points, {p_words(judged)}"
                               for name, judged in zip(named, of_width.values(), strict=True))
-            said.append(f"{overall(list(of_width.values()))} at {bits} bits ({shown})")
-    missing = [str(bits) for bits in WIDTHS if all(width != bits for _, width in tests)]
-    if missing:
-        said.append(f"not decided at {listed(missing)} bits (not run)")
-    return f"{claim}: {'; '.join(said)}."
+            said.append(Verdict(overall(list(of_width.values())), shown, (bits,)))
+    missing = [bits for bits in WIDTHS if all(width != bits for _, width in tests)]
+    return replace(claim, verdicts=(*said, *not_run(missing)))
 
 
-def listed(words: Sequence[str]) -> str:
-    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
+def not_run(widths: Sequence[int]) -> list[Verdict]:
+    """Of the widths that have no cells, one verdict; none if there is no such width."""
+    return [Verdict("not decided", "not run", tuple(widths))] if widths else []
 
 
 def titles_of(found: Sequence[Found]) -> dict[str, str]:
@@ -61,12 +61,13 @@ def beside_reference(found: Sequence[Found], tests: Tests) -> list[str]:
     return said
 
 
-def of_reference(found: Sequence[Found], tests: Tests) -> list[str]:
+def of_reference(found: Sequence[Found], tests: Tests) -> list[Claim]:
     """Shen et al.'s claims for QA-BLoRA, from the same tests with the sign turned."""
-    claims = (("qalora", "QA-BLoRA 4x8 scores above QA-LoRA, both merged into k bits (Shen et al., Table 1)"),
-              ("qlora", "QA-BLoRA 4x8 scores above QLoRA rounded afterwards by GPTQ (Shen et al., Table 1)"))
-    return [by_width(claim, {key: turned(judged) for key, judged in tests.items() if key[0] == row}, titles_of(found))
-            for row, claim in claims]
+    claims = (("qalora", "QA-BLoRA 4x8 scores above QA-LoRA, both merged into k bits"),
+              ("qlora", "QA-BLoRA 4x8 scores above QLoRA rounded afterwards by GPTQ"))
+    return [by_width(Claim(words, source="Shen et al., Table 1"),
+                     {key: turned(judged) for key, judged in tests.items() if key[0] == row}, titles_of(found))
+            for row, words in claims]
 
 
 def turned(judged: Judged) -> Judged:
@@ -76,14 +77,13 @@ def turned(judged: Judged) -> Judged:
     return replace(judged, comparison=replace(c, difference=-c.difference, low=low, high=high))
 
 
-def of_balance(found: Sequence[Found]) -> list[str]:
+def of_balance(found: Sequence[Found]) -> list[str | Claim]:
     """Does the gain of Q-BLoRA over QLoRA survive tuned rates?"""
     lent = sorted({one.bits for one, _ in balance(found) if one.lender}, reverse=True)
     tuned = f" (at {listed(list(map(str, lent)))} bits, that of 4 bits)" if lent else ""
-    said = [by_width(f"Q-BLoRA scores above QLoRA, each at its best rate{tuned} (Shen et al., Sec. 3.2)",
-                     tested(balance(found), as_trained), titles_of(found))]
-    said += [at_same_rate(found)] if balance(found) else []
-    return said
+    claim = Claim(f"Q-BLoRA scores above QLoRA, each at its best rate{tuned}", source="Shen et al., Sec. 3.2")
+    judged = by_width(claim, tested(balance(found), as_trained), titles_of(found))
+    return [judged, at_same_rate(found)] if balance(found) else [judged]
 
 
 def at_same_rate(found: Sequence[Found]) -> str:
@@ -96,14 +96,15 @@ def at_same_rate(found: Sequence[Found]) -> str:
     return f"At the same rate and seed, Q-BLoRA's validation loss is below QLoRA's {listed(said)}."
 
 
-def of_rounding(found: Sequence[Found]) -> str:
+CHANGES = {NOT_CONFIRMED: "no difference found", CONFIRMED: "raised", OPPOSITE: "lowered"}
+
+
+def of_rounding(found: Sequence[Found]) -> Claim:
     """Rounded afterwards minus as trained, of the same models."""
     judged = {(one.a.row, one.a.bits): one.judged for one in rounded_pairs(found)}
-    said = by_width("Merging to 16 bits and rounding afterwards by GPTQ changes the score of the same model (not in "
-                    "the plan, p not corrected)", judged, titles_of(found))
-    for verdict, words in ((NOT_CONFIRMED, "no difference found"), (CONFIRMED, "raised"), (OPPOSITE, "lowered")):
-        said = said.replace(f" {verdict} at ", f" {words} at ")
-    return said
+    claim = by_width(Claim("Merging to 16 bits and rounding afterwards by GPTQ changes the score of the same model",
+                           reservation="not in the plan, p not corrected"), judged, titles_of(found))
+    return replace(claim, verdicts=tuple(replace(one, word=CHANGES.get(one.word, one.word)) for one in claim.verdicts))
 
 
 def rounded_pairs(found: Sequence[Found]) -> list[Tested]:
@@ -125,12 +126,13 @@ def compared_with_itself(one: Found) -> Judged | None:
     return judged and replace(judged, adjusted=judged.comparison.p_value)
 
 
-def of_targets(found: Sequence[Found]) -> list[str]:
+def of_targets(found: Sequence[Found]) -> list[str | Claim]:
     """Each way to merge exactly, beside QLoRA that is rounded afterwards. One family over rows and widths."""
     tests = tested(target_pairs(found), at_k_bits)
-    return [by_width(f"{name} ends above QLoRA rounded afterwards (not in the plan; Holm over these)",
-                     {key: judged for key, judged in tests.items() if key[0] == row}, titles_of(found))
-            for row, name in TARGETS] + sizes_of_targets(found)
+    claims = {row: Claim(f"{name} ends above QLoRA rounded afterwards", reservation="not in the plan",
+                         family="Holm over these") for row, name in TARGETS}
+    return [*(by_width(claim, {key: judged for key, judged in tests.items() if key[0] == row}, titles_of(found))
+              for row, claim in claims.items()), *sizes_of_targets(found)]
 
 
 def target_pairs(found: Sequence[Found]) -> list[tuple[Found, Found]]:

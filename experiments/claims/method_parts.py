@@ -2,8 +2,9 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from experiments.claims.claim import Claim, Verdict
 from experiments.claims.evidence import overall
-from experiments.claims.method_findings import listed, turned
+from experiments.claims.method_findings import not_run, turned
 from experiments.claims.method_rows import Found, Tested, Which, as_trained, at_k_bits, first_table, tested_pairs
 from experiments.claims.method_tables import p_words, titled
 
@@ -12,7 +13,7 @@ Rows = Callable[[Found], Iterable[str]]  # of a row of the part: the rows of the
 
 
 @dataclass(frozen=True)
-class Claim:
+class PartClaim:
     """A sentence on some rows of a part. In each test the row of the part is a, that of the first table b.
 
     source: where the paper says so; empty: nowhere.
@@ -34,7 +35,7 @@ class Part:
     widths: tuple[int, ...]
     which: Which
     beside: Rows
-    claims: tuple[Claim, ...]
+    claims: tuple[PartClaim, ...]
 
 
 def block_of(row: str) -> int:
@@ -54,26 +55,26 @@ def best_of_size(one: Found) -> list[str]:
 
 PARTS = (
     Part("operators", "other operators", (4,), as_trained, without_operator, tuple(
-        Claim(f"Average pooling scores above {words}", "Shen et al., Table 6", "b",
+        PartClaim(f"Average pooling scores above {words}", "Shen et al., Table 6", "b",
               lambda row, name=name: row.endswith(name), "b")
         for name, words in (("truncation", "truncation"), ("interval", "sampling at intervals")))),
     Part("blocks", "other blocks", (4,), at_k_bits, best_of_size, (
-        Claim("Of blocks of 32 weights, 4x8 scores above the others", "Shen et al., Figure 7b", "b",
+        PartClaim("Of blocks of 32 weights, 4x8 scores above the others", "Shen et al., Figure 7b", "b",
               lambda row: block_of(row) == 32),
-        Claim("Of blocks of 64 weights, 8x8 scores above the others", "Shen et al., Figure 7b", "b",
+        PartClaim("Of blocks of 64 weights, 8x8 scores above the others", "Shen et al., Figure 7b", "b",
               lambda row: block_of(row) == 64))),
     Part("parameters", "equal parameters", (4, 2), at_k_bits, lambda one: ["qablora-4x8"], (
-        Claim("QA-BLoRA 4x8 scores above methods with as many trainable parameters, all at k bits", "", "b"),)),
+        PartClaim("QA-BLoRA 4x8 scores above methods with as many trainable parameters, all at k bits", "", "b"),)),
     Part("time", "equal wall-clock", (4, 2), as_trained, lambda one: ["qlora"], (
-        Claim("With fewer steps, in QLoRA's time, Q-BLoRA scores above QLoRA", "Shen et al., Table 5", "a"),)),
+        PartClaim("With fewer steps, in QLoRA's time, Q-BLoRA scores above QLoRA", "Shen et al., Table 5", "a"),)),
     Part("targets", "three targets on one base", (4, 2), at_k_bits, lambda one: ["qalora", "lota"], (
-        Claim("On QA-LoRA's base, merging into the codes scores above QA-LoRA and LoTA-QAF", "", "a",
+        PartClaim("On QA-LoRA's base, merging into the codes scores above QA-LoRA and LoTA-QAF", "", "a",
               lambda row: row == "codes-gptq", "b"),
-        Claim("On QA-LoRA's base, training scale and offset scores above QA-LoRA and LoTA-QAF", "", "a",
+        PartClaim("On QA-LoRA's base, training scale and offset scores above QA-LoRA and LoTA-QAF", "", "a",
               lambda row: row == "scaleoffset-gptq", "b"))),
     Part("afterwards", "LoRA on 16 bits, rounded afterwards", (4, 3, 2), at_k_bits,
          lambda one: ["qlora", "qalora", "qablora-4x8", "peqa", "codes-residual", "scaleoffset"], (
-             Claim("Training on the quantized base scores above LoRA on 16 bits that is rounded afterwards", "",
+             PartClaim("Training on the quantized base scores above LoRA on 16 bits that is rounded afterwards", "",
                    "b", named="b"),)))
 
 
@@ -89,16 +90,16 @@ def part_families(found: Sequence[Found]) -> dict[str, list[Tested]]:
     return {f"Further part, {part.words}": part_tests(found, part) for part in PARTS}
 
 
-def of_parts(found: Sequence[Found]) -> list[str]:
-    """One sentence a claim, and one about signs. Parts that were not run say nothing here."""
-    said = []
+def of_parts(found: Sequence[Found]) -> list[str | Claim]:
+    """The claims, and one about signs. Parts that were not run say nothing here."""
+    said: list[str | Claim] = []
     for part in PARTS:
         tests = part_tests(found, part)
         said += [of_claim(claim, part, tests) for claim in part.claims if any(claim.row(one.a.row) for one in tests)]
     return [*said, "In the claims on further parts, a difference above 0 speaks for the claim."] if said else []
 
 
-def of_claim(claim: Claim, part: Part, tests: Sequence[Tested]) -> str:
+def of_claim(claim: PartClaim, part: Part, tests: Sequence[Tested]) -> Claim:
     """`CLAIM: confirmed at 4 bits (...); not decided at 2 bits (not run). Best rate at an edge: ...`"""
     about = [one for one in tests if claim.row(one.a.row)]
     said, missing = [], []
@@ -107,14 +108,11 @@ def of_claim(claim: Claim, part: Part, tests: Sequence[Tested]) -> str:
                   for one in about if one.a.bits == bits}
         if judged:
             shown = "; ".join(f"{name} {one.points} points, {p_words(one)}" for name, one in judged.items())
-            said.append(f"{overall(list(judged.values()))} at {bits} bits ({shown})")
+            said.append(Verdict(overall(list(judged.values())), shown, (bits,)))
         else:
-            missing.append(str(bits))
-    if missing:
-        said.append(f"not decided at {listed(missing)} bits (not run)")
-    source = f"{claim.source}; " if claim.source else ""
-    return (f"{claim.words} ({source}not in the plan; Holm over the {len(tests)} tests of this part): "
-            f"{'; '.join(said)}.{edges(about)}{few_seeds(about)}")
+            missing.append(bits)
+    return Claim(claim.words, (*said, *not_run(missing)), claim.source, "not in the plan",
+                 f"Holm over the {len(tests)} tests of this part", (edges(about) + few_seeds(about)).strip())
 
 
 def named(one: Tested, which: str) -> str:

@@ -3,6 +3,7 @@ from pathlib import Path
 
 from experiments.claims import method_findings as finding
 from experiments.claims import method_limits as limits
+from experiments.claims.claim import Claim, told
 from experiments.claims.evidence import OF_SEVERAL, Cells
 from experiments.claims.method_bases import of_divergence
 from experiments.claims.method_gradients import draw_gradients, gradient_widths, gradients_table, of_gradients
@@ -49,7 +50,7 @@ def record(cells: Cells, place: Path, plan: str = "methods", base: str = "embedd
               bases_table(bases), progress_table(cells, planned(plan))]
     return {"title": f"Every method with a rate of its own: {base}",
             "tables": [table for table in tables if table["rows"]], "pictures": pictures(found, place, plan, base),
-            "findings": findings(cells, found, plan, tests)}
+            **told(findings(cells, found, plan, tests))}
 
 
 def pictures(found: list[Found], place: Path, plan: str, base: str) -> list[list[str]]:
@@ -64,7 +65,7 @@ def pictures(found: list[Found], place: Path, plan: str, base: str) -> list[list
     return [[words, name] for _, possible, words, name in made if possible]
 
 
-def findings(cells: Cells, found: list[Found], plan: str, tests: dict[str, Tests]) -> list[str]:
+def findings(cells: Cells, found: list[Found], plan: str, tests: dict[str, Tests]) -> list[str | Claim]:
     last = tests["at k bits"]
     return [*finding.beside_reference(found, last), *finding.of_reference(found, last), *finding.of_balance(found),
             finding.of_rounding(found), *finding.of_targets(found), *of_parts(found),

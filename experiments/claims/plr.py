@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.claims import notes, pictures
+from experiments.claims.claim import Claim, Verdict, told
 from experiments.claims.evidence import (
     CONFIRMED,
     NOT_CONFIRMED,
@@ -14,11 +15,11 @@ from experiments.claims.evidence import (
     compared,
     family,
     figure_of,
+    judged_at_this_scale,
     mean_cell,
     p_cell,
     score_of,
     seed_scores,
-    sentence,
     spread_not_in_tests,
     table_of,
     with_state,
@@ -124,6 +125,11 @@ def draw_memory(cells: Cells, tasks: Sequence[str], plan: str, title: str, path:
 
 # ---- the record ----------------------------------------------------------------------------------------------------
 
+SOURCE = "Kanda & Hatano, Sec. 3.2"
+RESTORING = Claim("Restoring a QLoRA run to more bits raises its score", source=SOURCE)
+OPEN_QUESTION = Claim("At 2 bits, restoring QA-LoRA and QA-BLoRA raises their scores (their open question)")
+
+
 def record(cells: Cells, place: Path) -> dict:
     """Writes the pictures into `place`. Returns the section of the page."""
     ours, lora = restored(cells, PLAN, TASKS, ["qlora"]), beside_lora(cells, PLAN, TASKS)
@@ -131,10 +137,8 @@ def record(cells: Cells, place: Path) -> dict:
     every = moves(cells, PLAN, TASKS)
     rule = Rule.of(every)
     qlora = Rule.of([move for move in every if move.method == "qlora"], "QLoRA's moves alone (not in the plan)")
-    findings = [sentence("Restoring a QLoRA run to more bits raises its score (Kanda & Hatano, Sec. 3.2)", ours),
-                equal_to_lora(lora),
-                sentence("At 2 bits, restoring QA-LoRA and QA-BLoRA raises their scores (their open question)", aware),
-                rule.sentence(), qlora.sentence(), *rule.hindsight(), *qlora.hindsight(), *by_task(ours),
+    findings = [judged_at_this_scale(RESTORING, ours), equal_to_lora(lora), judged_at_this_scale(OPEN_QUESTION, aware),
+                rule.claim(), qlora.claim(), *rule.hindsight(), *qlora.hindsight(), *by_task(ours),
                 which_width(cells, PLAN, TASKS), OF_SEVERAL, *spread_not_in_tests(trained_rows(cells, PLAN, TASKS)),
                 *notes.validations(cells, PLAN, 4), *NOTES, *notes.calibration(cells, PLAN),
                 *notes.learned_little(cells, PLAN, TASKS)]
@@ -151,7 +155,7 @@ def record(cells: Cells, place: Path) -> dict:
             "pictures": [["score against the width trained at", "plr_scores.png"],
                          ["score against the memory of the weights", "plr_memory.png"],
                          ["gain against the early ratio", "plr_ratio.png"]],
-            "findings": findings}
+            **told(findings)}
 
 
 NOTES = (
@@ -214,17 +218,15 @@ def which_width(cells: Cells, plan: str, tasks: Sequence[str]) -> str:
 MARGIN = 0.02  # of the score: what counts as the same
 
 
-def equal_to_lora(judged: Sequence[Judged]) -> str:
+def equal_to_lora(judged: Sequence[Judged]) -> Claim:
     """Confirmed where the whole 95 % interval is above -MARGIN."""
-    if not judged:
-        return "4-bit and 3-bit QLoRA restored to 16 bits equal LoRA: not tested, no cells."
     said = []
     for one in (one for one in judged if one.what["QLoRA trained at"] in (4, 3)):
         low = one.comparison.low
         same = low is not None and low > -MARGIN
         verdict = CONFIRMED if same else OPPOSITE if one.verdict == OPPOSITE else NOT_CONFIRMED
-        said.append(f"{one.what['task']}, {one.what['QLoRA trained at']} bits: {verdict} ({one.points} points, "
-                    f"p {p_cell(one)})")
-    return (f"4-bit and 3-bit QLoRA restored to 16 bits equal LoRA, within {100 * MARGIN:.0f} points (Kanda & Hatano, "
-            f"Sec. 4): {'; '.join(said)}.")
+        said.append(Verdict(verdict, f"{one.points} points, p {p_cell(one)}",
+                            of=f"{one.what['task']}, {one.what['QLoRA trained at']} bits"))
+    return Claim(f"4-bit and 3-bit QLoRA restored to 16 bits equal LoRA, within {100 * MARGIN:.0f} points", tuple(said),
+                 "Kanda & Hatano, Sec. 4")
 

@@ -137,7 +137,7 @@ def notes(cells: Cells) -> list[str]:
 
 
 def pointer(cells: Cells) -> str:
-    overstated = " GPTQ at 4 bits overstates what PTQ costs on this base, see below. Judge 4 bits by NF."
+    overstated = "GPTQ at 4 bits overstates what PTQ costs on this base, see below. Judge 4 bits by NF."
     return overstated if of_base(cells) else ""
 
 

@@ -1,9 +1,11 @@
 """What the cells of the plan `ptq_qlora` say of Zhu et al.'s claims and of their open questions."""
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from experiments.claims import notes, pictures, ptq_limits, ptq_shares
-from experiments.claims.evidence import Cells, Judged, headline, score_of, sentence, table_of, with_state
+from experiments.claims.claim import Claim, told
+from experiments.claims.evidence import Cells, Judged, judged_at_this_scale, score_of, table_of, with_state
 from experiments.claims.ptq_rows import (
     OTHERS,
     PIPELINE,
@@ -17,6 +19,7 @@ from experiments.claims.ptq_rows import (
     some,
 )
 
+SOURCE = "Zhu et al."
 METRICS = {"accuracy": "accuracy, %", "rougeL": "ROUGE-L, %"}
 
 
@@ -75,36 +78,39 @@ def draw(cells: Cells, plan: str, tasks: Sequence[str], how: str, title: str, pa
     pictures.save(figure, path)
 
 
-def judged_claims(cells: Cells, families: dict[str, list[Judged]]) -> list[str]:
+def judged_claims(cells: Cells, families: dict[str, list[Judged]]) -> list[str | Claim]:
     """The planned verdicts, each followed by what it rests on."""
     recovers, beats, without = families.values()
-    of_quantizer = {how: sentence(f"{PIPELINE} scores above SFT -> PTQ at 4 bits by {how.upper()} (Zhu et al.)",
-                                  some(recovers, (4,), how=how), 3) for how in QUANTIZERS}
+    by_gptq, by_nf = (at_4_bits(recovers, how) for how in ("gptq", "nf"))
     at_4 = [some(beats, (4,), TASKS[:2]), some(beats, (4,), TASKS[2:])]
     narrow = [some(recovers, (3, 2)), some(beats, (3, 2))]
     return [
-        of_quantizer["gptq"] + ptq_limits.pointer(cells), of_quantizer["nf"],
-        sentence(f"{PIPELINE} scores above 16-bit SFT on classification, at 4 bits (Zhu et al.; here for as many "
-                 "steps)", at_4[0], 4), *ptq_limits.without_them(at_4[0]),
-        sentence(f"{PIPELINE} scores above 16-bit SFT on generation, at 4 bits (Zhu et al. found no difference)",
-                 at_4[1], 2), *ptq_limits.without_them(at_4[1]),
+        replace(by_gptq, more=ptq_limits.pointer(cells)), by_nf,
+        judged_at_this_scale(Claim(f"{PIPELINE} scores above 16-bit SFT on classification, at 4 bits", source=SOURCE,
+                                   reservation="here for as many steps"), at_4[0], 4),
+        *ptq_limits.without_them(at_4[0]),
+        judged_at_this_scale(Claim(f"{PIPELINE} scores above 16-bit SFT on generation, at 4 bits ({SOURCE} found no "
+                                   "difference)"), at_4[1], 2), *ptq_limits.without_them(at_4[1]),
         *ptq_limits.of_control(cells),
-        sentence(f"Open question 1: {PIPELINE} scores above PTQ -> QLoRA without SFT, for as many steps", without,
-                 len(settings(TASKS))),
+        judged_at_this_scale(Claim(f"Open question 1: {PIPELINE} scores above PTQ -> QLoRA without SFT, for as many "
+                                   "steps"), without, len(settings(TASKS))),
         *ptq_limits.rests_on(cells, without, "qlora"), *ptq_limits.without_them(without, tuple(ptq_limits.SAY_LITTLE)),
-        sentence("Open question 2: at 3 and 2 bits, QLoRA recovers what PTQ lost", narrow[0], 12),
+        judged_at_this_scale(Claim("Open question 2: at 3 and 2 bits, QLoRA recovers what PTQ lost"), narrow[0], 12),
         *ptq_shares.won_back(ptq_shares.shares(cells)),
-        sentence(f"Open question 2: at 3 and 2 bits, {PIPELINE} scores above 16-bit SFT for as many steps",
-                 narrow[1], 12)]
+        judged_at_this_scale(Claim(f"Open question 2: at 3 and 2 bits, {PIPELINE} scores above 16-bit SFT for as many "
+                                   "steps"), narrow[1], 12)]
+
+
+def at_4_bits(recovers: Sequence[Judged], how: str) -> Claim:
+    claim = Claim(f"{PIPELINE} scores above SFT -> PTQ at 4 bits by {how.upper()}", source=SOURCE)
+    return judged_at_this_scale(claim, some(recovers, (4,), how=how), 3)
 
 
 def record(cells: Cells, place: Path) -> dict:
     """Writes the pictures into `place`. Returns the section of the page."""
     families = {other: beside(cells, PLAN, TASKS, other) for other in OTHERS}
     shares = ptq_shares.shares(cells)
-    at_4_by_nf = sentence(f"{PIPELINE} scores above SFT -> PTQ at 4 bits by NF", some(families["quantized"], (4,),
-                                                                                    how="nf"), 3)
-    titles = {"gptq": ptq_shares.title(shares, "gptq", 2), "nf": headline(at_4_by_nf)}
+    titles = {"gptq": ptq_shares.title(shares, "gptq", 2), "nf": at_4_bits(families["quantized"], "nf").headline}
     for how, title in titles.items():
         draw(cells, PLAN, TASKS, how, title, place / f"ptq_{how}.png")
     tables = [scores_table(cells, PLAN, TASKS)]
@@ -113,5 +119,5 @@ def record(cells: Cells, place: Path) -> dict:
                        **table_of(judged, "difference, points [95 %]")})
     return {"title": "SFT, PTQ and QLoRA on SmolLM2-135M", "tables": [*tables, ptq_shares.table(shares)],
             "pictures": [[f"scores against bits, {how.upper()}", f"ptq_{how}.png"] for how in QUANTIZERS],
-            "findings": [*judged_claims(cells, families), *ptq_limits.failed_seeds(cells, families),
-                         *ptq_limits.notes(cells), *notes.validations(cells, PLAN, 4), *notes.calibration(cells, PLAN)]}
+            **told([*judged_claims(cells, families), *ptq_limits.failed_seeds(cells, families),
+                    *ptq_limits.notes(cells), *notes.validations(cells, PLAN, 4), *notes.calibration(cells, PLAN)])}

@@ -2,10 +2,11 @@
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from experiments.claims import pictures
+from experiments.claims.claim import Claim, Verdict
 from experiments.claims.evidence import Cells, Group, mean_cell
 from tasks.significance import mcnemar_exact
 
@@ -123,17 +124,18 @@ class Rule:
                              f"{spearman([move.last for move in some], gains):+.2f}"])
         return rows
 
-    def sentence(self) -> str:
-        claim = f"The ratio before training ends predicts whether restoring helps, {self.of_what}"
+    def claim(self) -> Claim:
+        claim = Claim(f"The ratio before training ends predicts whether restoring helps, {self.of_what}")
         if not self.fitted or not self.held_out:
-            return f"{claim}: not tested, no cells."
+            return claim
         (ours, constant), p = self.shares(self.held_out), self.p_value()
         said = "confirmed" if ours > constant and p < 0.05 else "not confirmed"
         gains = [sum(move.gain > 0 for move in some) for some in (self.fitted, self.held_out)]
-        return (f"{claim}: {said} on held-out cells ({100 * ours:.0f} % right signs, {100 * constant:.0f} % by the "
-                f"better constant answer, exact p beside the fitted constant {p:.2g}; fitted threshold "
-                f"{digits_of(self.threshold, self.fitted)}{', which is to say never' if self.threshold == 0 else ''}; "
-                f"{gains[0]} of {len(self.fitted)} fitted and {gains[1]} of {len(self.held_out)} held-out moves gain).")
+        figures = (f"{100 * ours:.0f} % right signs, {100 * constant:.0f} % by the better constant answer, exact p "
+                   f"beside the fitted constant {p:.2g}; fitted threshold {digits_of(self.threshold, self.fitted)}"
+                   f"{', which is to say never' if self.threshold == 0 else ''}; {gains[0]} of {len(self.fitted)} "
+                   f"fitted and {gains[1]} of {len(self.held_out)} held-out moves gain")
+        return replace(claim, verdicts=(Verdict(said, figures, where="on held-out cells"),))
 
     def title(self) -> str:
         """Of the picture."""

@@ -7,6 +7,7 @@ import pytest
 
 from experiments import findings, results_page
 from experiments.claims import evidence, plr, ratio
+from experiments.claims.claim import Claim
 from experiments.claims.evidence import CONFIRMED, NOT_CONFIRMED, OPPOSITE, Cells, Judged
 from experiments.claims.ratio import Move
 from tasks.significance import compare_scores
@@ -70,8 +71,9 @@ def test_missing_cells_are_told(tmp_path, monkeypatch):
 
 def test_a_claim_with_few_of_its_comparisons_is_not_decided():
     up = judged(20, 2, 0.01)
-    assert "not decided" in evidence.sentence("A", [up], 3) and "2 more were planned" in evidence.sentence("A", [up], 3)
-    assert "confirmed at this scale" in evidence.sentence("A", [up], 2)
+    of_three, of_two = (str(evidence.judged_at_this_scale(Claim("A"), [up], planned)) for planned in (3, 2))
+    assert "not decided" in of_three and "2 more were planned" in of_three
+    assert "confirmed at this scale" in of_two
 
 
 def test_holm():
@@ -121,7 +123,7 @@ def test_the_threshold_of_the_ratio_is_between_what_helps_and_what_harms():
     some = [move(1, 0.3), move(2, 0.1), move(8, -0.1), move(9, -0.2)]
     assert ratio.threshold(some) == 4.0
     rule = ratio.Rule.of([*some, move(1, 0.1, ratio.HELD_OUT), move(7, 0.1, ratio.HELD_OUT)])
-    assert rule.shares(rule.held_out) == (0.5, 1.0) and "not confirmed" in rule.sentence()
+    assert rule.shares(rule.held_out) == (0.5, 1.0) and "not confirmed" in str(rule.claim())
     assert ratio.threshold([move(1, -1)]) == 0.0 and math.isinf(ratio.threshold([move(1, 1)]))
     assert ratio.spearman([1, 2, 3], [10, 30, 20]) == pytest.approx(0.5)
     assert math.isnan(ratio.spearman([1, 1], [2, 3])) and ratio.ranks([5, 1, 5]) == [2.5, 1, 2.5]

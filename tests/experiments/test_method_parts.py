@@ -40,12 +40,16 @@ def test_every_part_of_the_plan_has_a_claim_on_each_of_its_rows():
     assert {part for part, *_ in of_plan} == set(claimed)
 
 
+def said_of(found):
+    return list(map(str, parts.of_parts(found)))
+
+
 def test_average_pooling_is_compared_with_each_operator_of_the_same_row():
     found = found_of(of_part("methods", "qblora-2", 20), of_part("methods", "qablora-4x8", 30),
                      of_part("operators", "qblora-2-truncation", 38, losses=EDGE),
                      of_part("operators", "qablora-4x8-truncation", 10, seeds=2),
                      of_part("operators", "qablora-4x8-interval", 29))
-    truncated, sampled, signs = parts.of_parts(found)
+    truncated, sampled, signs = said_of(found)
     assert without_intervals(truncated) == (
         "Average pooling scores above truncation (Shen et al., Table 6; not in the plan; Holm over the 3 tests of this "
         "part): not confirmed at 4 bits (QBLORA-2 -45.0; QABLORA-4X8 +50.0). Best rate at the edge of those tried: "
@@ -57,23 +61,23 @@ def test_average_pooling_is_compared_with_each_operator_of_the_same_row():
 
 
 def test_blocks_are_compared_with_the_papers_best_of_as_many_weights():
-    said = parts.of_parts(found_of(of_part("methods", "qablora-4x8", 30), of_part("methods", "qablora-8x8", 20),
-                                   of_part("blocks", "qablora-16x2", 10), of_part("blocks", "qablora-16x4", 40)))
+    said = said_of(found_of(of_part("methods", "qablora-4x8", 30), of_part("methods", "qablora-8x8", 20),
+                            of_part("blocks", "qablora-16x2", 10), of_part("blocks", "qablora-16x4", 40)))
     assert "confirmed at 4 bits (QABLORA-16X2 +50.0" in said[0] and said[0].startswith("Of blocks of 32 weights, 4x8")
     assert "the opposite at 4 bits (QABLORA-16X4 -50.0" in said[1]
 
 
 def test_fewer_steps_are_told_apart_and_a_width_that_was_not_run_is_said():
-    said = parts.of_parts(found_of(of_part("methods", "qlora", 20), of_part("time", "qblora-2", 40, slower=1.1),
-                                   of_part("time", "qblora-2", 5, slower=1.4)))
+    said = said_of(found_of(of_part("methods", "qlora", 20), of_part("time", "qblora-2", 40, slower=1.1),
+                            of_part("time", "qblora-2", 5, slower=1.4)))
     assert "(QBLORA-2, 1.1 times fewer steps +50.0 [" in said[0]
     assert "; QBLORA-2, 1.4 times fewer steps -37.5 [" in said[0]
     assert said[0].endswith("not decided at 2 bits (not run).")
 
 
 def test_targets_are_compared_with_both_rows_of_their_base():
-    said = parts.of_parts(found_of(of_part("methods", "qalora", 30), of_part("methods", "lota", 10),
-                                   of_part("targets", "scaleoffset-gptq", 39)))
+    said = said_of(found_of(of_part("methods", "qalora", 30), of_part("methods", "lota", 10),
+                            of_part("targets", "scaleoffset-gptq", 39)))
     assert without_intervals(said[0]).endswith(
         "Holm over the 2 tests of this part): confirmed at 4 bits (QALORA +22.5; LOTA +72.5); not decided at 2 bits "
         "(not run).")
@@ -83,7 +87,7 @@ def test_lora_that_is_rounded_afterwards_is_below_rows_at_k_bits():
     rounded = of_part("afterwards", "lora-rounded", 10, 3, seeds=3, key="requantized-3bit")
     found = found_of(of_part("methods", "lora", 30, 16, key="merged-16bit"), of_part("methods", "scaleoffset", 30, 3),
                      {name: facts for name, facts in rounded.items() if "seed" in name})
-    said = parts.of_parts(found)
+    said = said_of(found)
     assert without_intervals(said[0]).endswith(
         "confirmed at 3 bits (SCALEOFFSET +50.0); not decided at 4 and 2 bits (not run).")
 
@@ -100,4 +104,4 @@ def test_the_spread_over_seeds_of_a_part_names_both_rows():
 
 
 def test_parts_that_were_not_run_say_nothing():
-    assert parts.of_parts(found_of(of_part("methods", "qlora", 20))) == []
+    assert said_of(found_of(of_part("methods", "qlora", 20))) == []

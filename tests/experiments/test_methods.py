@@ -229,12 +229,12 @@ def test_claims_are_judged_by_width_and_undecided_where_nothing_was_run():
     for row, right in (("qablora-4x8", 30), ("qalora", 10), ("qlora", 29)):
         cells |= a_row(row, (3.0, 1.0, 2.0), ["1" * right + "0" * (n - right)], 4)
     rows = gather(cells)
-    over, equal = findings.of_reference(rows, tables.against_reference(rows)["at k bits"])
+    over, equal = map(str, findings.of_reference(rows, tables.against_reference(rows)["at k bits"]))
     assert "QA-LoRA" in over and ": confirmed at 4 bits (+50.0 [" in over
     assert ": not confirmed at 4 bits (+2.5 [" in equal and equal.endswith("not decided at 3 and 2 bits (not run).")
     said = findings.beside_reference(rows, tables.against_reference(rows)["at k bits"])
     assert "2 rows were tested. Significantly above: none. Significantly below: QALORA -50.0." in said[0]
-    assert "not decided at 4, 3 and 2 bits" in findings.of_targets(rows)[0]
+    assert "not decided at 4, 3 and 2 bits" in str(findings.of_targets(rows)[0])
     assert any("one seed" in sentence for sentence in limits.unseen(rows))
 
 
@@ -245,7 +245,7 @@ def test_rounding_lowers_raises_or_does_not_change_a_score():
         cells |= a_row("qlora", (3.0, 1.0, 2.0), ["1" * 20 + "0" * 20], bits, f"requantized-{bits}bit")
         state = cells[f"qlora-{bits}-seed0"]["states"]
         state[f"requantized-{bits}bit"] = {**state["trained"], "marks": "1" * right + "0" * (40 - right)}
-    said = findings.of_rounding(gather(cells))
+    said = str(findings.of_rounding(gather(cells)))
     assert "no difference found at 3 bits" in said and "lowered at 2 bits (-37.5" in said and "opposite" not in said
 
 
@@ -315,7 +315,7 @@ def test_the_widths_whose_rates_are_those_of_four_bits_are_told():
     cells = {name: facts for name, facts in cells.items() if facts["tags"]["bits"] != 3 or "seed" in name}
     real = Cells([])
     real.facts = {name: {**facts, "plan": "methods_real"} for name, facts in cells.items()}
-    said = findings.of_balance(found.gather(real, "methods_real"))[0]
+    said = str(findings.of_balance(found.gather(real, "methods_real"))[0])
     assert "each at its best rate (at 3 bits, that of 4 bits) (Shen" in said
 
 

@@ -1,54 +1,63 @@
-"""The table of verdicts at the top of docs/results.md."""
+"""Claims as data: their sentences, and the table of verdicts at the top of docs/results.md."""
+import re
+
 import pytest
 
 from experiments import results_page
+from experiments.claims.claim import Claim, Verdict, told
 from experiments.claims.evidence import CONFIRMED, NOT_CONFIRMED, OPPOSITE
-from experiments.claims.verdicts import PAPERS, joined, verdict_of, verdicts_table
+from experiments.claims.verdicts import PAPERS, verdicts_table
+
+AT_WIDTHS = (Verdict("confirmed", "+1.2 points", (4,)), Verdict("confirmed", "+2 points", (3,)),
+             Verdict("not decided", "not run", (2,)))
 
 
-@pytest.mark.parametrize(("finding", "judged"), [
-    ("A scores above B, each at its best (at 3 bits, that of 4) (Shen et al.): confirmed at 4 bits (+1.2 [+0.1, +2.3] "
-     "points, p 0.03); not confirmed at 3 bits (C -4.2 points; D +1 points). Best rate at an edge: C.",
-     ("A scores above B, each at its best (at 3 bits, that of 4)", "confirmed at 4 bits; not confirmed at 3 bits")),
-    ("Open question 1: A is above B: the opposite at this scale (0 of 18 above).",
-     ("Open question 1: A is above B", "the opposite at this scale")),
-    ("A equals B (Kanda & Hatano, Sec. 4): some-task, 4 bits: confirmed (+0.4 points); some-task, 3 bits: the opposite "
-     "(-13.7 points).", ("A equals B", "some-task, 4 bits: confirmed; some-task, 3 bits: the opposite")),
-    ("A is above B (Zhu et al. found no difference): the opposite at this scale (0 of 2).",
-     ("A is above B (Zhu et al. found no difference)", "the opposite at this scale")),
-    ("A is above B (Shen et al., Table 6; not in the plan; Holm over the 8 tests of this part): "
-     "confirmed at 4 bits (+1).",
-     ("A is above B (not in the plan)", "confirmed at 4 bits")),
-    ("A is above B: not decided at 3 and 2 bits (not run).", ("A is above B", "not decided at 3 and 2 bits")),
-    ("How verdicts are made: a claim is confirmed if most are above.", None),
-    ("On banking77, restoring brings +1.7 points (p 1).", None)])
-def test_claim_and_verdicts_are_read_without_figures(finding, judged):
-    assert verdict_of(finding) == judged
+@pytest.mark.parametrize(("claim", "sentence", "found"), [
+    (Claim("A is above B", AT_WIDTHS, "Shen et al., Table 6", "not in the plan", "Holm over these", "Seeds: 1."),
+     "A is above B (Shen et al., Table 6; not in the plan; Holm over these): confirmed at 4 bits (+1.2 points); "
+     "confirmed at 3 bits (+2 points); not decided at 2 bits (not run). Seeds: 1.",
+     "confirmed at 4 and 3 bits; not decided at 2 bits"),
+    (Claim("A is above B", (Verdict("the opposite", "0 of 18", where="at this scale"),)),
+     "A is above B: the opposite at this scale (0 of 18).", "the opposite at this scale"),
+    (Claim("A equals B", (Verdict("confirmed", "+0.4", of="some-task, 4 bits"),
+                          Verdict("confirmed", "+0.1", of="some-task, 3 bits"))),
+     "A equals B: some-task, 4 bits: confirmed (+0.4); some-task, 3 bits: confirmed (+0.1).",
+     "some-task, 4 bits: confirmed; some-task, 3 bits: confirmed"),
+    (Claim("A is above B", source="C"), "A is above B (C): not tested, no cells.", "not tested, no cells")])
+def test_a_claim_is_one_sentence_and_its_verdicts_go_without_figures(claim, sentence, found):
+    assert str(claim) == sentence and claim.row()["found"] == found
+    assert claim.headline == f"{claim.words}: {found}"
 
 
-def test_the_same_verdict_is_said_once():
-    assert joined(["so at 4 bits", "so at 3 bits", "so at 2 bits"]) == "so at 4, 3 and 2 bits"
-    assert joined(["not so at 4 bits", "so at 3 and 2 bits", "x"]) == "not so at 4 bits; so at 3 and 2 bits; x"
+def test_only_neighbours_of_the_same_word_are_joined():
+    yes, no = Verdict("so", "", (4,)), Verdict("not so", "", (3,))
+    assert Claim("A", (yes, no, Verdict("so", "", (2,)))).short == "so at 4 bits; not so at 3 bits; so at 2 bits"
+    assert Claim("A", (yes, Verdict("so", "", (3,)), Verdict("so", "", (2,)))).short == "so at 4, 3 and 2 bits"
+    assert Claim("A", (yes, Verdict("so", "", where="elsewhere"))).short == "so at 4 bits; so elsewhere"
+
+
+def test_a_row_keeps_the_reservation_and_not_the_family():
+    claim = Claim("A", AT_WIDTHS, "B", "not in the plan", "Holm over these", "More.")
+    assert claim.row()["claim"] == "A (not in the plan)" and claim.row()["source"] == "B"
+    assert told(["Some words.", claim]) == {"findings": ["Some words.", str(claim)], "claims": [claim.row()]}
 
 
 def test_only_claims_of_a_paper_are_listed():
-    records = {"methods": {"findings": ["Ours is above (not in the plan): confirmed at 4 bits (+1).",
-                                        "Theirs is above (Shen et al.): confirmed at 4 bits (+1)."]},
-               "ptq_qlora": {"findings": ["It helps: confirmed at this scale (1 of 1).", "Without GPTQ, none."]}}
+    ours, theirs = Claim("Ours is above", AT_WIDTHS[:1]), Claim("Theirs is above", AT_WIDTHS[:1], "Shen et al.")
+    records = {"methods": told([ours, theirs]), "ptq_qlora": told([Claim("It helps", AT_WIDTHS[2:]), "None."]),
+               "main_job": {"findings": []}}
     rows = verdicts_table(records, {"methods": "a", "ptq_qlora": "b"})["rows"]
     assert rows == [["Shen et al.", "Theirs is above", "confirmed at 4 bits", "[embedded base](#a)"],
-                    ["Zhu et al.", "It helps", "confirmed at this scale", "[SmolLM2-135M](#b)"]]
+                    ["Zhu et al.", "It helps", "not decided at 2 bits", "[SmolLM2-135M](#b)"]]
 
 
 def test_no_verdict_of_the_recorded_findings_is_left_out():
-    """Every finding of a paper's claim that holds a verdict has a row; the sections are those of the page."""
-    records = results_page.records()
+    """A finding that names a paper and holds a verdict is a claim of its record."""
+    records, verdict = results_page.records(), "|".join((NOT_CONFIRMED, CONFIRMED, OPPOSITE))
     assert set(PAPERS) <= set(records)
-    table = verdicts_table(records, {name: results_page.anchor(record["title"]) for name, record in records.items()})
     for name, (paper, _) in PAPERS.items():
+        claims = records[name]["claims"]
+        assert claims
         for finding in records[name]["findings"]:
-            words = finding.replace("(", ": ").split(": ")
-            if paper in finding and any(word.startswith((CONFIRMED, NOT_CONFIRMED, OPPOSITE)) for word in words):
-                claim, verdicts = verdict_of(finding) or ("", "")
-                section = f"(#{results_page.anchor(records[name]['title'])})"
-                assert any(row[1:3] == [claim, verdicts] and row[3].endswith(section) for row in table["rows"]), finding
+            if paper in finding and re.search(rf"[:;] (?:{verdict}) ", finding):
+                assert any(finding.startswith(claim["claim"].partition(" (")[0]) for claim in claims), finding
