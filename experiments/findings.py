@@ -75,7 +75,8 @@ def provenance(cells: Cells, plan: str, commit: str | None) -> dict:
     return {"date": min(session["began"] for session in sessions)[:10], "machine": "; ".join(machines),
             "commit": commit or commits_of(sessions),
             "command": [f"python -m experiments.run {plans} --model smollm2 --data DATA"],
-            "about": [*paragraphs(cells.about(plan)), *rows_used(cells, plan), counted]}
+            "about": [*paragraphs(cells.about(plan)), *rows_used(cells, plan), *on_devices(cells, plan),
+                      counted]}
 
 
 def commits_of(sessions: Sequence[dict]) -> str:
@@ -95,6 +96,20 @@ def rows_used(cells: Cells, plan: str) -> list[str]:
     said = "; ".join(f"{task}: {' or '.join(sorted(counts))}" for task, counts in sorted(of_tasks.items()))
     told = f"Rows that were trained on, and of validation. {said}. Rows longer than --max-length are left out."
     return [told] if said else []
+
+
+def on_devices(cells: Cells, plan: str) -> list[str]:
+    """Which cells were computed on another device than most. No sentence if all were on one."""
+    found: dict[str, list[str]] = {}
+    for name, facts in cells.facts.items():
+        if facts["plan"] == plan and "argv" in facts and "--device" in facts["argv"]:
+            found.setdefault(value_after(facts["argv"], "--device"), []).append(name.removeprefix(f"{plan}-"))
+    if len(found) < 2:
+        return []
+    most = max(found, key=lambda device: len(found[device]))
+    said = "; ".join(f"{len(names)} with --device {device}: {', '.join(sorted(names))}"
+                     for device, names in sorted(found.items()) if device != most)
+    return [f"Devices: {len(found[most])} cells were computed with --device {most}, and {said}."]
 
 
 NAMED = 6  # missing cells of a seed that are named; of more, their number is told

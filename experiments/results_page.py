@@ -4,7 +4,7 @@
     python -m experiments.results_page --check    # exit 1 if the page and the JSON files differ
 
 There are two kinds of JSON file. A file that an experiment script writes keeps the script's shape. Its title,
-provenance and findings are in provenance.json, and a function below makes its tables. cells_*.json are raw cells of
+provenance and findings are in provenance.json, and a function below makes its tables. cells*.json are raw cells of
 experiments.run, which experiments.findings judges; they have no section. Every other file is a record with its tables
 in it. A record has these fields: title, date, machine, commit, command (a list), about, tables (columns and rows),
 findings, and pictures (alternative text and file) if there are any.
@@ -148,8 +148,8 @@ ORDER = ("main_job", "main_job_history", "methods_60_steps", "full_length", "rou
          "restoration_low_lr", "sft_ptq_qlora", "real_model_loading", "real_model_perplexity", "gguf_fine_tuning",
          "gguf_round_trip", "mlx_score", "benchmarks", "before_and_after",
          "base_tokens")
-# records of experiments/findings.py, where the cells were run
-CELLS = ("methods", "methods_real", "plr", "plr_recipe", "ptq_qlora", "scale")
+# records of experiments/findings.py and of experiments/same_cells.py, where the cells were run
+CELLS = ("methods", "methods_real", "plr", "plr_recipe", "ptq_qlora", "scale", "same_cells")
 FILES = {"before_and_after": ("qlora_sql_create_context", "qlora_gsm8k")}  # where they do not have the section's name
 
 

@@ -25,7 +25,7 @@ import torch
 
 from experiments import plans as every_plan
 from experiments.cells.plan import Cell, Plan, Settings, checked, selected
-from experiments.cells.pool import Facts, Pool
+from experiments.cells.pool import Facts, Pool, outdated
 from experiments.cells.work import do
 from experiments.shared import experiment_parser, run_experiment, tree_commit
 from model.files import read_json, write_text
@@ -79,7 +79,7 @@ def main() -> None:
     try:
         pool.run(cells)
     finally:
-        results.end(time.monotonic() - began)
+        results.end(time.monotonic() - began, cells)
     print(results.line(cells))
 
 
@@ -128,24 +128,28 @@ class Results:
             facts["argv"] = [named(word, self.places) for word in facts["argv"]]
         self.kept["cells"][name] = facts
         if time.monotonic() - self.saved_at >= SAVED_EVERY:
-            self._write()
+            write_cells(self.file, self.kept)
             self.saved_at = time.monotonic()
 
-    def end(self, seconds: float) -> None:
+    def end(self, seconds: float, cells: list[Cell]) -> None:
+        """`outdated`: of the file's cells, those whose learning rate is not the best any more."""
         self.kept["sessions"][-1]["seconds"] = round(seconds, 1)
-        self._write()
-
-    def _write(self) -> None:
-        """A line a cell: some hundred numbers each."""
-        cells = ",\n".join(f"{json.dumps(name)}: {json.dumps(facts)}" for name, facts in self.kept["cells"].items())
-        head = json.dumps({name: value for name, value in self.kept.items() if name != "cells"}, indent=1)
-        write_text(self.file, f"{head[:-2]},\n \"cells\": {{\n{cells}\n}}}}\n")
+        others = set(self.kept.get("outdated", ())) - {cell.name for cell in cells}
+        self.kept["outdated"] = sorted(others.union(outdated(cells, self.done())))
+        write_cells(self.file, self.kept)
 
     def line(self, cells: list[Cell]) -> str:
         done, failed = self.done(), [n for n, facts in self.kept["cells"].items() if "error" in facts]
         n = sum(cell.name in done for cell in cells)
         return (f"{n} of {len(cells)} cells done, {len(failed)} failed, "
                 f"{self.kept['sessions'][-1]['seconds']:.0f} s: {self.file}")
+
+
+def write_cells(file: Path, kept: dict) -> None:
+    """A line a cell: some hundred numbers each."""
+    cells = ",\n".join(f"{json.dumps(name)}: {json.dumps(facts)}" for name, facts in kept["cells"].items())
+    head = json.dumps({name: value for name, value in kept.items() if name != "cells"}, indent=1)
+    write_text(file, f"{head[:-2]},\n \"cells\": {{\n{cells}\n}}}}\n")
 
 
 def named(word: str, places: dict[str, str]) -> str:
@@ -155,7 +159,7 @@ def named(word: str, places: dict[str, str]) -> str:
 
 
 def machine(device: str) -> dict:
-    name = torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else f"CPU, {platform.machine()}"
     return {"device": name, "torch": torch.__version__, "python": platform.python_version()}
 
 

@@ -24,7 +24,7 @@ def recorded_runs() -> Iterable[tuple[tuple, float, float]]:
 
 
 def moves() -> Iterable[tuple[tuple, float, float]]:
-    cells = Cells([RESULTS / "cells_h200.json"])
+    cells = Cells([RESULTS / "cells.json"])
     for base, plan, some in (("embedded base", "scale", cells.of_prefix("scale-plr-")), ("SmolLM2-135M", "plr", cells),
                              ("SmolLM2-135M", "plr_recipe", cells)):
         for move in ratio.moves(some, plan, ratio.TASKS):
@@ -63,7 +63,7 @@ def test_the_threshold_of_the_text_is_one_of_the_first_validation():
     at, of_all, every, of_qlora, some = re.search(
         r"threshold of (\S+) on the ratio at the first validation tells (\d+) of the (\d+) signs on banking77, and "
         r"(\d+) of the (\d+) of QLoRA", text).groups()
-    held_out = [move for move in ratio.moves(Cells([RESULTS / "cells_h200.json"]), "plr", ratio.TASKS)
+    held_out = [move for move in ratio.moves(Cells([RESULTS / "cells.json"]), "plr", ratio.TASKS)
                 if move.task == "banking77"]
     qlora = [move for move in held_out if move.method == "qlora"]
     assert [int(of_all), int(every), int(of_qlora), int(some)] == [
