@@ -156,9 +156,17 @@ def line_of(error: BaseException, work: Work) -> str:
     if what or isinstance(error, (ValueError, OSError)):
         if work.log:
             write_traceback(error, work.log / LOG)
-        return work.failed(what, remedy) if what else f"error: {error}"
+        return work.failed(what, remedy) if what else f"error: {message_of(error)}"
     message = " ".join(str(error).split())[:500]
     return work.failed(f"{type(error).__name__}: {message} ({keep_traceback(error, work)})")
+
+
+def message_of(error: BaseException) -> str:
+    """Of an error of the system, the file first: Python begins with the number of the error."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        remedy = ": check the path" if error.errno == errno.ENOENT else ""
+        return f"{error.filename}: {error.strerror[:1].lower()}{error.strerror[1:]}{remedy}"
+    return str(error)
 
 
 def known(error: BaseException, work: Work) -> tuple[str, str]:

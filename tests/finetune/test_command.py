@@ -60,6 +60,15 @@ def test_bad_input_is_its_message_alone(monkeypatch, capsys):
     assert capsys.readouterr().err == "error: --rank: 0 is not above 0\n"
 
 
+@pytest.mark.parametrize("error,line", [
+    (FileNotFoundError(errno.ENOENT, "No such file or directory", "x.json"),
+     "x.json: no such file or directory: check the path"),
+    (IsADirectoryError(errno.EISDIR, "Is a directory", "x"), "x: is a directory"),
+    (FileNotFoundError("x: no run there"), "x: no run there")], ids=lambda value: str(value))
+def test_a_file_comes_before_what_the_system_says_of_it(monkeypatch, error, line):
+    assert str(last_line(error, monkeypatch)) == f"error: {line}"
+
+
 def test_the_traceback_of_any_other_error_is_written_into_the_run(monkeypatch, capsys, tmp_path):
     ended = last_line(KeyError("layer"), monkeypatch, log=tmp_path)
     assert ended.code == 1
