@@ -1,9 +1,9 @@
-"""Copy cells into experiments/results/cells.json, without what no table and no picture reads.
+"""Copy cells into experiments/results/cells.json, without the loss and the gradient norm of each step.
 
     python -m experiments.copy_cells runs/cells/cells.json
 
-Left out: cells that failed, and those whose learning rate is not the best any more; the loss and the gradient norm of
-each step, except of the methods that are compared at the same rate.
+They are kept of the methods that are compared at the same rate (experiments/claims/method_gradients.py). No other table
+or picture reads them.
 """
 import argparse
 from pathlib import Path
@@ -15,8 +15,7 @@ from experiments.shared import experiment_parser, run_experiment
 from model.files import read_json
 
 BY_STEP = ("losses", "gradient_norms")
-NOTE = (f"Left out of this copy: {' and '.join(BY_STEP)} of every cell but those of the part \"methods\", cells that "
-        "failed, and cells at a rate that is not the best any more.")
+NOTE = f"Left out of this copy: {' and '.join(BY_STEP)} of all cells but those of the part \"methods\"."
 
 
 def options_parser() -> argparse.ArgumentParser:
@@ -27,25 +26,18 @@ def options_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def copied(cells: dict) -> dict:
-    """What the file of experiments.run holds, without what is left out."""
-    gone = {*cells.get("outdated", ()), *(name for name, facts in cells["cells"].items() if "error" in facts)}
-    return {**{name: value for name, value in cells.items() if name != "outdated"}, "note": NOTE,
-            "cells": {name: short(facts) for name, facts in cells["cells"].items() if name not in gone}}
-
-
 def short(facts: Facts) -> Facts:
-    """The gradients of the part `methods` are compared (experiments/claims/method_gradients.py)."""
-    if facts["tags"].get("part") == "methods":
+    if facts["tags"].get("part") == "methods" or "training" not in facts:
         return facts
     return {**facts, "training": {name: value for name, value in facts["training"].items() if name not in BY_STEP}}
 
 
 def main() -> None:
     options = options_parser().parse_args()
-    kept = copied(read_json(options.cells))
-    write_cells(options.out, kept)
-    print(f"{len(kept['cells'])} cells: {options.out}")
+    found = read_json(options.cells)
+    cells = {name: short(facts) for name, facts in found["cells"].items()}
+    write_cells(options.out, {**found, "note": NOTE, "cells": cells})
+    print(f"{len(cells)} cells: {options.out}")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from experiments.claims.evidence import Cells
 from experiments.results_page import RESULTS
 from experiments.shared import NOT_RECORDED, experiment_parser, run_experiment
 from finetune.config import DataConfig
-from model.files import write_json
+from model.files import some, write_json
 
 
 def options_parser() -> argparse.ArgumentParser:
@@ -61,7 +61,8 @@ def provenance(cells: Cells, plan: str, commit: str | None) -> dict:
     jobs: dict[str, set[int]] = {}
     for session in sessions:
         machine = session["machine"]
-        jobs.setdefault(f"{machine['device']}, torch {machine['torch']}", set()).add(session["jobs"])
+        words = [machine["device"], f"torch {machine['torch']}", *([machine["dtype"]] if "dtype" in machine else [])]
+        jobs.setdefault(", ".join(words), set()).add(session["jobs"])
     machines = [f"{name}, {', '.join(map(str, sorted(of_name)))} workers" for name, of_name in sorted(jobs.items())]
     plans = " ".join(dict.fromkeys(name for session in sessions for name in session["plans"]))
     planned = cells.planned(plan)
@@ -98,18 +99,25 @@ def rows_used(cells: Cells, plan: str) -> list[str]:
     return [told] if said else []
 
 
+DIFFERENT = 24  # names of cells that are told, seeds apart
+
+
 def on_devices(cells: Cells, plan: str) -> list[str]:
     """Which cells were computed on another device than most. No sentence if all were on one."""
     found: dict[str, list[str]] = {}
     for name, facts in cells.facts.items():
-        if facts["plan"] == plan and "argv" in facts and "--device" in facts["argv"]:
+        if facts["plan"] == plan and "--device" in facts.get("argv", ()):
             found.setdefault(value_after(facts["argv"], "--device"), []).append(name.removeprefix(f"{plan}-"))
     if len(found) < 2:
         return []
     most = max(found, key=lambda device: len(found[device]))
-    said = "; ".join(f"{len(names)} with --device {device}: {', '.join(sorted(names))}"
-                     for device, names in sorted(found.items()) if device != most)
-    return [f"Devices: {len(found[most])} cells were computed with --device {most}, and {said}."]
+    said = [f"{len(names)} with --device {device} ({some(list(dict.fromkeys(map(without_seed, names))), DIFFERENT)})"
+            for device, names in sorted(found.items()) if device != most]
+    return [f"Devices. {len(found[most])} cells were computed with --device {most}, {' and '.join(said)}."]
+
+
+def without_seed(name: str) -> str:
+    return name.rpartition("-seed")[0] or name
 
 
 NAMED = 6  # missing cells of a seed that are named; of more, their number is told
@@ -124,7 +132,7 @@ def missing(planned: list[str], done: set[str]) -> str:
     said = []
     for seed, names in sorted(seeds.items()):
         gone = [name for name in names if name not in done]
-        listed = ", ".join(name.rpartition("-seed")[0] or name for name in gone)
+        listed = ", ".join(map(without_seed, gone))
         if gone:
             said.append(f"{seed}, {len(gone)} of {len(names)}" + (f" ({listed})" if len(gone) <= NAMED else ""))
     return f" Missing: {'; '.join(said)}." if said else ""

@@ -7,7 +7,7 @@ There are two kinds of JSON file. A file that an experiment script writes keeps 
 provenance and findings are in provenance.json, and a function below makes its tables. cells*.json are raw cells of
 experiments.run, which experiments.findings judges; they have no section. Every other file is a record with its tables
 in it. A record has these fields: title, date, machine, commit, command (a list), about, tables (columns and rows),
-findings, and pictures (alternative text and file) if there are any.
+findings, and if there are any, pictures (alternative text and file) and claims (of papers: for the table at the top).
 """
 import argparse
 import json

@@ -25,9 +25,10 @@ import torch
 
 from experiments import plans as every_plan
 from experiments.cells.plan import Cell, Plan, Settings, checked, selected
-from experiments.cells.pool import Facts, Pool, outdated
+from experiments.cells.pool import Facts, Pool
 from experiments.cells.work import do
 from experiments.shared import experiment_parser, run_experiment, tree_commit
+from finetune.values import default_dtype
 from model.files import read_json, write_text
 
 PLANS = tuple(module.name for module in pkgutil.iter_modules(every_plan.__path__)
@@ -79,7 +80,7 @@ def main() -> None:
     try:
         pool.run(cells)
     finally:
-        results.end(time.monotonic() - began, cells)
+        results.end(time.monotonic() - began)
     print(results.line(cells))
 
 
@@ -113,6 +114,7 @@ class Results:
         if self.kept.get("settings", settings) != settings:
             sys.exit(f"error: {file} holds cells with other settings, {json.dumps(self.kept['settings'])}: give "
                      "another --out")
+        self.kept.pop("note", None)  # of a copy, which this is no more
         self.kept["settings"] = settings
         self.kept["plans"] |= {plan.name: plan.about for plan in plans}
         planned = {plan.name: [cell.name for cell in plan.cells] for plan in plans}
@@ -131,11 +133,8 @@ class Results:
             write_cells(self.file, self.kept)
             self.saved_at = time.monotonic()
 
-    def end(self, seconds: float, cells: list[Cell]) -> None:
-        """`outdated`: of the file's cells, those whose learning rate is not the best any more."""
+    def end(self, seconds: float) -> None:
         self.kept["sessions"][-1]["seconds"] = round(seconds, 1)
-        others = set(self.kept.get("outdated", ())) - {cell.name for cell in cells}
-        self.kept["outdated"] = sorted(others.union(outdated(cells, self.done())))
         write_cells(self.file, self.kept)
 
     def line(self, cells: list[Cell]) -> str:
@@ -160,7 +159,7 @@ def named(word: str, places: dict[str, str]) -> str:
 
 def machine(device: str) -> dict:
     name = torch.cuda.get_device_name() if device.startswith("cuda") else f"CPU, {platform.machine()}"
-    return {"device": name, "torch": torch.__version__, "python": platform.python_version()}
+    return {"device": name, "torch": torch.__version__, "python": platform.python_version(), "dtype": default_dtype()}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The same cells, run twice: how far do their results differ? Write a record for docs/results.md.
+"""The same cells, run on two devices: how far do their results differ? Write a record for docs/results.md.
 
     python -m experiments.run methods --device cpu --only NAME ... --out runs/again
     python -m experiments.same_cells experiments/results/cells.json runs/again/cells.json
@@ -7,17 +7,22 @@
 Cells are compared that both files hold, that differ in --device, and whose other arguments are the same.
 """
 import argparse
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from experiments.cells.plan import value_after
-from experiments.claims.evidence import Cells, Facts, compared, marks_of
+from experiments.claims.evidence import LEVEL, Cells, Facts, Judged, marks_of
 from experiments.findings import provenance
 from experiments.results_page import RESULTS
 from experiments.shared import experiment_parser, run_experiment
 from model.files import write_json
+from tasks.significance import compare_scores
 
-OF_DEVICES = ("--device", "--cuda-graphs", "--eval-batch-size")  # a GPU records its steps, and scores more rows at once
+OF_DEVICES = ("--device", "--eval-batch-size")  # a GPU scores more rows at once
+RECORDED = "--cuda-graphs"  # and records its steps
+
+Pair = tuple[str, Facts, Facts]  # the name of a cell, and its facts in each file
 
 
 def options_parser() -> argparse.ArgumentParser:
@@ -29,74 +34,81 @@ def options_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def device_of(facts: Facts) -> str:
+    return value_after(facts["argv"], "--device")
+
+
 def settings_of(facts: Facts) -> list[str]:
-    """The arguments that both runs must share."""
-    kept, words = [], iter(facts["argv"])
-    for word in words:
-        if word not in OF_DEVICES:
-            kept.append(word)
-        elif word != "--cuda-graphs":
-            next(words)
-    return kept
+    """The arguments that both runs must share: `["--device", "cuda", "--cuda-graphs", "--lr", "1"]` leaves
+    `["--lr", "1"]`."""
+    words = [word for word in facts["argv"] if word != RECORDED]
+    return [word for before, word in zip(["", *words], words, strict=False)
+            if before not in OF_DEVICES and word not in OF_DEVICES]
 
 
-def pairs(first: Cells, second: Cells) -> list[tuple[str, Facts, Facts]]:
-    """(name, facts, facts)"""
+def pairs_of(first: Cells, second: Cells) -> list[Pair]:
     return [(name, facts, again) for name, facts in first.facts.items() if (again := second.facts.get(name))
-            and value_after(facts["argv"], "--device") != value_after(again["argv"], "--device")
-            and settings_of(facts) == settings_of(again)]
+            and device_of(facts) != device_of(again) and settings_of(facts) == settings_of(again)]
 
 
-def rows_of(name: str, first: Facts, second: Facts) -> list[list[str]]:
-    """A row for each state that both runs scored."""
-    rows = []
-    for state in (state for state in first["states"] if state in second["states"]):
-        judged = compared({}, {0: second}, state, {0: first}, state)
-        shared = [a == b for a, b in zip(marks_of(first, state), marks_of(second, state), strict=True)]
-        losses, scores = ([f"{one['states'][state]['validation_loss']:.4f}" for one in (first, second)],
-                          [f"{100 * sum(marks_of(one, state)) / len(shared):.1f}" for one in (first, second)])
-        p = judged.comparison.p_value if judged else None
-        rows.append([name, state, *losses, *scores, judged.points if judged else "-", f"{p:.2g}" if p is not None
-                     else "-", f"{100 * sum(shared) / len(shared):.1f}"])
-    return rows
+def judged_states(pairs: Iterable[Pair]) -> list[tuple[Pair, str, Judged]]:
+    """Second minus first, of each state that both runs scored. p is not corrected."""
+    found = []
+    for pair in pairs:
+        _, first, second = pair
+        for state in (state for state in first["states"] if state in second["states"]):
+            comparison = compare_scores(marks_of(second, state), marks_of(first, state))
+            found.append((pair, state, Judged({}, comparison, 1, comparison.p_value)))
+    return found
 
 
-def record(files: Sequence[Path]) -> dict:
-    """Raises ValueError if the files share no cell that can be compared."""
-    first, second = (Cells([file]) for file in files)
-    found = pairs(first, second)
-    if not found:
-        raise ValueError(f"{files[1]}: holds no cell of {files[0]} that was computed on another device: run some with "
-                         "--device and --only")
-    a, b = (value_after(found[0][i]["argv"], "--device") for i in (1, 2))
-    rows = [row for one in found for row in rows_of(*one)]
-    plans = list(dict.fromkeys(facts["plan"] for _, facts, _ in found))
+def row_of(pair: Pair, state: str, judged: Judged) -> list[str]:
+    name, *both = pair
+    marks = [marks_of(facts, state) for facts in both]
+    same = statistics.mean(a == b for a, b in zip(*marks, strict=True))
+    p = judged.adjusted
+    return [name, state, *(f"{facts['states'][state]['validation_loss']:.4f}" for facts in both),
+            *(f"{100 * statistics.mean(each):.1f}" for each in marks), judged.points, "-" if p is None else f"{p:.2g}",
+            f"{100 * same:.1f}"]
+
+
+def record(first: Cells, second: Cells) -> dict:
+    """Raises ValueError if the files share no cell that can be compared, or cells of more than two devices."""
+    pairs = pairs_of(first, second)
+    devices = sorted({(device_of(a), device_of(b)) for _, a, b in pairs})
+    if len(devices) != 1:
+        found = "; ".join(f"{a} and {b}" for a, b in devices) or "none"
+        raise ValueError(f"cells of both files, on two devices: {found}. One pair of devices is needed: run some cells "
+                         "again with --device and --only")
+    (a, b), judged = devices[0], judged_states(pairs)
+    plans = list(dict.fromkeys(facts["plan"] for _, facts, _ in pairs))
     told = provenance(second, plans[0], None)
-    names = " ".join(name for name, *_ in found)
-    return {"title": "The same cells on a GPU and on a CPU", "date": told["date"],
-            "machine": f"{b}: {told['machine']}; {a}: as in the sections of the plans", "commit": told["commit"],
+    names = " ".join(name for name, *_ in pairs)
+    return {"title": "The same cells on two devices", "date": told["date"],
+            "machine": f"{b}: {told['machine']}; {a}: see the sections of the plans", "commit": told["commit"],
             "command": [f"python -m experiments.run {' '.join(plans)} --model smollm2 --data DATA --device {b} --only "
                         f"{names}"],
-            "about": ["Some cells of the plans were run on a CPU, when no GPU was lent. These were run on both. The "
-                      "seed is the same, so the rows and the first adapter are, too. Each device rounds its sums in "
-                      "its own order, so two runs drift apart in training."],
+            "about": [f"These cells of the plans were run with --device {a} and with --device {b}. The seed is the "
+                      "same, so the rows and the first adapter are, too. Each device rounds its sums in its own order, "
+                      "so two runs drift apart in training."],
             "tables": [{"caption": "Scores in percent; difference in points with its 95 % interval, and its p, not "
                                    "corrected.",
-                        "columns": ["cell", "state", f"validation loss, {a}", b, f"score, {a}", b, f"{b} - {a}", "p",
-                                    "test rows with the same mark, %"], "rows": rows}],
-            "findings": [significant(rows)]}
+                        "columns": ["cell", "state", f"validation loss, {a}", f"validation loss, {b}", f"score, {a}",
+                                    f"score, {b}", f"{b} - {a}", "p", "test rows with the same mark, %"],
+                        "rows": [row_of(*one) for one in judged]}],
+            "findings": [significant(judged)]}
 
 
-def significant(rows: Sequence[Sequence[str]]) -> str:
-    different = [f"{row[0]}, {row[1]} ({row[6]} points, p {row[7]})" for row in rows if row[7] != "-"
-                 and float(row[7]) < 0.05]
-    return (f"Of {len(rows)} pairs of scores, {len(different)} differ with p below 0.05, not corrected"
-            f"{': ' + '; '.join(different) if different else ''}.")
+def significant(judged: Sequence[tuple[Pair, str, Judged]]) -> str:
+    different = [f"{pair[0]}, {state} ({one.points} points, p {one.adjusted:.2g})" for pair, state, one in judged
+                 if one.adjusted is not None and one.adjusted < LEVEL]
+    return (f"Of {len(judged)} pairs of scores, {len(different)} differ with p below {LEVEL}, not corrected"
+            f"{': ' * bool(different)}{'; '.join(different)}.")
 
 
 def main() -> None:
     options = options_parser().parse_args()
-    made = record([options.first, options.second])
+    made = record(*(Cells([file]) for file in (options.first, options.second)))
     write_json(options.out / "same_cells.json", made)
     print("\n".join([*(" | ".join(row) for row in made["tables"][0]["rows"]), *made["findings"]]))
 

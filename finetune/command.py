@@ -3,7 +3,7 @@
 | what happens | exit status | the line says |
 |---|---|---|
 | a signal (`stop.py`) | 128 + its number | what was being done, what is safe, how to go on |
-| bad input: ValueError, OSError | 1 | the message of the error |
+| bad input: ValueError, OSError | 1 | the message of the error; the file first |
 | no space, permission, memory or package | 1 | the file, what was being done, what is safe, how to go on |
 | the reader of the output has gone (`| head`) | 141, as from SIGPIPE | what is safe; nothing if all was done |
 | any other error | 1 | the error, and the file that its traceback was written to |
@@ -39,6 +39,7 @@ REFUSED = {errno.ENOSPC: ("no space left on the disk", "free some space"),
            errno.EPERM: ("permission denied", "change its permissions"),
            errno.EROFS: ("the file system is read-only", "name another place"),
            errno.EIO: ("input/output error", "look after the disk")}
+WRONG_PATH = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EEXIST)
 NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory", re.IGNORECASE)
 TRIED = re.compile(r"tried to allocate ([\d.]+ ?\w+)", re.IGNORECASE)
 
@@ -76,7 +77,7 @@ class Work:
         try:
             return self.safe if isinstance(self.safe, str) else self.safe()
         except (ValueError, OSError) as error:  # the last line itself must not fail
-            return f"what is saved cannot be read ({error})"
+            return f"what is saved cannot be read ({message_of(error)})"
 
     def stopped(self, by: str, saved: str = "") -> str:
         return f"{by}: {saved}; {self.go_on}" if saved else f"{by} while {self.doing}: {self.stands()}; {self.go_on}"
@@ -164,8 +165,9 @@ def line_of(error: BaseException, work: Work) -> str:
 def message_of(error: BaseException) -> str:
     """Of an error of the system, the file first: Python begins with the number of the error."""
     if isinstance(error, OSError) and error.filename and error.strerror:
-        remedy = ": check the path" if error.errno == errno.ENOENT else ""
-        return f"{error.filename}: {error.strerror[:1].lower()}{error.strerror[1:]}{remedy}"
+        files = " -> ".join(str(name) for name in (error.filename, error.filename2) if name)
+        remedy = ": check the path" if error.errno in WRONG_PATH else ""
+        return f"{files}: {error.strerror[:1].lower()}{error.strerror[1:]}{remedy}"
     return str(error)
 
 

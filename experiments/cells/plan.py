@@ -57,7 +57,7 @@ class Cell:
     @property
     def needs(self) -> list[str]:
         """The cells to be done first."""
-        return list(dict.fromkeys([*self.runs, *self.chosen_from]))
+        return list(dict.fromkeys([*self.runs, *(name for _, names in self.choices for name in names)]))
 
     @property
     def runs(self) -> list[str]:
@@ -70,17 +70,11 @@ class Cell:
         return [(i, word.removeprefix(BEST_OF).split(",")) for i, word in enumerate(self.argv)
                 if word.startswith(BEST_OF)]
 
-    @property
-    def chosen_from(self) -> list[str]:
-        """The cells of all choices."""
-        return [name for _, names in self.choices for name in names]
-
     def settled(self, done: Mapping[str, dict]) -> "Cell":
-        """The cell with every `best:` replaced, by the best of those that are done. Raises ValueError if training
-        diverged in all of them."""
+        """The cell with every `best:` replaced. Raises ValueError if training diverged in all cells of a choice."""
         argv = list(self.argv)
         for place, names in self.choices:
-            losses = {name: loss for name in names if name in done
+            losses = {name: loss for name in names
                       if (loss := done[name]["training"]["best_validation_loss"]) is not None}
             if not losses:
                 raise ValueError(f"cell {self.name}: training diverged in all of {', '.join(names)}")

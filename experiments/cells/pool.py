@@ -203,14 +203,8 @@ class Pool:
 def unsettled(cells: Sequence[Cell], done: dict[str, Facts]) -> list[str]:
     """The names of cells that chose before all they choose from was done, or chose otherwise than they would now."""
     return [cell.name for cell in cells if cell.name in done and cell.choices and not (
-        all(name in done for name in cell.chosen_from)
+        all(name in done for _, names in cell.choices for name in names)
         and same_choice(cell, cell.settled(done), done[cell.name]))]
-
-
-def outdated(cells: Sequence[Cell], done: dict[str, Facts]) -> list[str]:
-    """The names of done cells whose value is not the best of those that are done now."""
-    return [cell.name for cell in cells if cell.name in done and any(name in done for name in cell.chosen_from)
-            and not same_choice(cell, cell.settled(done), done[cell.name])]
 
 
 def same_choice(cell: Cell, settled: Cell, facts: Facts) -> bool:

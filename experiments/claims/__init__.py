@@ -2,6 +2,7 @@
 
 | module | what it holds |
 |---|---|
+| claim.py | a claim and its verdicts as data: the sentence among the findings, the row of the table of verdicts |
 | evidence.py | cells.json as it is read: groups of seeds, paired tests over test rows, Holm's correction, verdicts |
 | notes.py | how cells were made: validations, calibration, the base's weights, seeds |
 | pictures.py | the look of all pictures: colours, intervals, titles that say the finding |
@@ -11,7 +12,8 @@
 | verdicts.py | the table at the top of docs/results.md: the verdict on every claim |
 | overview.py | the picture in README.md: one panel a paper, from the cells of three plans |
 
-A record is a section of docs/results.md: title, about, tables, pictures, findings (experiments/results_page.py).
+A record is a section of docs/results.md: title, about, tables, pictures, findings, claims: see
+experiments/results_page.py.
 
     python -m experiments.findings CELLS.json ...
 """

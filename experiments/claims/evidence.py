@@ -26,13 +26,12 @@ def marks_of(facts: Facts, state: str) -> list[float]:
 
 
 class Cells:
-    """The cells of some files that did not fail and are not outdated. Of a cell that is in two files, the later file's
-    counts."""
+    """The cells of some files that did not fail. Of a cell that is in two files, the later file's counts."""
 
     def __init__(self, files: Sequence[Path]):
         self.files = [read_json(file) for file in files]
         self.facts = {name: facts for file in self.files for name, facts in file["cells"].items()
-                      if "error" not in facts and name not in file.get("outdated", ())}
+                      if "error" not in facts}
         self.failed = {name: facts for file in self.files for name, facts in file["cells"].items()
                        if "error" in facts and name not in self.facts}
 

@@ -14,7 +14,7 @@ Rows = Callable[[Found], Iterable[str]]  # of a row of the part: the rows of the
 
 @dataclass(frozen=True)
 class PartClaim:
-    """A sentence on some rows of a part. In each test the row of the part is a, that of the first table b.
+    """What is claimed of some rows of a part. In each test the row of the part is a, that of the first table b.
 
     source: where the paper says so; empty: nowhere.
     above: which of the two is claimed to score above the other.
@@ -56,26 +56,26 @@ def best_of_size(one: Found) -> list[str]:
 PARTS = (
     Part("operators", "other operators", (4,), as_trained, without_operator, tuple(
         PartClaim(f"Average pooling scores above {words}", "Shen et al., Table 6", "b",
-              lambda row, name=name: row.endswith(name), "b")
+                  lambda row, name=name: row.endswith(name), "b")
         for name, words in (("truncation", "truncation"), ("interval", "sampling at intervals")))),
     Part("blocks", "other blocks", (4,), at_k_bits, best_of_size, (
         PartClaim("Of blocks of 32 weights, 4x8 scores above the others", "Shen et al., Figure 7b", "b",
-              lambda row: block_of(row) == 32),
+                  lambda row: block_of(row) == 32),
         PartClaim("Of blocks of 64 weights, 8x8 scores above the others", "Shen et al., Figure 7b", "b",
-              lambda row: block_of(row) == 64))),
+                  lambda row: block_of(row) == 64))),
     Part("parameters", "equal parameters", (4, 2), at_k_bits, lambda one: ["qablora-4x8"], (
         PartClaim("QA-BLoRA 4x8 scores above methods with as many trainable parameters, all at k bits", "", "b"),)),
     Part("time", "equal wall-clock", (4, 2), as_trained, lambda one: ["qlora"], (
         PartClaim("With fewer steps, in QLoRA's time, Q-BLoRA scores above QLoRA", "Shen et al., Table 5", "a"),)),
     Part("targets", "three targets on one base", (4, 2), at_k_bits, lambda one: ["qalora", "lota"], (
         PartClaim("On QA-LoRA's base, merging into the codes scores above QA-LoRA and LoTA-QAF", "", "a",
-              lambda row: row == "codes-gptq", "b"),
+                  lambda row: row == "codes-gptq", "b"),
         PartClaim("On QA-LoRA's base, training scale and offset scores above QA-LoRA and LoTA-QAF", "", "a",
-              lambda row: row == "scaleoffset-gptq", "b"))),
+                  lambda row: row == "scaleoffset-gptq", "b"))),
     Part("afterwards", "LoRA on 16 bits, rounded afterwards", (4, 3, 2), at_k_bits,
          lambda one: ["qlora", "qalora", "qablora-4x8", "peqa", "codes-residual", "scaleoffset"], (
              PartClaim("Training on the quantized base scores above LoRA on 16 bits that is rounded afterwards", "",
-                   "b", named="b"),)))
+                       "b", named="b"),)))
 
 
 def part_tests(found: Sequence[Found], part: Part) -> list[Tested]:

@@ -127,6 +127,8 @@ def gather(cells: Cells, plan: str) -> list[Found]:
         one.rates.sort(key=lambda facts: facts["tags"]["value"])
         if (row := rows.get(one.row)) and row.rates_of:
             one.lender = found.get((row.rates_of, 16, "methods", 1.0))
+        elif one.part == "time":
+            one.lender = found.get((one.row, one.bits, "methods", 1.0))
         elif lender := BORROWED[plan].get(one.bits):
             one.lender = found.get((one.row, lender, one.part, one.slower))
         if one.best:

@@ -6,9 +6,8 @@ import pytest
 
 from experiments import run as run_script
 from experiments.cells.plan import Cell, Plan, Settings, checked, selected
-from experiments.cells.pool import Pool, missing, outdated, unsettled
+from experiments.cells.pool import Pool, missing
 from experiments.cells.work import packed, unpacked
-from experiments.claims.evidence import Cells
 from tests.experiments import fakes
 
 
@@ -117,25 +116,6 @@ def test_a_cell_that_chose_before_a_better_one_was_done_is_done_again(tmp_path):
     del done["0.1"]
     kept = done_by(tmp_path, [*rates, chooser], done={**done, "0.2": rate("0.2", 0.5)})
     assert kept["seed"] == {"tags": {}, **before}  # 0.1 was missing, and did not change the choice
-
-
-def test_what_is_not_the_best_of_the_done_ones_is_outdated(tmp_path):
-    """The record's judges do not read it, though it may have been done again in no session yet."""
-    cells = [*(Cell(name, ["ok", "--lr", name]) for name in ("0.1", "0.2", "0.3")),
-             Cell("seed", ["ok", "--lr", "best:0.1,0.2,0.3"])]
-    done = {"0.1": rate("0.1", 3.0), "0.2": rate("0.2", 1.5), "seed": {"argv": ["ok", "--lr", "0.2"]}}
-    assert outdated(cells, done) == [] and unsettled(cells, done) == ["seed"]  # 0.3 may still be better
-    assert outdated(cells, {**done, "0.3": rate("0.3", 1.0)}) == ["seed"]
-    assert outdated(cells, {"seed": done["seed"]}) == []
-    file = tmp_path / "cells.json"
-    file.write_text(json.dumps({"plans": {}, "sessions": [], "outdated": ["gone", "seed", "other"], "cells": {
-        name: facts | {"plan": "p"} for name, facts in {**done, "0.3": rate("0.3", 1.0)}.items()}}))
-    results = run_script.Results(file, [Plan("p", "", cells)], {}, {}, {})
-    results.end(1.0, cells)
-    assert json.loads(file.read_text())["outdated"] == ["gone", "other", "seed"]
-    assert set(Cells([file]).facts) == {"0.1", "0.2", "0.3"}
-    results.end(1.0, [Cell("seed", ["ok", "--lr", "best:0.2"]), *cells[:3]])
-    assert json.loads(file.read_text())["outdated"] == ["gone", "other"]
 
 
 def test_results_do_not_name_places_of_the_machine():

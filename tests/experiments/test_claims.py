@@ -69,6 +69,19 @@ def test_missing_cells_are_told(tmp_path, monkeypatch):
     assert findings.missing(["a-seed0", "b"], {"a-seed0", "b"}) == ""
 
 
+def test_cells_of_another_device_are_named(tmp_path):
+    def on(device, *names):
+        return {f"plr-{name}": {"plan": "plr", "argv": ["--device", device]} for name in names}
+    cells = Cells([])
+    cells.facts = on("cuda", "a-seed0", "b-seed0", "c-seed0") | on("cpu", "a-seed1", "a-seed2", "d")
+    assert findings.on_devices(cells, "scale") == []
+    cells.facts |= on("cuda", "e")
+    assert findings.on_devices(cells, "plr") == [
+        "Devices. 4 cells were computed with --device cuda, 3 with --device cpu (a, d)."]
+    cells.facts = on("cuda", "a-seed0")
+    assert findings.on_devices(cells, "plr") == []
+
+
 def test_a_claim_with_few_of_its_comparisons_is_not_decided():
     up = judged(20, 2, 0.01)
     of_three, of_two = (str(evidence.judged_at_this_scale(Claim("A"), [up], planned)) for planned in (3, 2))

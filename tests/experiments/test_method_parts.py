@@ -75,6 +75,15 @@ def test_fewer_steps_are_told_apart_and_a_width_that_was_not_run_is_said():
     assert said[0].endswith("not decided at 2 bits (not run).")
 
 
+def test_fewer_steps_count_at_the_best_rate_of_the_row_only():
+    """Of the seeds with fewer steps, one was done before the best rate was found."""
+    timed = of_part("time", "qblora-2", 40, slower=1.1)
+    timed["time-1.1-qblora-2-4-seed1"]["argv"] = ["--lr", "3.0"]
+    found = found_of(of_part("methods", "qblora-2", 30), timed)
+    one = next(one for one in found if one.part == "time")
+    assert one.lender.part == "methods" and sorted(one.finals) == [0, 2]
+
+
 def test_targets_are_compared_with_both_rows_of_their_base():
     said = said_of(found_of(of_part("methods", "qalora", 30), of_part("methods", "lota", 10),
                             of_part("targets", "scaleoffset-gptq", 39)))

@@ -52,12 +52,15 @@ def test_only_claims_of_a_paper_are_listed():
 
 
 def test_no_verdict_of_the_recorded_findings_is_left_out():
-    """A finding that names a paper and holds a verdict is a claim of its record."""
+    """A finding that names a paper and holds a verdict has a row in the table."""
     records, verdict = results_page.records(), "|".join((NOT_CONFIRMED, CONFIRMED, OPPOSITE))
+    anchors = {name: results_page.anchor(record["title"]) for name, record in records.items()}
+    rows = verdicts_table(records, anchors)["rows"]
+    link = {name: f"[{model}](#{anchors[name]})" for name, (_, model) in PAPERS.items()}
     assert set(PAPERS) <= set(records)
     for name, (paper, _) in PAPERS.items():
-        claims = records[name]["claims"]
-        assert claims
+        listed = [row[1].partition(" (")[0] for row in rows if row[3] == link[name]]
+        assert listed
         for finding in records[name]["findings"]:
             if paper in finding and re.search(rf"[:;] (?:{verdict}) ", finding):
-                assert any(finding.startswith(claim["claim"].partition(" (")[0]) for claim in claims), finding
+                assert any(finding.startswith(words) for words in listed), finding

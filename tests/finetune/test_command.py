@@ -63,7 +63,8 @@ def test_bad_input_is_its_message_alone(monkeypatch, capsys):
 @pytest.mark.parametrize("error,line", [
     (FileNotFoundError(errno.ENOENT, "No such file or directory", "x.json"),
      "x.json: no such file or directory: check the path"),
-    (IsADirectoryError(errno.EISDIR, "Is a directory", "x"), "x: is a directory"),
+    (IsADirectoryError(errno.EISDIR, "Is a directory", "x"), "x: is a directory: check the path"),
+    (OSError(errno.EXDEV, "Invalid cross-device link", "x", None, "y"), "x -> y: invalid cross-device link"),
     (FileNotFoundError("x: no run there"), "x: no run there")], ids=lambda value: str(value))
 def test_a_file_comes_before_what_the_system_says_of_it(monkeypatch, error, line):
     assert str(last_line(error, monkeypatch)) == f"error: {line}"
