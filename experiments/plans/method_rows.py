@@ -23,7 +23,8 @@ LAST: dict[tuple[str, str], dict[int, float]] = {
     ("methods_real", "codes"): {2: UP},
     ("methods_real", "lota"): {2: UP},
     ("methods_real", "scaleoffset"): {2: 3.0}}
-OMEGAS = {1 / 27: "0.5", DOWN: "1", 1 / 3: "3", 1.0: "6", 3.0: "12", UP: "24"}  # LoTA-QAF has no rate
+# LoTA-QAF has no rate: its threshold, in the place of each factor. At the rank, 16, or above it no code moves
+OMEGAS = {1 / 27: "0.5", DOWN: "1", 1 / 3: "3", 1.0: "6", 3.0: "12", UP: "15"}
 REFERENCE = "qablora-4x8"    # each row is tested against this one
 DOUBLE = ("--double-quant",)
 GPTQ_METHODS = ("qalora", "lota")  # their base is made by GPTQ

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.cells.plan import Settings, checked
+from adapters.lota import LoTA
+from experiments.cells.plan import Settings, checked, value_after
 from experiments.claims import method_bases as bases
 from experiments.claims import method_findings as findings
 from experiments.claims import method_gradients as gradients
@@ -15,6 +16,7 @@ from experiments.claims.evidence import Cells
 from experiments.claims.method_rows import Found
 from experiments.plans import method_rows, methods_real
 from experiments.plans import methods as plan_module
+from finetune.config import AdapterConfig
 from tests.experiments.fakes import a_row, facts
 
 SETTINGS = Settings(None, Path("nowhere"), "cpu")
@@ -212,6 +214,17 @@ def test_missing_cells_are_counted_and_shown_as_not_run():
     table = tables.progress_table(every, plan_module.planned("methods"))
     assert table["rows"][1][:3] == ["4", "0 of 6", "2 of 46"] and "2 of 471" in table["caption"]
     assert len(plan_module.planned("methods_real")) == 137
+
+
+@pytest.mark.parametrize("plan", ["methods", "methods_real"])
+def test_every_threshold_of_the_plan_is_one_that_lota_takes(plan):
+    """All of them are built: a cell that is refused is lost."""
+    config = AdapterConfig()
+    omegas = {float(value_after(cell.argv, "--omega")) for cell in plan_module.planned(plan)
+              if cell.tags["role"] == "rate" and cell.tags["row"] == "lota"}
+    assert omegas and all(LoTA(8, 8, config.rank, omega).omega == omega for omega in omegas)
+    with pytest.raises(ValueError, match="moves no code"):
+        LoTA(8, 8, config.rank, float(config.rank))
 
 
 def test_lora_rounded_afterwards_counts_at_loras_best_rate():
