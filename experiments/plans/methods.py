@@ -22,8 +22,8 @@ with all seeds. (LoTA-QAF has no rate: its threshold is tuned, 3, 6 and 12.) Tes
 Changed after the first 240 cells of all plans: where the best of the three was at an end at 4 or 16 bits, a fourth was
 added beyond it (a ninth or nine times the usual rate; a threshold of 1). At other widths, and in the further parts, the
 three nearest that end are tried. (93 of the 240 cells were of the embedded base, and 54 of the real model.)
-Changed again after 469 and 754 cells: where the best was at an end still, one more is tried beyond it. (The threshold of
-LoTA-QAF must be below the rank, 16. So its last one is 15; 24 was planned, and refused.)
+Changed again after 469 and 754 cells: where the best was at an end still, one more is tried beyond it. (LoTA-QAF's
+threshold must be below the rank, 16. So its last one is 15; 24 was planned, and refused.)
 Tests: scores of the same test rows, averaged over the seeds, row by row; paired, two-sided, against QA-BLoRA 4x8 of the
 same width; Holm's correction over the rows of a width, for each of two states: as trained, and at k bits (merged into
 k bits, or merged into 16 bits and rounded afterwards by GPTQ). Level 0.05. Q-BLoRA against QLoRA, rank 16, as trained:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from adapters.lota import LoTA
-from experiments.cells.plan import Settings, checked, value_after
+from experiments.cells.plan import Settings, checked
 from experiments.claims import method_bases as bases
 from experiments.claims import method_findings as findings
 from experiments.claims import method_gradients as gradients
@@ -220,7 +220,7 @@ def test_missing_cells_are_counted_and_shown_as_not_run():
 def test_every_threshold_of_the_plan_is_one_that_lota_takes(plan):
     """All of them are built: a cell that is refused is lost."""
     config = AdapterConfig()
-    omegas = {float(value_after(cell.argv, "--omega")) for cell in plan_module.planned(plan)
+    omegas = {float(value_after(cell, "--omega")) for cell in plan_module.planned(plan)
               if cell.tags["role"] == "rate" and cell.tags["row"] == "lota"}
     assert omegas and all(LoTA(8, 8, config.rank, omega).omega == omega for omega in omegas)
     with pytest.raises(ValueError, match="moves no code"):
