@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from finetune.command import Work, line_of
+from finetune.stop import STOP, Stopped
 from model.files import write_json
 
 NOT_RECORDED = "not recorded"
@@ -27,13 +28,22 @@ def experiment_parser(doc: str, out: str | None = None) -> argparse.ArgumentPars
 
 
 def run_experiment(main: Callable[[], None]) -> None:
-    """An error of what was given is one line; with --debug, and of another kind, a traceback."""
+    """An error of what was given is one line; with --debug, and of another kind, a traceback. A signal that asks to
+    stop is one line, too, after all that `finally` does: workers are ended, results are written."""
     try:
-        main()
+        with STOP.watching(stopped_line):
+            main()
+    except Stopped as stopped:
+        print(stopped_line(str(stopped)), file=sys.stderr)
+        sys.exit(128 + stopped.number)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         if "--debug" in sys.argv:
             raise
         sys.exit(line_of(error, Work()))
+
+
+def stopped_line(by: str) -> str:
+    return f"{by}: stopped; give the same command again to go on"
 
 
 def spread(values: Sequence[float], digits: int, sign: str = "", scale: float = 1) -> str:

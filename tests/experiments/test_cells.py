@@ -1,5 +1,8 @@
 """The pool of cells, with cells that train nothing; and one real cell."""
 import json
+import os
+import signal
+import threading
 import time
 
 import pytest
@@ -8,6 +11,8 @@ from experiments import run as run_script
 from experiments.cells.plan import Cell, Plan, Settings, checked, selected
 from experiments.cells.pool import Pool, missing
 from experiments.cells.work import packed, unpacked
+from experiments.shared import run_experiment
+from finetune.stop import STOP
 from tests.experiments import fakes
 
 
@@ -55,6 +60,22 @@ def test_the_deadline_is_kept(tmp_path):
     kept = done_by(tmp_path, [Cell("slow", ["sleep", "60"], seconds=0.1), Cell("long", ["ok"], seconds=1000)],
                    seconds=1.5)
     assert kept == {} and time.monotonic() - start < 10
+
+
+def test_a_signal_ends_the_workers_too(tmp_path, capsys, monkeypatch):
+    """`timeout` sends it to the process that hands out cells only."""
+    monkeypatch.setattr(STOP, "asked", None)  # as before, for the tests after this one
+    pool = Pool(fakes.do, 1, tmp_path, tmp_path, print, time.monotonic() + 60)
+    sends = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM))
+    sends.start()
+    with pytest.raises(SystemExit) as ended:
+        run_experiment(lambda: pool.run([Cell("slow", ["sleep", "60"])]))
+    sends.join()
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert "SIGTERM: stopped; give the same command again" in capsys.readouterr().err
+    for worker in pool.workers:
+        worker.process.join(10)
+        assert worker.process.exitcode == -signal.SIGKILL
 
 
 def test_done_cells_are_not_repeated_unless_their_run_is_needed(tmp_path):
