@@ -113,7 +113,8 @@ def on_devices(cells: Cells, plan: str) -> list[str]:
     most = max(found, key=lambda device: len(found[device]))
     said = [f"{len(names)} with --device {device} ({some(list(dict.fromkeys(map(without_seed, names))), DIFFERENT)})"
             for device, names in sorted(found.items()) if device != most]
-    return [f"Devices. {len(found[most])} cells were computed with --device {most}, {' and '.join(said)}."]
+    return [f"Devices. {len(found[most])} cells were computed with --device {most}, {' and '.join(said)}. "
+            "experiments.same_cells compares cells of two devices."]
 
 
 def without_seed(name: str) -> str:
