@@ -77,8 +77,8 @@ def test_cells_of_another_device_are_named(tmp_path):
     assert findings.on_devices(cells, "scale") == []
     cells.facts |= on("cuda", "e")
     assert findings.on_devices(cells, "plr") == [
-        "Devices. 4 cells were computed with --device cuda, 3 with --device cpu (a, d). experiments.same_cells compares "
-        "cells of two devices."]
+        "Devices. 4 cells were computed with --device cuda, 3 with --device cpu (a, d). experiments.same_cells "
+        "compares cells of two devices."]
     cells.facts = on("cuda", "a-seed0")
     assert findings.on_devices(cells, "plr") == []
 
