@@ -8,11 +8,10 @@ or picture reads them.
 import argparse
 from pathlib import Path
 
-from experiments.claims.evidence import Facts
+from experiments.claims.evidence import Facts, read_cells
 from experiments.results_page import RESULTS
 from experiments.run import write_cells
 from experiments.shared import experiment_parser, run_experiment
-from model.files import read_json
 
 BY_STEP = ("losses", "gradient_norms")
 NOTE = f"Left out of this copy: {' and '.join(BY_STEP)} of all cells but those of the part \"methods\"."
@@ -34,7 +33,7 @@ def short(facts: Facts) -> Facts:
 
 def main() -> None:
     options = options_parser().parse_args()
-    found = read_json(options.cells)
+    found = read_cells(options.cells)
     cells = {name: short(facts) for name, facts in found["cells"].items()}
     write_cells(options.out, {**found, "note": NOTE, "cells": cells})
     print(f"{len(cells)} cells: {options.out}")

@@ -122,8 +122,11 @@ def checked(cells: Sequence[Cell]) -> Sequence[Cell]:
 
 
 def selected(cells: Iterable[Cell], words: Sequence[str]) -> list[Cell]:
-    """Those whose name holds one of the words, and what they need. All cells if there are no words."""
+    """Those whose name holds one of the words, and what they need. All cells if there are no words. Raises ValueError
+    for a word that no name holds."""
     every = list(cells)
+    if lost := [word for word in words if not any(word in cell.name for cell in every)]:
+        raise ValueError(f"--only {lost[0]}: no cell of these plans has that in its name: --list shows their names")
     wanted = {cell.name for cell in every if not words or any(word in cell.name for word in words)}
     for cell in reversed(every):
         if cell.name in wanted:

@@ -25,11 +25,19 @@ def marks_of(facts: Facts, state: str) -> list[float]:
     return [float(mark) for mark in facts["states"][state]["marks"]]
 
 
+def read_cells(file: Path) -> dict:
+    """Raises ValueError for JSON of another kind."""
+    found = read_json(file)
+    if not isinstance(found.get("cells"), dict):
+        raise ValueError(f"{file}: holds no cells: give a cells.json of experiments.run")
+    return found
+
+
 class Cells:
     """The cells of some files that did not fail. Of a cell that is in two files, the later file's counts."""
 
     def __init__(self, files: Sequence[Path]):
-        self.files = [read_json(file) for file in files]
+        self.files = [read_cells(file) for file in files]
         self.facts = {name: facts for file in self.files for name, facts in file["cells"].items()
                       if "error" not in facts}
         self.failed = {name: facts for file in self.files for name, facts in file["cells"].items()

@@ -97,6 +97,8 @@ def test_plans_are_checked_and_selected():
     cells = [Cell("sft", ["a"]), Cell("more", ["--model", "cell:sft"]), Cell("other", ["a"])]
     assert [cell.name for cell in selected(cells, ["more"])] == ["sft", "more"]
     assert checked(cells) == cells
+    with pytest.raises(ValueError, match="--only mor2: no cell of these plans has that in its name"):
+        selected(cells, ["more", "mor2"])
     with pytest.raises(ValueError, match="two cells are called sft"):
         checked([*cells, cells[0]])
     with pytest.raises(ValueError, match="cell more needs sft, which is no cell before it"):

@@ -39,7 +39,10 @@ def test_help_texts_state_the_defaults(module):
 @pytest.mark.parametrize(("arguments", "said"), [
     (["run", "metods"], "invalid choice: 'metods' (choose from"),
     (["run", "methods_real", "--list"], "error: the plan methods_real needs a model: give --model"),
-    (["findings", "nowhere.json"], "nowhere.json")])
+    (["run", "methods", "--only", "nothing", "--list"], "error: --only nothing: no cell of these plans"),
+    (["findings", "nowhere.json"], "nowhere.json: no such file or directory: check the path"),
+    (["findings", "experiments/results/scale.json"], "scale.json: holds no cells: give a cells.json of"),
+    (["copy_cells", "experiments/results/scale.json"], "scale.json: holds no cells: give a cells.json of")])
 def test_a_wrong_input_is_one_line(arguments, said):
     done = subprocess.run([sys.executable, "-m", f"experiments.{arguments[0]}", *arguments[1:]], capture_output=True,
                           text=True, timeout=120)
