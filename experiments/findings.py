@@ -17,6 +17,7 @@ from pathlib import Path
 from experiments import claims
 from experiments.cells.plan import value_after
 from experiments.claims import overview
+from experiments.claims.claim import listed
 from experiments.claims.evidence import Cells
 from experiments.results_page import RESULTS
 from experiments.shared import NOT_RECORDED, experiment_parser, run_experiment
@@ -68,11 +69,13 @@ def provenance(cells: Cells, plan: str, commit: str | None) -> dict:
     planned = cells.planned(plan)
     done = sum(facts["plan"] == plan and (name in planned or not planned) for name, facts in cells.facts.items())
     failed = sum(facts["plan"] == plan for facts in cells.failed.values())
-    seconds = sum(session.get("seconds", 0) for session in sessions)
+    seconds, unknown = (sum(session.get("seconds", 0) for session in sessions),
+                        sum("seconds" not in session for session in sessions))
     failures = f", {failed} failed" if failed else ""
     of = f" of {len(planned)}" if planned else ""
+    lost = f", {unknown} of them without a record of its seconds" * bool(unknown)
     counted = (f"{done}{of} cells of this plan are done{failures}, in {len(sessions)} sessions of {seconds:.0f} s in "
-               f"all, which other plans shared.{missing(planned, set(cells.facts))}")
+               f"all{lost}, which other plans shared.{missing(planned, set(cells.facts))}")
     return {"date": min(session["began"] for session in sessions)[:10], "machine": "; ".join(machines),
             "commit": commit or commits_of(sessions),
             "command": [f"python -m experiments.run {plans} --model smollm2 --data DATA"],
@@ -103,18 +106,29 @@ DIFFERENT = 24  # names of cells that are told, seeds apart
 
 
 def on_devices(cells: Cells, plan: str) -> list[str]:
-    """Which cells were computed on another device than most. No sentence if all were on one."""
+    """Which planned cells were computed on another device than most. No sentence if all were on one."""
+    planned = set(cells.planned(plan)) or set(cells.facts)
     found: dict[str, list[str]] = {}
     for name, facts in cells.facts.items():
-        if facts["plan"] == plan and "--device" in facts.get("argv", ()):
+        if facts["plan"] == plan and name in planned and "--device" in facts.get("argv", ()):
             found.setdefault(value_after(facts["argv"], "--device"), []).append(name.removeprefix(f"{plan}-"))
     if len(found) < 2:
         return []
     most = max(found, key=lambda device: len(found[device]))
-    said = [f"{len(names)} with --device {device} ({some(list(dict.fromkeys(map(without_seed, names))), DIFFERENT)})"
+    stays = set(map(without_seed, found[most]))
+    said = [f"{len(names)} with --device {device} ({some(seeds_together(names, stays), DIFFERENT, '; ')})"
             for device, names in sorted(found.items()) if device != most]
     return [f"Devices. {len(found[most])} cells were computed with --device {most}, {' and '.join(said)}. "
             "experiments.same_cells compares cells of two devices."]
+
+
+def seeds_together(names: Sequence[str], elsewhere: set[str]) -> list[str]:
+    """`["a, seeds 1 and 2", "b"]`: the seeds are told where others of the same cell are elsewhere."""
+    seeds: dict[str, list[str]] = {}
+    for name in names:
+        seeds.setdefault(without_seed(name), []).append(name.rpartition("-seed")[2])
+    return [f"{cell}, seed{'s' * (len(own) > 1)} {listed(own)}" if cell in elsewhere else cell
+            for cell, own in seeds.items()]
 
 
 def without_seed(name: str) -> str:

@@ -87,7 +87,8 @@ def record(first: Cells, second: Cells) -> dict:
     return {"title": "The same cells on two devices", "date": told["date"],
             "machine": f"{b}: {told['machine']}; {a}: see the sections of the plans", "commit": told["commit"],
             "command": [f"python -m experiments.run {' '.join(plans)} --model smollm2 --data DATA --device {b} --only "
-                        f"{names}"],
+                        f"{names} --out runs/again",
+                        "python -m experiments.same_cells experiments/results/cells.json runs/again/cells.json"],
             "about": [f"These cells of the plans were run with --device {a} and with --device {b}. The seed is the "
                       "same, so the rows and the first adapter are, too. Each device rounds its sums in its own order, "
                       "so two runs drift apart in training."],
@@ -102,8 +103,10 @@ def record(first: Cells, second: Cells) -> dict:
 def significant(judged: Sequence[tuple[Pair, str, Judged]]) -> str:
     different = [f"{pair[0]}, {state} ({one.points} points, p {one.adjusted:.2g})" for pair, state, one in judged
                  if one.adjusted is not None and one.adjusted < LEVEL]
-    return (f"Of {len(judged)} pairs of scores, {len(different)} differ with p below {LEVEL}, not corrected"
-            f"{': ' * bool(different)}{'; '.join(different)}.")
+    cells = len({pair[0] for pair, _, _ in judged})
+    said = f"{': ' * bool(different)}{'; '.join(different)}"
+    return (f"Of {len(judged)} pairs of scores, of {cells} cell{'s' * (cells > 1)}, {len(different)} differ with p "
+            f"below {LEVEL}, not corrected{said}.")
 
 
 def main() -> None:

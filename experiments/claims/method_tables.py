@@ -107,10 +107,10 @@ def rates_table(found: Sequence[Found]) -> Table:
         extra += len(set(one.factors_run) - set(asked))
         tried = [at_rate(one.at_factor(factor), asked=factor in asked) for factor in every]
         left = sum(cell == "not run" for cell in tried)
-        rows.append([one.title, str(one.bits), *tried, f"{left} not run" if left else value(one)])
+        rows.append([one.title, str(one.bits), *tried, value(one) + f", {left} not run" * bool(left)])
     return {"caption": "Validation loss by learning rate at seed 0, written as rate: loss. LoTA-QAF has a threshold "
-                       f"(omega) in its place: 0.5, 1, 3, 6, 12 and 24. \"-\": neither in the plan nor run. \"extra\": "
-                       f"run before the plan was changed, and never chosen; cells: {extra}.",
+                       f"(omega) in its place. \"-\": neither in the plan nor run. \"extra\": run before the plan was "
+                       f"changed, and never chosen; cells: {extra}. \"edge\": the lowest or the highest that was run.",
             "rows": rows, "columns": ["method", "bits", *map(times_usual, every), "best"]}
 
 
@@ -171,7 +171,7 @@ def part_table(found: Sequence[Found], part: str, caption: str, beside: Iterable
     names = tuple(beside)
     chosen = [one for one in found if one.bits in widths
               and (one.part == part or one.part == "methods" and one.row in names)]
-    rows = [[titled(one), str(one.bits), value(one) if one.rates else "that of the row", score(one, as_trained),
+    rows = [[titled(one), str(one.bits), value(one), score(one, as_trained),
              loss(one, as_trained), score(one, at_k_bits), loss(one, at_k_bits), parameters(one)]
             for one in sorted(chosen, key=lambda one: -one.bits)]
     return {"caption": caption, "rows": rows, "columns": ["method", "bits", "rate", "as trained, %", "loss as trained",

@@ -77,8 +77,11 @@ def test_cells_of_another_device_are_named(tmp_path):
     assert findings.on_devices(cells, "scale") == []
     cells.facts |= on("cuda", "e")
     assert findings.on_devices(cells, "plr") == [
-        "Devices. 4 cells were computed with --device cuda, 3 with --device cpu (a, d). experiments.same_cells "
-        "compares cells of two devices."]
+        "Devices. 4 cells were computed with --device cuda, 3 with --device cpu (a, seeds 1 and 2; d). "
+        "experiments.same_cells compares cells of two devices."]
+    cells.files = [{"planned": {"plr": ["plr-a-seed0", "plr-a-seed1", "plr-e"]}}]  # others were of an earlier plan
+    assert "2 cells were computed with --device cuda, 1 with --device cpu (a, seed 1)" in findings.on_devices(
+        cells, "plr")[0]
     cells.facts = on("cuda", "a-seed0")
     assert findings.on_devices(cells, "plr") == []
 

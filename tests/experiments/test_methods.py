@@ -205,7 +205,8 @@ def test_missing_cells_are_counted_and_shown_as_not_run():
     assert of_rates == [["QLORA", "4", "1: 3.000", "2: 1.000", "3: diverged", "2"]]
     del cells["qlora-4-3.0"], cells["qlora-4-seed0"]
     one = gather(cells)
-    assert tables.rates_table(one)["rows"] == [["QLORA", "4", "1: 3.000", "2: 1.000", "not run", "1 not run"]]
+    assert tables.rates_table(one)["rows"] == [["QLORA", "4", "1: 3.000", "2: 1.000", "not run",
+                                            "2 (edge), 1 not run"]]
     row = tables.methods_table(one, 4, {name: {} for name in tables.STATES})["rows"][0]
     assert "not run" in row and "16.00" not in row
     every = Cells([])

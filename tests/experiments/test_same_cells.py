@@ -28,7 +28,7 @@ def test_only_the_same_cells_on_another_device_are_compared(tmp_path):
     [table] = record["tables"]
     [row] = table["rows"]
     assert row[:6] == ["a", "trained", "1.0000", "1.0000", "50.0", "50.0"] and row[-1] == "50.0"
-    assert record["findings"] == ["Of 1 pairs of scores, 0 differ with p below 0.05, not corrected."]
+    assert record["findings"] == ["Of 1 pairs of scores, of 1 cell, 0 differ with p below 0.05, not corrected."]
     assert record["commit"] == "abc" and results_page.section("same_cells", record)
     with pytest.raises(ValueError, match="on two devices: none. One pair of devices is needed"):
         same_cells.record(Cells([first]), Cells([first]))
@@ -42,4 +42,4 @@ def test_only_the_same_cells_on_another_device_are_compared(tmp_path):
 def test_a_difference_is_told(tmp_path):
     first, second = (cells_of(tmp_path, device, {"a": mark * 40}) for device, mark in (("cuda", "0"), ("cpu", "1")))
     [said] = same_cells.record(Cells([first]), Cells([second]))["findings"]
-    assert said.startswith("Of 1 pairs of scores, 1 differ") and "a, trained (+100.0" in said
+    assert said.startswith("Of 1 pairs of scores, of 1 cell, 1 differ") and "a, trained (+100.0" in said
