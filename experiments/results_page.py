@@ -190,8 +190,8 @@ def page() -> str:
 
 def section(name: str, record: dict) -> str:
     files = ", ".join(f"[{file}.json](../experiments/results/{file}.json)" for file in files_of(name))
-    facts = "\n".join([f"- Date: {record['date']}", f"- Machine: {record['machine']}", f"- Commit: {record['commit']}",
-                       f"- Data: {files}"])
+    facts = "\n".join([f"- Date: {record['date']}", bullet(f"Machine: {record['machine']}"),
+                       bullet(f"Commit: {record['commit']}"), f"- Data: {files}"])
     parts = [f"## {record['title']}", facts, "```\n" + "\n".join(record["command"]) + "\n```",
              *map(wrapped, record["about"]), *map(captioned, record["tables"])]
     pictures = [PICTURES[name]] if name in PICTURES else []

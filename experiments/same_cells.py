@@ -8,6 +8,7 @@ Cells are compared that both files hold, that differ in --device, and whose othe
 """
 import argparse
 import statistics
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -83,11 +84,11 @@ def record(first: Cells, second: Cells) -> dict:
     (a, b), judged = devices[0], judged_states(pairs)
     plans = list(dict.fromkeys(facts["plan"] for _, facts, _ in pairs))
     told = provenance(second, plans[0], None)
-    names = " ".join(name for name, *_ in pairs)
+    only = textwrap.wrap(f"--only {' '.join(name for name, *_ in pairs)}", 110, break_on_hyphens=False)
     return {"title": "The same cells on two devices", "date": told["date"],
             "machine": f"{b}: {told['machine']}; {a}: see the sections of the plans", "commit": told["commit"],
-            "command": [f"python -m experiments.run {' '.join(plans)} --model smollm2 --data DATA --device {b} --only "
-                        f"{names} --out runs/again",
+            "command": [" \\\n    ".join([f"python -m experiments.run {' '.join(plans)} --model smollm2 --data DATA",
+                                         f"--device {b} --out runs/again", *only]),
                         "python -m experiments.same_cells experiments/results/cells.json runs/again/cells.json"],
             "about": [f"These cells of the plans were run with --device {a} and with --device {b}. The seed is the "
                       "same, so the rows and the first adapter are, too. Each device rounds its sums in its own order, "

@@ -36,7 +36,7 @@ def test_a_changed_figure_changes_the_page(monkeypatch):
 
 def test_every_json_file_of_results_is_on_the_page_with_its_provenance():
     every = {path.stem for path in results_page.RESULTS.glob("*.json")} - {"provenance"}
-    files = {name for name in every if not name.startswith("cells_")}  # what the sections of cells are made of
+    files = {name for name in every if not name.startswith("cells")}  # what the sections of cells are made of
     shown = {file for name in results_page.order() for file in results_page.files_of(name)}
     assert files == shown
     for name, record in results_page.records().items():
