@@ -8,9 +8,9 @@ or picture reads them.
 import argparse
 from pathlib import Path
 
-from experiments.claims.evidence import Facts, read_cells
+from experiments.cells.file import read_cells, write_cells
+from experiments.cells.pool import Facts
 from experiments.results_page import RESULTS
-from experiments.run import write_cells
 from experiments.shared import experiment_parser, run_experiment
 
 BY_STEP = ("losses", "gradient_norms")

@@ -24,12 +24,12 @@ from pathlib import Path
 import torch
 
 from experiments import plans as every_plan
+from experiments.cells.file import read_cells, write_cells
 from experiments.cells.plan import Cell, Plan, Settings, checked, selected
 from experiments.cells.pool import Facts, Pool
 from experiments.cells.work import do
 from experiments.shared import experiment_parser, run_experiment, tree_commit
 from finetune.values import default_dtype
-from model.files import read_json, write_text
 
 PLANS = tuple(module.name for module in pkgutil.iter_modules(every_plan.__path__)
               if module.name not in ("method_rows", "rows"))
@@ -110,7 +110,7 @@ class Results:
     def __init__(self, file: Path, plans: list[Plan], settings: dict, session: dict, places: dict[str, str]):
         self.file, self.places, self.saved_at = file, places, -SAVED_EVERY
         self.plan_of = {cell.name: plan.name for plan in plans for cell in plan.cells}
-        self.kept = read_json(file) if file.is_file() else {"plans": {}, "cells": {}, "sessions": []}
+        self.kept = read_cells(file) if file.is_file() else {"plans": {}, "cells": {}, "sessions": []}
         if self.kept.get("settings", settings) != settings:
             sys.exit(f"error: {file} holds cells with other settings, {json.dumps(self.kept['settings'])}: give "
                      "another --out")
@@ -142,13 +142,6 @@ class Results:
         n = sum(cell.name in done for cell in cells)
         return (f"{n} of {len(cells)} cells done, {len(failed)} failed, "
                 f"{self.kept['sessions'][-1]['seconds']:.0f} s: {self.file}")
-
-
-def write_cells(file: Path, kept: dict) -> None:
-    """A line a cell: some hundred numbers each."""
-    cells = ",\n".join(f"{json.dumps(name)}: {json.dumps(facts)}" for name, facts in kept["cells"].items())
-    head = json.dumps({name: value for name, value in kept.items() if name != "cells"}, indent=1)
-    write_text(file, f"{head[:-2]},\n \"cells\": {{\n{cells}\n}}}}\n")
 
 
 def named(word: str, places: dict[str, str]) -> str:

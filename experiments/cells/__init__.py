@@ -12,7 +12,7 @@ A plan's module has `plan(settings: Settings) -> Plan`. The command is
 
     python -m experiments.run NAME [NAME ...] --jobs 12 --seconds 280 --device cuda --out DIR
 
-It writes DIR/cells.json after each cell: {"plans": {name: about},
+It writes DIR/cells.json after each cell (file.py): {"plans": {name: about},
 "planned": {plan: cells}, "settings", "sessions", "cells": {name: facts}}.
 Given again, it does the cells that are missing or failed. Names of cells are unique over all plans, so they begin with
 their plan's.

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from experiments.cells.file import read_cells
 from experiments.claims.claim import Claim, Verdict
-from model.files import read_json
 from tasks.significance import Comparison, compare_scores
 
 LEVEL = 0.05
@@ -23,14 +23,6 @@ Group = dict[int, Facts]  # seed -> the facts of its cell
 def marks_of(facts: Facts, state: str) -> list[float]:
     """The mark of each test row. In cells.json, marks that are all 0 or 1 are one text."""
     return [float(mark) for mark in facts["states"][state]["marks"]]
-
-
-def read_cells(file: Path) -> dict:
-    """Raises ValueError for JSON of another kind."""
-    found = read_json(file)
-    if not isinstance(found.get("cells"), dict):
-        raise ValueError(f"{file}: holds no cells: give a cells.json of experiments.run")
-    return found
 
 
 class Cells:

@@ -40,7 +40,7 @@ def test_a_session_records_it(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "tree_commit", lambda: "1234567-dirty")
     monkeypatch.setattr(run.Pool, "run", lambda pool, cells: None)
     call(run, "methods", "--device", "cpu", "--out", str(tmp_path), "--only", "methods-base-16-16")
-    assert run.read_json(tmp_path / "cells.json")["sessions"][0]["commit"] == "1234567-dirty"
+    assert run.read_cells(tmp_path / "cells.json")["sessions"][0]["commit"] == "1234567-dirty"
 
 
 def test_findings_tell_the_commits_of_the_plans_own_sessions():
